@@ -1,0 +1,144 @@
+"""The table of teachers: LSTM optimizers, coordinate-wise, as plain data.
+
+A teacher maps the features of one coordinate's gradient to that coordinate's update,
+``u = scale * output(network(features))``, and is applied as ``theta += lr * u``. Both backends build
+their network from the row and the weight shapes given here.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from common import features
+from common.errors import L2OError
+from common.registry import Registry
+from common.rng import rng
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """One row: inputs, network, output.
+
+    Attributes:
+        inputs: feature names, in the order of the network's input axis.
+        lstm: hidden size of each stacked LSTM cell.
+        pre: size of the Linear + ELU layer before the cells; 0 for none.
+        output: transform of the last Linear's output.
+        scale: factor on the transformed output; the update's largest step for ``tanh``.
+        beta1, beta2, eps: the moving averages inside the features.
+        p: the scale of LogAndSign (Andrychowicz et al. 2016, appendix A).
+        source: paper the row follows.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    lstm: tuple[int, ...]
+    pre: int = 0
+    output: Literal["tanh", "linear"] = "tanh"
+    scale: float = 0.01
+    beta1: float = 0.95
+    beta2: float = 0.95
+    eps: float = 1e-8
+    p: float = 10.0
+    source: str = ""
+
+    def expressions(self) -> dict[str, str]:
+        """Input feature -> its expression over ``g``, in input order."""
+        return {
+            name: features.expression(
+                name, beta1=self.beta1, beta2=self.beta2, eps=self.eps, p=self.p
+            )
+            for name in self.inputs
+        }
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Weight name -> shape, in canonical order; LSTM gates i, f, g, o (FORMATS.md section 2)."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        width = len(self.inputs)
+        if self.pre:
+            shapes["pre/w"] = (self.pre, width)
+            shapes["pre/b"] = (self.pre,)
+            width = self.pre
+        for layer, hidden in enumerate(self.lstm):
+            shapes[f"lstm_{layer}/w_input"] = (4 * hidden, width)
+            shapes[f"lstm_{layer}/w_hidden"] = (4 * hidden, hidden)
+            shapes[f"lstm_{layer}/bias"] = (4 * hidden,)
+            width = hidden
+        shapes["out/w"] = (1, width)
+        shapes["out/b"] = (1,)
+        return shapes
+
+    def state_floats(self) -> int:
+        """Floats of state the network keeps per optimized parameter (h and c of every cell)."""
+        return 2 * sum(self.lstm)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON-ready data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> "Teacher":
+        """The inverse of ``to_dict``; an unknown or missing field raises ``L2OError``."""
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(row) - set(known))
+        missing = sorted({"name", "inputs", "lstm"} - set(row))
+        if unknown or missing:
+            raise L2OError(
+                f"teacher row: expected the fields {', '.join(known)}; "
+                f"unknown: {unknown or 'none'}, missing: {missing or 'none'}"
+            )
+        values = dict(row)
+        values["inputs"] = tuple(values["inputs"])
+        values["lstm"] = tuple(int(size) for size in values["lstm"])
+        return cls(**values)
+
+
+def _rows(*teachers: Teacher) -> dict[str, Teacher]:
+    return {teacher.name: teacher for teacher in teachers}
+
+
+TEACHERS: Registry[Teacher] = Registry(
+    "teacher",
+    _rows(
+        Teacher(
+            name="rp_s",
+            inputs=("m_tilde", "g_tilde"),
+            pre=6,
+            lstm=(7,),
+            eps=1e-12,
+            source="Zheng et al., Symbolic Learning to Optimize, ICLR 2022 (small RNNprop)",
+        ),
+        Teacher(
+            name="rnnprop",
+            inputs=("m_tilde", "g_tilde"),
+            pre=20,
+            lstm=(20, 20),
+            source="Lv et al. 2017; output scale 0.01 as in Chen et al. 2020",
+        ),
+        Teacher(
+            name="dm",
+            inputs=("log_g", "clip_g"),
+            lstm=(20, 20),
+            output="linear",
+            source="Andrychowicz et al. 2016",
+        ),
+    ),
+)
+
+
+def initial_weights(teacher: Teacher, seed: int) -> dict[str, np.ndarray]:
+    """Initial weights, float64: uniform(+-1/sqrt(H)), biases too, as torch and the ICLR code do.
+
+    H is the hidden size for LSTM weights and the input width for linear layers.
+    """
+    weights = {}
+    for index, (name, shape) in enumerate(teacher.weight_shapes().items()):
+        if name.startswith("lstm"):
+            width = shape[0] // 4
+        else:
+            width = teacher.weight_shapes()[name.split("/")[0] + "/w"][1]
+        bound = 1.0 / math.sqrt(width)
+        weights[name] = rng(seed, "teacher", index).uniform(-bound, bound, size=shape)
+    return weights
