@@ -113,9 +113,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, ...]:
                 raise ValueError(f"no array {missing[0]!r}")
             return tuple(archive[key] for key in keys)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise L2OError(
-            f"{path}: expected a Keras npz with the arrays {', '.join(keys)}; {error}"
-        ) from None
+        raise L2OError(f"{path}: expected a Keras npz with the arrays {', '.join(keys)}; {error}") from None
 
 
 def _mnist(data_dir: str) -> Dataset:

@@ -20,7 +20,7 @@ Split = Literal["meta_train", "evaluation", "test"]
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer: ``dense`` (out), ``conv`` (out, size, stride, pad), ``pool`` (size), ``relu``, ``flatten``."""
+    """One layer: ``dense`` (out), ``conv`` (out, size, stride, pad), ``pool`` (size), ``relu``..."""
 
     kind: Literal["dense", "conv", "pool", "relu", "flatten"]
     out: int = 0

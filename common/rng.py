@@ -32,9 +32,7 @@ def rng(seed: int, stream: str, *counters: int) -> np.random.Generator:
     words = np.zeros(4, dtype=np.uint64)
     for place, value in enumerate(counters):
         words[3 - place] = value
-    return np.random.Generator(
-        np.random.Philox(counter=words, key=np.frombuffer(key, dtype=np.uint64))
-    )
+    return np.random.Generator(np.random.Philox(counter=words, key=np.frombuffer(key, dtype=np.uint64)))
 
 
 def derived_seed(seed: int, stream: str, *counters: int) -> int:

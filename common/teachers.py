@@ -47,9 +47,7 @@ class Teacher:
     def expressions(self) -> dict[str, str]:
         """Input feature -> its expression over ``g``, in input order."""
         return {
-            name: features.expression(
-                name, beta1=self.beta1, beta2=self.beta2, eps=self.eps, p=self.p
-            )
+            name: features.expression(name, beta1=self.beta1, beta2=self.beta2, eps=self.eps, p=self.p)
             for name in self.inputs
         }
 

@@ -1,0 +1,235 @@
+"""Configurations: frozen dataclasses, read strictly, resolved as defaults < file < command line.
+
+A field's help text, choices and bounds stand in its metadata (``option``), from which
+``common.cli`` makes the flags. An unknown key, a wrong type or a value out of bounds is an
+``L2OError`` that names the key.
+"""
+
+import dataclasses
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.errors import L2OError
+from common.problems import PROBLEMS
+from common.teachers import TEACHERS
+
+Config = TypeVar("Config")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Callable[[], Iterable[str]] | None = None,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field with what the command line needs to know about it.
+
+    Args:
+        default: the default; ``dataclasses.MISSING`` makes the field required.
+        help: one line for ``--help``, with the unit where there is one.
+        choices: gives the allowed values when asked.
+        low, above, high: bounds, inclusive, exclusive and inclusive.
+    """
+    metadata = {"help": help, "choices": choices, "low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """Fields every command has."""
+
+    seed: int = option(0, "seed of everything random", low=0)
+    device: str = option("cpu", "cpu, cuda, cuda:1 ...")
+    dtype: str = option("float32", "arithmetic", choices=lambda: ("float32", "float64"))
+    out: str = option("", "where to write; a sensible place is chosen and printed if not given")
+    quiet: bool = option(False, "print nothing but errors")
+    data_dir: str = option("", "folder with data sets; $L2O_DATA if not given")
+    overwrite: bool = option(False, "replace what --out already holds")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Common):
+    """Meta-training of a teacher (MATH.md section 2)."""
+
+    teacher: str = option("rp_s", "row of the teacher table", choices=lambda: TEACHERS)
+    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
+    epochs: int = option(200, "meta-epochs, each on a fresh optimizee", low=1)
+    epoch_length: int = option(200, "inner steps of an epoch", low=1)
+    unroll: int = option(20, "inner steps between two updates of the teacher", low=1)
+    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
+    lr: float = option(1e-3, "learning rate of the meta-optimizer Adam", above=0)
+    lr_decay: float = option(
+        1.0, "meta learning rate at the end as a fraction of --lr (cosine)", low=0, high=1
+    )
+    loss: str = option("sum", "losses of one unroll: their sum or the last", choices=lambda: ("sum", "last"))
+    coordinates: float = option(
+        1.0, "share of coordinates in the meta-gradient, drawn anew per unroll", above=0, high=1
+    )
+    validate_every: int = option(
+        10, "epochs between validations; the best teacher is kept (0: keep the last)", low=0
+    )
+    validation_tasks: int = option(4, "optimizees of one validation", low=1)
+    init: str = option("", "start from the teacher of this run or file (fine-tuning)")
+    resume: str = option("", "go on with this interrupted run")
+    checkpoint_seconds: float = option(30.0, "seconds between checkpoints", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordConfig(Common):
+    """Recording of trajectories (FORMATS.md section 1)."""
+
+    source: str = option("", "a training run, teacher:RUN, rule:FILE or a baseline such as adam:lr=0.01")
+    problem: str = option("", "row of the problem table; the run's own if not given")
+    steps: int = option(300, "inner steps of a trajectory", low=1)
+    runs: int = option(8, "number of trajectories, each on a fresh optimizee", low=3)
+    samples: int = option(50_000, "rows in all: runs x steps x coordinates", low=1)
+    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneConfig(Common):
+    """Meta-tuning of a rule's constants (MATH.md section 3)."""
+
+    rule: str = option("", "rule file")
+    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
+    epochs: int = option(30, "meta-epochs, each on a fresh optimizee", low=1)
+    epoch_length: int = option(200, "inner steps of an epoch", low=1)
+    unroll: int = option(20, "inner steps between two updates of the constants", low=1)
+    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
+    lr: float = option(1e-2, "meta learning rate, relative to each constant's size", above=0)
+    lr_decay: float = option(
+        0.1, "meta learning rate at the end as a fraction of --lr (cosine)", low=0, high=1
+    )
+    loss: str = option("sum", "losses of one unroll: their sum or the last", choices=lambda: ("sum", "last"))
+    validate_every: int = option(5, "epochs between validations; the best constants are kept", low=1)
+    validation_tasks: int = option(4, "optimizees of one validation", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectConfig(Common):
+    """Choice from a Pareto front by rolling the candidates out."""
+
+    front: str = option("", "folder with front.csv and its rules")
+    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
+    steps: int = option(200, "inner steps of a rollout", low=1)
+    tasks: int = option(4, "validation optimizees per candidate", low=1)
+    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Common):
+    """Fair comparison of optimizers (MATH.md section 6)."""
+
+    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
+    optimizers: tuple[str, ...] = option(
+        ("all",), "name[:key=value,...], teacher:RUN, rule:FILE, or all for every baseline"
+    )
+    steps: tuple[int, ...] = option((200,), "horizons; the longest is run, each is tuned for", low=1)
+    seeds: int = option(5, "test seeds", low=1)
+    validation_seeds: int = option(3, "validation seeds for the choice of the learning rate", low=1)
+    trials: int = option(7, "learning rates tried per optimizer, factor 2 apart (0: no tuning)", low=0)
+    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
+    jobs: int = option(1, "processes", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig(Common):
+    """The main job on the embedded data."""
+
+    teacher: str = option("rp_s", "row of the teacher table", choices=lambda: TEACHERS)
+    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
+    epochs: int = option(100, "meta-epochs of the teacher", low=1)
+    time: int = option(45, "seconds for the symbolic search", low=1)
+    steps: int = option(200, "inner steps of the comparison", low=20)
+    seeds: int = option(5, "test seeds of the comparison", low=2)
+    jobs: int = option(2, "processes of the comparison", low=1)
+
+
+def check(config: Any) -> None:
+    """Check choices, bounds and finiteness of every field; the first fault raises ``L2OError``."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values = value if isinstance(value, tuple) else (value,)
+        for item in values:
+            _check_value(field, item)
+
+
+def _check_value(field: dataclasses.Field, value: Any) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    choices = field.metadata.get("choices")
+    if choices:
+        table = choices()
+        if isinstance(table, Mapping):
+            table[value]  # a registry's own message lists the known names
+        elif value not in table:
+            raise L2OError(f"{flag}: expected one of {', '.join(table)}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise L2OError(f"{flag}: expected a finite number, got {value}")
+    for key, wrong, words in (
+        ("low", lambda v, b: v < b, "at least"),
+        ("above", lambda v, b: v <= b, "a number above"),
+        ("high", lambda v, b: v > b, "at most"),
+    ):
+        bound = field.metadata.get(key)
+        if bound is not None and wrong(value, bound):
+            raise L2OError(f"{flag}: expected {words} {bound:g}, got {value}")
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "configuration") -> Config:
+    """Build ``cls`` from plain data; unknown keys and wrong types raise ``L2OError``."""
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            raise L2OError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise L2OError(f"{where}: expected a list, got {value!r}")
+        return tuple(_convert(typing.get_args(kind)[0], item, where) for item in value)
+    if origin in (typing.Union, types.UnionType):
+        raise TypeError(f"{where}: union types are not configuration types")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise L2OError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def load_file(path: str) -> dict[str, Any]:
+    """The keys of a TOML or JSON configuration file; ``-`` in keys counts as ``_``."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise L2OError(f"--config {path}: cannot be read ({error}); give a TOML or JSON file") from None
+    try:
+        values = tomllib.loads(text) if Path(path).suffix == ".toml" else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise L2OError(
+            f"--config {path}: expected TOML (.toml) or JSON, got a broken file: {error}"
+        ) from None
+    if not isinstance(values, dict):
+        raise L2OError(f"--config {path}: expected keys and values, got {type(values).__name__}")
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def resolve(cls: type[Config], flags: Mapping[str, Any], file: str = "") -> Config:
+    """Defaults < file < flags."""
+    config = from_dict(cls, load_file(file), f"--config {file}") if file else cls()
+    return dataclasses.replace(config, **flags)
