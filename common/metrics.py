@@ -1,0 +1,239 @@
+"""What is measured: R2, the loss at a step, intervals over seeds, the summary of an evaluation.
+
+Definitions: MATH.md, sections 5 and 6. NumPy only.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from common.errors import L2OError
+
+DIVERGED = "diverged"
+
+# Student's t, two-sided 95 %, for 1 to 12 degrees of freedom; beyond, an expansion is exact to 1e-6.
+_T_95 = (
+    12.7062047,
+    4.3026527,
+    3.1824463,
+    2.7764451,
+    2.5705818,
+    2.4469119,
+    2.3646243,
+    2.3060041,
+    2.2621572,
+    2.2281389,
+    2.2009852,
+    2.1788128,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SummaryRow:
+    """One optimizer on one problem at one horizon.
+
+    Attributes:
+        horizon: step at which the loss is read.
+        mean, low, high: mean over seeds of the loss at ``horizon`` and its 95 % interval. A diverged
+            seed makes the mean infinite and the bounds nan: divergence is counted, never dropped.
+        seeds: number of runs; ``diverged`` of them diverged.
+        lr: the tuned learning rate or multiplier; None where there is none.
+        ms_per_step: median over seeds, milliseconds.
+        floats_per_parameter: floats of optimizer state per optimized parameter.
+        trials: settings tried when tuning.
+        figures: the loss at ``horizon`` of every seed, in order of seed; infinite where diverged.
+    """
+
+    optimizer: str
+    problem: str
+    horizon: int
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    diverged: int
+    lr: float | None
+    ms_per_step: float
+    floats_per_parameter: float
+    trials: int
+    figures: tuple[float, ...] = ()
+
+
+def r2(target: np.ndarray, prediction: np.ndarray) -> float:
+    """Pooled coefficient of determination, 1 - SSE / SST, over all elements, unweighted.
+
+    Args:
+        target, prediction: arrays of one shape; computed in float64.
+
+    Returns:
+        1 for a perfect prediction, 0 for the target's mean, negative for worse; -inf where a
+        prediction is not finite; nan where the target is constant (R2 is not defined there).
+    """
+    target = np.asarray(target, dtype=np.float64)
+    prediction = np.asarray(prediction, dtype=np.float64)
+    if target.shape != prediction.shape:
+        raise L2OError(f"r2: expected two arrays of one shape, got {target.shape} and {prediction.shape}")
+    if target.size == 0 or np.ptp(target) == 0.0:
+        return math.nan
+    with np.errstate(over="ignore", invalid="ignore"):
+        sse = float(np.sum(np.square(target - prediction)))
+    if not math.isfinite(sse):
+        return -math.inf
+    return 1.0 - sse / float(np.sum(np.square(target - target.mean())))
+
+
+def figure(losses: np.ndarray, horizon: int, window: int = 20) -> float:
+    """The loss at step ``horizon``: mean of the ``window`` mini-batch losses before it.
+
+    Args:
+        losses: [step], each taken before that step's update.
+        horizon: number of steps that count; at most ``len(losses)``.
+        window: number of losses averaged; fewer where ``horizon`` is shorter.
+
+    Returns:
+        The mean, or inf where any loss up to ``horizon`` is not finite.
+    """
+    losses = np.asarray(losses, dtype=np.float64)
+    if losses.ndim != 1 or not 1 <= horizon <= len(losses) or window < 1:
+        raise L2OError(
+            f"loss at step {horizon} over {window} steps: expected at least {max(horizon, 1)} losses of one "
+            f"run and a window of at least 1, got an array of shape {losses.shape}"
+        )
+    if not np.isfinite(losses[:horizon]).all():
+        return math.inf
+    return float(losses[max(0, horizon - window) : horizon].mean())
+
+
+def t_quantile(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t: half-width of a 95 % interval in standard errors.
+
+    Source: table; beyond it Abramowitz and Stegun 26.7.5.
+    """
+    if degrees < 1:
+        return math.nan
+    if degrees <= len(_T_95):
+        return _T_95[degrees - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(term / degrees**power for power, term in enumerate(terms))
+
+
+def interval(values: Iterable[float]) -> tuple[float, float, float]:
+    """(mean, low, high): the mean and its 95 % t-interval over independent seeds.
+
+    The bounds are nan for a single value and wherever a value is not finite; the mean is then inf
+    (nan counts as inf: a run that broke is no better than one that blew up).
+    """
+    numbers = [float(value) for value in values]
+    if not numbers:
+        return math.nan, math.nan, math.nan
+    if not all(map(math.isfinite, numbers)):
+        return math.inf, math.nan, math.nan
+    mean = math.fsum(numbers) / len(numbers)
+    if len(numbers) == 1:
+        return mean, math.nan, math.nan
+    half = t_quantile(len(numbers) - 1) * statistics.stdev(numbers) / math.sqrt(len(numbers))
+    return mean, mean - half, mean + half
+
+
+def smooth(losses: np.ndarray, window: int) -> np.ndarray:
+    """Trailing mean over the last axis, float64, same shape; the first entries average what there is.
+
+    A non-finite loss spoils only the windows that hold it.
+    """
+    losses = np.asarray(losses, dtype=np.float64)
+    if window < 1:
+        raise L2OError(f"smooth: expected a window of at least 1, got {window}")
+    if window == 1 or losses.shape[-1] == 0:
+        return losses.copy()
+    padding = [(0, 0)] * (losses.ndim - 1) + [(window - 1, 0)]
+    sums = np.lib.stride_tricks.sliding_window_view(np.pad(losses, padding), window, axis=-1).sum(axis=-1)
+    return sums / np.minimum(np.arange(1, losses.shape[-1] + 1), window)
+
+
+def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Share of seeds on which ``ours`` has the lower loss; a tie counts half.
+
+    Args:
+        ours, theirs: one figure per seed, paired; not finite means diverged, which loses to anything
+            finite and ties with diverged.
+    """
+    if len(ours) != len(theirs) or len(ours) == 0:
+        raise L2OError(f"win_rate: expected figures of the same seeds, got {len(ours)} and {len(theirs)}")
+    a, b = (np.where(np.isfinite(x), x, np.inf) for x in (np.asarray(ours, float), np.asarray(theirs, float)))
+    return float(np.mean((a < b) + 0.5 * (a == b)))
+
+
+def summarise(rows: Iterable[Any], horizons: Sequence[int] = (), window: int = 20) -> list[SummaryRow]:
+    """The table of an evaluation, best first within each problem and horizon.
+
+    Args:
+        rows: mappings or objects with ``optimizer, problem, seed, losses, outcome, ms_per_step,
+            floats_per_parameter, settings`` (a mapping, ``lr`` in it is shown) and ``trials``; one per
+            run. A row with a ``horizon`` (its settings were tuned for that one) counts there only.
+        horizons: steps at which rows without a ``horizon`` are read; their full length if empty.
+        window: losses averaged for one figure.
+
+    A run counts as diverged at a horizon if a loss up to it is not finite, or if its outcome is
+    ``diverged`` and it ended there or earlier. A diverged seed makes the mean inf.
+    """
+    groups: dict[tuple[str, int, str], list[Any]] = {}
+    for row in rows:
+        own = _field(row, "horizon", None)
+        for horizon in (own,) if own else (horizons or (len(_field(row, "losses")),)):
+            key = (_field(row, "problem"), int(horizon), _field(row, "optimizer"))
+            groups.setdefault(key, []).append(row)
+    table = [_summary(*key, group, window) for key, group in groups.items()]
+    return sorted(table, key=lambda row: (row.problem, row.horizon, row.mean, row.optimizer))
+
+
+def _summary(problem: str, horizon: int, optimizer: str, group: list[Any], window: int) -> SummaryRow:
+    group = sorted(group, key=lambda row: _field(row, "seed"))
+    seeds = [_field(row, "seed") for row in group]
+    if len(set(seeds)) < len(seeds):
+        raise L2OError(f"{optimizer} on {problem}: expected one run per seed, got the seeds {seeds}")
+    figures = tuple(_figure_of(row, horizon, window) for row in group)
+    mean, low, high = interval(figures)
+    lr = _field(group[0], "settings", {}).get("lr")
+    return SummaryRow(
+        optimizer=optimizer,
+        problem=problem,
+        horizon=horizon,
+        mean=mean,
+        low=low,
+        high=high,
+        seeds=len(group),
+        diverged=sum(map(math.isinf, figures)),
+        lr=None if lr is None else float(lr),
+        ms_per_step=statistics.median(float(_field(row, "ms_per_step")) for row in group),
+        floats_per_parameter=float(_field(group[0], "floats_per_parameter")),
+        trials=int(_field(group[0], "trials", 0)),
+        figures=figures,
+    )
+
+
+def _figure_of(row: Any, horizon: int, window: int) -> float:
+    losses = _field(row, "losses")
+    if _field(row, "outcome", "") == DIVERGED and len(losses) <= horizon:
+        return math.inf
+    return figure(losses, horizon, window)
+
+
+_REQUIRED = object()
+
+
+def _field(row: Any, name: str, default: Any = _REQUIRED) -> Any:
+    value = row.get(name, default) if isinstance(row, Mapping) else getattr(row, name, default)
+    if value is _REQUIRED:
+        raise L2OError(f"an evaluation row has no {name!r}")
+    return value
