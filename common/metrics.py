@@ -15,7 +15,7 @@ from common.errors import L2OError
 
 DIVERGED = "diverged"
 
-# Student's t, two-sided 95 %, for 1 to 12 degrees of freedom; beyond, an expansion is exact to 1e-6.
+# Student's t, two-sided 95 %, for 1 to 12 degrees of freedom; beyond, an expansion is good to 3e-6.
 _T_95 = (
     12.7062047,
     4.3026527,
