@@ -1,0 +1,124 @@
+"""Expressions compiled to flat programs with shared work and shared state.
+
+One program serves every executor: NumPy (interchange.program), torch and TF lowering, and the source
+emitters. Equal sub-expressions become one register; equal running state becomes one slot (``ema`` and
+``ema_hat`` of the same input, every ``lag`` of the same input). State starts at zero; ``t`` counts from 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import L2OError
+from interchange.expression import Node, to_text
+from interchange.operators import OPERATORS
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One step; its result is the register of the same index.
+
+    ``op`` is "input" (name), "number" (value), a pointwise operator, or one of
+
+    * "read": the OLD value of ``slot``;
+    * "ema" (args x, b): b*s + (1-b)*x, where s is the old value of ``slot``;
+    * "unbias" (args ema register, b): ema / (1 - b**t);
+    * "cumsum" (args x): s + x;
+    * "cummax" (args x): the larger of s and x; at t = 1 it is x.
+    """
+
+    op: str
+    args: tuple[int, ...] = ()
+    name: str = ""
+    value: float = 0.0
+    slot: int = -1
+
+
+@dataclass(frozen=True)
+class Program:
+    """A straight-line program.
+
+    Attributes:
+        instructions: the result of instruction i is register i; arguments come before their use.
+        outputs: one register per compiled root.
+        inputs: names read: features, constants, "g", "t", "theta".
+        writes: per state slot the register whose value it takes at the end of the step.
+    """
+
+    instructions: tuple[Instruction, ...]
+    outputs: tuple[int, ...]
+    inputs: tuple[str, ...]
+    writes: tuple[int, ...]
+
+
+class _Compiler:
+    """Value numbering: an instruction that exists is not added again."""
+
+    def __init__(self) -> None:
+        self.instructions: list[Instruction] = []
+        self.writes: list[int] = []
+        self._known: dict[tuple, int] = {}
+        self._slot_written_with: dict[int, int] = {}
+        self._done: dict[int, int] = {}
+
+    def compile(self, node: Node) -> int:
+        key = id(node)
+        if key not in self._done:
+            self._done[key] = self._compile(node)
+        return self._done[key]
+
+    def _compile(self, node: Node) -> int:
+        if node.op == "number":
+            return self._add("number", value=node.value)
+        if node.op == "name":
+            return self._add("input", name=node.name)
+        if node.op == "lag":
+            return self._lag(self.compile(node.args[0]), int(node.args[1].value))
+        args = tuple(self.compile(arg) for arg in node.args)
+        if node.op in ("ema", "ema_hat"):
+            if self.instructions[args[1]].op not in ("number", "input"):
+                raise L2OError(f"expected a number or a name as decay, got {to_text(node.args[1])}")
+            average = self._stateful("ema", args)
+            return average if node.op == "ema" else self._add("unbias", (average, args[1]))
+        if node.op in ("cumsum", "cummax"):
+            return self._stateful(node.op, args)
+        return self._add(OPERATORS[node.op].name, args)
+
+    def _lag(self, register: int, steps: int) -> int:
+        for _ in range(steps):
+            slot = self._slot_written_with.get(register)
+            if slot is None:
+                slot = self._new_slot(register)
+            register = self._add("read", slot=slot)
+        return register
+
+    def _stateful(self, op: str, args: tuple[int, ...]) -> int:
+        register = self._known.get((op, args))
+        if register is None:
+            register = len(self.instructions)
+            self.instructions.append(Instruction(op, args, slot=self._new_slot(register)))
+            self._known[op, args] = register
+        return register
+
+    def _new_slot(self, register: int) -> int:
+        self._slot_written_with[register] = len(self.writes)
+        self.writes.append(register)
+        return len(self.writes) - 1
+
+    def _add(
+        self, op: str, args: tuple[int, ...] = (), name: str = "", value: float = 0.0, slot: int = -1
+    ) -> int:
+        # repr tells -0.0 from 0.0, which 1/x can tell apart.
+        key = (op, args, name, repr(value), slot)
+        if key not in self._known:
+            self._known[key] = len(self.instructions)
+            self.instructions.append(Instruction(op, args, name, value, slot))
+        return self._known[key]
+
+
+def compile_program(roots: Sequence[Node]) -> Program:
+    """One program for all roots, in order. Roots must be built by interchange.expression or the parser."""
+    compiler = _Compiler()
+    outputs = tuple(compiler.compile(root) for root in roots)
+    instructions = tuple(compiler.instructions)
+    inputs = tuple(ins.name for ins in instructions if ins.op == "input")
+    return Program(instructions, outputs, inputs, tuple(compiler.writes))
