@@ -17,7 +17,7 @@ class Array:
 
     Attributes:
         path: pattern; ``*`` is one path component, ``**`` any number of them.
-        kinds: NumPy dtype kinds allowed: f, i, u, b, U.
+        kinds: NumPy dtype kinds allowed: f, i, u, b, U; e where float16 is too.
         dims: names of the axes; None allows any. A name means one size per group matched by the wildcards
             of ``path`` (per run); with a leading ``/`` one size per file.
         finite: NaN and infinities are refused.
@@ -108,7 +108,7 @@ TEACHER = Schema(
 CHECKPOINT = Schema(
     "l2o-checkpoint",
     "1.0.0",
-    (Array("**", "fiubU", None, required=False),),
+    (Array("**", "fiubUe", None, required=False),),
     _attributes("", meta_json=str),
 )
 
@@ -157,8 +157,10 @@ def validate(tree: Tree, schema: Schema, path: Any) -> None:
 
 def _check_array(where: str, array: np.ndarray, row: Array) -> None:
     if array.dtype.kind not in row.kinds:
-        kinds = " or ".join(_KINDS[kind] for kind in row.kinds)
+        kinds = " or ".join(_KINDS[kind] for kind in row.kinds if kind in _KINDS)
         raise L2OError(f"{where}: expected {kinds}, got {array.dtype}; record it again")
+    if array.dtype == np.float16 and "e" not in row.kinds:
+        raise L2OError(f"{where}: expected float32 or float64, got float16; cast it to float32")
     if row.dims is not None and array.ndim != len(row.dims):
         axes = ", ".join(axis.lstrip("/") for axis in row.dims)
         raise L2OError(f"{where}: expected axes [{axes}], got shape {array.shape}; record it again")
@@ -167,7 +169,8 @@ def _check_array(where: str, array: np.ndarray, row: Array) -> None:
         axes = [axis.lstrip("/") for axis in row.dims or ()] or ["axis"] * array.ndim
         shown = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
         raise L2OError(
-            f"{where}: expected finite {row.note or 'values'}, got {array[place]} at {shown} (from 0); {row.remedy}"
+            f"{where}: expected finite {row.note or 'values'}, got {array[place]} at {shown} (from 0); "
+            f"{row.remedy}"
         )
 
 

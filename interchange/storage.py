@@ -17,14 +17,14 @@ import numpy as np
 
 from common.errors import L2OError
 from common.storage import StorageError, atomic_write, canonical_json, open_regular
-from interchange.walk import DamagedFileError, Reader, Tree
+from interchange.walk import DamagedFileError, Reader, Tree, VersionError
 
 BUDGET = 2 << 30  # bytes of arrays and strings one file may declare
 CHUNK = 512 << 10
 _DAMAGED = "the file was changed or damaged; record it again or restore a copy"
 # What h5py raises for damaged files; found by fuzzing, there is no common base class.
 _H5PY_ERRORS = (
-    OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError, AttributeError, ArithmeticError,
+    OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
 )  # fmt: skip
 
 
@@ -188,6 +188,8 @@ def _clear_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except L2OError:
         raise
+    except MemoryError as error:
+        raise StorageError(f"{path}: not enough memory to read it; close other programs") from error
     except _H5PY_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(
@@ -212,7 +214,7 @@ def _check_format(path: Any, root: dict[str, Any], format: str | None, version: 
     theirs = [int(part) for part in parts]
     if theirs[0] != ours[0]:
         remedy = "update this project" if theirs[0] > ours[0] else "record it again"
-        raise L2OError(f"{path}: expected {found} version {ours[0]}.x, got {found_version}; {remedy}")
+        raise VersionError(f"{path}: expected {found} version {ours[0]}.x, got {found_version}; {remedy}")
     if theirs[1] > ours[1]:
         message = f"{path}: {found} {found_version} is newer than {version}; new parts are ignored"
         warnings.warn(message, stacklevel=4)

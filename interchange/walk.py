@@ -25,6 +25,10 @@ class DamagedFileError(L2OError):
     """The file is not what its writer wrote, or not HDF5 that the project reads."""
 
 
+class VersionError(L2OError):
+    """The file was written by another major version of the project."""
+
+
 @dataclasses.dataclass
 class Tree:
     """The whole content of one HDF5 file.
