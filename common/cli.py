@@ -86,7 +86,7 @@ def run(
     """Parse ``argv``, resolve the configuration, run ``body`` with it; the exit code.
 
     ``required`` names fields that must not stay empty. Any ``L2OError`` becomes one line on stderr
-    and exit code 2; Ctrl-C is 130.
+    and exit code 2 (74 where a file could not be written); Ctrl-C is 130.
     """
     try:
         parser = parser_for(cls, prog=prog, description=description, positional=positional, short=short)
@@ -105,7 +105,7 @@ def run(
         return body(config) or 0
     except L2OError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130

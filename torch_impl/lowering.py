@@ -1,0 +1,75 @@
+"""Compiled programs run as torch code, one step at a time."""
+
+from collections.abc import Mapping
+
+import torch
+
+from interchange.compiler import Program
+from torch_impl.operators import OPERATORS
+
+Scalar = float | torch.Tensor
+
+
+def _one_minus_power(b: Scalar, t: Scalar) -> Scalar:
+    """1 - b**t in float64, without cancellation for b near 1."""
+    if not isinstance(b, torch.Tensor) and not isinstance(t, torch.Tensor):
+        return 1.0 - b**t
+    b = torch.as_tensor(b, dtype=torch.float64)
+    return -torch.expm1(torch.as_tensor(t, dtype=torch.float64, device=b.device) * torch.log(b))
+
+
+class Lowered:
+    """A program as a pure function of inputs, state and step count.
+
+    Values keep the dtype of the arrays put in; constants are Python floats or 0-dim float64 tensors,
+    so 1 - b is formed in float64 whatever the arrays' dtype (FORMATS.md section 3, Numbers).
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def initial_state(self, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One zero array per state slot, shaped as ``like``."""
+        return tuple(torch.zeros_like(like) for _ in self.program.writes)
+
+    def step(
+        self, inputs: Mapping[str, Scalar], state: tuple[torch.Tensor, ...], t: Scalar
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """One step.
+
+        Args:
+            inputs: every name the program reads but ``t``; arrays of one shape, constants 0-dim.
+            state: one array per slot.
+            t: the number of this step, from 1.
+
+        Returns:
+            The program's outputs and the new state.
+        """
+        values: list[Scalar] = []
+        for ins in self.program.instructions:
+            args = [values[i] for i in ins.args]
+            if ins.op == "input":
+                value = t if ins.name == "t" else inputs[ins.name]
+            elif ins.op == "number":
+                value = ins.value
+            elif ins.op == "read":
+                value = state[ins.slot]
+            elif ins.op == "ema":
+                x, b = args
+                value = b * state[ins.slot] + (1.0 - b) * x
+            elif ins.op == "unbias":
+                value = args[0] / _one_minus_power(args[1], t)
+            elif ins.op == "cumsum":
+                value = state[ins.slot] + args[0]
+            elif ins.op == "cummax":
+                first = torch.as_tensor(t == 1)
+                value = torch.where(first, args[0], OPERATORS["max"](state[ins.slot], args[0]))
+            else:
+                value = OPERATORS[ins.op](*args)
+            values.append(value)
+        outputs = tuple(values[i] for i in self.program.outputs)
+        new_state = tuple(
+            torch.as_tensor(values[i]).to(old.dtype).expand_as(old)
+            for i, old in zip(self.program.writes, state, strict=True)
+        )
+        return outputs, new_state

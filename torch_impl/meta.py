@@ -1,0 +1,271 @@
+"""The meta-training loop shared by ``train`` (teachers) and ``tune`` (rules)."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.cli import Progress
+from common.errors import L2OError
+from common.problems import PROBLEMS, Instance
+from common.rng import derived_seed, rng
+from common.runs import Interrupt, RunFolder
+from common.storage import content_hash
+from interchange.checkpoint import load_checkpoint, save_checkpoint
+from torch_impl import unroll
+from torch_impl.problems import ProblemTask
+from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
+
+FIGURE_WINDOW = 20  # steps of the figure "loss at step S" (MATH.md section 6)
+MOST_SKIPPED = 0.25  # share of epochs that may diverge before the run is given up
+
+
+class MetaTrainer:
+    """Adam on a network's weights, by the meta-gradient of one unroll after another.
+
+    Args:
+        network: what is trained; ``network.weights`` are changed in place.
+        config: ``TrainConfig`` or ``TuneConfig``.
+        rates: weight name -> factor on the meta learning rate (1 if absent).
+        folder: run folder for metrics and checkpoints; None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        network: unroll.Network,
+        config: Any,
+        *,
+        rates: dict[str, float] | None = None,
+        folder: RunFolder | None = None,
+    ) -> None:
+        self.network, self.config, self.folder = network, config, folder
+        self.dtype, self.device = DTYPES[config.dtype], torch.device(config.device)
+        groups = [
+            {"params": [w], "lr": config.lr * (rates or {}).get(name, 1.0)}
+            for name, w in network.weights.items()
+        ]
+        self.base_rates = [group["lr"] for group in groups]
+        self.adam = torch.optim.Adam(groups)
+        self.epoch, self.updates, self.skipped = 0, 0, 0
+        self.position: unroll.Position | None = None
+        self.epoch_losses: list[float] = []
+        self.best_score = math.inf
+        self.best = self._copy()
+        self.history: list[dict[str, Any]] = []
+        self._saved_at = time.monotonic()
+        fields = dataclasses.asdict(config)
+        for name in ("resume", "out", "quiet", "overwrite", "device", "data_dir", "checkpoint_seconds"):
+            fields.pop(name, None)
+        self.config_hash = content_hash(fields)
+
+    def task(self, stream: str, number: int) -> ProblemTask:
+        """Optimizee ``number`` of a stream of seeds, on half A of the data."""
+        instance = Instance(
+            PROBLEMS[self.config.problem],
+            derived_seed(self.config.seed, stream, number),
+            "meta_train",
+            self.config.batch_size,
+            self.config.data_dir,
+        )
+        return ProblemTask(instance, self.dtype, self.device)
+
+    def run(self, *, label: str, quiet: bool, interrupt: Interrupt | None = None) -> bool:
+        """Train from where the trainer stands to the last epoch.
+
+        Returns:
+            False if a signal stopped it first (its checkpoint is written then).
+
+        Raises:
+            L2OError: more than a quarter of the epochs diverged.
+        """
+        config = self.config
+        with Progress(label, config.epochs, quiet=quiet, done=self.epoch) as progress:
+            if self.epoch == 0 and self.position is None and config.validate_every:
+                self._validate()
+            while self.epoch < config.epochs:
+                started = time.monotonic()
+                if not self._epoch(interrupt):
+                    self._save()
+                    return False
+                figure = float(np.mean(self.epoch_losses[-FIGURE_WINDOW:])) if self.epoch_losses else math.inf
+                row: dict[str, Any] = {"epoch": self.epoch, "loss": figure}
+                self.epoch += 1
+                self.position, self.epoch_losses = None, []
+                if config.validate_every and self.epoch % config.validate_every == 0:
+                    row["validation"] = self._validate()
+                row |= {"diverged": self.skipped, "seconds": round(time.monotonic() - started, 3)}
+                self._log(row)
+                shown = {"loss": figure} | ({"best": self.best_score} if config.validate_every else {})
+                progress.advance(**shown)
+                if self.skipped > 4 and self.skipped > MOST_SKIPPED * self.epoch:
+                    raise L2OError(
+                        f"meta-training diverged in {self.skipped} of {self.epoch} epochs; lower --lr (now "
+                        f"{config.lr:g}) or train on another problem first (--init)"
+                    )
+        if not config.validate_every:
+            self.best = self._copy()
+        self._save()
+        return True
+
+    def _epoch(self, interrupt: Interrupt | None) -> bool:
+        """One epoch, from its start or from a checkpoint within; False if interrupted."""
+        config = self.config
+        task = self.task("meta_train", self.epoch)
+        position = self.position or unroll.start(task, self.network)
+        while position.step < config.epoch_length:
+            steps = min(config.unroll, config.epoch_length - position.step)
+            end, losses, gradients, inputs = unroll.advance(task, self.network, position, steps)
+            if not bool(torch.isfinite(losses).all() and torch.isfinite(gradients).all()):
+                self.skipped += 1
+                break
+            grads = unroll.meta_gradient(
+                self.network,
+                position.state,
+                inputs,
+                unroll.cotangents(gradients, config.loss),
+                self._coordinates(len(position.theta), position.step),
+            )
+            self._update(grads)
+            self.epoch_losses += losses[:-1].tolist()
+            position = self.position = end
+            due = time.monotonic() - self._saved_at > getattr(config, "checkpoint_seconds", math.inf)
+            if interrupt is not None and interrupt.requested:
+                return False
+            if due:
+                self._save()
+        return True
+
+    def _coordinates(self, total: int, step: int) -> np.ndarray | None:
+        share = getattr(self.config, "coordinates", 1.0)
+        if share >= 1.0:
+            return None
+        generator = rng(self.config.seed, "coordinates", self.epoch, step)
+        return generator.choice(total, max(1, round(share * total)), replace=False)
+
+    def _update(self, grads: dict[str, torch.Tensor]) -> None:
+        config = self.config
+        per_epoch = -(-config.epoch_length // config.unroll)
+        part = self.updates / max(1, config.epochs * per_epoch)
+        factor = config.lr_decay + (1.0 - config.lr_decay) * 0.5 * (1.0 + math.cos(math.pi * min(part, 1.0)))
+        for group, rate in zip(self.adam.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        if all(bool(torch.isfinite(g).all()) for g in grads.values()):
+            for name, w in self.network.weights.items():
+                w.grad = grads[name]
+            self.adam.step()
+            self.adam.zero_grad()
+        self.updates += 1
+
+    def _validate(self) -> float:
+        """Mean figure at the end of an epoch over the validation tasks; the best weights are kept."""
+        config = self.config
+        figures = [
+            np.mean(
+                unroll.rollout(self.task("validation", k), self.network, config.epoch_length)[:-1][
+                    -FIGURE_WINDOW:
+                ]
+            )
+            for k in range(config.validation_tasks)
+        ]
+        score = float(np.mean(figures))
+        if score < self.best_score:
+            self.best_score, self.best = score, self._copy()
+        return score if math.isfinite(score) else math.inf
+
+    def _copy(self) -> dict[str, np.ndarray]:
+        return {name: to_numpy(w) for name, w in self.network.weights.items()}
+
+    def _log(self, row: dict[str, Any]) -> None:
+        row = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
+        self.history.append(row)
+        if self.folder is not None:
+            self.folder.log(row)
+
+    def _save(self) -> None:
+        """One checkpoint that holds everything a resumed run needs (FORMATS.md section 6)."""
+        self._saved_at = time.monotonic()
+        if self.folder is None:
+            return
+        arrays = {f"phi/{n}": w for n, w in self._copy().items()}
+        arrays |= {f"best/{n}": w for n, w in self.best.items()}
+        count = 0
+        for name, w in self.network.weights.items():
+            if state := self.adam.state.get(w):
+                arrays[f"meta_m/{name}"] = to_numpy(state["exp_avg"])
+                arrays[f"meta_v/{name}"] = to_numpy(state["exp_avg_sq"])
+                count = int(state["step"])
+        meta: dict[str, Any] = {
+            "config_hash": self.config_hash,
+            "epoch": self.epoch,
+            "updates": self.updates,
+            "meta_count": count,
+            "skipped": self.skipped,
+            "best_score": self.best_score if math.isfinite(self.best_score) else None,
+            "step": 0,
+        }
+        if self.position is not None:
+            at = self.position
+            meta |= {"step": at.step, "t": at.state.t}
+            arrays["theta"] = to_numpy(at.theta)
+            arrays["gradient"] = to_numpy(at.gradient)
+            arrays["loss"] = to_numpy(at.loss)
+            arrays["epoch_losses"] = np.asarray(self.epoch_losses)
+            arrays |= {f"state/{n}": to_numpy(a) for n, a in at.state.named().items()}
+        save_checkpoint(self.folder.path, arrays, meta)
+
+    def restore(self) -> None:
+        """Stand where the last checkpoint of the run folder stands; other settings are refused."""
+        arrays, meta = load_checkpoint(self.folder.path)
+        if meta["config_hash"] != self.config_hash:
+            raise L2OError(
+                f"{self.folder.path}: the checkpoint was written with other settings; resume with the run's "
+                "own config.json and no other flags, or start anew with --init"
+            )
+
+        def group(prefix: str) -> dict[str, np.ndarray]:
+            return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+
+        moments_m, moments_v = group("meta_m/"), group("meta_v/")
+        for name, w in self.network.weights.items():
+            w.copy_(to_tensor(arrays[f"phi/{name}"], w.dtype, w.device))
+            if name in moments_m:
+                self.adam.state[w] = {
+                    "step": torch.tensor(float(meta["meta_count"])),
+                    "exp_avg": to_tensor(moments_m[name], w.dtype, w.device),
+                    "exp_avg_sq": to_tensor(moments_v[name], w.dtype, w.device),
+                }
+        self.best = group("best/")
+        self.best_score = math.inf if meta["best_score"] is None else meta["best_score"]
+        self.epoch, self.updates, self.skipped = meta["epoch"], meta["updates"], meta["skipped"]
+        if meta["step"]:
+            state = {k: to_tensor(v, self.dtype, self.device) for k, v in group("state/").items()}
+            self.position = unroll.Position(
+                meta["step"],
+                to_tensor(arrays["theta"], self.dtype, self.device),
+                State.from_named(meta["t"], state),
+                to_tensor(arrays["loss"], self.dtype, self.device),
+                to_tensor(arrays["gradient"], self.dtype, self.device),
+            )
+            self.epoch_losses = arrays["epoch_losses"].tolist()
+        self.folder.truncate_metrics(lambda row: row["epoch"] < self.epoch)
+        self.history = self.folder.read_metrics()
+
+
+def load_config(cls: Callable[..., Any], folder: str) -> Any:
+    """The configuration a run folder was started with."""
+    from common.config import from_dict
+
+    path = Path(folder) / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise L2OError(
+            f"{folder}: expected a run folder with config.json ({error}); train one first"
+        ) from None
+    return from_dict(cls, values, str(path))

@@ -1,0 +1,84 @@
+"""Rules as torch code: one pure step, and a network with trainable constants."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from common.errors import L2OError
+from interchange.compiler import compile_program
+from interchange.rule import Rule
+from torch_impl.features import FeatureStream
+from torch_impl.lowering import Lowered
+from torch_impl.tensors import State, Weights
+
+
+def lower(rule: Rule) -> Lowered:
+    """The whole rule over the raw gradient ``g``, features inlined; its output is before ``scale``."""
+    return Lowered(compile_program([rule.inlined()]))
+
+
+class RuleNetwork:
+    """A rule with its constants as trainable weights, in the shape meta-training asks for.
+
+    The features are outside the meta-gradient, as a teacher's are (first order). A decay b is held as
+    its logit, so that it stays in (0, 1); every weight is a 0-dim float64 tensor.
+
+    Raises:
+        L2OError: a feature has no definition over ``g``, or the rule reads ``theta``.
+    """
+
+    def __init__(self, rule: Rule, device: torch.device | str = "cpu") -> None:
+        body = compile_program([rule.expression])
+        read = [name for name in body.inputs if name not in rule.constants and name != "t"]
+        if "theta" in read:
+            raise L2OError(f"rule {rule.name!r} reads theta; expected one over gradient features to tune")
+        missing = [name for name in read if name != "g" and rule.features.get(name) is None]
+        if missing:
+            raise L2OError(
+                f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g; add it to 'features'"
+            )
+        self.rule, self.scale = rule, rule.scale
+        self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
+        self._body = Lowered(body)
+        self._decays = frozenset(rule.decay_constants)
+        self.weights: Weights = {
+            name: torch.tensor(
+                math.log(value / (1.0 - value)) if name in self._decays else value,
+                dtype=torch.float64,
+                device=device,
+            )
+            for name, value in rule.constants.items()
+        }
+        # Adam's steps have the size of the learning rate; so they are relative to each constant's own.
+        self.rates = {
+            name: 1.0 if name in self._decays else max(abs(value), 1e-3)
+            for name, value in rule.constants.items()
+        }
+        self.floats_per_parameter = rule.state_floats
+
+    def initial_state(self, theta: torch.Tensor) -> State:
+        """Zero state for a flat vector [N]."""
+        return State(0, self.features.initial_state(theta), self._body.initial_state(theta))
+
+    def inputs(self, g: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """Features [F, N] of gradient [N], and the state after their step."""
+        x, features = self.features.step(g, state.features, state.t + 1)
+        return x, State(state.t + 1, features, state.network)
+
+    def step(
+        self, weights: Weights, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Output [N] before ``scale``, and the new state, for features x [F, N] at step ``t``."""
+        inputs = dict(zip(self.features.names, x, strict=True)) | self._values(weights)
+        (out,), network = self._body.step(inputs, network, t)
+        return torch.as_tensor(out, dtype=x.dtype, device=x.device).expand_as(x[0]), network
+
+    def _values(self, weights: Weights) -> Weights:
+        return {n: torch.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
+
+    def tuned(self, weights: Mapping[str, np.ndarray]) -> Rule:
+        """The rule with the constants these weights stand for."""
+        values = self._values({n: torch.as_tensor(w, dtype=torch.float64) for n, w in weights.items()})
+        return self.rule.with_constants({name: float(value) for name, value in values.items()})

@@ -1,0 +1,96 @@
+"""Teachers as coordinate-wise networks over named weight arrays.
+
+Arrays are laid out [feature or unit, coordinate], coordinates contiguous, so that every gate of the
+LSTM is one contiguous block.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from common.teachers import Teacher
+from torch_impl.features import FeatureStream
+from torch_impl.tensors import State, Weights
+
+
+class TeacherNetwork:
+    """A teacher's network with its weights: a function from weights to an optimizer.
+
+    Args:
+        teacher: the row.
+        weights: arrays by canonical name (``Teacher.weight_shapes``).
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        weights: Mapping[str, np.ndarray],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.teacher = teacher
+        self.scale = teacher.scale
+        self.features = FeatureStream(teacher.expressions())
+        self.weights: Weights = {
+            name: torch.tensor(weights[name], dtype=dtype, device=device) for name in teacher.weight_shapes()
+        }
+        self.floats_per_parameter = teacher.state_floats() + len(self.features.initial_state(torch.zeros(0)))
+
+    def initial_state(self, theta: torch.Tensor) -> State:
+        """Zero state for a flat vector [N]."""
+        network = tuple(
+            theta.new_zeros(size, theta.numel()) for size in self.teacher.lstm for _ in ("h", "c")
+        )
+        return State(0, self.features.initial_state(theta), network)
+
+    def inputs(self, g: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """The network's inputs [F, N] for gradient [N]; first order, so outside the meta-gradient."""
+        x, features = self.features.step(g, state.features, state.t + 1)
+        return x, State(state.t + 1, features, state.network)
+
+    def step(
+        self, weights: Weights, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Output [N] before ``scale``, and the new network state, for inputs x [F, N]."""
+        del t  # a rule's network reads it
+        if self.teacher.pre:
+            x = F.elu(torch.addmm(weights["pre/b"][:, None], weights["pre/w"], x))
+        new_state: list[torch.Tensor] = []
+        for layer in range(len(self.teacher.lstm)):
+            h, c = lstm_cell(
+                weights[f"lstm_{layer}/w_input"],
+                weights[f"lstm_{layer}/w_hidden"],
+                weights[f"lstm_{layer}/bias"],
+                x,
+                *network[2 * layer : 2 * layer + 2],
+            )
+            new_state += [h, c]
+            x = h
+        out = torch.addmm(weights["out/b"][:, None], weights["out/w"], x)[0]
+        return (torch.tanh(out) if self.teacher.output == "tanh" else out), tuple(new_state)
+
+
+def lstm_cell(
+    w_input: torch.Tensor,
+    w_hidden: torch.Tensor,
+    bias: torch.Tensor,
+    x: torch.Tensor,
+    h: torch.Tensor,
+    c: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One LSTM cell, gates in the order i, f, g, o, one bias [4H]; x [D, N], h and c [H, N]."""
+    size = h.shape[0]
+    if torch.is_grad_enabled():
+        gates = torch.addmm(torch.addmm(bias[:, None], w_input, x), w_hidden, h)
+        i, f = torch.sigmoid(gates[: 2 * size]).split(size)
+        g, o = torch.tanh(gates[2 * size : 3 * size]), torch.sigmoid(gates[3 * size :])
+        c = f * c + i * g
+        return o * torch.tanh(c), c
+    # In place where nothing is recorded: fresh pages for every gate would double the time of a rollout.
+    gates = torch.mm(w_input, x).add_(bias[:, None]).addmm_(w_hidden, h)
+    i, f = gates[: 2 * size].sigmoid_().split(size)
+    g, o = gates[2 * size : 3 * size].tanh_(), gates[3 * size :].sigmoid_()
+    c = (f * c).addcmul_(i, g)
+    return torch.tanh(c).mul_(o), c

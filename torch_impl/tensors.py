@@ -1,0 +1,75 @@
+"""Between NumPy and torch: dtype, device, flat vectors, and the state optimizers carry."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from common.errors import L2OError
+
+Weights = dict[str, torch.Tensor]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def device_of(name: str) -> torch.device:
+    """The device called ``name``; one that is not there raises ``L2OError``."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise L2OError(f"--device {name!r} cannot be used ({reason}); use --device cpu") from None
+    return device
+
+
+def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+    """A torch copy of a NumPy array, cast to ``dtype``."""
+    return torch.tensor(np.asarray(array), dtype=dtype, device=device)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A NumPy copy of a tensor, detached and on the host."""
+    return tensor.detach().cpu().numpy().copy()
+
+
+def flatten(arrays: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """All arrays, in order, as one vector [N]."""
+    return torch.cat([to_tensor(array, dtype, device).reshape(-1) for array in arrays.values()])
+
+
+def unflatten(vector: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """Views of a vector [N] with the given shapes, in order."""
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    return [part.view(shape) for part, shape in zip(torch.split(vector, sizes), shapes, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything an optimizer carries from step to step.
+
+    Attributes:
+        t: number of steps taken.
+        features: state of the feature stream, arrays [N].
+        network: the network's or rule's own state: for a teacher h and c per cell, [H, N].
+    """
+
+    t: int
+    features: tuple[torch.Tensor, ...]
+    network: tuple[torch.Tensor, ...]
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """The arrays by name, for checkpoints."""
+        return {f"features/{i:03d}": a for i, a in enumerate(self.features)} | {
+            f"network/{i:03d}": a for i, a in enumerate(self.network)
+        }
+
+    @classmethod
+    def from_named(cls, t: int, arrays: Mapping[str, torch.Tensor]) -> "State":
+        """The inverse of ``named``."""
+        parts = {
+            group: tuple(arrays[k] for k in sorted(arrays) if k.startswith(group))
+            for group in ("features/", "network/")
+        }
+        return cls(t, parts["features/"], parts["network/"])

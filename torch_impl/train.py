@@ -1,0 +1,104 @@
+"""Meta-train a teacher: ``python -m torch_impl.train --teacher rnnprop --problem mnist-mlp --out DIR``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.cli import run as run_command
+from common.config import TrainConfig
+from common.errors import L2OError
+from common.teachers import TEACHERS, Teacher, initial_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished (or interrupted) meta-training.
+
+    Attributes:
+        folder: the run folder, with ``teacher.h5``, ``config.json``, ``metrics.jsonl``, ``checkpoint/``.
+        weights: the best teacher's weights by name.
+        history: one row per epoch: loss, validation, seconds.
+        exit_code: 0, or 143 / 130 where a signal stopped it.
+    """
+
+    folder: Path
+    teacher: Teacher
+    weights: dict[str, np.ndarray]
+    history: list[dict[str, Any]]
+    exit_code: int = 0
+
+
+def train(config: TrainConfig) -> Run:
+    """Meta-train a teacher as ``config`` says; everything is written into the run folder ``config.out``.
+
+    Raises:
+        L2OError: the folder is in use or holds another run, data are missing, training diverges.
+    """
+    from common.runs import Interrupt, RunFolder, created_by
+    from common.storage import RunLock
+    from interchange.weights import load_weights, save_weights
+    from torch_impl.meta import MetaTrainer, load_config
+    from torch_impl.teachers import TeacherNetwork
+    from torch_impl.tensors import DTYPES, device_of
+
+    resumed = bool(config.resume)
+    if resumed:
+        folder_name = config.resume
+        saved = load_config(TrainConfig, folder_name)
+        config = dataclasses.replace(
+            saved, quiet=config.quiet, device=config.device, data_dir=config.data_dir or saved.data_dir
+        )
+    else:
+        folder_name = config.out or f"runs/{config.teacher}-{config.problem}-{config.seed}"
+    device = device_of(config.device)
+    teacher = TEACHERS[config.teacher]
+    with RunLock(folder_name), Interrupt() as interrupt:
+        weights = initial_weights(teacher, config.seed)
+        if config.init:
+            given = load_weights(config.init)
+            if given.teacher != teacher:
+                raise L2OError(
+                    f"--init {config.init}: expected a {teacher.name} teacher, got {given.teacher.name}; "
+                    f"add --teacher {given.teacher.name}"
+                )
+            weights = given.weights
+        network = TeacherNetwork(teacher, weights, DTYPES[config.dtype], device)
+        folder = RunFolder(folder_name, resume=resumed, overwrite=config.overwrite)
+        if not resumed:
+            folder.start(dataclasses.asdict(config))
+        trainer = MetaTrainer(network, config, folder=folder)
+        if resumed:
+            trainer.restore()
+        finished = trainer.run(label=f"train {teacher.name}", quiet=config.quiet, interrupt=interrupt)
+        save_weights(folder.path / "teacher.h5", teacher, trainer.best, created_by("torch"))
+    code = 0 if finished else interrupt.exit_code
+    return Run(folder.path, teacher, trainer.best, trainer.history, code)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point; the exit code."""
+
+    def body(config: TrainConfig) -> int:
+        result = train(config)
+        if not config.quiet:
+            state = "teacher" if result.exit_code == 0 else "interrupted; best teacher so far"
+            print(f"{state}: {result.folder / 'teacher.h5'}")
+            if result.exit_code:
+                print(f"go on with: python -m torch_impl.train --resume {result.folder}")
+        return result.exit_code
+
+    return run_command(
+        TrainConfig,
+        body,
+        argv,
+        prog="python -m torch_impl.train",
+        description="Meta-train an LSTM optimizer (teacher) and write it to a run folder.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The inner loop and the meta-gradient that needs no optimizee graph (MATH.md section 3).
+
+Inside a rollout nothing is differentiated but the optimizee's loss at one point. The inputs of the
+optimizer network and the gradients g_t are kept; with updates that add up,
+theta_t = theta_0 + sum_{s<t} lr u_s, the meta-gradient of sum_t w_t f_t is
+
+    dL/dphi = sum_s < c_s , d u_s / d phi >,    c_s = lr sum_{t>s} w_t g_t,
+
+one backward pass of the network as a sequence, chunk by chunk over coordinates.
+"""
+
+import dataclasses
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from torch_impl.problems import Task, value_and_gradient
+from torch_impl.tensors import State, Weights
+
+# Coordinates of one backward pass. The sizes do not depend on the number of threads, so neither do
+# the bits of the sum; the upper one bounds memory, the lower one the overhead per operation.
+_SMALLEST_CHUNK, _LARGEST_CHUNK, _CHUNKS = 2048, 6144, 4
+
+
+class Network(Protocol):
+    """What is trained: a teacher's network, or a rule with its constants as weights."""
+
+    weights: Weights
+    scale: float
+
+    def initial_state(self, theta: torch.Tensor) -> State:
+        """Zero state for a flat vector [N]."""
+
+    def inputs(self, g: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """Network inputs [F, N] of gradient [N], and the state after the features' step."""
+
+    def step(
+        self, weights: Weights, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Output [N] before ``scale``, and the new network state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where an epoch stands between two unrolls.
+
+    Attributes:
+        theta: flat parameters [N].
+        loss, gradient: at ``theta`` on the batch of ``step``, already taken by the unroll before
+            (f_T of one unroll is f_0 of the next); None at the start of an epoch.
+    """
+
+    step: int
+    theta: torch.Tensor
+    state: State
+    loss: torch.Tensor | None = None
+    gradient: torch.Tensor | None = None
+
+
+def start(task: Task, network: Network) -> Position:
+    """The position at the start of an epoch."""
+    theta = task.initial()
+    return Position(0, theta, network.initial_state(theta))
+
+
+def advance(
+    task: Task, network: Network, position: Position, steps: int, lr: float = 1.0
+) -> tuple[Position, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Take ``steps`` steps theta += lr * scale * out with no graph.
+
+    Returns:
+        The new position, losses [steps + 1], gradients [steps + 1, N], inputs [steps, F, N].
+    """
+    if position.loss is None:
+        loss, g = value_and_gradient(task, position.theta, position.step)
+        position = dataclasses.replace(position, loss=loss, gradient=g)
+    losses, gradients, inputs = [position.loss], [position.gradient], []
+    for _ in range(steps):
+        position, x = _one_step(task, network, position, lr)
+        losses.append(position.loss)
+        gradients.append(position.gradient)
+        inputs.append(x)
+    return position, torch.stack(losses), torch.stack(gradients), torch.stack(inputs)
+
+
+def cotangents(gradients: torch.Tensor, loss: str) -> torch.Tensor:
+    """c_s [T, N] = sum_{t>s} w_t g_t from gradients [T + 1, N]; w is all 1 (``sum``) or e_T (``last``)."""
+    if loss == "last":
+        return gradients[-1:].expand(len(gradients) - 1, -1)
+    return gradients[1:].flip(0).cumsum(0).flip(0)
+
+
+def meta_gradient(
+    network: Network,
+    state: State,
+    inputs: torch.Tensor,
+    c: torch.Tensor,
+    coordinates: np.ndarray | None = None,
+) -> dict[str, torch.Tensor]:
+    """sum_s <c_s, d u_s / d weights> by one backward pass of the network as a sequence.
+
+    Args:
+        state: at the start of the unroll.
+        inputs: [T, F, N]; c: [T, N], with the learning rate in it.
+        coordinates: numbers of the coordinates to use, all if None; the result is scaled by N/n, so
+            a random subset is unbiased.
+
+    Returns:
+        Weight name -> gradient.
+    """
+    steps, _, total = inputs.shape
+    factor = network.scale
+    if coordinates is not None:
+        index = torch.from_numpy(coordinates).to(inputs.device)
+        inputs, c = inputs[:, :, index], c[:, index]
+        state = dataclasses.replace(state, network=tuple(a[..., index] for a in state.network))
+        factor *= total / len(coordinates)
+    size = min(max(-(-c.shape[1] // _CHUNKS), _SMALLEST_CHUNK), _LARGEST_CHUNK)
+
+    def part_of(low: int) -> tuple[torch.Tensor | None, ...]:
+        part = slice(low, low + size)
+        leaves = {name: w.detach().requires_grad_() for name, w in network.weights.items()}
+        hidden = tuple(a[..., part].contiguous() for a in state.network)
+        outs = []
+        for s in range(steps):
+            out, hidden = network.step(leaves, inputs[s, :, part], hidden, state.t + 1 + s)
+            outs.append(out)
+        return torch.autograd.grad(
+            torch.stack(outs), list(leaves.values()), c[:, part] * factor, allow_unused=True
+        )
+
+    grads = {name: torch.zeros_like(w) for name, w in network.weights.items()}
+    lows = range(0, c.shape[1], size)
+    parts = map(part_of, lows) if len(lows) == 1 or c.is_cuda else _pool().map(part_of, lows)
+    for pieces in parts:
+        for name, piece in zip(grads, pieces, strict=True):
+            if piece is not None:
+                grads[name] += piece
+    return grads
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads for chunks: many small operations scale far better over chunks than inside one."""
+    count = min(_CHUNKS, len(os.sched_getaffinity(0)))
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def rollout(task: Task, network: Network, steps: int, lr: float = 1.0) -> np.ndarray:
+    """Losses [steps + 1] of one whole rollout, float64, no meta-gradient and nothing else kept."""
+    position = start(task, network)
+    loss, g = value_and_gradient(task, position.theta, 0)
+    position = dataclasses.replace(position, loss=loss, gradient=g)
+    losses = [loss]
+    for _ in range(steps):
+        position, _ = _one_step(task, network, position, lr)
+        losses.append(position.loss)
+    return torch.stack(losses).double().cpu().numpy()
+
+
+def _one_step(task: Task, network: Network, at: Position, lr: float) -> tuple[Position, torch.Tensor]:
+    """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
+    with torch.no_grad():
+        x, state = network.inputs(at.gradient, at.state)
+        out, hidden = network.step(network.weights, x, state.network, state.t)
+        theta = at.theta + (lr * network.scale) * out
+    loss, g = value_and_gradient(task, theta, at.step + 1)
+    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x
