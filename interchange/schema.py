@@ -120,7 +120,7 @@ EVALUATION = Schema(
         *_attributes("", created_by=str, config_json=str),
         *_attributes("rows/*", optimizer=str, problem=str, seed=int, split=str, outcome=str),
         *_attributes("rows/*", accuracy=float, ms_per_step=float, floats_per_parameter=float),
-        *_attributes("rows/*", tuned_json=str, trials=int),
+        *_attributes("rows/*", settings_json=str, trials=int, horizon=int),
     ),
 )
 
