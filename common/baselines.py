@@ -1,0 +1,108 @@
+"""The table of hand-made optimizers, and the SPEC notation that names any optimizer.
+
+Formulas and defaults are torch.optim 2.13's in both backends (MATH.md section 6): Adam with
+m_hat / (sqrt(v_hat) + eps), RMSprop with eps outside the root, momentum without dampening, weight
+decay decoupled where there is one; Lion is Chen et al. 2023.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from common.errors import L2OError
+from common.registry import Registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """One row.
+
+    Attributes:
+        lr: middle of the grid of learning rates.
+        options: hyper-parameters a SPEC may set, with their defaults.
+    """
+
+    name: str
+    lr: float
+    options: dict[str, float]
+    source: str
+
+
+BASELINES: Registry[Baseline] = Registry(
+    "optimizer",
+    {
+        row.name: row
+        for row in (
+            Baseline("sgd", 0.32, {"momentum": 0.0}, "Robbins and Monro 1951"),
+            Baseline("momentum", 0.04, {"momentum": 0.9}, "Polyak 1964"),
+            Baseline("nesterov", 0.04, {"momentum": 0.9}, "Nesterov 1983; Sutskever et al. 2013"),
+            Baseline("rmsprop", 0.004, {"alpha": 0.99, "eps": 1e-8}, "Tieleman and Hinton 2012"),
+            Baseline("adam", 0.008, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, "Kingma and Ba 2015"),
+            Baseline(
+                "adamw",
+                0.008,
+                {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
+                "Loshchilov and Hutter 2019",
+            ),
+            Baseline("lion", 0.001, {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0}, "Chen et al. 2023"),
+        )
+    },
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A named optimizer: ``adam:lr=0.01``, ``teacher:RUN`` or ``rule:FILE``.
+
+    Attributes:
+        kind: ``baseline``, ``teacher`` or ``rule``.
+        target: the baseline's name, the run or the file.
+        lr: learning rate if the SPEC fixes it, else None; for teachers and rules a multiplier.
+        options: further hyper-parameters.
+    """
+
+    text: str
+    kind: Literal["baseline", "teacher", "rule"]
+    target: str
+    lr: float | None
+    options: dict[str, float]
+
+    @property
+    def middle(self) -> float:
+        """Middle of the learning-rate grid: the baseline's own, 1 for teachers and rules."""
+        return BASELINES[self.target].lr if self.kind == "baseline" else 1.0
+
+
+def parse_spec(text: str) -> Spec:
+    """Read ``name[:key=value,...]``, ``teacher:RUN[,lr=X]`` or ``rule:FILE[,lr=X]``."""
+    head, _, rest = text.partition(":")
+    if head in ("teacher", "rule"):
+        target, *pairs = rest.split(",")
+        if not target:
+            raise L2OError(f"optimizer {text!r}: expected {head}:PATH")
+        options = _pairs(text, pairs, {})
+        return Spec(text, head, target, options.pop("lr", None), options)
+    row = BASELINES[head]
+    options = _pairs(text, rest.split(",") if rest else [], row.options)
+    return Spec(text, "baseline", head, options.pop("lr", None), row.options | options)
+
+
+def _pairs(text: str, pairs: Sequence[str], known: dict[str, float]) -> dict[str, float]:
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if key not in known and key != "lr":
+            raise L2OError(f"optimizer {text!r}: unknown option {key!r}; known: {', '.join(['lr', *known])}")
+        try:
+            values[key] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not 0.0 <= values[key] < float("inf"):
+            raise L2OError(f"optimizer {text!r}: expected {key}=NUMBER, not negative, got {pair!r}")
+    return values
+
+
+def parse_specs(texts: Sequence[str]) -> list[Spec]:
+    """All of ``texts``; ``all`` stands for every baseline."""
+    names = [name for text in texts for name in (BASELINES if text == "all" else (text,))]
+    return [parse_spec(name) for name in dict.fromkeys(names)]
