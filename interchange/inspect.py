@@ -97,9 +97,9 @@ def _trajectories(tree: Any, path: str) -> Iterator[str]:
     for run in list(found.runs.values())[:_SHOWN]:
         steps, coordinates = run.y.shape
         yield (
-            f"  run {run.name}: {run.source_kind} on {run.problem}, seed {run.seed}, {steps} of {run.num_steps} "
-            f"steps, {coordinates} coordinates of {len(run.params_names)} tensors, {run.x.dtype}, "
-            f"loss {_ends(run.loss)}, {run.outcome}"
+            f"  run {run.name}: {run.source_kind} on {run.problem}, seed {run.seed}, {steps} of "
+            f"{run.num_steps} steps, {coordinates} coordinates of {len(run.params_names)} tensors, "
+            f"{run.x.dtype}, loss {_ends(run.loss)}, {run.outcome}"
         )
     yield from _more(len(found.runs), "runs")
 
