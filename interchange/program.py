@@ -79,7 +79,8 @@ def step(
                 result = OPERATORS[ins.op].numpy(*args)
             registers.append(result)
     outputs = tuple(np.broadcast_to(registers[source], shape) for source in program.outputs)
-    return outputs, tuple(np.broadcast_to(registers[source], shape) for source in program.writes)
+    # Copies, so that a caller may reuse its gradient array.
+    return outputs, tuple(np.array(np.broadcast_to(registers[source], shape)) for source in program.writes)
 
 
 def evaluate(program: Program, inputs: Mapping[str, Any], dtype: Any = np.float64) -> tuple[Array, ...]:

@@ -1,0 +1,115 @@
+"""What the source-code emitters share: copying tested operator functions, and writing a program as lines.
+
+Generated code holds names only as literals, identifiers only from counters, and floats by
+``repr``, so that nothing in a rule file can become code.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from common.errors import L2OError
+from interchange.expression import to_text
+from interchange.operators import OPERATORS
+from interchange.program import Instruction, Program
+from interchange.rule import RAW, Rule
+
+
+def pointwise_operators(program: Program, infix: Iterable[str]) -> tuple[str, ...]:
+    """The operators of a program that need a function: pointwise and not written infix."""
+    used = dict.fromkeys(ins.op for ins in program.instructions)
+    return tuple(op for op in used if op in OPERATORS and OPERATORS[op].numpy and op not in infix)
+
+
+def copied_source(module: str, functions: Iterable[str]) -> str:
+    """The source text of functions of a module, and of everything at its top level they use.
+
+    The module is read, never imported, so no framework is needed. In the order of the file; two blank
+    lines between functions. ``L2OError`` if the module or a function is not there.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.origin:
+        raise L2OError(f"expected the module {module} to be installed, to copy operators from; reinstall")
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    definitions = _top_level(ast.parse(text))
+    wanted, queue = set(), list(functions)
+    while queue:
+        name = queue.pop()
+        if name not in definitions:
+            raise L2OError(f"expected {name} in {module}, got no such definition; add the operator there")
+        if name not in wanted:
+            wanted.add(name)
+            used = {node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)}
+            queue.extend(used & definitions.keys())
+    pieces = [(ast.get_source_segment(text, definitions[name]), definitions[name]) for name in definitions]
+    assignments = [piece for piece, node in pieces if isinstance(node, ast.Assign) and _name(node) in wanted]
+    bodies = [piece for piece, node in pieces if isinstance(node, ast.FunctionDef) and node.name in wanted]
+    return "\n\n\n".join(["\n".join(assignments)] * bool(assignments) + bodies)
+
+
+def _top_level(tree: ast.Module) -> dict[str, ast.FunctionDef | ast.Assign]:
+    kinds = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    kinds += [
+        node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    ]
+    return {_name(node): node for node in sorted(kinds, key=lambda node: node.lineno)}
+
+
+def _name(node: ast.FunctionDef | ast.Assign) -> str:
+    return node.name if isinstance(node, ast.FunctionDef) else node.targets[0].id
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """A program as source: assignments, and the text that stands for each register."""
+
+    lines: str
+    texts: tuple[str, ...]
+
+
+def body(program: Program, write: Callable[[Instruction, list[str], str], str], indent: str) -> Body:
+    """One assignment per instruction, ``x0 = ...``; numbers and constants are written where they are used.
+
+    Args:
+        write: (instruction, texts of its arguments, text of b for "ema" and "unbias") -> right-hand side.
+    """
+    lines, texts = [], []
+    for ins in program.instructions:
+        args = [texts[arg] for arg in ins.args]
+        decay = _decay(program.instructions[ins.args[1]]) if ins.op in ("ema", "unbias") else ""
+        text = write(ins, args, decay)
+        if ins.op != "number" and (ins.op != "input" or ins.name in RAW):
+            lines.append(f"{indent}x{len(lines)} = {text}")
+            text = f"x{len(lines) - 1}"
+        texts.append(text)
+    return Body("\n".join(lines), tuple(texts))
+
+
+def _decay(ins: Instruction) -> str:
+    return repr(ins.value) if ins.op == "number" else constant(ins.name)
+
+
+def constant(name: str) -> str:
+    """The text that reads a constant."""
+    return f"constants[{literal(name)}]"
+
+
+def literal(value: str | float) -> str:
+    """A Python literal in ASCII that reads back as exactly this value."""
+    if isinstance(value, str):
+        return json.dumps(value) if value.isascii() else ascii(value)
+    return repr(value)
+
+
+def header(rule: Rule) -> str:
+    """The rule's record at the top of a file, as literals only."""
+    features = {key: to_text(tree) for key, tree in rule.features.items() if tree is not None}
+    values = {"NAME": rule.name, "EXPRESSION": to_text(rule.expression), "SCALE": rule.scale}
+    lines = [f"{key} = {literal(value)}" for key, value in values.items()]
+    for key, table in {"FEATURES": features, "CONSTANTS": rule.constants}.items():
+        items = "".join(f"\n    {literal(name)}: {literal(value)}," for name, value in table.items())
+        lines.append(f"{key} = {{{items}{chr(10) * bool(table)}}}")
+    return "\n".join(lines)
