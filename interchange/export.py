@@ -3,10 +3,8 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from common.cli import run
-from common.errors import L2OError
 from common.storage import atomic_write
 from interchange.emit import TARGETS
 from interchange.rule import Rule
@@ -27,12 +25,8 @@ def export(rule: Rule, target: str) -> str:
 
 
 def _body(config: ExportConfig) -> int:
-    if not config.rule or not config.to:
-        raise L2OError(f"expected RULE.json --to TARGET; targets: {', '.join(TARGETS)}")
     text = export(Rule.load(config.rule), config.to)
     if config.out:
-        if Path(config.out).suffix == "":
-            raise L2OError(f"expected a file name such as {config.out}{TARGETS[config.to].suffix}")
         atomic_write(config.out, text.encode())
     else:
         sys.stdout.write(text)
@@ -49,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Export a rule as an equation or as a standalone optimizer.",
         positional=("rule",),
         short={"out": "o"},
+        required=("rule", "to"),
     )
 
 

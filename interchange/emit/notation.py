@@ -23,8 +23,8 @@ _NEVER_NEGATIVE_IF_ARGS = {"add", "mul", "div", "max", "min", "cube", "cumsum", 
 class Box:
     """A piece of layout.
 
-    ``kind`` is "row" (parts), "letter", "word" (a function), "name", "number" or "symbol" (text), "fraction" (two parts),
-    "root" (one part; text is the degree), "sub" or "sup" (base, script), "accent" (one part; text is
+    ``kind`` is "row" (parts), "letter", "word" (a function), "name", "number" or "symbol" (text),
+    "fraction" (two parts), "root" (one part; text is the degree), "sub" or "sup" (base, script), "accent" (one part; text is
     the accent) or "fence" (one part; text is "()", "[]" or "||").
     """
 

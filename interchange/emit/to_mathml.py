@@ -1,4 +1,4 @@
-"""A rule as Presentation MathML Core, in the notation of interchange.emit.notation; valid XML, inline in HTML."""
+"""A rule as Presentation MathML Core, in the notation of emit.notation; XML that can stand in HTML."""
 
 from xml.sax.saxutils import escape
 
@@ -25,7 +25,7 @@ def mathml(box: Box) -> str:
             return f"<mrow>{''.join(parts)}</mrow>"
         case "letter":
             return f"<mi>{_LETTERS.get(box.text, text)}</mi>"
-        case "word":
+        case "word" | "name":
             return f'<mi mathvariant="normal">{text}</mi>'
         case "number":
             return f"<mn>{text.replace('-', _SYMBOLS['-'])}</mn>"
@@ -34,9 +34,9 @@ def mathml(box: Box) -> str:
         case "fraction":
             return f"<mfrac>{''.join(parts)}</mfrac>"
         case "root":
-            return (
-                f"<msqrt>{parts[0]}</msqrt>" if text == "2" else f"<mroot>{parts[0]}<mn>{text}</mn></mroot>"
-            )
+            if text == "2":
+                return f"<msqrt>{parts[0]}</msqrt>"
+            return f"<mroot>{parts[0]}<mn>{text}</mn></mroot>"
         case "sub" | "sup":
             return f"<m{box.kind}>{''.join(parts)}</m{box.kind}>"
         case "accent":

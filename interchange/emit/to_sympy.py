@@ -12,7 +12,7 @@ from interchange.expression import Node, call, name, number, to_text
 from interchange.operators import OPERATORS
 from interchange.rule import Rule
 
-_ARITHMETIC = {"add": "+", "sub": "-", "mul": "*", "div": "/", "neg": "-", "square": "**2", "cube": "**3"}
+_ARITHMETIC = frozenset({"add", "sub", "mul", "div", "neg", "square", "cube"})
 
 
 def emit(rule: Rule) -> str:
@@ -71,24 +71,33 @@ def from_sympy(expression: Any) -> Node:
     if isinstance(expression, sympy.Rational) and not expression.is_Integer:
         return call("div", number(int(expression.p)), number(int(expression.q)))
     if expression.is_number and not expression.args:
-        return number(float(expression))
+        return number(_real(expression))
     if isinstance(expression, sympy.Pow) and expression.exp.is_Integer:
         return _integer_power(from_sympy(expression.base), int(expression.exp))
     args = [from_sympy(arg) for arg in expression.args]
     if isinstance(expression, sympy.Mul):
         return _product(args)
-    op = _function_names(sympy).get(expression.func, getattr(expression.func, "__name__", ""))
-    if op not in OPERATORS or (op in _SYMPY_ONLY and expression.func not in _function_names(sympy)):
-        raise L2OError(f"the rule language has no {op or expression.func}; rewrite that part")
-    return _folded(op, args) if op in ("add", "max", "min") else call(op, *args)
+    if isinstance(expression, sympy.Add):
+        return _sum(args)
+    same = {getattr(sympy, row.sympy): row.name for row in OPERATORS.values() if row.sympy}
+    op = same.get(expression.func, "")
+    if isinstance(expression, sympy.core.function.AppliedUndef):
+        op = expression.func.__name__
+    if op not in OPERATORS:
+        raise L2OError(f"the rule language has no {expression.func}; rewrite that part")
+    if op not in ("max", "min"):
+        return call(op, *args)
+    result, *rest = args
+    for arg in rest:
+        result = call(op, result, arg)
+    return result
 
 
-_SYMPY_ONLY = frozenset({"log", "cbrt"})
-
-
-def _function_names(sympy: Any) -> dict[Any, str]:
-    table = {getattr(sympy, row.sympy): row.name for row in OPERATORS.values() if row.sympy}
-    return {**table, sympy.Add: "add"}
+def _real(constant: Any) -> float:
+    try:
+        return float(constant)
+    except (TypeError, OverflowError):
+        raise L2OError(f"expected real finite numbers, got {constant}; rewrite that part") from None
 
 
 def _integer_power(base: Node, exponent: int) -> Node:
@@ -113,8 +122,9 @@ def _product(args: list[Node]) -> Node:
     return call("neg", result) if negative else result
 
 
-def _folded(op: str, args: list[Node]) -> Node:
+def _sum(args: list[Node]) -> Node:
+    """Terms left to right; a term with a sign is subtracted."""
     result, *rest = args
     for arg in rest:
-        result = call(op, result, arg)
+        result = call("sub", result, arg.args[0]) if arg.op == "neg" else call("add", result, arg)
     return result
