@@ -32,9 +32,15 @@ _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 class StorageError(L2OError):
-    """A file could not be written or read: no space, no permission, no such folder."""
+    """A file could not be written: no space, no permission, no such folder."""
 
     exit_code = 74  # EX_IOERR of sysexits.h
+
+
+class ReadError(StorageError):
+    """A file could not be read: it is not there, no permission, not a regular file, too large."""
+
+    exit_code = 2  # a wrong path is bad input
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | bytearray | memoryview | str) -> None:
@@ -278,27 +284,27 @@ def read_json(path: str | os.PathLike[str], limit: int = JSON_LIMIT) -> Any:
 
 
 def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
-    """All bytes of a regular file of at most ``limit`` bytes; otherwise ``StorageError``."""
+    """All bytes of a regular file of at most ``limit`` bytes; otherwise ``ReadError``."""
     try:
         with open_regular(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+        raise ReadError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     if len(data) > limit:
-        raise StorageError(f"{path}: expected at most {limit} bytes, got more; is it the right file?")
+        raise ReadError(f"{path}: expected at most {limit} bytes, got more; is it the right file?")
     return data
 
 
 @contextlib.contextmanager
 def open_regular(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Open a regular file for reading bytes; pipes, devices and folders raise ``StorageError``.
+    """Open a regular file for reading bytes; pipes, devices and folders raise ``ReadError``.
 
     Errors of the operating system come through as ``OSError``.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not block here
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise StorageError(f"{path}: expected a regular file, got a folder, pipe or device; check it")
+            raise ReadError(f"{path}: expected a regular file, got a folder, pipe or device; check it")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             yield file
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
-from common.storage import StorageError, canonical_json, loads_json
+from common.storage import ReadError, canonical_json, loads_json
 from interchange.schema import CHECKPOINT, validate
 from interchange.storage import read_hdf5, write_hdf5
 from interchange.walk import DamagedFileError, Tree, VersionError
@@ -62,7 +62,7 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarra
         try:
             tree = read_hdf5(path, CHECKPOINT.format, CHECKPOINT.version)
             return checkpoint_from_tree(tree, path)
-        except (StorageError, VersionError):
+        except (ReadError, VersionError):
             raise
         except L2OError as error:
             damaged.append(path)
@@ -96,7 +96,7 @@ def _files(folder: str | os.PathLike[str]) -> list[tuple[int, Path]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StorageError(f"cannot list {Path(folder, FOLDER)}: {error.strerror}; check the path") from error
+        raise ReadError(f"cannot list {Path(folder, FOLDER)}: {error.strerror}; check the path") from error
     matches = [match for name in names if (match := _FILE.fullmatch(name))]
     return sorted((int(match[1]), Path(folder, FOLDER, match[0])) for match in matches)
 

@@ -11,7 +11,7 @@ from typing import Any
 from common import cli
 from common.config import option
 from common.errors import L2OError
-from common.storage import StorageError, open_regular, read_json
+from common.storage import ReadError, open_regular, read_json
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _SHOWN = 20  # runs, arrays or rows listed one by one
@@ -30,7 +30,7 @@ def describe(path: str) -> str:
         with open_regular(path) as file:
             start = file.read(64)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}; check the path") from error
+        raise ReadError(f"cannot read {path}: {error.strerror}; check the path") from error
     if start.startswith(_HDF5):
         lines = _hdf5(path)
     elif start.lstrip().startswith(b"{"):

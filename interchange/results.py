@@ -85,7 +85,7 @@ def save_evaluation(
     """Write the rows, and ``summary.csv`` beside them; the HDF5 file's SHA-256.
 
     Args:
-        horizons: steps at which the summary reads the losses; the full length if empty.
+        horizons: steps at which the summary reads the losses; each problem's longest run if empty.
     """
     root = {"created_by": created_by, "config_json": canonical_json(config)}
     tree = Tree(attributes={"": root})
@@ -95,9 +95,8 @@ def save_evaluation(
         tree.attributes[folder]["settings_json"] = canonical_json(row.settings)
         tree.arrays[f"{folder}/losses"] = np.asarray(row.losses, np.float64)
     _take(tree, path)
-    table = summary_csv(summarise(rows, horizons))
     digest = write_hdf5(path, tree, EVALUATION.format, EVALUATION.version)
-    atomic_write(Path(path).with_name("summary.csv"), table)
+    atomic_write(Path(path).with_name("summary.csv"), summary_csv(_summary(rows, horizons)))
     return digest
 
 
@@ -109,6 +108,15 @@ def load_evaluation(path: str | os.PathLike[str]) -> Evaluation:
 def evaluation_from_tree(tree: Tree, path: str | os.PathLike[str]) -> Evaluation:
     """The evaluation in a tree that ``read_hdf5`` returned; ``path`` is for messages."""
     return _take(tree, path)
+
+
+def _summary(rows: Sequence[EvaluationRow], horizons: Sequence[int]) -> list[SummaryRow]:
+    table = []
+    for problem in sorted({row.problem for row in rows}):
+        own = [row for row in rows if row.problem == problem]
+        # A diverged run is shorter than the others and still counts at their horizon.
+        table += summarise(own, horizons or (max(len(row.losses) for row in own),))
+    return table
 
 
 def summary_csv(table: Sequence[SummaryRow]) -> str:

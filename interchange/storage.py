@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from common.errors import L2OError
-from common.storage import StorageError, atomic_write, canonical_json, open_regular
+from common.storage import ReadError, atomic_write, canonical_json, open_regular
 from interchange.walk import DamagedFileError, Reader, Tree, VersionError
 
 BUDGET = 2 << 30  # bytes of arrays and strings one file may declare
@@ -162,7 +162,7 @@ def read_hdf5(
         budget: bytes that arrays and strings may take in all.
 
     Raises:
-        StorageError: no such file, no permission.
+        ReadError: no such file, no permission.
         DamagedFileError: not HDF5, truncated, changed, or holding what the project never writes.
         L2OError: another format or major version.
     """
@@ -173,7 +173,7 @@ def read_hdf5(
             _check_format(path, reader.attributes(file, ""), format, version)
             tree = reader.walk(file)
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+        raise ReadError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     tree.sha256 = str(tree.attributes[""].get("sha256", ""))
     if not tree.sha256:
         warnings.warn(f"{path} carries no sha256: changes to it cannot be noticed", stacklevel=2)
@@ -189,7 +189,7 @@ def _clear_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except L2OError:
         raise
     except MemoryError as error:
-        raise StorageError(f"{path}: not enough memory to read it; close other programs") from error
+        raise ReadError(f"{path}: not enough memory to read it; close other programs") from error
     except _H5PY_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(

@@ -94,6 +94,8 @@ def _file(path: str | os.PathLike[str]) -> Path:
 
 def _teacher(path: object, row: object) -> Teacher:
     try:
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), list) for key in ("inputs", "lstm")):
+            raise L2OError("inputs and lstm must be lists")
         teacher = Teacher.from_dict(row)
         numbers = (teacher.scale, teacher.beta1, teacher.beta2, teacher.eps, teacher.p, teacher.pre)
         if not all(isinstance(number, (int, float)) for number in numbers):

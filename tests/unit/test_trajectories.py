@@ -1,0 +1,263 @@
+"""Trajectory files: round trip, contract, damage."""
+
+import dataclasses
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from common.errors import L2OError
+from interchange import inspect
+from interchange.storage import chunk_shape
+from interchange.trajectories import Run, Trajectories, load_trajectories, save_trajectories
+
+
+def make_run(name="000000", steps=12, coordinates=5, dtype="f4", random=0, **changes) -> Run:
+    """A made-up run of a teacher with two features."""
+    generator = np.random.default_rng(random)
+
+    def numbers(*shape):
+        return generator.normal(size=shape).astype(dtype)
+
+    fields = {
+        "name": name,
+        "problem": "digits-mlp",
+        "problem_json": '{"name":"digits-mlp"}',
+        "source_kind": "teacher",
+        "source_json": '{"name":"rp_s"}',
+        "source_sha256": "ab" * 32,
+        "seed": random,
+        "init_seed": random + 1,
+        "num_steps": steps,
+        "scale": 0.01,
+        "diverged": False,
+        "outcome": "ok",
+        "x": numbers(steps, coordinates, 2),
+        "g": numbers(steps, coordinates),
+        "y": numbers(steps, coordinates),
+        "loss": generator.normal(size=steps),
+        "step": np.arange(1, steps + 1),
+        "param_index": np.array([0, 0, 1, 1, 1])[:coordinates],
+        "flat_index": np.array([0, 7, 0, 1, 2])[:coordinates],
+        "params_names": ("layer_0/w", "layer_0/b"),
+        "params_shapes": ((4, 2), (3,)),
+    }
+    return Run(**fields | changes)
+
+
+def make(*runs: Run, **changes) -> Trajectories:
+    """Trajectories of the given runs, or of two."""
+    runs = runs or (make_run(), make_run("000001", random=1, dtype="f8"))
+    fields = {
+        "features": {"m_tilde": "ema(g, 0.9)", "measured": ""},
+        "runs": {run.name: run for run in runs},
+        "split": {"train": tuple(run.name for run in runs[:1]), "test": tuple(run.name for run in runs[1:])},
+        "config": {"steps": 12},
+        "seed": 3,
+        "created_by": "test 1.0",
+    }
+    return Trajectories(**fields | changes)
+
+
+def test_round_trip(tmp_path):
+    given = make(
+        make_run(theta=np.ones((12, 5), "f4"), weight=np.full((12, 5), 0.5)), make_run("b", dtype="f8")
+    )
+    digest = save_trajectories(tmp_path / "t.h5", given)
+    found = load_trajectories(tmp_path / "t.h5")
+    assert found.sha256 == digest
+    for name in ("features", "split", "config", "seed", "created_by"):
+        assert getattr(found, name) == getattr(given, name)
+    assert list(found.features) == ["m_tilde", "measured"] and list(found.runs) == ["000000", "b"]
+    for name, run in given.runs.items():
+        for field in dataclasses.fields(Run):
+            one, other = getattr(run, field.name), getattr(found.runs[name], field.name)
+            if isinstance(one, np.ndarray):
+                np.testing.assert_array_equal(one, other)
+            else:
+                assert one == other and type(one) is type(other), field.name
+        for key, kind in {"x": run.x.dtype, "loss": "f8", "step": "i8", "param_index": "i4"}.items():
+            assert getattr(found.runs[name], key).dtype == kind
+    assert found.runs["b"].theta is None
+
+
+def test_same_input_same_bytes(tmp_path):
+    for name in "ab":
+        save_trajectories(tmp_path / name, make())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    save_trajectories(tmp_path / "b", load_trajectories(tmp_path / "a"))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_layout_on_disk(tmp_path):
+    coordinates = 1000
+    run = make_run(steps=400, coordinates=5)
+    wide = {name: np.repeat(getattr(run, name), coordinates // 5, axis=1) for name in ("x", "g", "y")} | {
+        name: np.repeat(getattr(run, name), coordinates // 5) for name in ("param_index", "flat_index")
+    }
+    save_trajectories(tmp_path / "t.h5", make(dataclasses.replace(run, **wide)))
+    with h5py.File(tmp_path / "t.h5") as file:
+        assert file.attrs["format"] == "l2o-trajectories" and file.attrs["format_version"] == "1.0.0"
+        x = file["runs/000000/x"]
+        assert x.chunks == (65, 1000, 2) and x.shuffle and x.compression == "lzf" and x.fletcher32
+        assert file["runs/000000/coord/flat_index"].dtype == "i4"
+        assert file["features/names"].asstr()[:].tolist() == ["m_tilde", "measured"]
+
+
+@pytest.mark.parametrize("shape", [(300, 1000, 2), (10, 10**6, 4), (5,), (10**7,), (1, 1, 10**7), (0, 3)])
+def test_chunks_are_small_and_cover(shape):
+    chunk = chunk_shape(shape, 4)
+    assert len(chunk) == len(shape) and np.prod(chunk) * 4 <= 512 << 10 and min(chunk) >= 1
+    if np.prod(shape) * 4 > 1 << 20:
+        assert np.prod(chunk) * 4 >= 128 << 10
+
+
+def test_repr_shows_shapes():
+    assert "12 steps x 5 coordinates x 2 features, float32, ok" in repr(make_run())
+    text = repr(make())
+    assert "2 runs, 120 rows, features m_tilde, measured; train 1, test 1" in text and "000001" in text
+
+
+def with_value(array, place, value):
+    """A copy with one element changed."""
+    changed = array.copy()
+    changed[place] = value
+    return changed
+
+
+RUN = make_run()
+FAULTS = {
+    "nan target": (
+        {"y": with_value(RUN.y, (3, 2), np.nan)},
+        r"/runs/000000/y: .*targets, got nan at step 3, coo",
+    ),
+    "inf target": ({"y": with_value(RUN.y, (3, 2), np.inf)}, r"end the run before it diverges"),
+    "nan feature": ({"x": with_value(RUN.x, (3, 2, 1), np.nan)}, r"/x: .*at step 3, coordinate 2, feature 1"),
+    "nan weight": ({"weight": np.full((12, 5), np.nan)}, "weight"),
+    "steps from 0": ({"step": np.arange(12)}, "expected 1, 2"),
+    "gap": ({"step": with_value(RUN.step, 5, 9)}, "without gaps"),
+    "short y": ({"y": RUN.y[:-1]}, "along step"),
+    "narrow g": ({"g": RUN.g[:, :-1]}, "along coordinate"),
+    "flat y": ({"y": RUN.y[:, 0]}, r"expected axes \[step, coordinate\]"),
+    "features": ({"x": RUN.x[..., :1]}, "along feature"),
+    "short loss": ({"loss": RUN.loss[:-1]}, "along step"),
+    "short index": ({"flat_index": RUN.flat_index[:-1]}, "along coordinate"),
+    "index": ({"param_index": RUN.param_index + 1}, "param_index: expected 0 to 1"),
+    "negative index": ({"param_index": RUN.param_index - 1}, "param_index"),
+    "element": ({"flat_index": with_value(RUN.flat_index, 4, 3)}, "outside its tensor"),
+    "negative element": ({"flat_index": RUN.flat_index - 1}, "outside its tensor"),
+    "shapes": ({"params_shapes": ((4, 2), (-3,))}, "lists of sizes"),
+    "one shape": ({"params_shapes": ((4, 2),)}, "along parameter"),
+    "too many steps": ({"num_steps": 11}, "at most 11 steps"),
+    "integers": ({"y": RUN.y.astype(int)}, "expected floats"),
+    "half": ({"x": RUN.x.astype("f2")}, "float16; cast"),
+    "source kind": ({"source_kind": "magic"}, "source_kind: expected teacher, rule"),
+    "seed": ({"seed": "three"}, "seed: expected int"),
+    "seed flag": ({"seed": True}, "seed: expected int"),
+    "json": ({"source_json": "{"}, "source_json: not valid JSON"),
+    "name": ({"name": "../x"}, "run name"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_in_a_run_is_refused_when_saving(tmp_path, fault):
+    changes, message = FAULTS[fault]
+    with pytest.raises(L2OError, match=message):
+        save_trajectories(tmp_path / "t.h5", make(make_run(**changes), make_run("000001", random=1)))
+    assert not (tmp_path / "t.h5").exists()
+
+
+def test_a_nan_in_a_file_names_the_run(tmp_path):
+    save_trajectories(tmp_path / "t.h5", make())
+    with h5py.File(tmp_path / "t.h5", "a") as file:
+        file["runs/000001/y"][2, 1] = np.nan
+        del file.attrs["sha256"]
+    with (
+        pytest.warns(UserWarning, match="no sha256"),
+        pytest.raises(L2OError, match=r"t\.h5: /runs/000001/y: .* at step 2, coordinate 1 .*; end the run"),
+    ):
+        load_trajectories(tmp_path / "t.h5")
+
+
+def test_gradients_and_losses_may_be_anything(tmp_path):
+    """They are what happened; only what a rule is fitted to must be finite."""
+    run = make_run(g=with_value(RUN.g, (3, 2), np.inf), loss=with_value(RUN.loss, 11, np.nan), diverged=True)
+    save_trajectories(tmp_path / "t.h5", make(run))
+    assert np.isnan(load_trajectories(tmp_path / "t.h5").runs["000000"].loss[-1])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"split": {"train": ("000000", "none")}}, r"at most once, got \['none'\]"),
+        ({"split": {"train": ("000000",), "test": ("000000",)}}, r"at most once, got \['000000'\]"),
+        ({"features": {"m_tilde": ""}}, "along feature"),
+        ({"features": {}}, "feature"),
+        ({"runs": {"other": RUN}}, "filed under"),
+        ({"config": {"a": float("nan")}}, "JSON"),
+        ({"seed": 0.5}, "seed"),
+    ],
+)
+def test_fault_around_the_runs_is_refused(tmp_path, changes, message):
+    with pytest.raises(L2OError, match=message):
+        save_trajectories(tmp_path / "t.h5", make(**changes))
+
+
+@pytest.mark.parametrize("name", ["runs/000001/y", "runs/000000/params/names", "features/names"])
+def test_a_missing_array_is_named(tmp_path, name):
+    save_trajectories(tmp_path / "t.h5", make())
+    with h5py.File(tmp_path / "t.h5", "a") as file:
+        del file[name]
+        del file.attrs["sha256"]
+    with pytest.warns(UserWarning), pytest.raises(L2OError, match=f"expected the array /{name}, got none"):
+        load_trajectories(tmp_path / "t.h5")
+
+
+def test_an_incomplete_recording_is_refused(tmp_path):
+    save_trajectories(tmp_path / "t.h5", make())
+    with h5py.File(tmp_path / "t.h5", "a") as file:
+        file.attrs["complete"] = False
+        del file.attrs["sha256"]
+    with pytest.warns(UserWarning), pytest.raises(L2OError, match="incomplete"):
+        load_trajectories(tmp_path / "t.h5")
+
+
+def test_no_runs_no_split_and_the_budget(tmp_path):
+    save_trajectories(tmp_path / "t.h5", make(runs={}, split={}))
+    assert load_trajectories(tmp_path / "t.h5").runs == {}
+    save_trajectories(tmp_path / "t.h5", make())
+    with pytest.raises(L2OError, match="more than the 1000 bytes"):
+        load_trajectories(tmp_path / "t.h5", budget=1000)
+
+
+def test_inspect_describes(tmp_path, capsys):
+    save_trajectories(tmp_path / "t.h5", make(make_run(outcome="ok \x1b[31m"), make_run("b")))
+    assert inspect.main([str(tmp_path / "t.h5")]) == 0
+    out = capsys.readouterr().out
+    assert "(verified)" in out and "feature m_tilde = ema(g, 0.9)" in out and "\x1b" not in out
+    assert "run b: teacher on digits-mlp, seed 0, 12 of 12 steps" in out
+    (tmp_path / "t.h5").write_bytes((tmp_path / "t.h5").read_bytes()[:500])
+    assert inspect.main([str(tmp_path / "t.h5")]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "t.h5" in err
+
+
+def test_names_are_lazy():
+    code = """
+import sys, interchange, common
+heavy = {"h5py", "sympy", "torch", "tensorflow", "onnx"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+from interchange import load_trajectories, load_weights
+assert "h5py" in sys.modules and not {"torch", "tensorflow"} & set(sys.modules)
+for name in interchange.__all__:
+    assert getattr(interchange, name) and name in dir(interchange)
+assert sorted(interchange._HOMES) == interchange.__all__
+try:
+    interchange.nothing
+except AttributeError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "no attribute 'nothing'" in result.stdout

@@ -1,0 +1,166 @@
+"""Teacher weight files."""
+
+import dataclasses
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from common.errors import L2OError
+from common.storage import canonical_json
+from common.teachers import TEACHERS, Teacher, initial_weights
+from interchange import inspect
+from interchange.weights import load_weights, save_weights
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_round_trip(tmp_path, name, dtype):
+    teacher = TEACHERS[name]
+    weights = {key: array.astype(dtype) for key, array in initial_weights(teacher, 1).items()}
+    digest = save_weights(tmp_path / "t.h5", teacher, weights, "torch_impl 1.0, torch 2.13")
+    found = load_weights(tmp_path / "t.h5")
+    assert found.teacher == teacher and found.sha256 == digest
+    assert found.created_by == "torch_impl 1.0, torch 2.13"
+    assert list(found.weights) == list(teacher.weight_shapes())
+    for key, array in weights.items():
+        assert found.weights[key].dtype == dtype
+        np.testing.assert_array_equal(found.weights[key], array)
+    assert name in repr(found) and digest[:12] in repr(found)
+
+
+def test_a_run_folder_stands_for_its_teacher(tmp_path):
+    teacher = TEACHERS["rp_s"]
+    save_weights(tmp_path, teacher, initial_weights(teacher, 0), "x")
+    assert (tmp_path / "teacher.h5").is_file()
+    assert load_weights(str(tmp_path)).teacher.name == "rp_s"
+    with pytest.raises(L2OError, match=r"cannot read .*other"):
+        load_weights(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(L2OError, match=r"cannot read .*other/teacher\.h5"):
+        load_weights(tmp_path / "other")
+
+
+def test_same_input_same_bytes(tmp_path):
+    for name in "ab":
+        save_weights(tmp_path / name, TEACHERS["dm"], initial_weights(TEACHERS["dm"], 0), "x")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_exact_fields_survive(tmp_path):
+    teacher = dataclasses.replace(
+        TEACHERS["rp_s"], eps=1e-300, beta1=0.1 + 0.2, name="ünï", source="two\nlines"
+    )
+    save_weights(tmp_path / "t.h5", teacher, initial_weights(teacher, 0), "x")
+    assert load_weights(tmp_path / "t.h5").teacher == teacher
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda w: w.pop("out/b"), r"missing \['out/b'\]"),
+        (lambda w: w.update(extra=np.zeros(3)), r"unknown \['extra'\]"),
+        (lambda w: w.update({"out/b": np.zeros(2)}), r"out/b: expected shape \(1,\)"),
+        (lambda w: w.update({"out/b": np.zeros(1, "f2")}), "float32 or float64"),
+        (lambda w: w.update({"out/b": np.zeros(1, int)}), "float32 or float64"),
+        (
+            lambda w: w.update({"out/b": np.array([np.nan])}),
+            "expected finite weights, got nan .*; take an earlier",
+        ),
+        (lambda w: w.update({"lstm_0/bias": np.full(28, np.inf)}), "/lstm_0/bias: expected finite"),
+    ],
+)
+def test_wrong_weights_are_refused(tmp_path, change, message):
+    weights = initial_weights(TEACHERS["rp_s"], 0)
+    change(weights)
+    with pytest.raises(L2OError, match=message):
+        save_weights(tmp_path / "t.h5", TEACHERS["rp_s"], weights, "x")
+    assert not (tmp_path / "t.h5").exists()
+
+
+def edited(path, **attributes):
+    """A good file without hash, with some attributes changed."""
+    save_weights(path, TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 0), "x")
+    with h5py.File(path, "a") as file:
+        del file.attrs["sha256"]
+        file.attrs.update(attributes)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*no sha256")
+def test_gate_order_is_checked(tmp_path):
+    with pytest.raises(L2OError, match="gate_order: expected ifgo; got 'ifog'"):
+        load_weights(edited(tmp_path / "t.h5", gate_order="ifog"))
+
+
+@pytest.mark.filterwarnings("ignore:.*no sha256")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lstm": [8]},
+        {"lstm": []},
+        {"lstm": [-7]},
+        {"lstm": [10**12]},
+        {"lstm": "7"},
+        {"lstm": None},
+        {"lstm": [1] * 100_000},
+        {"inputs": ["none", "such"]},
+        {"inputs": 3},
+        {"pre": -1},
+        {"pre": "6"},
+        {"output": "relu"},
+        {"scale": "big"},
+        {"name": 3},
+        {"surprise": 1},
+    ],
+    ids=lambda change: str(change)[:30],
+)
+def test_a_strange_row_is_refused(tmp_path, change):
+    row = TEACHERS["rp_s"].to_dict() | change
+    with pytest.raises(L2OError, match=r"t\.h5"):
+        load_weights(edited(tmp_path / "t.h5", teacher_json=canonical_json(row)))
+
+
+@pytest.mark.filterwarnings("ignore:.*no sha256")
+@pytest.mark.parametrize("text", ["", "[]", "{}", "3", "null", '{"name": NaN}'])
+def test_a_row_that_is_none_is_refused(tmp_path, text):
+    with pytest.raises(L2OError, match=r"t\.h5"):
+        load_weights(edited(tmp_path / "t.h5", teacher_json=text))
+
+
+def test_every_flipped_value_is_noticed(tmp_path):
+    save_weights(tmp_path / "t.h5", TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 0), "x")
+    for name in TEACHERS["rp_s"].weight_shapes():
+        with h5py.File(tmp_path / "t.h5", "a") as file:
+            before = file[name][...]
+            file[name][...] = np.nextafter(before, 1)
+        with pytest.raises(L2OError, match="SHA-256"):
+            load_weights(tmp_path / "t.h5")
+        with h5py.File(tmp_path / "t.h5", "a") as file:
+            file[name][...] = before
+    load_weights(tmp_path / "t.h5")
+
+
+def test_another_format_is_refused(tmp_path):
+    from interchange.checkpoint import save_checkpoint
+
+    path = save_checkpoint(tmp_path, {}, {})
+    with pytest.raises(L2OError, match="expected format l2o-teacher, got l2o-checkpoint"):
+        load_weights(path)
+
+
+def test_inspect_describes(tmp_path, capsys):
+    save_weights(tmp_path / "t.h5", TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 0), "me 1.0")
+    assert inspect.main([str(tmp_path / "t.h5")]) == 0
+    out = capsys.readouterr().out
+    assert "(verified)" in out and "created by me 1.0" in out
+    assert "inputs: m_tilde, g_tilde" in out and "lstm_0/w_input [28, 6] float64" in out
+
+
+def test_the_row_is_plain_json(tmp_path):
+    save_weights(tmp_path / "t.h5", TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 0), "x")
+    with h5py.File(tmp_path / "t.h5") as file:
+        row = json.loads(file.attrs["teacher_json"])
+        assert file["lstm_0/w_hidden"].shape == (28, 7)
+    assert Teacher.from_dict(row) == TEACHERS["rp_s"]
