@@ -87,7 +87,7 @@ def check_names(rule: RuleParts) -> None:
         allowed = isinstance(key, str) and NAME.fullmatch(key) and not keyword.iskeyword(key)
         if not allowed or key in OPERATORS:
             raise RuleError(f"name {str(key)[:70]!r}: expected {NAME.pattern}, and no operator or keyword")
-        if key in RAW and rule.features.get(key) != ex.name("g"):
+        if key in RAW and not (key == "g" and rule.features.get(key) == ex.name("g")):
             raise RuleError(f"name {key!r} is reserved ({', '.join(RAW)} are always given); choose another")
         if key in rule.constants and key in rule.features:
             raise RuleError(f"name {key!r} is both a constant and a feature; rename one")

@@ -14,7 +14,7 @@ from interchange.operators import OPERATORS
 DIGITS = 4
 ACCENTS = ("tilde", "hat", "bar")
 
-_SUM, _PRODUCT, _ATOM = 1, 2, 3
+_SUM, _PRODUCT, _POWER, _ATOM = 1, 2, 3, 4
 _NEVER_NEGATIVE = {"square", "abs", "exp", "cosh", "sqrt", "powabs", "sigmoid", "relu", "greater", "erfc"}
 _NEVER_NEGATIVE_IF_ARGS = {"add", "mul", "div", "max", "min", "cube", "cumsum", "cummax", "cbrt", "asinh"}
 
@@ -23,9 +23,12 @@ _NEVER_NEGATIVE_IF_ARGS = {"add", "mul", "div", "max", "min", "cube", "cumsum", 
 class Box:
     """A piece of layout.
 
-    ``kind`` is "row" (parts), "letter", "word" (a function), "name", "number" or "symbol" (text),
-    "fraction" (two parts), "root" (one part; text is the degree), "sub" or "sup" (base, script), "accent" (one part; text is
-    the accent) or "fence" (one part; text is "()", "[]" or "||").
+    ``kind`` is one of
+
+    * "row" (parts side by side);
+    * "letter", "word" (a function), "name", "number", "symbol" (text);
+    * "fraction" (two parts), "root" (one part; text is the degree), "sub" and "sup" (base, script);
+    * "accent" (one part; text is the accent), "fence" (one part; text is "()", "[]" or "||").
     """
 
     kind: str
@@ -55,17 +58,17 @@ def _lay(node: Node) -> tuple[Box, int]:
     if node.op in ("add", "sub"):
         return _sum(args[0], args[1], node.op == "sub"), _SUM
     if node.op == "neg":
-        return _row(_symbol("-"), _bound(args[0], _PRODUCT)), _SUM
+        return _row(_symbol("-"), _factor(args[0])), _SUM
     if node.op == "mul":
         between = _symbol("times" if args[1].op == "number" else "")
         left, strength = _lay(args[0])
         leads_negative = args[0].op == "number" and args[0].value < 0
         left = left if strength >= _PRODUCT or leads_negative else _fence(left)
-        return _row(left, between, _bound(args[1], _PRODUCT)), _PRODUCT
+        return _row(left, between, _factor(args[1])), _PRODUCT
     if node.op == "div":
         return Box("fraction", (layout(args[0]), layout(args[1]))), _PRODUCT
     if node.op in _SPECIAL:
-        return _SPECIAL[node.op](*args), _PRODUCT if node.op in ("pow", "softsign", "aq") else _ATOM
+        return _SPECIAL[node.op](*args), _STRENGTHS.get(node.op, _ATOM)
     return _function(OPERATORS[node.op].symbol or node.op, *args), _ATOM
 
 
@@ -92,6 +95,11 @@ def _negated(node: Node) -> Node | None:
 def _bound(node: Node, strength: int) -> Box:
     box, own = _lay(node)
     return box if own >= strength else _fence(box)
+
+
+def _factor(node: Node) -> Box:
+    """A factor that follows something: no sum, and no leading minus."""
+    return _fence(layout(node)) if _negated(node) is not None else _bound(node, _PRODUCT)
 
 
 def _power(base: Node, exponent: str) -> Box:
@@ -142,6 +150,14 @@ def _fraction_over(a: Node, below: Box) -> Box:
     return Box("fraction", (layout(a), below))
 
 
+_STRENGTHS = {
+    "pow": _PRODUCT,
+    "softsign": _PRODUCT,
+    "aq": _PRODUCT,
+    "square": _POWER,
+    "cube": _POWER,
+    "powabs": _POWER,
+}
 _ONE = Box("number", text="1")
 _SPECIAL = {
     "square": lambda a: _power(a, "2"),

@@ -6,6 +6,7 @@ Generated code holds names only as literals, identifiers only from counters, and
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import json
 from collections.abc import Callable, Iterable
@@ -30,11 +31,7 @@ def copied_source(module: str, functions: Iterable[str]) -> str:
     The module is read, never imported, so no framework is needed. In the order of the file; two blank
     lines between functions. ``L2OError`` if the module or a function is not there.
     """
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.origin:
-        raise L2OError(f"expected the module {module} to be installed, to copy operators from; reinstall")
-    text = Path(spec.origin).read_text(encoding="utf-8")
-    definitions = _top_level(ast.parse(text))
+    text, definitions = _read(module)
     wanted, queue = set(), list(functions)
     while queue:
         name = queue.pop()
@@ -44,10 +41,21 @@ def copied_source(module: str, functions: Iterable[str]) -> str:
             wanted.add(name)
             used = {node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)}
             queue.extend(used & definitions.keys())
-    pieces = [(ast.get_source_segment(text, definitions[name]), definitions[name]) for name in definitions]
-    assignments = [piece for piece, node in pieces if isinstance(node, ast.Assign) and _name(node) in wanted]
-    bodies = [piece for piece, node in pieces if isinstance(node, ast.FunctionDef) and node.name in wanted]
+    pieces = [
+        (ast.get_source_segment(text, node), node) for key, node in definitions.items() if key in wanted
+    ]
+    assignments = [piece for piece, node in pieces if isinstance(node, ast.Assign)]
+    bodies = [piece for piece, node in pieces if isinstance(node, ast.FunctionDef)]
     return "\n\n\n".join(["\n".join(assignments)] * bool(assignments) + bodies)
+
+
+@functools.cache
+def _read(module: str) -> tuple[str, dict[str, ast.FunctionDef | ast.Assign]]:
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.origin:
+        raise L2OError(f"expected the module {module} to be installed, to copy operators from; reinstall")
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    return text, _top_level(ast.parse(text))
 
 
 def _top_level(tree: ast.Module) -> dict[str, ast.FunctionDef | ast.Assign]:

@@ -1,0 +1,219 @@
+"""Rule files from strangers: one clear error, quickly, and nothing is executed."""
+
+import ast
+import contextlib
+import time
+import warnings
+
+import pytest
+
+from common.errors import L2OError
+from interchange.emit import TARGETS
+from interchange.parse import ParseError, parse
+from interchange.rule import Rule
+
+HOSTILE_TEXTS = [
+    "__import__('os').system('touch X')",
+    "__import__(os)",
+    "().__class__.__base__.__subclasses__()",
+    "g.__class__",
+    "g.real",
+    "lambda: g",
+    "(lambda g)(g)",
+    "[g for g in g]",
+    "tanh(g for g in g)",
+    "tanh(*g)",
+    "tanh(**g)",
+    "tanh(x=g)",
+    "(tanh)(tanh)(g)",
+    "tanh(g)(g)",
+    "g if g else g",
+    "g and g",
+    "not g",
+    "g < g",
+    "g[0]",
+    "{g}",
+    "(g, g)",
+    "f'{g}'",
+    "'g'",
+    "g := 1",
+    "(g := 1)",
+    "await g",
+    "g # comment",
+    "g\n+ g",
+    "g; g",
+    "g \\\n",
+    "\x00",
+    "ｇ",
+    "g\u200b",
+    "1_0",
+    "0x10",
+    "1j",
+    "1e400",
+    "9" * 400,
+    "9" * 9999,
+    "10**10**10",
+    "g ** 2",
+    "g // 2",
+    "g @ g",
+    "g % 2",
+    "~g",
+    "+g",
+    "True",
+    "None",
+    "...",
+    "",
+    " ",
+    "(",
+    ")",
+    "(" * 300 + "g" + ")" * 300,
+    "-" * 9999 + "g",
+    "tanh(" * 1000 + "g" + ")" * 1000,
+    "+".join(["g"] * 5000),
+    "a" * 65,
+    "_g",
+    "__builtins__",
+    "eval(g)",
+    "exec(g)",
+    "open(g)",
+    "getattr(g, g)",
+    "lag(g, 99999999999)",
+    "lag(g, 1e2)",
+    "x" * 10_001,
+]
+
+
+@contextlib.contextmanager
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture
+def rule():
+    return Rule.from_text("c0 * tanh(g / c1)", {"c0": -0.01, "c1": 0.5}, name="honest")
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=lambda text: ascii(text[:24]))
+def test_hostile_expressions_are_refused_in_one_short_line(text):
+    start = time.perf_counter()
+    with pytest.raises(ParseError) as caught:
+        parse(text)
+    assert time.perf_counter() - start < 1.0
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, 1, ["g"], b"g"])
+def test_an_expression_is_text(value):
+    with pytest.raises(ParseError, match="as text"):
+        parse(value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"c0": -0.01', '"c0": NaN'),
+        ('"c0": -0.01', '"c0": -Infinity'),
+        ('"c0": -0.01', '"c0": 1e999'),
+        ('"c0": -0.01', '"c0": ' + "9" * 5000),
+        ('"c0": -0.01', '"c0": -0.01, "c0": 1.0'),
+        ('"c0": -0.01', '"c0": "-0.01"'),
+        ('"c0": -0.01', '"c0": true'),
+        ('"c0": -0.01', '"c0": null'),
+        ('"c0": -0.01', '"__class__": -0.01'),
+        ('"name": "honest"', '"name": 7'),
+        ('"name": "honest"', '"name": "honest", "surprise": 1'),
+        ('"format": "l2o-rule"', '"format": "l2o-teacher"'),
+        ('"format_version": "1.0.0"', '"format_version": "2.0.0"'),
+        ('"format_version": "1.0.0"', '"format_version": 1'),
+        ('"features": {}', '"features": []'),
+        ('"features": {}', '"features": {"f": 1}'),
+        ('"features": {}', '"features": {"f": "f"}'),
+        ('"features": {}', '"features": {"f": "g.real"}'),
+        ('"scale": 1.0', '"scale": true'),
+        ('"scale": 1.0', '"scale": [1.0]'),
+        ('"provenance": {}', '"provenance": ' + "[" * 100_000),
+        ('"provenance": {}', '"provenance": "' + "x" * (1 << 20) + '"'),
+        ("tanh(g / c1)", "__import__('os')"),
+        ("tanh(g / c1)", "tanh(g / c2)"),
+        ("{", "["),
+        ("}", ""),
+    ],
+    ids=lambda text: ascii(text[:30]),
+)
+def test_hostile_files_are_refused_by_name(rule, tmp_path, old, new):
+    text = rule.to_json()
+    assert old in text
+    changed = text.replace(old, new, 1)
+    payload_line = changed.rsplit(",\n", 1)[0] + "\n}\n"  # without the hash, which alone would refuse it
+    path = tmp_path / "hostile.json"
+    for content in (changed, payload_line):
+        path.write_text(content)
+        start = time.perf_counter()
+        with pytest.raises(L2OError, match=r"hostile\.json"), _quiet():
+            Rule.load(path)
+        assert time.perf_counter() - start < 2.0
+
+
+def test_every_changed_byte_is_noticed(rule, tmp_path):
+    text = rule.to_json()
+    path = tmp_path / "rule.json"
+    accepted = 0
+    for position, letter in enumerate(text):
+        changed = text[:position] + chr(ord(letter) ^ 1) + text[position + 1 :]
+        path.write_text(changed)
+        try:
+            with _quiet():
+                again = Rule.load(path)
+        except L2OError:
+            continue
+        accepted += 1
+        assert again == rule, ascii(changed[max(0, position - 20) : position + 20])
+    assert accepted < len(text) // 10  # a change of white space changes nothing
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        '"""\nimport os\n"""',
+        "'''\nX = 1\n'''",
+        "a\\",
+        "a\nb",
+        "\u202e",
+        "😀",
+        "{0}",
+        "%s",
+        "</math><script>",
+        "\x00",
+        "]]>",
+        "\\end{document}",
+    ],
+)
+@pytest.mark.parametrize("target", TARGETS)
+def test_names_never_become_code(rule, name, target):
+    honest = TARGETS[target].emit(rule)
+    hostile = TARGETS[target].emit(Rule(name, rule.expression, rule.constants))
+    if not target.startswith(("numpy", "torch")):
+        assert hostile == honest
+        return
+    assert hostile.isascii()
+    trees = [ast.dump(ast.parse(text)) for text in (honest, hostile)]
+    assert trees[1] == trees[0].replace("'honest'", repr(name))
+
+
+def test_names_of_constants_are_checked_before_anything_is_generated(rule):
+    for bad in ('c0"] + __import__("os")["', "c0 ", "c-0", "é", "", "a" * 65, "if"):
+        with pytest.raises(L2OError):
+            Rule("x", parse("g"), {bad: 1.0})
+
+
+def test_size_of_inlined_programs_stays_small():
+    feature = "max(" * 60 + "g" + ", t)" * 60
+    wide = "+".join(["f"] * 99)
+    started = time.perf_counter()
+    rule = Rule.from_text(wide, features={"f": feature})
+    assert len(rule.program().instructions) < 200
+    assert len(Rule.from_text("lag(" * 90 + "g" + ", 100)" * 90).program().writes) == 9000
+    assert time.perf_counter() - started < 5.0

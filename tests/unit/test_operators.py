@@ -1,0 +1,138 @@
+"""The operator table: values at nasty points, NaN, dtypes, derivatives."""
+
+import math
+
+import numpy as np
+import pytest
+
+from common.errors import L2OError
+from interchange.operators import OPERATORS, TEMPORAL
+
+POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
+NAN, INF = math.nan, math.inf
+
+
+def value(name, *args):
+    with np.errstate(all="ignore"):
+        return OPERATORS[name].numpy(*map(np.float64, args))
+
+
+def partials(name, *args):
+    args = tuple(np.float64(arg) for arg in args)
+    with np.errstate(all="ignore"):
+        return tuple(map(float, OPERATORS[name].derivative(*args, OPERATORS[name].numpy(*args))))
+
+
+def test_the_table_is_complete():
+    words = """add sub mul div neg square cube abs sign pow powabs sqrt log logabs log1p cbrt exp tanh sinh
+        cosh asinh erf erfc sin cos tan atan sigmoid relu softsign max min greater aq"""
+    assert set(POINTWISE) == set(words.split())
+    assert frozenset({"lag", "ema", "ema_hat", "cumsum", "cummax"}) == TEMPORAL
+    assert all(OPERATORS[name].numpy is None for name in TEMPORAL)
+    assert all(row.name == name for name, row in OPERATORS.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "expected"),
+    [
+        ("div", (1, 0), INF),
+        ("div", (0, 0), NAN),
+        ("sign", (0,), 0),
+        ("pow", (-2, 2), -4),
+        ("pow", (-4, 0.5), -2),
+        ("pow", (0, 2), 0),
+        ("pow", (0, 0), 0),
+        ("pow", (0, -1), NAN),
+        ("pow", (3, 0), 1),
+        ("powabs", (-2, 3), 8),
+        ("powabs", (0, 0), 1),
+        ("powabs", (0, -1), INF),
+        ("sqrt", (-4,), 2),
+        ("log", (0,), math.log(1e-8)),
+        ("log", (-1,), math.log(1 + 1e-8)),
+        ("logabs", (0,), -INF),
+        ("logabs", (-math.e,), 1),
+        ("log1p", (1e-20,), 1e-20),
+        ("cbrt", (-8,), -2),
+        ("erf", (0.5,), 0.5204998778130465),
+        ("erfc", (10,), 2.088487583762545e-45),
+        ("sigmoid", (-700,), 9.859676543759770e-305),
+        ("sigmoid", (800,), 1),
+        ("sigmoid", (-800,), 0),
+        ("softsign", (-3,), -0.75),
+        ("greater", (1, 1), 0),
+        ("greater", (2, 1), 1),
+        ("aq", (3, 1), 3 / math.sqrt(2)),
+    ],
+)
+def test_values(name, args, expected):
+    np.testing.assert_allclose(value(name, *args), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_nan_goes_through_everything_but_greater(name):
+    arity = OPERATORS[name].arity
+    for position in range(arity):
+        for other in (-1.0, 0.0, 1.0, 2.0):
+            args = [NAN if i == position else other for i in range(arity)]
+            assert value(name, *args) == 0 if name == "greater" else np.isnan(value(name, *args))
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_dtype_is_kept(name, dtype):
+    array, scalar = np.array([0.3, 0.7], dtype), dtype(0.5)
+    args = [array, scalar][: OPERATORS[name].arity]
+    out = OPERATORS[name].numpy(*args)
+    assert out.dtype == dtype
+    assert all(np.result_type(out, part) == dtype for part in OPERATORS[name].derivative(*args, out))
+    if len(args) == 2:
+        assert OPERATORS[name].numpy(scalar, array).dtype == dtype
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_derivatives_match_finite_differences(name):
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-2.0, 2.0, (2, 200))[: OPERATORS[name].arity]
+    if name == "log1p":
+        points = np.abs(points)
+    if name == "tan":
+        points = points / 2.0
+    far = np.abs(points).min(axis=0) > 0.05
+    if len(points) == 2:
+        far &= np.abs(points[0] - points[1]) > 0.05
+    points = points[:, far]
+    function = OPERATORS[name].numpy
+    for i, partial in enumerate(OPERATORS[name].derivative(*points, function(*points))):
+        up, down = points.copy(), points.copy()
+        up[i] += 1e-6
+        down[i] -= 1e-6
+        slope = (function(*up) - function(*down)) / (up[i] - down[i])
+        np.testing.assert_allclose(np.broadcast_to(partial, slope.shape), slope, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["abs", "sqrt", "log", "logabs", "relu", "cbrt", "sign"])
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_derivatives_at_zero_are_zero(name, zero):
+    assert partials(name, zero) == (0.0,)
+
+
+@pytest.mark.parametrize("name", ["pow", "powabs"])
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0, 0.0])
+def test_both_partials_of_powers_are_zero_at_zero(name, exponent):
+    assert partials(name, 0.0, exponent) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_ties_are_shared(name):
+    assert partials(name, 1.5, 1.5) == (0.5, 0.5)
+    assert partials(name, 1.0, 2.0) == ((0.0, 1.0) if name == "max" else (1.0, 0.0))
+
+
+def test_greater_is_flat():
+    assert partials("greater", 1.0, 1.0) == partials("greater", 2.0, 1.0) == (0.0, 0.0)
+
+
+def test_an_unknown_operator_lists_the_known():
+    with pytest.raises(L2OError, match=r"unknown operator 'sqr' \(did you mean 'sqrt'\?\); known: add, "):
+        OPERATORS["sqr"]
