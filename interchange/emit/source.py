@@ -41,11 +41,10 @@ def copied_source(module: str, functions: Iterable[str]) -> str:
             wanted.add(name)
             used = {node.id for node in ast.walk(definitions[name]) if isinstance(node, ast.Name)}
             queue.extend(used & definitions.keys())
-    pieces = [
-        (ast.get_source_segment(text, node), node) for key, node in definitions.items() if key in wanted
-    ]
-    assignments = [piece for piece, node in pieces if isinstance(node, ast.Assign)]
-    bodies = [piece for piece, node in pieces if isinstance(node, ast.FunctionDef)]
+    assignments, bodies = [], []
+    for node in (node for name, node in definitions.items() if name in wanted):
+        group = bodies if isinstance(node, ast.FunctionDef) else assignments
+        group.append(ast.get_source_segment(text, node))
     return "\n\n\n".join(["\n".join(assignments)] * bool(assignments) + bodies)
 
 

@@ -43,9 +43,10 @@ RULES = {
         scale=0.1,
     ),
     "temporal": Rule.from_text(
-        "cummax(powabs(g, c0)) - lag(ema(g, b), 1) * lag(theta, 3) + sqrt(cumsum(square(g))) * t / 9.0 + lag(c0, 2)",
-        {"c0": 0.5, "b": 0.9},
+        "cummax(powabs(g, c0) - 2.0) - lag(ema(g, b), 1) * lag(theta, 3) + lag(c0, 2)", {"c0": 0.5, "b": 0.9}
     ),
+    "time": Rule.from_text("sqrt(cumsum(square(g))) * (t / 7.0)"),
+    "digits": Rule.from_text("c0 * g + 0.3333333333333333 * ema(g, 0.9123456789012345)", {"c0": -1 / 30}),
     "slow": Rule.from_text("ema_hat(g, 0.999) - 2.0 + -theta * greater(g, 0.0)"),
     "constant": Rule.from_text("c0 / -4.0", {"c0": 1.0}),
     "lion": Rule.from_text("-sign(0.9 * lag(ema(g, b), 1) + 0.1 * g)", {"b": 0.99}),
@@ -331,6 +332,10 @@ def test_markup_is_well_formed(rule):
     assert latex.count("{") == latex.count("}")
     assert latex.count(r"\left") == latex.count(r"\right")
     assert "\n" not in latex
+
+
+def test_mathml_escapes_what_html_reads_as_markup():
+    assert "<mo>&gt;</mo>" in Rule.from_text("greater(g, t)").mathml()
 
 
 def test_the_command(tmp_path, capsys):

@@ -126,6 +126,7 @@ def test_both_partials_of_powers_are_zero_at_zero(name, exponent):
 @pytest.mark.parametrize("name", ["max", "min"])
 def test_ties_are_shared(name):
     assert partials(name, 1.5, 1.5) == (0.5, 0.5)
+    assert partials(name, INF, INF) == (0.5, 0.5)
     assert partials(name, 1.0, 2.0) == ((0.0, 1.0) if name == "max" else (1.0, 0.0))
 
 
