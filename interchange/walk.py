@@ -161,12 +161,12 @@ class Reader:
         if text.length is not None:
             raw = dataset[()]
             return np.array([item.decode() for item in raw.ravel().tolist()], np.str_).reshape(raw.shape)
-        items = []
+        items, longest = [], 0
         for index in np.ndindex(dataset.shape):  # many strings may share one large heap object
             items.append(dataset[index].decode())
-            self.charge(name, 4 * len(items[-1]))
-        longest = max(map(len, items), default=0)
-        self.charge(name, 4 * longest * len(items))
+            if len(items[-1]) > longest:  # NumPy makes all as long as the longest
+                self.charge(name, 4 * (len(items[-1]) - longest) * dataset.size)
+                longest = len(items[-1])
         return np.array(items, np.str_).reshape(dataset.shape)
 
 

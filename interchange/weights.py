@@ -97,10 +97,10 @@ def _teacher(path: object, row: object) -> Teacher:
         if not isinstance(row, dict) or not all(isinstance(row.get(key), list) for key in ("inputs", "lstm")):
             raise L2OError("inputs and lstm must be lists")
         teacher = Teacher.from_dict(row)
-        numbers = (teacher.scale, teacher.beta1, teacher.beta2, teacher.eps, teacher.p, teacher.pre)
-        if not all(isinstance(number, (int, float)) for number in numbers):
+        numbers = (teacher.scale, teacher.beta1, teacher.beta2, teacher.eps, teacher.p)
+        if not all(isinstance(number, (int, float)) for number in numbers) or type(teacher.pre) is not int:
             raise L2OError("scale, betas, eps, p and pre must be numbers")
-        if not teacher.lstm or min(teacher.lstm) < 1 or teacher.pre < 0 or not isinstance(teacher.name, str):
+        if not teacher.lstm or min(teacher.lstm) < 1 or not isinstance(teacher.name, str):
             raise L2OError("layer sizes must be positive")
         if teacher.output not in ("tanh", "linear"):
             raise L2OError(f"unknown output {teacher.output!r}; known: tanh, linear")
@@ -121,7 +121,7 @@ def _check(path: object, teacher: Teacher, arrays: dict[str, np.ndarray]) -> Non
         )
     for name, shape in shapes.items():
         array = arrays[name]
-        if array.shape != shape or array.dtype.kind != "f" or array.itemsize not in (4, 8):
+        if array.shape != shape or array.dtype.kind != "f":
             raise L2OError(
                 f"{path}: {name}: expected shape {shape} in float32 or float64, "
                 f"got {array.shape} in {array.dtype}; give weights and teacher of one run"

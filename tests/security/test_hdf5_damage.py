@@ -80,6 +80,8 @@ def test_hash_covers_every_part(good):
         lambda t: t.attributes["phi"].update(scale=0.1 + 1e-17 + 2e-17),
         lambda t: t.attributes["phi"].update(yes=1),
         lambda t: t.attributes[""].update(seed=3.0),
+        lambda t: t.attributes["phi"].update(scale=(0.1).hex()),
+        lambda t: t.attributes["phi/w"].update(unit="m"),
         lambda t: t.attributes.update(new={"x": 1}),
     ]
     for index, change in enumerate(changes):

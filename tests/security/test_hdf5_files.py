@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from interchange import walk
 from interchange.storage import read_hdf5
 from interchange.walk import DamagedFileError
 
@@ -202,7 +203,7 @@ ATTACKS = {
     complex_numbers: "type",
     enumeration: "type",
     named_type: "named type",
-    null_space: "type",
+    null_space: "got type float32",
     scale_offset: "filters",
     array_attribute: "attribute",
     reference_attribute: "attribute",
@@ -273,6 +274,41 @@ def test_many_strings_of_one_heap_object(tmp_path):
     with warnings.catch_warnings(), pytest.raises(DamagedFileError, match="more than the 200000000 bytes"):
         warnings.simplefilter("ignore")
         read_hdf5(tmp_path / "attack.h5", budget=200_000_000)
+
+
+@pytest.mark.filterwarnings("ignore:.*no sha256")
+def test_one_long_string_makes_all_long(tmp_path):
+    def build(file):
+        file.create_dataset("x", data=["a"] * 1999 + ["a" * 5000], dtype=h5py.string_dtype())
+
+    attack(tmp_path / "attack.h5", build)
+    assert read_hdf5(tmp_path / "attack.h5", budget=40_100_000).arrays["x"].nbytes == 40_000_000
+    with pytest.raises(DamagedFileError, match="more than the 39900000 bytes"):
+        read_hdf5(tmp_path / "attack.h5", budget=39_900_000)
+
+
+@pytest.mark.filterwarnings("ignore:.*no sha256")
+def test_text_attributes_count(tmp_path):
+    attack(tmp_path / "attack.h5", lambda file: file.attrs.update({"a": "x" * 5000, "b": "x" * 5000}))
+    read_hdf5(tmp_path / "attack.h5", budget=30_000)
+    with pytest.raises(DamagedFileError, match="more than the 9000 bytes"):
+        read_hdf5(tmp_path / "attack.h5", budget=9000)
+
+
+@pytest.mark.filterwarnings("ignore:.*no sha256")
+def test_number_of_objects_and_strings(tmp_path, monkeypatch):
+    monkeypatch.setattr(walk, "OBJECTS", 10)
+
+    def groups(file):
+        for index in range(20):
+            file.create_group(f"g{index}")
+
+    attack(tmp_path / "attack.h5", groups)
+    with pytest.raises(DamagedFileError, match="more than 10 objects"):
+        read_hdf5(tmp_path / "attack.h5")
+    attack(tmp_path / "attack.h5", lambda file: file.create_dataset("x", (11,), h5py.string_dtype()))
+    with pytest.raises(DamagedFileError, match="more than 10 strings"):
+        read_hdf5(tmp_path / "attack.h5")
 
 
 def test_wide_text_counts_as_memory(tmp_path):

@@ -108,6 +108,14 @@ def test_none_or_all_damaged_is_an_error(tmp_path):
         load_checkpoint(tmp_path)
 
 
+def test_meta_that_is_no_mapping_is_damage(tmp_path):
+    save_checkpoint(tmp_path, {}, {"step": 0})
+    path = save_checkpoint(tmp_path, {}, {"step": 1})
+    write_hdf5(path, Tree({}, {"": {"meta_json": "[]"}}), CHECKPOINT.format, CHECKPOINT.version)
+    with pytest.warns(UserWarning, match="meta_json: expected an object, got list"):
+        assert load_checkpoint(tmp_path)[1] == {"step": 0}
+
+
 def test_another_major_version_is_no_damage(tmp_path):
     for step in range(2):
         path = save_checkpoint(tmp_path, {}, {"step": step})

@@ -110,6 +110,7 @@ def test_names_with_commas_stay_one_cell(tmp_path):
     [
         ({"losses": np.zeros((2, 2))}, r"losses: expected axes \[step\]"),
         ({"settings": {"lr": float("nan")}}, "JSON"),
+        ({"settings": [1]}, "settings_json: expected an object"),
         ({"seed": 0.5}, "seed: expected int"),
         ({"accuracy": "high"}, "accuracy: expected float"),
         ({"outcome": None}, "outcome"),

@@ -156,6 +156,7 @@ FAULTS = {
     "source kind": ({"source_kind": "magic"}, "source_kind: expected teacher, rule"),
     "seed": ({"seed": "three"}, "seed: expected int"),
     "seed flag": ({"seed": True}, "seed: expected int"),
+    "problem json": ({"problem_json": "{"}, "problem_json: not valid JSON"),
     "json": ({"source_json": "{"}, "source_json: not valid JSON"),
     "name": ({"name": "../x"}, "run name"),
 }
@@ -212,6 +213,28 @@ def test_a_missing_array_is_named(tmp_path, name):
         del file[name]
         del file.attrs["sha256"]
     with pytest.warns(UserWarning), pytest.raises(L2OError, match=f"expected the array /{name}, got none"):
+        load_trajectories(tmp_path / "t.h5")
+
+
+@pytest.mark.filterwarnings("ignore:.*no sha256")
+def test_a_missing_attribute_is_named(tmp_path):
+    save_trajectories(tmp_path / "t.h5", make())
+    with h5py.File(tmp_path / "t.h5", "a") as file:
+        del file["runs/000001"].attrs["scale"]
+        del file.attrs["sha256"]
+    with pytest.raises(L2OError, match="/runs/000001: expected the attribute scale, got none"):
+        load_trajectories(tmp_path / "t.h5")
+
+
+@pytest.mark.filterwarnings("ignore:.*no sha256")
+def test_features_are_distinct_and_some(tmp_path):
+    with pytest.raises(L2OError, match="distinct names"):
+        save_trajectories(tmp_path / "t.h5", make(make_run(x=np.zeros((12, 5, 0))), features={}))
+    save_trajectories(tmp_path / "t.h5", make())
+    with h5py.File(tmp_path / "t.h5", "a") as file:
+        file["features/names"][1] = b"m_tilde"
+        del file.attrs["sha256"]
+    with pytest.raises(L2OError, match="distinct names"):
         load_trajectories(tmp_path / "t.h5")
 
 

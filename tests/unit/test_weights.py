@@ -109,6 +109,7 @@ def test_gate_order_is_checked(tmp_path):
         {"inputs": 3},
         {"pre": -1},
         {"pre": "6"},
+        {"pre": 6.0},
         {"output": "relu"},
         {"scale": "big"},
         {"name": 3},
@@ -127,6 +128,15 @@ def test_a_strange_row_is_refused(tmp_path, change):
 def test_a_row_that_is_none_is_refused(tmp_path, text):
     with pytest.raises(L2OError, match=r"t\.h5"):
         load_weights(edited(tmp_path / "t.h5", teacher_json=text))
+
+
+@pytest.mark.parametrize("lstm", [(), (0,), (3, 0)])
+def test_a_teacher_without_a_cell_is_refused(tmp_path, lstm):
+    teacher = dataclasses.replace(TEACHERS["rp_s"], lstm=lstm)
+    weights = {name: np.zeros(shape) for name, shape in teacher.weight_shapes().items()}
+    save_weights(tmp_path / "t.h5", teacher, weights, "x")
+    with pytest.raises(L2OError, match="layer sizes must be positive"):
+        load_weights(tmp_path / "t.h5")
 
 
 def test_every_flipped_value_is_noticed(tmp_path):
