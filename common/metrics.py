@@ -197,6 +197,39 @@ def summarise(rows: Iterable[Any], horizons: Sequence[int] = (), window: int = 2
     return sorted(table, key=lambda row: (row.problem, row.horizon, row.mean, row.optimizer))
 
 
+def headline(summary: Sequence[SummaryRow], roles: Mapping[str, str], complexity: int) -> str:
+    """The result at the longest horizon in one sentence, empty where the rule was not evaluated.
+
+    Args:
+        roles: ``teacher``, ``rule``, ``tuned`` -> name in ``summary``; every other name is a baseline.
+        complexity: nodes of the rule.
+    """
+    horizon = max((row.horizon for row in summary), default=0)
+    rows = {row.optimizer: row for row in summary if row.horizon == horizon}
+    rule = rows.get(roles.get("tuned", "")) or rows.get(roles.get("rule", ""))
+    if rule is None:
+        return ""
+    teacher = rows.get(roles.get("teacher", ""))
+    baselines = [row for name, row in rows.items() if name not in roles.values()]
+    others = [("its teacher", teacher)] if teacher else []
+    others += [(f"tuned {best.optimizer}", best) for best in sorted(baselines, key=lambda row: row.mean)[:1]]
+    words = [
+        f"{who} " + (f"reaches {row.mean:.3f}" if math.isfinite(row.mean) else "diverges")
+        for who, row in others
+    ]
+    reached = f"reaches loss {rule.mean:.3f} at" if math.isfinite(rule.mean) else "diverges before"
+    where = " where " + " and ".join(words) if words else ""
+    tuned = ", meta-tuned," if roles.get("tuned") == rule.optimizer else ""
+    return f"The {complexity}-node rule{tuned} {reached} step {horizon}{where}."
+
+
+def number(value: float | None, spec: str = ".4g") -> str:
+    """A number for people: a dash for None and nan, a word for infinite losses, a true minus sign."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:{spec}}".replace("-", "−") if math.isfinite(value) else DIVERGED
+
+
 def _summary(problem: str, horizon: int, optimizer: str, group: list[Any], window: int) -> SummaryRow:
     group = sorted(group, key=lambda row: _field(row, "seed"))
     seeds = [_field(row, "seed") for row in group]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.metrics import figure, interval, r2, smooth, summarise, t_quantile, win_rate
+from common.metrics import figure, headline, interval, number, r2, smooth, summarise, t_quantile, win_rate
 
 
 def run(optimizer="adam", seed=0, losses=(1.0, 2.0, 3.0, 4.0), **fields):
@@ -140,3 +140,31 @@ def test_summarise_refuses():
         summarise([{"optimizer": "adam"}])
     with pytest.raises(L2OError, match="at least 9 losses"):
         summarise([run()], horizons=(9,))
+
+
+ROLES = {"teacher": "rp", "rule": "rule", "tuned": "rule*"}
+
+
+def test_headline():
+    rows = [run("rp", losses=[9, 0.1]), run("rule", losses=[9, 0.2]), run("adam", losses=[9, 0.15])]
+    rows += [run("sgd", losses=[9, 0.3])]
+    table = summarise(rows, horizons=(1, 2), window=1)
+    sentence = "The 7-node rule reaches loss 0.200 at step 2 where its teacher reaches 0.100 and tuned adam"
+    assert headline(table, ROLES, 7) == f"{sentence} reaches 0.150."
+    table = summarise([*rows, run("rule*", losses=[9, math.inf])], window=1)
+    assert headline(table, ROLES, 7).startswith(
+        "The 7-node rule, meta-tuned, diverges before step 2 where its"
+    )
+    assert headline(summarise(rows[1:2]), ROLES, 7) == "The 7-node rule reaches loss 4.600 at step 2."
+    assert headline(summarise(rows[:1]), ROLES, 7) == headline([], ROLES, 7) == ""
+
+
+def test_number():
+    assert [number(v) for v in (None, math.nan, math.inf, -0.5, 1 / 3)] == [
+        "–",
+        "–",
+        "diverged",
+        "−0.5",
+        "0.3333",
+    ]
+    assert number(0.5, "#.4g") == "0.5000"

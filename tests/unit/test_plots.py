@@ -1,0 +1,183 @@
+"""Figures: well-formed, no black, unique ids, contrast, and what they say."""
+
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from common import plots
+from common.errors import L2OError
+from common.metrics import SummaryRow
+
+HOSTILE = '$x^{ $<b>&"#000000" url(#a)\x00\ud800'
+
+
+def row(name, mean, spread=0.1, diverged=0):
+    low, high = (mean - spread, mean + spread) if not diverged else (np.nan, np.nan)
+    return SummaryRow(name, "quadratic", 40, mean, low, high, 5, diverged, 0.1, 1.0, 2.0, 7)
+
+
+def draw_all(name="adam"):
+    steps = np.arange(1, 41.0)
+    curves = {name: np.stack([3 / steps, 4 / steps]), "teacher": np.stack([1 / steps, 2 / steps])}
+    curves["lion"] = np.where(steps > 30, np.inf, curves[name])
+    return {
+        "training": plots.training_curve([1, 2, 3], [3.0, 2.0, 1.0], [None, 2.5, float("nan")]),
+        "pareto": plots.pareto_front([(1, -5.0), (3, 0.5), (9, 0.9), (10, float("nan"))], 2),
+        "curves": plots.loss_curves(curves, ["teacher"], window=2),
+        "final": plots.final_losses([row(name, 0.3), row("teacher", 0.2), row("lion", np.inf, diverged=2)]),
+    }
+
+
+def texts(svg):
+    return [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw_all()
+
+
+def test_svgs_are_well_formed_and_labelled(drawn):
+    for svg in drawn.values():
+        root = ElementTree.fromstring(svg)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.get("role") == "img" and len(root.get("aria-label")) > 20
+        assert root.get("viewBox") and root.get("width") == "100%" and "height" not in root.attrib
+
+
+def test_page_decides_colour_and_font(drawn):
+    for svg in drawn.values():
+        assert not re.search(r"#000\b|#000000|\bblack\b|rgb\(0", svg)
+        assert "currentColor" in svg and "fill: currentColor" in ElementTree.fromstring(svg).get("style")
+        assert set(re.findall(r"font-family: ([^;\"]*)", svg)) == {"inherit"} and "font: " not in svg
+        assert "<style" not in svg  # would apply to the whole page
+        used = set(re.findall(r"#[0-9a-f]{6}\b", svg))
+        assert used <= set(plots.PALETTE)
+
+
+def test_ids_are_unique_across_plots_and_references_resolve(drawn):
+    page = "".join(drawn.values())
+    page += plots.loss_curves({"adam": np.full((2, 40), 2.0)}) + plots.final_losses([row("sgd", 0.4)])
+    page += plots.training_curve([1, 2, 3], [3.0, 2.0, 1.0], [None, 2.5, float("nan")], prefix="other")
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) > 4
+    assert set(re.findall(r'(?:href="|url\()#([^")]*)', page)) == set(ids)
+
+
+def test_same_input_gives_same_text(drawn):
+    assert draw_all() == drawn
+
+
+def test_the_users_settings_do_not_matter(drawn):
+    import matplotlib
+
+    with matplotlib.rc_context({"xtick.color": "red", "font.size": 30, "text.parse_math": True}):
+        assert draw_all() == drawn
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_hostile_names_are_text():
+    for svg in draw_all(HOSTILE).values():
+        ElementTree.fromstring(svg)
+        assert "<b>" not in svg and "\x00" not in svg
+    assert any(text.startswith("$x^{ $<b>&") for text in texts(draw_all(HOSTILE)["curves"]))
+
+
+def luminance(color):
+    parts = [int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+
+@pytest.mark.parametrize("background", ["#ffffff", "#16181d"])
+@pytest.mark.parametrize("color", plots.PALETTE)
+def test_contrast(color, background):
+    """WCAG 2.2, 1.4.11: at least 3:1 for graphical objects."""
+    light, dark = sorted((luminance(color), luminance(background)), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 3.0
+
+
+def test_styles_tell_series_apart():
+    names = [f"optimizer {k}" for k in range(12)]
+    looks = plots.styles(names, ["optimizer 7"])
+    assert len(set(looks.values())) == 12
+    assert looks["optimizer 7"] == (plots.PALETTE[0], ())
+    assert plots.PALETTE[0] not in {color for name, (color, _) in looks.items() if name != "optimizer 7"}
+    assert plots.styles(names[::-1], ["optimizer 7"]) == looks
+
+
+def test_what_the_plots_say(drawn):
+    assert {"adam", "teacher", "lion (diverged)"} <= set(texts(drawn["curves"]))
+    assert {"adam", "0.2000", "2 of 5 diverged", "loss at step 40"} <= set(texts(drawn["final"]))
+    assert {"3", "9 nodes: R² 0.900", "1 node: R² −5.000"} <= set(texts(drawn["pareto"]))
+    assert {"training", "validation", "meta-epoch"} <= set(texts(drawn["training"]))
+    label = ElementTree.fromstring(drawn["final"]).get("aria-label")
+    assert label.index("teacher 0.2") < label.index("adam 0.3") < label.index("lion")
+
+
+def label_heights(svg, names):
+    found = {e.text: float(e.get("y")) for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("text")}
+    return [found[name] for name in names]
+
+
+def test_end_labels_do_not_overlap():
+    names = [f"o{k}" for k in range(12)]
+    falling = np.geomspace(10, 1, 30)
+    svg = plots.loss_curves(
+        {name: np.stack([falling + 1e-3 * k] * 2) for k, name in enumerate(names)}, window=1
+    )
+    heights = label_heights(svg, names)
+    assert min(-np.diff(heights)) > 9.0  # points of the view box; a line of text is 9 high
+    assert max(heights) < float(ElementTree.fromstring(svg).get("viewBox").split()[3])
+
+
+def test_band_is_the_interval():
+    """Seeds at 9.9, 10 and 10.1: the band is 10 +- 0.1 * 4.303 / sqrt(3).
+
+    The log axis spans 10 / 1.15 to 2 * 10 * 1.15 over 3.9 - 0.58 inches of 72 points.
+    """
+    svg = plots.loss_curves({"a": np.array([[9.9] * 9, [10.0] * 9, [10.1] * 9])}, window=1)
+    band = max(re.findall(r'd="([^"]*z)', svg), key=len)
+    heights = np.array(re.findall(r"-?\d[\d.]*", band), dtype=float)[1::2]
+    half = 0.1 * 4.3026527 / np.sqrt(3)
+    points = np.log((10 + half) / (10 - half)) / np.log(2 * 1.15**2) * (3.9 - 0.58) * 72
+    assert np.ptp(heights) == pytest.approx(points, abs=0.05)
+
+
+def test_long_runs_stay_small():
+    svg = plots.loss_curves({"a": np.random.default_rng(0).uniform(1, 2, (3, 20_000))})
+    assert len(svg) < 60_000
+
+
+def test_long_names_are_cut():
+    svg = plots.final_losses([row("rule:" + "x" * 90, 1.0)])
+    assert f"rule:{'x' * 16}…" in texts(svg)
+
+
+@pytest.mark.filterwarnings("error")
+def test_little_or_nothing_to_draw():
+    with pytest.raises(L2OError, match="at least one curve"):
+        plots.loss_curves({})
+    with pytest.raises(L2OError, match="at least one row"):
+        plots.final_losses([])
+    for svg in (
+        plots.training_curve([], [], []),
+        plots.pareto_front([]),
+        plots.loss_curves({"a": np.full((2, 3), np.nan)}),
+        plots.final_losses([row("a", np.inf, diverged=5)]),
+        plots.final_losses([row("a", 0.0, 0.0), row("b", -1.0)]),
+        plots.final_losses([row("a", 1.0, 0.0)]),
+        plots.loss_curves({"a": np.array([[1.0, -1.0, -2.0]])}),
+        plots.pareto_front([(3, 0.5)], 0),
+    ):
+        ElementTree.fromstring(svg)
+
+
+def test_importing_does_not_load_matplotlib():
+    import subprocess
+
+    code = "import sys, common.plots, common.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
