@@ -1,4 +1,4 @@
-"""Teacher weights, format ``l2o-teacher``: any backend loads what the other trained, without pickle.
+"""Teacher weights, format ``l2o-teacher``: any backend loads what the other trained.
 
 Arrays by canonical name (``Teacher.weight_shapes``), LSTM gates in the order i, f, g, o with one bias;
 each backend converts to its own order and layout.
