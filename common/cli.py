@@ -7,6 +7,7 @@ one line on stderr and exit code 2.
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 import time
 import typing
@@ -102,6 +103,9 @@ def run(
             format="%(levelname)s: %(message)s",
         )
         logging.captureWarnings(True)
+        # Frameworks read it when they are imported, in body. Waiting OpenMP threads spin by default, and on
+        # a machine shared with other work that made meta-training fifty times slower.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         return body(config) or 0
     except L2OError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)

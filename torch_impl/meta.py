@@ -1,11 +1,8 @@
 """The meta-training loop shared by ``train`` (teachers) and ``tune`` (rules)."""
 
 import dataclasses
-import json
 import math
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,7 +179,6 @@ class MetaTrainer:
         return {name: to_numpy(w) for name, w in self.network.weights.items()}
 
     def _log(self, row: dict[str, Any]) -> None:
-        row = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
         self.history.append(row)
         if self.folder is not None:
             self.folder.log(row)
@@ -255,17 +251,3 @@ class MetaTrainer:
             self.epoch_losses = arrays["epoch_losses"].tolist()
         self.folder.truncate_metrics(lambda row: row["epoch"] < self.epoch)
         self.history = self.folder.read_metrics()
-
-
-def load_config(cls: Callable[..., Any], folder: str) -> Any:
-    """The configuration a run folder was started with."""
-    from common.config import from_dict
-
-    path = Path(folder) / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise L2OError(
-            f"{folder}: expected a run folder with config.json ({error}); train one first"
-        ) from None
-    return from_dict(cls, values, str(path))

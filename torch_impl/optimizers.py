@@ -115,10 +115,15 @@ class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
                 f"{in_a_row} times in a row; lower lr, or look for nan or inf in the gradients"
             )
 
-    def _process_value_according_to_param_policy(self, *args: Any, **kwargs: Any) -> Any:
-        # torch would cast float32 state to the dtype of a bfloat16 parameter (pytorch#43706).
-        param, value = args[0], args[1]
-        return value.to(device=param.device) if kwargs.get("key") != "step" else value
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, but state keeps the dtype it was saved in (torch casts it, pytorch#43706)."""
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for number, p in zip(numbers, params, strict=True):
+            for key, value in state_dict["state"].get(number, {}).items():
+                if key != "step":
+                    self.state[p][key] = value.to(device=p.device, copy=True)
 
 
 class SymbolicOptimizer(_CoordinateOptimizer):

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from common import __version__
 from common.errors import L2OError
 
 Weights = dict[str, torch.Tensor]
 
+CREATED_BY = f"symbolic-l2o {__version__}, torch {torch.__version__}"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.cli import run as run_command
-from common.config import TrainConfig
+from common.config import TrainConfig, from_dict
 from common.errors import L2OError
 from common.teachers import TEACHERS, Teacher, initial_weights
 
@@ -38,43 +38,39 @@ def train(config: TrainConfig) -> Run:
     Raises:
         L2OError: the folder is in use or holds another run, data are missing, training diverges.
     """
-    from common.runs import Interrupt, RunFolder, created_by
-    from common.storage import RunLock
+    from common.runs import Interrupt, RunFolder
     from interchange.weights import load_weights, save_weights
-    from torch_impl.meta import MetaTrainer, load_config
+    from torch_impl.meta import MetaTrainer
     from torch_impl.teachers import TeacherNetwork
-    from torch_impl.tensors import DTYPES, device_of
+    from torch_impl.tensors import CREATED_BY, DTYPES, device_of
 
-    resumed = bool(config.resume)
-    if resumed:
-        folder_name = config.resume
-        saved = load_config(TrainConfig, folder_name)
-        config = dataclasses.replace(
-            saved, quiet=config.quiet, device=config.device, data_dir=config.data_dir or saved.data_dir
-        )
-    else:
-        folder_name = config.out or f"runs/{config.teacher}-{config.problem}-{config.seed}"
+    name = config.resume or config.out or f"runs/{config.teacher}-{config.problem}-{config.seed}"
+    folder = RunFolder(name, create=not config.resume, resume=bool(config.resume), overwrite=config.overwrite)
+    if config.resume:
+        saved = from_dict(TrainConfig, folder.config(), f"{name}/config.json")
+        given = {"quiet": config.quiet, "device": config.device, "resume": name}
+        config = dataclasses.replace(saved, data_dir=config.data_dir or saved.data_dir, **given)
     device = device_of(config.device)
     teacher = TEACHERS[config.teacher]
-    with RunLock(folder_name), Interrupt() as interrupt:
-        weights = initial_weights(teacher, config.seed)
-        if config.init:
-            given = load_weights(config.init)
-            if given.teacher != teacher:
-                raise L2OError(
-                    f"--init {config.init}: expected a {teacher.name} teacher, got {given.teacher.name}; "
-                    f"add --teacher {given.teacher.name}"
-                )
-            weights = given.weights
-        network = TeacherNetwork(teacher, weights, DTYPES[config.dtype], device)
-        folder = RunFolder(folder_name, resume=resumed, overwrite=config.overwrite)
-        if not resumed:
-            folder.start(dataclasses.asdict(config))
+    weights = initial_weights(teacher, config.seed)
+    if config.init:
+        given_weights = load_weights(config.init)
+        if given_weights.teacher != teacher:
+            raise L2OError(
+                f"--init {config.init}: expected a {teacher.name} teacher, got {given_weights.teacher.name}; "
+                f"add --teacher {given_weights.teacher.name}"
+            )
+        weights = given_weights.weights
+    network = TeacherNetwork(teacher, weights, DTYPES[config.dtype], device)
+    with Interrupt() as interrupt, folder:
         trainer = MetaTrainer(network, config, folder=folder)
-        if resumed:
+        trainer.task("meta_train", 0)  # missing data are found before anything is written
+        if config.resume:
             trainer.restore()
+        else:
+            folder.write_config(dataclasses.asdict(config))
         finished = trainer.run(label=f"train {teacher.name}", quiet=config.quiet, interrupt=interrupt)
-        save_weights(folder.path / "teacher.h5", teacher, trainer.best, created_by("torch"))
+        save_weights(folder.file("teacher.h5"), teacher, trainer.best, CREATED_BY)
     code = 0 if finished else interrupt.exit_code
     return Run(folder.path, teacher, trainer.best, trainer.history, code)
 

@@ -1,0 +1,232 @@
+"""Record trajectories: ``python -m torch_impl.record runs/rp --out runs/rp/trajectories.h5``.
+
+What the optimizer saw (features, gradient) and did (its output), at coordinates drawn in equal shares
+from every parameter tensor.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.baselines import Spec, parse_spec
+from common.cli import Progress
+from common.cli import run as run_command
+from common.config import RecordConfig, TrainConfig, from_dict
+from common.errors import L2OError
+from common.rng import derived_seed, rng
+
+if TYPE_CHECKING:
+    from interchange.trajectories import Run
+    from torch_impl.sources import Source
+
+_FILE = "trajectories.h5"
+
+
+def record(config: RecordConfig) -> Path:
+    """Record ``config.runs`` trajectories and write them to ``config.out``; the file's path.
+
+    Raises:
+        L2OError: an unknown source or problem, missing data, or every run diverged.
+    """
+    from interchange.trajectories import Trajectories, save_trajectories
+    from torch_impl import sources
+    from torch_impl.tensors import CREATED_BY, device_of
+
+    spec, problem, out = _resolve(config)
+    if out.exists() and not config.overwrite:
+        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
+    device_of(config.device)
+    source = sources.load(spec)
+    runs: dict[str, Run] = {}
+    features: dict[str, str] = {}
+    with Progress(f"record {spec.kind}", config.runs, quiet=config.quiet) as progress:
+        for index in range(config.runs):
+            run, features = _record_one(source, config, problem, index)
+            runs[run.name] = run
+            progress.advance(loss=float(run.loss[-1]))
+    if all(run.diverged for run in runs.values()):
+        raise L2OError(
+            f"every trajectory of {spec.text} on {problem} diverged; lower its lr or train it longer"
+        )
+    trajectories = Trajectories(
+        features=features,
+        runs=runs,
+        split=_split(list(runs)),
+        config=_portable(config, spec, problem),
+        seed=config.seed,
+        created_by=CREATED_BY,
+    )
+    save_trajectories(out, trajectories)
+    return out
+
+
+def _resolve(config: RecordConfig) -> tuple[Spec, str, Path]:
+    """The source, the problem and the output file; a bare folder is a training run."""
+    folder = Path(config.source)
+    is_run = (folder / "config.json").is_file() or config.source.startswith("teacher:")
+    spec = parse_spec(config.source if ":" in config.source or not folder.exists() else f"teacher:{folder}")
+    problem = config.problem
+    if not problem and is_run and (Path(spec.target) / "config.json").is_file():
+        from common.runs import RunFolder
+
+        problem = from_dict(TrainConfig, RunFolder(spec.target).config(), spec.target).problem
+    if not problem:
+        raise L2OError(f"--problem is missing: {config.source} is no training run that names one")
+    place = folder if is_run and folder.is_dir() else Path("runs")
+    return spec, problem, Path(config.out) if config.out else place / _FILE
+
+
+def _record_one(
+    source: "Source", config: RecordConfig, problem: str, index: int
+) -> "tuple[Run, dict[str, str]]":
+    import torch
+
+    from common.problems import PROBLEMS, Instance
+    from common.storage import canonical_json
+    from interchange.expression import to_text
+    from interchange.rule import Rule
+    from interchange.trajectories import Run
+    from torch_impl.problems import ProblemTask, coordinate_table, value_and_gradient
+    from torch_impl.symbolic import RuleNetwork
+    from torch_impl.teachers import TeacherNetwork
+    from torch_impl.tensors import DTYPES
+
+    seed = derived_seed(config.seed, "record", index)
+    row = PROBLEMS[problem]
+    task = ProblemTask(
+        Instance(row, seed, "meta_train", config.batch_size, config.data_dir),
+        DTYPES[config.dtype],
+        config.device,
+    )
+    tensor, place = coordinate_table(task.shapes)
+    chosen = choose_coordinates(
+        tensor, max(1, round(config.samples / (config.runs * config.steps))), config.seed, index
+    )
+    pick = torch.from_numpy(chosen).to(config.device)
+    lr, theta = source.spec.lr or 1.0, task.initial()
+    if isinstance(source.loaded, Rule):
+        network: Any = RuleNetwork(source.loaded, config.device)
+        expressions = {n: to_text(source.loaded.features.get(n) or _g()) for n in network.features.names}
+    elif source.loaded is not None:
+        network = TeacherNetwork(source.loaded.teacher, source.loaded.weights, theta.dtype, config.device)
+        expressions = source.loaded.teacher.expressions()
+    else:
+        network, expressions = None, {"g": "g"}
+        lr = source.spec.lr or source.spec.middle
+        theta = theta.requires_grad_()
+        optimizer = source.optimizer([theta], lr)
+    state = network.initial_state(theta) if network else None
+    xs, gs, ys, losses = [], [], [], []
+    for step in range(config.steps):
+        loss, g = value_and_gradient(task, theta, step)
+        if not bool(torch.isfinite(loss) & torch.isfinite(g).all()):
+            break
+        with torch.no_grad():
+            if network:
+                x, state = network.inputs(g, state)
+                y, hidden = network.step(network.weights, x, state.network, state.t)
+                state = dataclasses.replace(state, network=hidden)
+                theta = theta + (lr * network.scale) * y
+            else:
+                x, before = g[None], theta.detach().clone()
+                theta.grad = g
+                optimizer.step()
+                y = (theta.detach() - before) / lr
+        xs.append(x[:, pick].T.cpu().numpy())
+        gs.append(g[pick].cpu().numpy())
+        ys.append(y[pick].cpu().numpy())
+        losses.append(float(loss))
+    if len(losses) < 2:
+        raise L2OError(f"{source.spec.text} diverged on {problem} at step {len(losses) + 1}; lower its lr")
+    diverged = len(losses) < config.steps
+    return Run(
+        name=f"{index:06d}",
+        problem=problem,
+        problem_json=canonical_json(dataclasses.asdict(row)),
+        source_kind=source.spec.kind,
+        source_json=canonical_json(source.row()),
+        source_sha256=source.sha256,
+        seed=seed,
+        init_seed=seed,
+        num_steps=config.steps,
+        scale=network.scale if network else 1.0,
+        diverged=diverged,
+        outcome=f"diverged at step {len(losses) + 1}" if diverged else "ok",
+        x=np.stack(xs),
+        g=np.stack(gs),
+        y=np.stack(ys),
+        loss=np.asarray(losses),
+        step=np.arange(1, len(losses) + 1, dtype=np.int64),
+        param_index=tensor[chosen],
+        flat_index=place[chosen],
+        params_names=task.names,
+        params_shapes=task.shapes,
+    ), expressions
+
+
+def _g() -> Any:
+    from interchange.expression import name
+
+    return name("g")
+
+
+def choose_coordinates(tensor: np.ndarray, count: int, seed: int, index: int) -> np.ndarray:
+    """Numbers [n <= count] of coordinates, drawn without repeats in equal shares from every tensor.
+
+    Args:
+        tensor: for every coordinate the number of its tensor, [N].
+        count: how many; small tensors give what they have, the rest is shared by the others.
+        seed, index: of the recording and the run.
+    """
+    generator = rng(seed, "record_coordinates", index)
+    # Large tensors come first where the shares do not come out even.
+    order = np.argsort(-np.bincount(tensor), kind="stable")
+    pools = [generator.permutation(np.flatnonzero(tensor == k)) for k in order]
+    taken = [0] * len(pools)
+    for _ in range(min(count, len(tensor))):
+        open_ = [k for k, pool in enumerate(pools) if taken[k] < len(pool)]
+        taken[min(open_, key=taken.__getitem__)] += 1
+    return np.sort(np.concatenate([p[:t] for p, t in zip(pools, taken, strict=True)]))
+
+
+def _split(names: list[str]) -> dict[str, tuple[str, ...]]:
+    """By run: a fifth (at least one) each for validation and test, the rest for training."""
+    held = max(1, round(0.2 * len(names)))
+    return {
+        "train": tuple(names[: -2 * held]),
+        "valid": tuple(names[-2 * held : -held]),
+        "test": tuple(names[-held:]),
+    }
+
+
+def _portable(config: RecordConfig, spec: Spec, problem: str) -> dict[str, Any]:
+    """What the recording depends on, without places and devices: equal in both backends."""
+    values = dataclasses.asdict(config) | {"problem": problem, "source": spec.kind}
+    return {k: v for k, v in values.items() if k not in ("out", "data_dir", "device", "quiet", "overwrite")}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point; the exit code."""
+
+    def body(config: RecordConfig) -> None:
+        path = record(config)
+        if not config.quiet:
+            print(f"trajectories: {path}")
+
+    return run_command(
+        RecordConfig,
+        body,
+        argv,
+        prog="python -m torch_impl.record",
+        description="Record what an optimizer sees and does, coordinate by coordinate.",
+        positional=("source",),
+        required=("source",),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Optimizers named by a SPEC: teachers, rules and baselines, for recording and evaluation."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from common.baselines import Spec
+from common.errors import L2OError
+from interchange.rule import Rule
+from interchange.weights import TeacherWeights, load_weights
+from torch_impl import baselines
+from torch_impl.optimizers import LearnedOptimizer, SymbolicOptimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A SPEC with its file read: what can be run again and again with other learning rates."""
+
+    spec: Spec
+    loaded: TeacherWeights | Rule | None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file behind it, "" for a baseline."""
+        return self.loaded.sha256 if self.loaded is not None else ""
+
+    def optimizer(self, params: Iterable[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+        """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update."""
+        if isinstance(self.loaded, Rule):
+            return SymbolicOptimizer(params, self.loaded, lr)
+        if isinstance(self.loaded, TeacherWeights):
+            return LearnedOptimizer(params, self.loaded, lr)
+        return baselines.make(self.spec.target, params, lr, self.spec.options)
+
+    def row(self) -> dict[str, Any]:
+        """What it is, JSON-ready: the teacher's row, the rule, or the baseline's options."""
+        if isinstance(self.loaded, Rule):
+            return {"rule": self.loaded.name, "constants": self.loaded.constants}
+        if isinstance(self.loaded, TeacherWeights):
+            return self.loaded.teacher.to_dict()
+        return {"name": self.spec.target, "lr": self.spec.lr or self.spec.middle, **self.spec.options}
+
+
+def load(spec: Spec) -> Source:
+    """Read the file a SPEC names; a rule that cannot run as an optimizer is refused here."""
+    if spec.kind == "teacher":
+        return Source(spec, load_weights(spec.target))
+    if spec.kind == "rule":
+        source = Source(spec, Rule.load(spec.target))
+        try:
+            source.optimizer([torch.zeros(1)], 1.0)
+        except L2OError as error:
+            raise L2OError(f"{spec.target}: {error}") from None
+        return source
+    return Source(spec, None)
