@@ -90,7 +90,7 @@ def data(name="adam", mathml=MATH, text="c0 * m_tilde", **changes):
         "training_seconds": 12.34,
         "metrics": [{"epoch": k, "loss": 3.0 - k, "validation": None} for k in (1, 2)],
         "front": front,
-        "rules": [card("rule", mathml, text), card(name, mathml, text)],
+        "rules": [dataclasses.replace(card("rule", mathml, text), complexity=23), card(name, mathml, text)],
         "features": {name: mathml},
         "summary": summarise(rows, horizons=(10, 30)),
         "curves": curves,
@@ -145,6 +145,7 @@ def test_hostile_text_is_escaped_and_shown():
         "<math href='https://example.org'><mi>x</mi></math>",
         "<math><annotation-xml encoding='text/html'><mi>x</mi></annotation-xml></math>",
         "<math xmlns:h='http://www.w3.org/1999/xhtml'><h:mi>x</h:mi></math>",
+        "<!DOCTYPE math><math><mi>x</mi></math>",
         "<!DOCTYPE m [<!ENTITY a 'b'>]><math><mi>&a;</mi></math>",
         "<math><mi>&nosuchentity;</mi></math>",
         "<math style='position: fixed'><mi>x</mi></math>",
@@ -189,6 +190,7 @@ def test_what_the_page_says(page):
         assert wanted in text, wanted
     assert page.count("<svg") == 5  # curves, two horizons, front, training
     assert page.count("<math") == 1 + 1 + 3
+    assert "(7, 8)" not in text and "<dd>24</dd>" in page
     assert text.count("chosen") == 1 and text.count("tuned") >= 2
 
 
@@ -205,7 +207,21 @@ def test_best_of_each_column_is_marked_by_more_than_colour(page):
     assert adam[1] == star.format("0.07995") and rule[1] == "0.1333"
     assert adam[6] == rule[6] == star.format("4.00") and cells(page, "teacher")[6] == "7.00"
     assert rule[0] == "<strong>rule</strong>" and adam[0] == "adam"
-    assert rule[3:6] == ["none", "0.125", "7"]
+    # Two seeds 0.0533 apart: half of that, times t(1) = 12.706, on both sides of 0.13325.
+    assert rule[2:6] == ["−0.2054 to 0.4719", "none", "0.125", "7"]
+    head = re.findall(r'<th scope="col">(.*?)</th>', page)
+    assert head[3:11] == [
+        "optimizer",
+        "loss",
+        "95 % interval",
+        "diverged",
+        "learning rate",
+        "trials",
+        "ms/step",
+        "floats/parameter",
+    ]
+    assert cells(page, "24 ?")[1:5] == ["0.9000", "0.8000", "0.9400", "0.2500"]
+    assert "the chosen rule has 24 nodes and R2 0.940" in page
 
 
 def test_diverged_rows_are_never_best():
@@ -228,12 +244,14 @@ def test_untuned_rule_has_one_column_of_constants():
 
 
 def test_an_empty_report_is_still_a_page(tmp_path):
-    nothing = {field: () for field in ("metrics", "front", "rules", "summary", "commands", "protocol")}
+    nothing = dict.fromkeys(("metrics", "front", "rules", "summary", "commands", "protocol"), ())
     empty: dict = {}
     nothing |= dict.fromkeys(("features", "curves", "exports", "timings", "versions", "teacher"), empty)
     target = tmp_path / "new" / "report.html"
     report.write_report(target, data("a\ud800", **nothing))
-    assert not Checker(target.read_text(encoding="utf-8")).open
+    page = target.read_text(encoding="utf-8")
+    assert not Checker(page).open
+    assert re.findall("<h2>(.*?)</h2>", page) == ["How it was made", "Use it", "Do it again"]
     assert [file.name for file in target.parent.iterdir()] == ["report.html"]
 
 
