@@ -230,6 +230,45 @@ def number(value: float | None, spec: str = ".4g") -> str:
     return f"{value:{spec}}".replace("-", "−") if math.isfinite(value) else DIVERGED
 
 
+def summary_text(summary: Sequence[SummaryRow]) -> str:
+    """The summary as an aligned plain-text table."""
+    head = (
+        "optimizer",
+        "steps",
+        "loss",
+        "95 % interval",
+        "seeds",
+        "diverged",
+        "lr",
+        "trials",
+        "ms/step",
+        "floats/param",
+    )
+    cells = [
+        (
+            row.optimizer,
+            str(row.horizon),
+            number(row.mean),
+            "–" if math.isnan(row.low) else f"{number(row.low)} to {number(row.high)}",
+            str(row.seeds),
+            str(row.diverged),
+            number(row.lr),
+            str(row.trials),
+            number(row.ms_per_step, ".3f"),
+            number(row.floats_per_parameter, ".3g"),
+        )
+        for row in summary
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    lines = [
+        "  ".join(
+            c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (head, *cells)
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
 def _summary(problem: str, horizon: int, optimizer: str, group: list[Any], window: int) -> SummaryRow:
     group = sorted(group, key=lambda row: _field(row, "seed"))
     seeds = [_field(row, "seed") for row in group]

@@ -1,0 +1,75 @@
+"""Rollouts of native optimizers on table problems: what evaluation and selection repeat many times."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.baselines import parse_spec
+from common.metrics import DIVERGED
+from common.problems import PROBLEMS, Instance
+from common.rng import derived_seed
+from torch_impl.problems import ProblemTask
+from torch_impl.sources import Source, load
+from torch_impl.tensors import DTYPES, unflatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """One optimizer from one seed: losses [step] before each update, and accuracy at the end."""
+
+    losses: np.ndarray
+    outcome: str
+    accuracy: float
+
+
+def rollout_job(
+    config: Any, text: str, lr: float, stream: str, number: int, steps: int
+) -> Rollout:
+    """One rollout of the optimizer ``text``; what the worker processes run."""
+    if config.jobs > 1:
+        torch.set_num_threads(1)
+    return rollout(_source(text), lr, task(config, stream, number), steps)
+
+
+@functools.lru_cache(maxsize=32)
+def _source(text: str) -> Source:
+    return load(parse_spec(text))
+
+
+def task(config: Any, stream: str, number: int) -> ProblemTask:
+    """Optimizee ``number`` of the seeds ``stream`` on half B of the training data."""
+    seed = derived_seed(config.seed, f"evaluate_{stream}", number)
+    instance = Instance(PROBLEMS[config.problem], seed, "evaluation", config.batch_size, config.data_dir)
+    return ProblemTask(instance, DTYPES[config.dtype], config.device)
+
+
+def rollout(source: Source, lr: float, task: ProblemTask, steps: int) -> Rollout:
+    """Optimize a task with a native optimizer over its own parameter tensors."""
+    parameters = [p.clone().requires_grad_() for p in unflatten(task.initial(), task.shapes)]
+    optimizer = source.optimizer(parameters, lr)
+    losses: list[float] = []
+    for step in range(steps):
+        loss = task.loss(parameters, step)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            return Rollout(np.asarray(losses[:-1]), DIVERGED, math.nan)
+        optimizer.zero_grad()
+        loss.backward()
+        try:
+            optimizer.step()
+        except RuntimeError:  # updates stayed non-finite
+            return Rollout(np.asarray(losses), DIVERGED, math.nan)
+    theta = torch.cat([p.detach().reshape(-1) for p in parameters])
+    return Rollout(np.asarray(losses), "ok", held_out_accuracy(task, theta))
+
+
+def held_out_accuracy(task: ProblemTask, theta: Any) -> float:
+    """Accuracy on the test images; nan where there are none."""
+    if task.instance.problem.kind != "classifier":
+        return math.nan
+    test = ProblemTask(dataclasses.replace(task.instance, split="test"), task.dtype, task.device)
+    return test.accuracy(theta)
