@@ -1,0 +1,307 @@
+"""The meta-gradient without optimizee graphs: against autograd, finite differences and the ICLR code."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.config import TrainConfig
+from common.problems import PROBLEMS, Instance
+from common.teachers import TEACHERS, initial_weights
+from interchange.rule import Rule
+
+torch = pytest.importorskip("torch")
+
+from torch_impl import unroll  # noqa: E402
+from torch_impl.meta import MetaTrainer  # noqa: E402
+from torch_impl.problems import ModuleTask, ProblemTask, Task, value_and_gradient  # noqa: E402
+from torch_impl.symbolic import RuleNetwork  # noqa: E402
+from torch_impl.teachers import TeacherNetwork  # noqa: E402
+from torch_impl.tensors import State, unflatten  # noqa: E402
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RULES = {
+    "ema-and-tanh": Rule.from_text(
+        "-c0 * tanh(m_tilde / c1) - c2 * ema(g, c3)",
+        {"c0": 0.02, "c1": 0.7, "c2": 0.05, "c3": 0.8},
+        {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
+        scale=0.5,
+    ),
+    "bias-corrected-and-t": Rule.from_text(
+        "-c0 * ema_hat(g, b) / (sqrt(ema_hat(square(g), c)) + 1e-3) / (1 + d * t) + e * lag(g, 2)",
+        {"c0": 0.03, "b": 0.9, "c": 0.95, "d": 0.1, "e": -0.01},
+    ),
+}
+
+
+def digits(seed: int = 0, batch_size: int = 16) -> ProblemTask:
+    instance = Instance(PROBLEMS["digits-mlp"], seed, batch_size=batch_size)
+    return ProblemTask(instance, torch.float64)
+
+
+def quadratic(seed: int = 0) -> ProblemTask:
+    return ProblemTask(Instance(PROBLEMS["quadratic"], seed), torch.float64)
+
+
+def teacher_network(name: str) -> TeacherNetwork:
+    """A teacher whose weights are large enough that saturation and memory matter."""
+    weights = initial_weights(TEACHERS[name], 1)
+    return TeacherNetwork(TEACHERS[name], {k: 2.0 * w for k, w in weights.items()}, torch.float64)
+
+
+def by_autograd(
+    task: Task, network: unroll.Network, at: unroll.Position, steps: int, loss: str, lr: float = 1.0
+) -> dict[str, torch.Tensor]:
+    """The definition: one graph through every update and every loss.
+
+    Gradients enter the features as constants, exactly first order; the state at the start is a constant.
+    """
+    weights = {name: w.clone().requires_grad_() for name, w in network.weights.items()}
+    theta, state, losses = at.theta.clone(), at.state, []
+    hidden = state.network
+    for step in range(at.step, at.step + steps):
+        losses.append(task.loss(unflatten(theta, task.shapes), step))
+        _, g = value_and_gradient(task, theta, step)
+        x, state = network.inputs(g, state)
+        out, hidden = network.step(weights, x, hidden, step + 1)
+        theta = theta + lr * network.scale * out
+    losses.append(task.loss(unflatten(theta, task.shapes), at.step + steps))
+    total = torch.stack(losses).sum() if loss == "sum" else losses[-1]
+    return dict(zip(weights, torch.autograd.grad(total, list(weights.values())), strict=True))
+
+
+def without_graph(
+    task: Task, network: unroll.Network, at: unroll.Position, steps: int, loss: str, lr: float = 1.0
+) -> dict[str, torch.Tensor]:
+    _, _, gradients, inputs = unroll.advance(task, network, at, steps, lr)
+    return unroll.meta_gradient(network, at.state, inputs, lr * unroll.cotangents(gradients, loss))
+
+
+def position(task: Task, network: unroll.Network, carried: bool) -> unroll.Position:
+    at = unroll.start(task, network)
+    return unroll.advance(task, network, at, 7)[0] if carried else at
+
+
+def assert_equal(got: dict, expected: dict, tolerance: float) -> None:
+    """Relative to the largest entry of each array, none of which may vanish."""
+    assert list(got) == list(expected)
+    for name, want in expected.items():
+        size = float(want.abs().max())
+        assert size > 0.0, name
+        assert float((got[name] - want).abs().max()) < tolerance * size, name
+
+
+@pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried-over"])
+@pytest.mark.parametrize("steps", [1, 5, 20])
+@pytest.mark.parametrize("loss", ["sum", "last"])
+@pytest.mark.parametrize("name", TEACHERS)
+def test_teachers_equal_autograd_through_the_whole_graph(name, loss, steps, carried):
+    task, network = digits(), teacher_network(name)
+    at = position(task, network, carried)
+    expected = by_autograd(task, network, at, steps, loss)
+    if steps == 1 and not carried:  # h is zero before the first step
+        expected = {k: w for k, w in expected.items() if not k.endswith("w_hidden")}
+    got = without_graph(task, network, at, steps, loss)
+    assert_equal({k: got[k] for k in expected}, expected, 1e-10)
+
+
+@pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried-over"])
+@pytest.mark.parametrize("steps", [3, 20])
+@pytest.mark.parametrize("loss", ["sum", "last"])
+@pytest.mark.parametrize("name", RULES)
+def test_rules_equal_autograd_through_the_whole_graph(name, loss, steps, carried):
+    task, network = digits(), RuleNetwork(RULES[name])
+    at = position(task, network, carried)
+    expected = by_autograd(task, network, at, steps, loss)
+    assert_equal(without_graph(task, network, at, steps, loss), expected, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: teacher_network("rp_s"), lambda: RuleNetwork(RULES["ema-and-tanh"])]
+)
+def test_the_learning_rate_is_part_of_the_cotangent(make):
+    task, network = quadratic(), make()
+    at = unroll.start(task, network)
+    expected = by_autograd(task, network, at, 6, "sum", lr=0.3)
+    assert_equal(without_graph(task, network, at, 6, "sum", lr=0.3), expected, 1e-10)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_equal_finite_differences_of_the_oracle(name):
+    """u from the NumPy rule over the recorded gradients, so nothing here is shared but the losses."""
+    rule, task, steps = RULES[name], digits(), 8
+    network = RuleNetwork(rule)
+    start = unroll.start(task, network)
+    _, _, gradients, _ = unroll.advance(task, network, start, steps)
+    g = gradients[:-1].numpy()
+
+    def total(values: dict[str, float]) -> float:
+        updates = rule.with_constants(values).evaluate({"g": g})
+        thetas = start.theta.numpy() + np.cumsum(updates, axis=0)
+        return sum(float(value_and_gradient(task, torch.tensor(x), t)[0]) for t, x in enumerate(thetas, 1))
+
+    got = without_graph(task, network, start, steps, "sum")
+    for key, value in rule.constants.items():
+        h = 1e-5 * abs(value)
+        slope = (total({key: value + h}) - total({key: value - h})) / (2 * h)
+        if key in rule.decay_constants:  # the weight is the decay's logit
+            slope *= value * (1 - value)
+        assert float(got[key]) == pytest.approx(slope, rel=1e-5), key
+
+
+def test_unrolls_continue_where_the_one_before_ended():
+    """Two unrolls are one: the same losses, one shared batch between them, one state."""
+    task, network = digits(), teacher_network("rnnprop")
+    start = unroll.start(task, network)
+    whole, losses, gradients, inputs = unroll.advance(task, network, start, 9)
+    middle, first, _, _ = unroll.advance(task, network, start, 4)
+    end, second, grads, x = unroll.advance(task, network, middle, 5)
+    assert torch.equal(torch.cat([first[:-1], second]), losses)
+    assert torch.equal(grads, gradients[4:]) and torch.equal(x, inputs[4:])
+    assert torch.equal(end.theta, whole.theta) and end.step == end.state.t == 9
+    named = whole.state.named()
+    assert all(torch.equal(a, named[name]) for name, a in end.state.named().items())
+    np.testing.assert_array_equal(unroll.rollout(task, network, 9), losses.numpy())
+
+
+def test_state_goes_through_its_named_arrays_and_back():
+    state = teacher_network("rnnprop").initial_state(torch.zeros(3, dtype=torch.float64))
+    arrays = [*state.features, *state.network]
+    for value, array in enumerate(arrays):
+        array.fill_(value)
+    back = State.from_named(4, dict(reversed(state.named().items())))
+    assert back.t == 4 and len(back.features) == len(state.features)
+    for old, new in zip(arrays, [*back.features, *back.network], strict=True):
+        assert torch.equal(old, new)
+
+
+def test_a_coordinate_subset_is_unbiased():
+    task, network = quadratic(), teacher_network("rp_s")
+    at = position(task, network, carried=True)
+    _, _, gradients, inputs = unroll.advance(task, network, at, 4)
+    c = unroll.cotangents(gradients, "sum")
+
+    def flat(grads: dict[str, torch.Tensor]) -> np.ndarray:
+        return np.concatenate([grad.numpy().ravel() for grad in grads.values()])
+
+    full = flat(unroll.meta_gradient(network, at.state, inputs, c))
+    generator, total = np.random.default_rng(0), c.shape[1]
+    draws = np.stack(
+        [
+            flat(
+                unroll.meta_gradient(network, at.state, inputs, c, generator.choice(total, 64, replace=False))
+            )
+            for _ in range(500)
+        ]
+    )
+    error = draws.mean(0) - full
+    assert np.all(np.abs(error) <= 4 * draws.std(0, ddof=1) / np.sqrt(500))
+    assert np.linalg.norm(error) < np.linalg.norm(draws[:20].mean(0) - full)
+    assert np.linalg.norm(error) < 0.2 * np.linalg.norm(full)
+
+
+def test_all_coordinates_in_another_order_are_the_full_gradient():
+    task, network = quadratic(), teacher_network("dm")
+    at = position(task, network, carried=True)
+    _, _, gradients, inputs = unroll.advance(task, network, at, 4)
+    c = unroll.cotangents(gradients, "sum")
+    order = np.random.default_rng(0).permutation(c.shape[1])
+    got = unroll.meta_gradient(network, at.state, inputs, c, order)
+    assert_equal(got, unroll.meta_gradient(network, at.state, inputs, c), 1e-12)
+
+
+@pytest.mark.parametrize("size", [64, 333])
+@pytest.mark.parametrize(
+    "make", [lambda: teacher_network("rnnprop"), lambda: RuleNetwork(RULES["bias-corrected-and-t"])]
+)
+def test_chunks_do_not_change_the_sum(monkeypatch, make, size):
+    task, network = quadratic(), make()
+    at = position(task, network, carried=True)
+    _, _, gradients, inputs = unroll.advance(task, network, at, 5)
+    args = (network, at.state, inputs, unroll.cotangents(gradients, "sum"))
+    whole = unroll.meta_gradient(*args)
+    monkeypatch.setattr(unroll, "_SMALLEST_CHUNK", size)
+    monkeypatch.setattr(unroll, "_LARGEST_CHUNK", size)
+    chunked = unroll.meta_gradient(*args)
+    assert_equal(chunked, whole, 1e-12)
+    again = unroll.meta_gradient(*args)
+    assert all(torch.equal(chunked[name], again[name]) for name in chunked)
+
+
+@pytest.mark.parametrize("loss", ["sum", "last"])
+def test_an_epoch_of_meta_training_equals_training_by_autograd(loss):
+    """Two epochs of unrolls 4 + 4 + 2: state carried over, detached between; Adam on the weights."""
+    config = TrainConfig(
+        problem="digits-mlp",
+        epochs=2,
+        epoch_length=10,
+        unroll=4,
+        batch_size=16,
+        lr=0.01,
+        loss=loss,
+        dtype="float64",
+        validate_every=0,
+    )
+    network = teacher_network("rp_s")
+    trainer = MetaTrainer(network, config)
+    other = teacher_network("rp_s")
+    assert trainer.run(label="test", quiet=True)
+    adam = torch.optim.Adam(other.weights.values(), lr=0.01)
+    for epoch in range(2):
+        task = trainer.task("meta_train", epoch)
+        at = unroll.start(task, other)
+        for steps in (4, 4, 2):
+            end = unroll.advance(task, other, at, steps)[0]
+            for name, grad in by_autograd(task, other, at, steps, loss).items():
+                other.weights[name].grad = grad
+            adam.step()
+            at = end
+    before = teacher_network("rp_s").weights
+    for name, want in other.weights.items():
+        np.testing.assert_allclose(trainer.best[name], want.detach().numpy(), rtol=0, atol=1e-9)
+        assert not np.allclose(trainer.best[name], before[name].numpy(), atol=1e-3)
+
+
+def test_the_iclr_codes_meta_gradient_is_reproduced():
+    """With its quirk copied: batch 6 is taken at theta_5, so the last update gets no meta-gradient."""
+    file = dict(np.load(GOLDEN / "rp_s_meta.npz"))
+    module = torch.nn.Sequential(
+        torch.nn.Linear(12, 8),
+        torch.nn.ReLU(),
+        torch.nn.Linear(8, 6),
+        torch.nn.ReLU(),
+        torch.nn.Linear(6, 10),
+    ).double()
+    with torch.no_grad():
+        for p, name in zip(module.parameters(), file["theta0_order"], strict=True):
+            p.copy_(torch.tensor(file[f"theta0/{name}"]))
+    batches = [
+        (torch.tensor(x).double(), torch.tensor(y)) for x, y in zip(file["x"], file["labels"], strict=True)
+    ]
+    task = ModuleTask(module, lambda z, y: torch.nn.functional.nll_loss(torch.log_softmax(z, 1), y), batches)
+    names = {
+        "pre/w": "preprocNet.0.weight",
+        "pre/b": "preprocNet.0.bias",
+        "lstm_0/w_input": "recurs.0.weight_ih",
+        "lstm_0/w_hidden": "recurs.0.weight_hh",
+        "lstm_0/bias": "recurs.0.bias_ih",
+        "out/w": "output.weight",
+        "out/b": "output.bias",
+    }
+    weights = {ours: file[f"w/{theirs}"] for ours, theirs in names.items()}
+    weights["lstm_0/bias"] = weights["lstm_0/bias"] + file["w/recurs.0.bias_hh"]
+    network = TeacherNetwork(TEACHERS["rp_s"], weights, torch.float64)
+
+    start = unroll.start(task, network)
+    before_last, losses, gradients, inputs = unroll.advance(task, network, start, 5)
+    np.testing.assert_allclose(losses.numpy(), file["losses"], rtol=1e-6)
+    _, _, _, last_input = unroll.advance(task, network, before_last, 1)
+    _, seventh = value_and_gradient(task, before_last.theta, 6)
+    c = torch.zeros(6, len(start.theta), dtype=torch.float64)
+    for s in range(5):
+        c[s] = gradients[s + 1 :].sum(0) + seventh
+    got = unroll.meta_gradient(network, start.state, torch.cat([inputs, last_input]), c)
+    for ours, theirs in names.items():
+        expected = file[f"dloss_dw/{theirs}"]
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(got[ours].numpy(), expected, rtol=0, atol=atol, err_msg=ours)
