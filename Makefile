@@ -1,0 +1,50 @@
+# Needs make and Python 3.11 or newer; everything else goes into .venv, at the versions of constraints.txt.
+# Another interpreter: make install PYTHON=/path/to/python3.11
+# Options for pip (an index, a cache): make install PIP_OPTIONS="--index-url ..."
+
+PYTHON ?= python3.11 python3
+PIP_OPTIONS ?=
+WORKERS ?= 2
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo test test-slow lint clean
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@found=; for python in $(PYTHON); do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "expected Python 3.11 or newer, found none among: $(PYTHON);" \
+	    "install it, or name it: make install PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; \
+	fi; \
+	echo "installing into .venv with $$found; the first time takes a few minutes"; \
+	$$found -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_OPTIONS) \
+	  -c constraints.txt -e ".[torch,operon,report,dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m torch_impl.demo
+
+# Small arrays: more threads only wait for each other.
+test test-slow: export OMP_NUM_THREADS = 1
+test test-slow: export OMP_WAIT_POLICY = PASSIVE
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .coverage coverage.xml
+	find common interchange torch_impl tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,345 @@
+"""Who may import whom and what nobody may call: read from the source, then from a fresh interpreter."""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Boundary:
+    """Top-level modules a package may import beside itself and the standard library.
+
+    Attributes:
+        always: anywhere in a file.
+        lazily: inside functions only, by module, each with the reason.
+        places: modules allowed below one folder only, by folder; inside functions or not.
+    """
+
+    always: frozenset[str]
+    lazily: dict[str, str] = dataclasses.field(default_factory=dict)
+    places: dict[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+
+
+BOUNDARIES = {
+    "common": Boundary(
+        always=frozenset({"numpy"}),
+        lazily={
+            "rich": "progress bars are drawn on terminals only",
+            "joblib": "only sweeps over many jobs need it",
+            "matplotlib": "an extra, and slow to import",
+            "sklearn": "only the embedded digits are read from it",
+        },
+    ),
+    "interchange": Boundary(
+        always=frozenset({"common", "numpy", "h5py", "sympy"}),
+        lazily={
+            "joblib": "only sweeps over many jobs need it",
+            "onnx": "an extra",
+            "onnxruntime": "an extra",
+            "sklearn": "slow to import",
+        },
+        places={"interchange/search": frozenset({"pyoperon", "pysr"})},
+    ),
+    "torch_impl": Boundary(
+        always=frozenset({"common", "interchange", "numpy", "torch"}),
+        lazily={"joblib": "only sweeps over many jobs need it"},
+    ),
+    "tf_impl": Boundary(
+        always=frozenset({"common", "interchange", "numpy", "tensorflow", "keras"}),
+        lazily={"joblib": "only sweeps over many jobs need it"},
+    ),
+}
+
+# Imports by computed name, which reading the source cannot follow.
+COMPUTED = {
+    "interchange/emit/__init__.py": "its own modules, from the table of targets",
+    "interchange/emit/source.py": "looks up a module's file to copy operators from; does not import it",
+    "interchange/search/child.py": "the engine asked for and the package it needs, from the tables beside it",
+    "torch_impl/__init__.py": "its own modules, from a table in the file",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """One import: top-level module ("" where the name is computed), line, and whether it runs on import."""
+
+    module: str
+    line: int
+    eager: bool
+
+
+def find_imports(tree: ast.Module, package: str) -> list[Import]:
+    """Every import of a file, those inside functions and by ``importlib`` too."""
+    found = []
+
+    def visit(node: ast.AST, eager: bool) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            eager = False
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            eager = False
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name.split(".")[0], node.lineno, eager) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = package if node.level else (node.module or "").split(".")[0]
+            found.append(Import(module, node.lineno, eager))
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "find_spec", "__import__"):
+            found.append(Import(_literal_start(node), node.lineno, eager))
+        for child in ast.iter_child_nodes(node):
+            visit(child, eager)
+
+    visit(tree, True)
+    return found
+
+
+def called(node: ast.Call) -> str:
+    """The last part of what is called: ``find_spec`` for ``importlib.util.find_spec(...)``."""
+    return ast.unparse(node.func).rpartition(".")[2]
+
+
+def _literal_start(node: ast.Call) -> str:
+    first = node.args[0] if node.args else None
+    if isinstance(first, ast.JoinedStr) and first.values:
+        first = first.values[0]
+    text = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""
+    return text.split(".")[0]
+
+
+def import_faults(tree: ast.Module, path: str) -> list[str]:
+    """What a file at ``path``, relative to the root, imports against the table."""
+    package = path.split("/")[0]
+    boundary = BOUNDARIES[package]
+    here = frozenset().union(*(m for folder, m in boundary.places.items() if path.startswith(f"{folder}/")))
+    faults = []
+    for found in find_imports(tree, package):
+        name = found.module
+        if not name:
+            if path not in COMPUTED:
+                faults.append(f"{path}:{found.line} imports a computed name; add the file to COMPUTED")
+        elif name in sys.stdlib_module_names or name in (boundary.always | here | {package}):
+            continue
+        elif name not in boundary.lazily:
+            faults.append(f"{path}:{found.line} imports {name}, which {package} must not")
+        elif found.eager:
+            faults.append(f"{path}:{found.line} imports {name} at module level: {boundary.lazily[name]}")
+    return faults
+
+
+UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
+UNSAFE_ANYWHERE = {"sympify", "parse_expr", "parse_latex", "parse_mathematica", "load_model"}
+UNSAFE_IMPORTS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve"}
+UNSAFE_CALLS = {"yaml.load", "yaml.unsafe_load", "joblib.load", "os.system", "builtins.eval", "builtins.exec"}
+
+
+def unsafe_calls(tree: ast.Module, path: str) -> list[str]:
+    """Everything in a file that may run text or files from outside as code."""
+    return [f"{path}:{line} uses {what}" for line, what in sorted(set(_unsafe(tree)))]
+
+
+def _unsafe(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
+            for name in {part for dotted in modules for part in dotted.split(".")} & UNSAFE_IMPORTS:
+                yield node.lineno, name
+            for name in set(names) & UNSAFE_ANYWHERE:
+                yield node.lineno, name
+        elif isinstance(node, ast.Name) and node.id in UNSAFE_NAMES | UNSAFE_ANYWHERE:
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and node.attr in UNSAFE_ANYWHERE:
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.Call):
+            target = ast.unparse(node.func)
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if target in UNSAFE_CALLS:
+                yield node.lineno, target
+            if options.get("allow_pickle", "False") != "False":
+                yield node.lineno, "allow_pickle"
+            if options.get("weights_only", "True") != "True":
+                yield node.lineno, "weights_only"
+            if target == "torch.load" and "weights_only" not in options:
+                yield node.lineno, "torch.load without weights_only"
+            if options.get("shell", "False") != "False":
+                yield node.lineno, "shell"
+
+
+def source_files() -> list[str]:
+    return [
+        path.relative_to(ROOT).as_posix()
+        for package in BOUNDARIES
+        for path in sorted((ROOT / package).rglob("*.py"))
+    ]
+
+
+def read(path: str) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", source_files())
+def test_a_file_imports_only_what_its_package_may(path):
+    assert import_faults(read(path), path) == []
+
+
+@pytest.mark.parametrize("path", [path for path in COMPUTED if (ROOT / path).is_file()])
+def test_files_listed_for_computed_imports_have_some(path):
+    assert any(not found.module for found in find_imports(read(path), path.split("/")[0]))
+
+
+@pytest.mark.parametrize("path", source_files())
+def test_a_file_runs_nothing_from_outside(path):
+    assert unsafe_calls(read(path), path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("common/a.py", "import torch"),
+        ("common/a.py", "import torch.nn as nn"),
+        ("common/a.py", "from h5py import File"),
+        ("common/a.py", "import numpy, tensorflow"),
+        ("common/a.py", "def f():\n    import torch"),
+        ("common/a.py", "class A:\n    import sklearn"),
+        ("common/a.py", "try:\n    import matplotlib\nexcept ImportError:\n    pass"),
+        ("common/a.py", "import interchange.rule"),
+        ("common/a.py", "f = lambda: importlib.import_module('torch.nn')"),
+        ("common/a.py", "importlib.import_module(name)"),
+        ("common/a.py", "import_module(f'torch.{name}')"),
+        ("common/a.py", "__import__('tensorflow')"),
+        ("interchange/a.py", "from torch import nn"),
+        ("interchange/a.py", "def f():\n    from torch_impl.operators import OPERATORS"),
+        ("interchange/a.py", "def f():\n    import pyoperon"),
+        ("interchange/a.py", "import onnx"),
+        ("torch_impl/a.py", "def f():\n    import tensorflow as tf"),
+        ("torch_impl/a.py", "import tf_impl"),
+        ("tf_impl/a.py", "from torch_impl.unroll import Unroll"),
+        ("tf_impl/a.py", "if True:\n    import torch"),
+    ],
+)
+def test_forbidden_imports_are_found(path, code):
+    assert len(import_faults(ast.parse(code), path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("common/a.py", "import os, numpy as np\nfrom common import rng\nfrom . import rng"),
+        ("common/a.py", "def f():\n    from sklearn.datasets import load_digits"),
+        ("common/a.py", "if TYPE_CHECKING:\n    from matplotlib.figure import Figure"),
+        ("interchange/a.py", "import h5py, sympy\nfrom common.rng import rng\ndef f():\n    import onnx"),
+        ("interchange/search/a.py", "import pyoperon"),
+        ("torch_impl/a.py", "import torch\nimport interchange.rule"),
+        ("tf_impl/a.py", "import tensorflow as tf\nimport keras"),
+    ],
+)
+def test_allowed_imports_are_not_complained_about(path, code):
+    assert import_faults(ast.parse(code), path) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "eval(text)",
+        "run = exec",
+        "compile(text, '', 'eval')",
+        "builtins.eval(text)",
+        "sympy.sympify(text)",
+        "from sympy import sympify as s",
+        "from sympy.parsing.sympy_parser import parse_expr",
+        "import pickle",
+        "from cloudpickle import loads",
+        "def f():\n    import dill as d",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=flag)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path)",
+        "yaml.load(text)",
+        "keras.models.load_model(path)",
+        "subprocess.run(text, shell=True)",
+        "os.system(text)",
+    ],
+)
+def test_unsafe_calls_are_found(code):
+    assert len(unsafe_calls(ast.parse(code), "a.py")) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "network.eval()",
+        "re.compile(text)",
+        "self.compile(node)",
+        "np.load(path, allow_pickle=False)",
+        "torch.load(path, weights_only=True)",
+        "'eval(text)'",
+        "yaml.safe_load(text)",
+        "subprocess.run([program], shell=False)",
+    ],
+)
+def test_harmless_calls_are_not_complained_about(code):
+    assert unsafe_calls(ast.parse(code), "a.py") == []
+
+
+def loaded_after(modules: list[str]) -> set[str]:
+    """Top-level modules in ``sys.modules`` of a fresh interpreter that imported ``modules``."""
+    code = (
+        "import importlib, json, sys\n"
+        "for name in json.loads(sys.argv[1]):\n"
+        "    importlib.import_module(name)\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    arguments = [sys.executable, "-c", code, json.dumps(modules)]
+    result = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout))
+
+
+def modules_of(package: str) -> list[str]:
+    """All modules of a package but the search engines, which run in child processes of their own."""
+    paths = [path for path in source_files() if path.startswith(f"{package}/")]
+    names = [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
+    return [n for n in names if not n.startswith("interchange.search.") and not n.endswith("__main__")]
+
+
+FRAMEWORKS = {"torch", "tensorflow", "keras", "jax"}
+EXTRAS = {"matplotlib", "sklearn", "rich", "joblib", "pyoperon", "pysr", "onnx", "onnxruntime"}
+OTHERS = {"torch_impl", "tf_impl"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        (["common"], FRAMEWORKS | EXTRAS | {"numpy", "h5py", "sympy"}),
+        (modules_of("common"), FRAMEWORKS | EXTRAS | OTHERS | {"h5py", "sympy", "interchange"}),
+        (["common", "interchange"], FRAMEWORKS | EXTRAS),
+        (modules_of("interchange"), FRAMEWORKS | EXTRAS | OTHERS),
+        (["torch_impl"], FRAMEWORKS | EXTRAS | {"tf_impl"}),
+    ],
+    ids=["common", "all of common", "common and interchange", "all of interchange", "torch_impl"],
+)
+def test_importing_loads_no_more_than_needed(modules, absent):
+    assert loaded_after(modules) & absent == set()
+
+
+def test_all_of_torch_impl_loads_torch_alone():
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'symbolic-l2o[torch]'")
+    loaded = loaded_after(modules_of("torch_impl"))
+    assert "torch" in loaded
+    assert loaded & {"tensorflow", "keras", "tf_impl"} == set()
+
+
+def test_all_of_tf_impl_loads_tensorflow_alone():
+    if not (ROOT / "tf_impl").is_dir():
+        pytest.skip("there is no tf_impl yet")
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("tensorflow is not installed: pip install 'symbolic-l2o[tf]'")
+    assert loaded_after(["tf_impl"]) & FRAMEWORKS == set()
+    assert loaded_after(modules_of("tf_impl")) & {"torch", "torch_impl"} == set()

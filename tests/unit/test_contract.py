@@ -1,0 +1,242 @@
+"""The two backends offer the same interface: read from their source, so neither framework is needed."""
+
+import ast
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BACKENDS = ("torch_impl", "tf_impl")
+
+# (file, public name) -> why the two differ there.
+EXEMPTIONS: dict[tuple[str, str], str] = {
+    ("optimizers.py", "SymbolicOptimizer.__init__"): "torch takes params and lr, Keras learning_rate",
+    ("optimizers.py", "LearnedOptimizer.__init__"): "torch takes params and lr, Keras learning_rate",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a caller sees of one public name.
+
+    Attributes:
+        kind: ``function``, ``class``, ``constant``, or a method's decorator such as ``property``.
+        parameters: (name, kind, default as source text) in order.
+        doc: first line of the docstring.
+    """
+
+    kind: str
+    parameters: tuple[tuple[str, str, str], ...] = ()
+    doc: str = ""
+
+
+def interface(path: Path) -> dict[str, Entry]:
+    """Public functions, classes, their methods, and constants of a file; ``Class.method`` for methods."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return dict(_entries(tree.body, "", methods=False))
+
+
+def _entries(body: list[ast.stmt], prefix: str, *, methods: bool) -> Iterator[tuple[str, Entry]]:
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if _public(node.name) or (methods and node.name in ("__init__", "__call__")):
+                yield prefix + node.name, _function(node)
+        elif isinstance(node, ast.ClassDef) and _public(node.name):
+            yield prefix + node.name, Entry("class", doc=_doc(node))
+            yield from _entries(node.body, f"{prefix}{node.name}.", methods=True)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                if isinstance(target, ast.Name) and _public(target.id):
+                    yield prefix + target.id, Entry("constant")
+        elif isinstance(node, ast.If | ast.Try):
+            yield from _entries(node.body, prefix, methods=methods)
+
+
+def _public(name: str) -> bool:
+    return not name.startswith("_")
+
+
+def _doc(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:
+    return (ast.get_docstring(node) or "").partition("\n")[0]
+
+
+def _function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Entry:
+    decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
+    kind = next((k for k in ("property", "classmethod", "staticmethod") if k in decorators), "function")
+    a = node.args
+    positional = [*a.posonlyargs, *a.args]
+    missing = [None] * (len(positional) - len(a.defaults))
+    parameters = [
+        (p.arg, "positional-only" if index < len(a.posonlyargs) else "positional", _default(default))
+        for index, (p, default) in enumerate(zip(positional, missing + a.defaults, strict=True))
+    ]
+    if a.vararg:
+        parameters.append((a.vararg.arg, "*", ""))
+    keyword_only = zip(a.kwonlyargs, a.kw_defaults, strict=True)
+    parameters += [(p.arg, "keyword-only", _default(default)) for p, default in keyword_only]
+    if a.kwarg:
+        parameters.append((a.kwarg.arg, "**", ""))
+    return Entry(kind, tuple(parameters), _doc(node))
+
+
+def _default(node: ast.expr | None) -> str:
+    return "" if node is None else ast.unparse(node)
+
+
+def differences(one: Path, other: Path) -> dict[tuple[str, str], str]:
+    """(file, public name) -> how the files that both folders have differ there."""
+    found = {}
+    for path in sorted(one.rglob("*.py")):
+        name = path.relative_to(one)
+        if not (other / name).is_file():
+            continue
+        left, right = interface(path), interface(other / name)
+        for entry in sorted(left.keys() | right.keys()):
+            told = _difference(left.get(entry), right.get(entry), one.name, other.name)
+            if told:
+                found[name.as_posix(), entry] = told
+    return found
+
+
+def _difference(left: Entry | None, right: Entry | None, one: str, other: str) -> str:
+    if left is None or right is None:
+        return f"missing in {one if left is None else other}"
+    for what in ("kind", "parameters", "doc"):
+        if getattr(left, what) != getattr(right, what):
+            return f"{what}: {getattr(left, what)!r} in {one}, {getattr(right, what)!r} in {other}"
+    return ""
+
+
+def complaints(
+    found: Mapping[tuple[str, str], str], exempt: Collection[tuple[str, str]]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Differences that are not exempt, one line each, and exemptions nothing needs any more."""
+    lines = [f"{file}: {name}: {told}" for (file, name), told in found.items() if (file, name) not in exempt]
+    return lines, [key for key in exempt if key not in found]
+
+
+@pytest.fixture(scope="module")
+def backends() -> tuple[Path, Path]:
+    folders = tuple(ROOT / name for name in BACKENDS)
+    for folder in folders:
+        if not folder.is_dir():
+            pytest.skip(f"there is no {folder.name} yet to compare with")
+    return folders
+
+
+def test_the_backends_offer_the_same(backends):
+    assert complaints(differences(*backends), EXEMPTIONS)[0] == []
+
+
+def test_every_exemption_is_still_needed(backends):
+    assert complaints(differences(*backends), EXEMPTIONS)[1] == []
+
+
+def test_exemptions_are_about_files_and_names_that_exist():
+    for (file, name), reason in EXEMPTIONS.items():
+        assert reason
+        assert name in interface(ROOT / "torch_impl" / file)
+
+
+SOURCE = '''"""A module."""
+
+RATE = 1.0
+_PRIVATE = 2.0
+
+
+def step(theta, grads, *, lr=0.1, **options):
+    """One update.
+
+    Details may differ.
+    """
+
+
+class Optimizer:
+    """Holds the state."""
+
+    def __init__(self, rule, lr=1.0):
+        self.rule = rule
+
+    @property
+    def size(self):
+        """Number of floats."""
+
+    def _inner(self, a):
+        """Hidden."""
+'''
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two equal packages; call it with (old, new) texts to change the second one."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "module.py").write_text(SOURCE)
+
+    def change(old: str = "", new: str = "") -> dict[tuple[str, str], str]:
+        assert old in SOURCE
+        (other / "module.py").write_text(SOURCE.replace(old, new, 1))
+        return differences(one, other)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", ""),
+        ("Details may differ", "They do"),
+        ("_PRIVATE = 2.0", "_OTHER = 3.0"),
+        ("RATE = 1.0", "RATE = make()"),
+        ("def _inner(self, a)", "def _outer(self, b)"),
+        ("grads, *", "grads: Tensor, *"),
+        ("self.rule = rule", "pass"),
+    ],
+)
+def test_equal_interfaces_raise_no_complaint(pair, old, new):
+    assert pair(old, new) == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name", "told"),
+    [
+        ("grads,", "gradients,", "step", "parameters"),
+        ("lr=0.1", "lr=0.2", "step", "parameters"),
+        ("lr=0.1", "lr", "step", "parameters"),
+        ("theta, grads", "grads, theta", "step", "parameters"),
+        ("*, lr=0.1", "lr=0.1", "step", "parameters"),
+        (", **options", "", "step", "parameters"),
+        ("One update.", "An update.", "step", "doc"),
+        ("Holds the state.", "Holds state.", "Optimizer", "doc"),
+        ("rule, lr=1.0", "rule, learning_rate=1.0", "Optimizer.__init__", "parameters"),
+        ("    @property\n", "", "Optimizer.size", "kind"),
+        ("    @property\n    def size(self)", "    def _size(self)", "Optimizer.size", "missing in other"),
+        ("RATE = 1.0\n", "", "RATE", "missing in other"),
+        ("RATE = 1.0\n", "RATE = 1.0\nMORE = 2\n", "MORE", "missing in one"),
+    ],
+)
+def test_each_difference_is_found(pair, old, new, name, told):
+    found = pair(old, new)
+    assert list(found) == [("module.py", name)]
+    assert found["module.py", name].startswith(told)
+
+
+def test_a_missing_function_and_a_renamed_one_are_found(pair):
+    assert set(pair("def step", "def update")) == {("module.py", "step"), ("module.py", "update")}
+
+
+def test_files_of_one_side_only_are_not_compared(pair, tmp_path):
+    (tmp_path / "one" / "alone.py").write_text("def f(): ...")
+    assert pair() == {}
+
+
+def test_exemptions_silence_their_name_only_and_go_stale(pair):
+    found = pair("lr=0.1", "lr=0.2")
+    assert complaints(found, [("module.py", "step")]) == ([], [])
+    lines, stale = complaints(found, [("module.py", "Optimizer")])
+    assert len(lines) == 1
+    assert stale == [("module.py", "Optimizer")]

@@ -1,0 +1,197 @@
+"""Every row of every table is complete and names only what exists."""
+
+import importlib
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sympy
+
+from common import features
+from common.baselines import BASELINES, parse_spec
+from common.datasets import DATASETS
+from common.errors import L2OError
+from common.features import ALIASES, FEATURES
+from common.problems import PROBLEMS, Instance, parameter_specs
+from common.registry import Registry
+from common.teachers import TEACHERS, Teacher, initial_weights
+from interchange.emit import TARGETS
+from interchange.expression import to_text
+from interchange.operators import OPERATORS, TEMPORAL
+from interchange.parse import parse
+from interchange.rule import Rule
+
+ROOT = Path(__file__).parents[2]
+TABLES = {
+    "problem": PROBLEMS,
+    "teacher": TEACHERS,
+    "feature": FEATURES,
+    "optimizer": BASELINES,
+    "data set": DATASETS,
+    "operator": OPERATORS,
+    "target": TARGETS,
+}
+POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
+SETTINGS = {"beta1": 0.95, "beta2": 0.999, "eps": 1e-12, "p": 10.0}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_an_unknown_name_lists_the_known_ones(kind):
+    table = TABLES[kind]
+    assert isinstance(table, Registry)
+    assert table.kind == kind
+    with pytest.raises(L2OError) as caught:
+        table["no such row"]
+    message = str(caught.value)
+    assert message.startswith(f"unknown {kind} 'no such row'")
+    assert message.endswith(f"known: {', '.join(table)}")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_misspelt_name_gets_a_hint(kind):
+    name = max(TABLES[kind], key=len)
+    with pytest.raises(L2OError, match=f"did you mean '{name}'"):
+        TABLES[kind][name + "x"]
+
+
+@pytest.mark.parametrize("kind", ["problem", "teacher", "optimizer", "operator"])
+def test_rows_know_their_name(kind):
+    assert {name: row.name for name, row in TABLES[kind].items()} == {name: name for name in TABLES[kind]}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_feature_is_an_expression_over_the_gradient(name):
+    text = features.expression(name, **SETTINGS)
+    tree = parse(text, {"g", "t"})
+    assert parse(to_text(tree)) == tree
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_reach_the_features_that_name_them(setting):
+    changed = SETTINGS | {setting: 0.123456789012345678}
+    for name in FEATURES:
+        given, other = features.expression(name, **SETTINGS), features.expression(name, **changed)
+        assert (given != other) == (f"{{{setting}}}" in FEATURES[name])
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_is_another_name_of_a_feature(alias):
+    assert alias not in FEATURES
+    assert features.expression(alias, **SETTINGS) == features.expression(ALIASES[alias], **SETTINGS)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_teacher_is_complete(name):
+    row = TEACHERS[name]
+    assert row.inputs and row.lstm and row.scale > 0.0 and row.source
+    assert set(row.inputs) <= set(FEATURES)
+    assert list(row.expressions()) == list(row.inputs)
+    for text in row.expressions().values():
+        parse(text, {"g", "t"})
+    assert Teacher.from_dict(row.to_dict()) == row
+    weights = initial_weights(row, seed=1)
+    assert {key: value.shape for key, value in weights.items()} == row.weight_shapes()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_problem_is_complete(name):
+    row = PROBLEMS[name]
+    assert row.note and row.batch_size > 0
+    if row.kind == "classifier":
+        assert parameter_specs(row)[-1].shape == (DATASETS[row.dataset].num_classes,)
+    else:
+        assert row.dims > 0 and not row.dataset and not row.layers
+    specs = parameter_specs(row)
+    assert len({spec.name for spec in specs}) == len(specs)
+    values = Instance(row, seed=1).initial_parameters()
+    assert {key: value.shape for key, value in values.items()} == {spec.name: spec.shape for spec in specs}
+    assert all(np.isfinite(value).all() for value in values.values())
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_data_set_is_complete(name):
+    row = DATASETS[name]
+    assert len(row.image_shape) == 3 and min(row.image_shape) > 0
+    assert row.num_classes > 1 and callable(row.read)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_is_complete_and_can_be_written_as_a_spec(name):
+    row = BASELINES[name]
+    assert 0.0 < row.lr < 1.0 and row.source
+    assert parse_spec(name).middle == row.lr
+    options = dict.fromkeys(row.options, 0.5)
+    text = ",".join(f"{key}={value}" for key, value in {"lr": 0.25, **options}.items())
+    spec = parse_spec(f"{name}:{text}")
+    assert (spec.target, spec.lr, spec.options) == (name, 0.25, options)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_operator_is_complete(name):
+    row = OPERATORS[name]
+    assert row.arity in (1, 2)
+    assert (row.numpy is None) == (row.derivative is None) == (name in TEMPORAL)
+    assert not row.sympy or issubclass(getattr(sympy, row.sympy), sympy.Basic)
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_an_operator_takes_and_gives_as_many_numbers_as_its_arity(name):
+    row = OPERATORS[name]
+    arguments = [np.array([0.3, 0.7]), np.array([0.4, 0.2])][: row.arity]
+    out = row.numpy(*arguments)
+    partials = row.derivative(*arguments, out)
+    assert out.shape == (2,) and out.dtype == np.float64
+    assert len(partials) == row.arity
+    assert all(np.broadcast_to(partial, out.shape).dtype == np.float64 for partial in partials)
+
+
+def test_temporal_operators_are_rows():
+    assert set(OPERATORS) >= TEMPORAL
+
+
+@pytest.mark.parametrize("backend", ["torch_impl", "tf_impl"])
+def test_a_backend_has_exactly_the_pointwise_operators_and_makes_every_baseline(backend):
+    framework = {"torch_impl": "torch", "tf_impl": "tensorflow"}[backend]
+    if not (ROOT / backend).is_dir():
+        pytest.skip(f"there is no {backend} yet")
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"{framework} is not installed")
+    assert set(importlib.import_module(f"{backend}.operators").OPERATORS) == set(POINTWISE)
+    assert hasattr(importlib.import_module(f"{backend}.baselines"), "make")
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_torch_makes_every_baseline(name):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    make = importlib.import_module("torch_impl.baselines").make
+    theta = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    optimizer = make(name, [theta], lr=0.1)
+    theta.grad = torch.full_like(theta, 0.5)
+    optimizer.step()
+    assert (theta < 1.0).all()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_emits_text(name):
+    row = TARGETS[name]
+    assert row.suffix.startswith(".") and row.note
+    rule = Rule.from_text("c0 * tanh(g)", {"c0": -math.pi}, name="a rule")
+    assert row.emit(rule).strip()
+
+
+def examples() -> list[tuple[str, str]]:
+    """(file, code) of CONTRIBUTING.md's examples: a paragraph that opens with a path, then a block."""
+    pattern = re.compile(r"^`([\w/]+\.py)`.*(?:\n.+)*\n\n```python\n([^`]*)```", re.MULTILINE)
+    return pattern.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+
+
+def test_the_examples_of_contributing_are_in_the_files_they_name():
+    found = examples()
+    assert len(found) == 7
+    for file, code in found:
+        lines = " ".join((ROOT / file).read_text(encoding="utf-8").split())
+        assert " ".join(code.split()) in lines, f"CONTRIBUTING.md shows code that is not in {file}:\n{code}"
