@@ -92,6 +92,8 @@ class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
         t = int(state["step"]) + 1
         u, new = self._update(theta, -g if group["maximize"] else g, old, t)
         lr = group["lr"]
+        if isinstance(lr, torch.Tensor):
+            lr = lr.reshape(())  # one of shape [1] would give a 0-dim parameter a dimension
         if group["nonfinite"] != "off":
             ok = torch.isfinite(u).all()
             state["skipped"].copy_(torch.where(ok, 0, state["skipped"] + 1))
@@ -116,14 +118,17 @@ class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but state keeps the dtype it was saved in (torch casts it, pytorch#43706)."""
+        """As in torch, but state keeps the dtype it was saved in (torch casts it, pytorch#43706).
+
+        State is copied: steps are counted in place, and two optimizers must not count together.
+        """
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, params, strict=True):
             for key, value in state_dict["state"].get(number, {}).items():
-                if key != "step":
-                    self.state[p][key] = value.to(device=p.device, copy=True)
+                device = "cpu" if key == "step" else p.device
+                self.state[p][key] = value.to(device=device, copy=True)
 
 
 class SymbolicOptimizer(_CoordinateOptimizer):
