@@ -1,0 +1,444 @@
+"""Rules, teachers and baselines as torch optimizers: their numbers, and what torch's users expect of them."""
+
+import copy
+import io
+import pickle
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from common import reference
+from common.baselines import BASELINES
+from common.errors import L2OError
+from common.problems import PROBLEMS, Instance
+from common.teachers import TEACHERS, initial_weights
+from interchange.rule import Rule
+from interchange.weights import TeacherWeights, save_weights
+
+torch = pytest.importorskip("torch")
+
+from torch_impl import baselines, unroll  # noqa: E402
+from torch_impl.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
+from torch_impl.problems import ProblemTask  # noqa: E402
+from torch_impl.symbolic import RuleNetwork  # noqa: E402
+from torch_impl.teachers import TeacherNetwork  # noqa: E402
+from torch_impl.tensors import unflatten  # noqa: E402
+
+SGD = Rule.from_text("-g")
+ADAM = Rule.from_text(
+    "-ema_hat(g, b1) / (sqrt(ema_hat(square(g), b2)) + eps)", {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+)
+LION = Rule.from_text("-sign(0.9 * lag(ema(g, 0.99), 1) + 0.1 * g)")
+RULE = Rule.from_text(
+    "-c0 * tanh(m_tilde / c1) / (1 + t / 50) - c2 * lag(g, 2)",
+    {"c0": 0.02, "c1": 0.7, "c2": 0.003},
+    {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
+    scale=0.5,
+)
+
+
+def teacher_weights(name: str) -> TeacherWeights:
+    weights = {key: 2.0 * w for key, w in initial_weights(TEACHERS[name], 1).items()}
+    return TeacherWeights(TEACHERS[name], weights, "0" * 64, "test")
+
+
+OPTIMIZERS = {
+    "rule": lambda params, **k: SymbolicOptimizer(params, RULE, **k),
+    **{
+        name: lambda params, name=name, **k: LearnedOptimizer(params, teacher_weights(name), **k)
+        for name in TEACHERS
+    },
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def parameters(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
+    """A matrix, a vector and a scalar."""
+    generator = np.random.default_rng(0)
+    return [
+        torch.nn.Parameter(torch.tensor(generator.normal(size=shape)).to(dtype))
+        for shape in ((4, 3), (5,), ())
+    ]
+
+
+def gradients(steps: int, seed: int = 1) -> list[list[np.ndarray]]:
+    generator = np.random.default_rng(seed)
+    return [[generator.normal(size=shape) for shape in ((4, 3), (5,), ())] for _ in range(steps)]
+
+
+def feed(
+    optimizer: torch.optim.Optimizer,
+    params: Sequence[torch.nn.Parameter],
+    grads: Sequence[Sequence[np.ndarray | None]],
+) -> None:
+    """One step per row of gradients; None is no gradient."""
+    for row in grads:
+        for p, g in zip(params, row, strict=True):
+            p.grad = None if g is None else torch.tensor(np.asarray(g)).to(p.dtype)
+        optimizer.step()
+
+
+def assert_same(params: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> None:
+    for p, q in zip(params, others, strict=True):
+        assert p.dtype == q.dtype and torch.equal(p, q)
+
+
+def assert_same_state(one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> None:
+    first, second = one.state_dict(), other.state_dict()
+    assert first["param_groups"] == second["param_groups"]
+    assert first["state"].keys() == second["state"].keys()
+    for number, state in first["state"].items():
+        assert state.keys() == second["state"][number].keys()
+        assert_same(state.values(), second["state"][number].values())
+
+
+@pytest.mark.parametrize("name", ["rule", *TEACHERS])
+@pytest.mark.parametrize("lr", [1.0, 0.3])
+def test_losses_equal_the_functional_rollout(name, lr):
+    """The optimizer keeps state per tensor, the rollout one flat vector."""
+    task = ProblemTask(Instance(PROBLEMS["digits-mlp"], 2, batch_size=32), torch.float64)
+    if name == "rule":
+        network = RuleNetwork(RULE)
+    else:
+        given = teacher_weights(name)
+        network = TeacherNetwork(given.teacher, given.weights, torch.float64)
+    params = [torch.nn.Parameter(p.clone()) for p in unflatten(task.initial(), task.shapes)]
+    optimizer, losses = OPTIMIZERS[name](params, lr=lr), []
+    for step in range(31):
+        optimizer.zero_grad()
+        loss = task.loss(params, step)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    expected = unroll.rollout(task, network, 30, lr)
+    np.testing.assert_allclose(losses, expected, rtol=1e-11)
+    assert abs(losses[-1] - losses[0]) > 1e-3
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("unusual", [False, True], ids=["defaults", "unusual settings"])
+def test_every_baseline_equals_the_oracle(name, unusual):
+    options = dict(BASELINES[name].options)
+    if unusual:
+        values = {
+            "momentum": 0.7,
+            "alpha": 0.8,
+            "eps": 0.03,
+            "beta1": 0.6,
+            "beta2": 0.85,
+            "weight_decay": 0.2,
+        }
+        options = {key: values[key] for key in options if name != "sgd"} or options
+    params, grads = parameters(), gradients(60)
+    optimizer = baselines.make(name, params, 0.05, options if unusual else None)
+    oracles = [reference.Optimizer(name, 0.05, **options) for _ in params]
+    thetas = [p.detach().numpy().copy() for p in params]
+    for row in grads:
+        feed(optimizer, params, [row])
+        thetas = [oracle.step(x, g) for oracle, x, g in zip(oracles, thetas, row, strict=True)]
+        for p, x in zip(params, thetas, strict=True):
+            np.testing.assert_allclose(p.detach().numpy(), x, rtol=1e-12, atol=1e-13)
+
+
+def test_adam_as_a_rule_is_torchs_adam():
+    params, others = parameters(), parameters()
+    rule = SymbolicOptimizer(params, ADAM, lr=0.01)
+    adam = torch.optim.Adam(others, lr=0.01)
+    for row in gradients(200):
+        feed(rule, params, [row])
+        feed(adam, others, [row])
+        for p, q in zip(params, others, strict=True):
+            np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=1e-12, atol=1e-13)
+    assert RULE.state_floats == 4 and ADAM.state_floats == 2
+    assert set(rule.state[params[0]]) == {"step", "skipped", "s0", "s1"}
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lion_as_a_rule_is_lion(weight_decay):
+    params, others = parameters(), parameters()
+    rule = SymbolicOptimizer(params, LION, lr=0.01, weight_decay=weight_decay)
+    lion = baselines.Lion(others, lr=0.01, weight_decay=weight_decay)
+    feed(rule, params, gradients(100))
+    feed(lion, others, gradients(100))
+    for p, q in zip(params, others, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=1e-12, atol=1e-13)
+    assert LION.state_floats == 1
+
+
+@every_optimizer
+def test_a_parameter_without_gradient_keeps_its_value_state_and_t(make):
+    """Leaving a step out is not the same as a zero gradient."""
+    params, others = parameters(), parameters()
+    grads = gradients(6)
+    holes = [[row[0], None, row[2]] if step in (0, 3) else row for step, row in enumerate(grads)]
+    optimizer, other = make(params), make(others)
+    feed(optimizer, params, holes)
+    feed(other, others, [row for step, row in enumerate(grads) if step not in (0, 3)])
+    assert torch.equal(params[1], others[1])
+    assert optimizer.state[params[1]]["step"] == 4 and optimizer.state[params[0]]["step"] == 6
+    for key, array in optimizer.state[params[1]].items():
+        assert torch.equal(array, other.state[others[1]][key])
+    assert not torch.equal(params[0], others[0])
+
+
+def test_lion_leaves_parameters_without_gradient_alone():
+    params = parameters()
+    before = params[1].detach().clone()
+    feed(baselines.Lion(params, weight_decay=0.1), params, [[row[0], None, row[2]] for row in gradients(2)])
+    assert torch.equal(params[1], before)
+
+
+@every_optimizer
+def test_param_groups_have_their_own_settings(make):
+    params, grads = parameters(), gradients(4)
+    groups = [
+        {"params": params[:1], "lr": 0.5},
+        {"params": params[1:2], "weight_decay": 0.1, "lr": 0.0},
+        {"params": params[2:], "maximize": True},
+    ]
+    optimizer = make(groups, lr=2.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.0, 2.0]
+    feed(optimizer, params, grads)
+    settings = ({"lr": 0.5}, {"lr": 0.0, "weight_decay": 0.1}, {"lr": 2.0, "maximize": True})
+    for k, options in enumerate(settings):
+        alone = parameters()[k]
+        feed(make([alone], **options), [alone], [[row[k]] for row in grads])
+        assert torch.equal(params[k], alone)
+    assert torch.equal(params[1], parameters()[1]) and not torch.equal(params[2], parameters()[2])
+
+
+@pytest.mark.parametrize("shape", [None, (), (1,)], ids=["float", "0-dim tensor", "1-element tensor"])
+def test_learning_rate_schedulers_work(shape):
+    params, grads = parameters(), gradients(6)
+    lr = 0.1 if shape is None else torch.full(shape, 0.1, dtype=torch.float64)
+    optimizer = SymbolicOptimizer(params, SGD, lr=lr)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    for row in grads:
+        feed(optimizer, params, [row])
+        scheduler.step()
+    for k, p in enumerate(parameters()):
+        moved = sum(r * row[k] for r, row in zip((0.1, 0.1, 0.05, 0.05, 0.025, 0.025), grads, strict=True))
+        np.testing.assert_allclose(params[k].detach().numpy(), p.detach().numpy() - moved, rtol=1e-12)
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.0125)
+
+
+@every_optimizer
+def test_weight_decay_is_decoupled(make):
+    """It shrinks theta by 1 - lr * wd beside an update that has not seen it."""
+    params, others = parameters(), parameters()
+    feed(make(params, lr=0.5, weight_decay=0.1), params, gradients(1))
+    feed(make(others, lr=0.5), others, gradients(1))
+    for p, q, start in zip(params, others, parameters(), strict=True):
+        torch.testing.assert_close(p, q - 0.05 * start, rtol=1e-13, atol=1e-14)
+
+
+@every_optimizer
+def test_a_closure_is_evaluated_with_gradients_and_its_loss_returned(make):
+    params = parameters()
+    optimizer, calls = make(params), []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = sum(p.square().sum() for p in params)
+        loss.backward()
+        calls.append(loss.item())
+        return loss
+
+    before = [p.detach().clone() for p in params]
+    assert optimizer.step(closure).item() == calls[0] and len(calls) == 1
+    assert all(not torch.equal(p, q) for p, q in zip(params, before, strict=True))
+    assert optimizer.step() is None
+
+
+@every_optimizer
+def test_maximize_is_minimizing_the_negative(make):
+    params, others = parameters(), parameters()
+    feed(make(params, maximize=True, weight_decay=0.1, lr=0.5), params, gradients(5))
+    feed(make(others, weight_decay=0.1, lr=0.5), others, [[-g for g in row] for row in gradients(5)])
+    assert_same(params, others)
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_state_dict_saved_and_loaded_goes_on_bit_by_bit(make, dtype):
+    """Through torch.save and the weights-only reader; bfloat16 parameters keep float32 state."""
+    params, others, grads = parameters(dtype), parameters(dtype), gradients(12)
+    whole = make(params, lr=0.5)
+    feed(whole, params, grads[:6])
+    file = io.BytesIO()
+    torch.save({"optimizer": whole.state_dict(), "params": [p.detach() for p in params]}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    with torch.no_grad():
+        for q, value in zip(others, saved["params"], strict=True):
+            q.copy_(value)
+    resumed = make(others, lr=7.0)
+    resumed.load_state_dict(saved["optimizer"])
+    assert_same_state(whole, resumed)
+    work = torch.promote_types(dtype, torch.float32)
+    assert all(
+        array.dtype == work
+        for key, array in resumed.state[others[0]].items()
+        if key not in ("step", "skipped")
+    )
+    feed(whole, params, grads[6:])
+    kept = copy.deepcopy(saved["optimizer"]["state"][0])
+    feed(resumed, others, grads[6:])
+    assert_same(params, others)
+    assert_same_state(whole, resumed)
+    assert_same(kept.values(), saved["optimizer"]["state"][0].values())  # loaded state is a copy
+
+
+@every_optimizer
+@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
+def test_a_copied_optimizer_keeps_its_rule_or_teacher(make, way):
+    params, grads = parameters(), gradients(9)
+    optimizer = make(params, lr=0.5)
+    feed(optimizer, params, grads[:4])
+    both = (optimizer, params)
+    other, others = pickle.loads(pickle.dumps(both)) if way == "pickle" else copy.deepcopy(both)
+    assert others[0] is not params[0] and other.param_groups[0]["params"][0] is others[0]
+    feed(other, others, grads[4:])
+    assert not torch.equal(params[0], others[0])
+    feed(optimizer, params, grads[4:])
+    assert_same(params, others)
+    assert_same_state(optimizer, other)
+
+
+def test_a_pickled_rule_is_the_same_rule():
+    optimizer = SymbolicOptimizer(parameters(), RULE)
+    assert pickle.loads(pickle.dumps(optimizer)).rule == RULE
+
+
+@every_optimizer
+def test_sparse_gradients_are_refused(make):
+    p = torch.nn.Parameter(torch.zeros(3, 2))
+    p.grad = torch.sparse_coo_tensor([[0]], torch.ones(1, 2), (3, 2), check_invariants=True)
+    optimizer = make([p])
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    assert not p.any() and not optimizer.state[p]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["rule", "rp_s", "rnnprop"])
+def test_a_gradient_that_is_not_finite_skips_its_tensor_only(name, bad):
+    """One bad entry: the tensor, its state and its t stay, as if it had had no gradient."""
+    params, others, grads = parameters(), parameters(), gradients(6)
+    optimizer, other = OPTIMIZERS[name](params), OPTIMIZERS[name](others)
+    spoiled = copy.deepcopy(grads)
+    spoiled[0][1][2] = spoiled[3][1][4] = bad
+    holes = [[row[0], None, row[2]] if step in (0, 3) else row for step, row in enumerate(grads)]
+    feed(optimizer, params, spoiled)
+    feed(other, others, holes)
+    assert_same(params, others)
+    assert_same_state(optimizer, other)
+    for state in optimizer.state.values():
+        assert all(torch.isfinite(array).all() for array in state.values())
+
+
+@every_optimizer
+def test_ten_skips_in_a_row_raise_and_nine_do_not(make):
+    params, good = parameters(), gradients(1)[0]
+    bad = [good[0], np.full(5, np.nan), good[2]]
+    optimizer = make(params)
+    feed(optimizer, params, [bad] * 9 + [good] + [bad] * 9)
+    assert optimizer.state[params[1]]["skipped"] == 9 and optimizer.state[params[1]]["step"] == 1
+    with pytest.raises(RuntimeError, match=r"shape \(5,\) was not finite 10 times in a row; lower lr"):
+        feed(optimizer, params, [bad])
+    assert all(torch.isfinite(p).all() for p in params)
+
+
+@every_optimizer
+def test_mode_raise_raises_at_once_and_changes_nothing(make):
+    (p,) = params = parameters()[:1]
+    optimizer = make(params, nonfinite="raise")
+    feed(optimizer, params, [[np.ones((4, 3))]])
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match="not finite 1 times"):
+        feed(optimizer, params, [[np.full((4, 3), np.nan)]])
+    assert torch.equal(p, before) and optimizer.state[p]["step"] == 1
+
+
+@every_optimizer
+def test_mode_off_lets_it_through(make):
+    (p,) = params = parameters()[:1]
+    g = np.ones((4, 3))
+    g[1, 2] = np.nan
+    feed(make(params, nonfinite="off"), params, [[g]] * 12)
+    assert torch.isnan(p[1, 2]) and torch.isfinite(p).sum() == 11
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -0.1}, "lr: expected a number >= 0, got -0.1"),
+        ({"lr": float("nan")}, "lr: expected"),
+        ({"lr": torch.tensor(-1.0)}, "lr: expected"),
+        ({"lr": torch.ones(2)}, "1-element"),
+        ({"weight_decay": -1e-3}, "weight_decay: expected a number >= 0, got -0.001"),
+        ({"nonfinite": "ignore"}, "nonfinite: expected skip, raise or off, got 'ignore'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_value_errors(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(parameters(), **options)
+
+
+def test_no_parameters_is_torchs_own_error():
+    with pytest.raises(ValueError, match="empty parameter list"):
+        SymbolicOptimizer([], SGD)
+
+
+def test_rules_and_teachers_are_read_from_their_files(tmp_path):
+    RULE.save(tmp_path / "rule.json")
+    given = teacher_weights("rp_s")
+    save_weights(tmp_path / "teacher.h5", given.teacher, given.weights, "test")
+    for from_file, direct in (
+        (lambda p: SymbolicOptimizer(p, str(tmp_path / "rule.json")), OPTIMIZERS["rule"]),
+        (lambda p: LearnedOptimizer(p, tmp_path / "teacher.h5"), OPTIMIZERS["rp_s"]),
+        (lambda p: LearnedOptimizer(p, tmp_path), OPTIMIZERS["rp_s"]),
+    ):
+        params, others = parameters(), parameters()
+        feed(from_file(params), params, gradients(3))
+        feed(direct(others), others, gradients(3))
+        assert_same(params, others)
+
+
+def test_a_rule_over_a_column_without_definition_is_refused():
+    rule = Rule.from_text("-x0", features={"x0": None})
+    with pytest.raises(L2OError, match="'x0' has no definition"):
+        SymbolicOptimizer(parameters(), rule)
+
+
+@pytest.mark.parametrize(
+    ("expression", "by_hand"),
+    [
+        ("-0.1 * theta", lambda theta, t: 0.9 * theta),
+        ("0.5", lambda theta, t: theta + 0.5),
+        ("1 / t", lambda theta, t: theta + 1 / t),
+    ],
+)
+def test_rules_may_read_theta_and_t_or_nothing(expression, by_hand):
+    params = parameters()
+    optimizer = SymbolicOptimizer(params, Rule.from_text(expression))
+    expected = [p.detach().clone() for p in params]
+    for t in (1, 2, 3):
+        feed(optimizer, params, gradients(1))
+        expected = [by_hand(theta, t) for theta in expected]
+    for p, theta in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.detach(), theta, rtol=1e-13, atol=0)
+
+
+@every_optimizer
+def test_memory_layout_and_empty_tensors_do_not_matter(make):
+    base = torch.tensor(np.random.default_rng(0).normal(size=(4, 3)))
+    turned, plain = torch.nn.Parameter(base.t()), torch.nn.Parameter(base.t().contiguous())
+    empty = torch.nn.Parameter(torch.zeros(0, 3, dtype=torch.float64))
+    optimizer, other = make([turned, empty]), make([plain])
+    for row in gradients(3):
+        feed(optimizer, [turned, empty], [[row[0].T, np.zeros((0, 3))]])
+        feed(other, [plain], [[row[0].T]])
+    torch.testing.assert_close(turned.detach(), plain.detach(), rtol=1e-13, atol=0)
