@@ -52,7 +52,7 @@ class MetaTrainer:
         self.epoch, self.updates, self.skipped = 0, 0, 0
         self.position: unroll.Position | None = None
         self.epoch_losses: list[float] = []
-        self.best_score = math.inf
+        self.first_score = self.best_score = math.inf  # validation before training, and the best since
         self.best = self._copy()
         self.history: list[dict[str, Any]] = []
         self._saved_at = time.monotonic()
@@ -84,7 +84,7 @@ class MetaTrainer:
         config = self.config
         with Progress(label, config.epochs, quiet=quiet, done=self.epoch) as progress:
             if self.epoch == 0 and self.position is None and config.validate_every:
-                self._validate()
+                self.first_score = self._validate()
             while self.epoch < config.epochs:
                 started = time.monotonic()
                 if not self._epoch(interrupt):

@@ -26,9 +26,7 @@ class Rollout:
     accuracy: float
 
 
-def rollout_job(
-    config: Any, text: str, lr: float, stream: str, number: int, steps: int
-) -> Rollout:
+def rollout_job(config: Any, text: str, lr: float, stream: str, number: int, steps: int) -> Rollout:
     """One rollout of the optimizer ``text``; what the worker processes run."""
     if config.jobs > 1:
         torch.set_num_threads(1)

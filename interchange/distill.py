@@ -1,0 +1,208 @@
+"""Distill trajectories into a Pareto front of rules: ``python -m interchange.distill TRAJECTORIES``.
+
+Columns of temporal features, a search engine in a child process, constants at full precision, refit of
+all constants on whole sequences, pruning, and a front of complexity against held-out R2.
+"""
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.cli import Progress
+from common.cli import run as run_command
+from common.config import check, option
+from common.errors import L2OError
+from interchange import expression as ex
+from interchange.canonical import name_constants, to_node
+from interchange.expression import Node
+from interchange.parse import parse
+from interchange.refit import improve
+from interchange.rule import Rule, read_front, write_front
+from interchange.search import ENGINES, PACKAGES
+from interchange.search.child import run_engine
+
+if TYPE_CHECKING:
+    from interchange.samples import Sequences
+    from interchange.trajectories import Trajectories
+
+_MAX_ROWS = 8_000
+_LENGTH_PER_NODE = 0.6  # Operon counts a weighted column as 1 where we count 3 to 5 nodes
+_SEARCH_SHARE = 0.4  # of the time; the rest refits and prunes
+_WITHIN = 0.01  # a shorter rule is preferred if its R2 is no further below the best (MATH.md section 5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distillation (MATH.md section 4)."""
+
+    trajectories: str = option("", "file of recorded trajectories")
+    engine: str = option("operon", "search engine", choices=lambda: ENGINES)
+    time: float = option(60.0, "seconds in all, search and refit", above=0)
+    max_size: int = option(40, "largest rule, in nodes", low=3, high=1000)
+    select: str = option("r2", "how the best rule is chosen", choices=lambda: ("r2", "rollout"))
+    backend: str = option("torch", "who rolls candidates out", choices=lambda: ("torch",))
+    problem: str = option("", "problem of the rollouts; the recording's own if not given")
+    seed: int = option(0, "seed of the search", low=0)
+    threads: int = option(0, "threads; 0 takes every core there is", low=0)
+    out: str = option("", "folder for the rules; 'rules' beside the trajectories if not given")
+    data_dir: str = option("", "folder with data sets, for --select rollout")
+    quiet: bool = option(False, "print nothing but errors")
+    overwrite: bool = option(False, "replace what --out already holds")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
+    """Distill as ``config`` says; rules, ``front.csv`` and ``best.json`` go to ``config.out``.
+
+    Returns:
+        The front, shortest first, and the best rule.
+
+    Raises:
+        L2OError: a broken file, the engine's package is missing, or nothing was found.
+    """
+    from interchange.trajectories import load_trajectories
+
+    started = time.monotonic()
+    folder = Path(config.out or Path(config.trajectories).parent / "rules")
+    if (folder / "front.csv").exists() and not config.overwrite:
+        raise L2OError(f"--out {folder} holds a front; replace it with --overwrite or choose another")
+    trajectories = load_trajectories(config.trajectories)
+    front = search_front(trajectories, config, started)
+    write_front(folder, front)
+    best, front = choose(front, config, trajectories, folder)
+    best.save(folder / "best.json")
+    return front, best
+
+
+def search_front(trajectories: "Trajectories", config: DistillConfig, started: float) -> list[Rule]:
+    """The Pareto front (complexity, R2 on the validation runs), shortest first."""
+    from interchange import samples
+
+    data = {split: samples.sequences(trajectories, split) for split in ("train", "valid", "test")}
+    spread = float(data["train"].target.std())
+    if not spread:
+        raise L2OError(f"{config.trajectories}: the targets are all equal; train or tune their source first")
+    columns = samples.dictionary(list(trajectories.features))
+    values = samples.column_values(columns, data["train"].features)
+    rows, target = samples.choose_rows(values, data["train"].target, _MAX_ROWS, config.seed)
+    with Progress("search", 1, quiet=config.quiet) as progress:
+        trees = run_engine(
+            config.engine,
+            rows,
+            target / spread,
+            {
+                "time": max(1.0, _SEARCH_SHARE * config.time),
+                "max_length": max(3, round(_LENGTH_PER_NODE * config.max_size)),
+                "seed": config.seed,
+                "threads": _threads(config),
+            },
+        )
+        progress.advance(candidates=str(len(trees)))
+    drafts = _drafts([to_node(tree, columns, spread) for tree in trees], trajectories, config)
+    rules = _improve_all(drafts, data, config, started + config.time)
+    front: list[Rule] = []
+    for rule in sorted(rules, key=lambda r: (r.complexity, -r.provenance["r2"]["valid"])):
+        if not front or rule.provenance["r2"]["valid"] > front[-1].provenance["r2"]["valid"] + 1e-6:
+            front.append(dataclasses.replace(rule, name=f"{rule.complexity} nodes"))
+    if not front:
+        raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise --time or --max-size")
+    return front
+
+
+def _threads(config: DistillConfig) -> int:
+    return config.threads or len(os.sched_getaffinity(0))
+
+
+def _drafts(nodes: list[Node], trajectories: "Trajectories", config: DistillConfig) -> list[Rule]:
+    """Rules with named constants over the teacher's features; equal forms once, shortest first."""
+    from importlib.metadata import version
+
+    run = next(iter(trajectories.runs.values()))
+    features = {name: parse(text) if text else None for name, text in trajectories.features.items()}
+    provenance = {
+        "engine": f"{config.engine} {version(PACKAGES[config.engine])}",
+        "seed": config.seed,
+        "trajectories_sha256": trajectories.sha256,
+        f"{run.source_kind}_sha256": run.source_sha256,
+    }
+    drafts = {}
+    for node in nodes:
+        named, constants = name_constants(node)
+        used = {name: features[name] for name in features if name in ex.names(named)}
+        if used:
+            rule = Rule("draft", named, constants, used, scale=run.scale, provenance=provenance)
+            drafts.setdefault(rule.expression, rule)
+    return sorted(drafts.values(), key=lambda rule: rule.complexity)
+
+
+def _improve_all(
+    drafts: list[Rule], data: "dict[str, Sequences]", config: DistillConfig, deadline: float
+) -> list[Rule]:
+    """Every draft refitted and pruned within the time left; those short enough, with R2 of each split."""
+    from joblib import Parallel, delayed
+
+    results: list[Rule] = []
+    with Progress("refit", len(drafts), quiet=config.quiet) as progress:
+        work = Parallel(n_jobs=_threads(config), return_as="generator_unordered", max_nbytes=None)
+        for versions in work(delayed(improve)(rule, data, deadline, config.max_size) for rule in drafts):
+            results += versions
+            best = max((rule.provenance["r2"]["valid"] for rule in results), default=math.nan)
+            progress.advance(r2=best)
+    return results
+
+
+def choose(
+    front: list[Rule], config: DistillConfig, trajectories: "Trajectories", folder: Path
+) -> tuple[Rule, list[Rule]]:
+    """The best rule of a front, and the front with what the choice measured.
+
+    ``r2`` takes the shortest within 0.01 of the best R2 on the validation runs, ``rollout`` the one
+    with the lowest loss in rollouts, which a backend's ``select`` command measures.
+    """
+    if config.select == "r2":
+        limit = max(rule.provenance["r2"]["valid"] for rule in front) - _WITHIN
+        return next(rule for rule in front if rule.provenance["r2"]["valid"] >= limit), front
+    problem = config.problem or next(iter(trajectories.runs.values())).problem
+    command = [sys.executable, "-m", f"{config.backend}_impl.select", str(folder), "--problem", problem]
+    command += ["--seed", str(config.seed)] + (["--data-dir", config.data_dir] if config.data_dir else [])
+    result = subprocess.run(command + ["--quiet"] * config.quiet, stdout=subprocess.DEVNULL, check=False)
+    if result.returncode:
+        raise L2OError(f"rollouts failed with exit code {result.returncode}: {' '.join(command)}")
+    front = read_front(folder)
+    return min(front, key=lambda rule: rule.provenance["loss"]["valid"]), front
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point; the exit code."""
+
+    def body(config: DistillConfig) -> None:
+        front, best = distill(config)
+        if not config.quiet:
+            for rule in front:
+                scores = rule.provenance["r2"]
+                mark = "*" if rule.expression == best.expression else " "
+                r2 = "  ".join(f"{split} {scores[split]:.4f}" for split in ("valid", "test"))
+                print(f"{mark} {rule.complexity:3d} nodes  R2 {r2}")
+            print(f"best: {Path(config.out or Path(config.trajectories).parent / 'rules') / 'best.json'}")
+
+    return run_command(
+        DistillConfig,
+        body,
+        argv,
+        prog="python -m interchange.distill",
+        description="Distill recorded trajectories into short equations.",
+        positional=("trajectories",),
+        required=("trajectories",),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

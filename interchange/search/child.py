@@ -1,0 +1,77 @@
+"""The search's child process: rows in, trees out, nothing shared with the parent but two files.
+
+Engines can crash or hang, and some must not live beside a deep-learning framework; the parent kills
+the child when its time is up.
+"""
+
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import L2OError
+from common.storage import loads_json
+from interchange.search import ENGINES, PACKAGES
+
+_GRACE = 20.0  # seconds beyond the search's own limit, for imports and the last generation
+
+_log = logging.getLogger(__name__)
+
+
+def run_engine(engine: str, rows: np.ndarray, target: np.ndarray, settings: dict[str, Any]) -> list[Any]:
+    """Run ``engine`` in a child process; its trees.
+
+    Args:
+        rows: [n, columns], finite; target: [n], finite, not constant.
+        settings: at least ``time`` (seconds), ``max_length``, ``seed``, ``threads``.
+
+    Raises:
+        L2OError: unknown engine, its package is missing, the data are not finite, or it failed.
+    """
+    ENGINES[engine]
+    if importlib.util.find_spec(PACKAGES[engine]) is None:
+        raise L2OError(f"engine {engine!r} needs {PACKAGES[engine]}: pip install symbolic-l2o[{engine}]")
+    if not (np.isfinite(rows).all() and np.isfinite(target).all()):
+        raise L2OError(
+            "expected finite features and targets, got nan or inf; record again without divergence"
+        )
+    with tempfile.TemporaryDirectory(prefix="l2o-search-") as folder:
+        np.savez(Path(folder, "data.npz"), rows=rows, target=target)
+        Path(folder, "settings.json").write_text(json.dumps(settings | {"engine": engine}), encoding="utf-8")
+        command = [sys.executable, "-m", "interchange.search.child", folder]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        limit = settings["time"] + _GRACE
+        try:
+            result = subprocess.run(
+                command, capture_output=True, text=True, timeout=limit, env=environment, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise L2OError(
+                f"engine {engine!r} did not stop {_GRACE:.0f} s after its limit and was killed"
+            ) from None
+        output = Path(folder, "trees.json")
+        if result.returncode or not output.exists():
+            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise L2OError(f"engine {engine!r} failed with exit code {result.returncode}: {last}")
+        return loads_json(output.read_text(encoding="utf-8"), f"output of engine {engine!r}")
+
+
+def main(folder: str) -> None:
+    """Read ``data.npz`` and ``settings.json``, search, write ``trees.json``."""
+    settings = json.loads(Path(folder, "settings.json").read_text(encoding="utf-8"))
+    with np.load(Path(folder, "data.npz"), allow_pickle=False) as data:
+        rows, target = data["rows"], data["target"]
+    trees = importlib.import_module(ENGINES[settings["engine"]]).search(rows, target, settings)
+    Path(folder, "trees.json").write_text(json.dumps(trees), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
