@@ -23,7 +23,7 @@ _LARGEST_LOGIT = 9.0  # a decay above 0.99988 cannot be told from a running sum 
 
 def predict(rule: Rule, data: Sequences) -> np.ndarray:
     """The rule's output before ``scale`` over whole sequences, [T, N]."""
-    return rule.evaluate(data.features) / rule.scale
+    return rule.evaluate({name: data.features[name] for name in rule.features}) / rule.scale
 
 
 def score(rule: Rule, data: Sequences) -> float:
@@ -132,12 +132,9 @@ def _best_cut(rule: Rule, data: Sequences) -> Rule | None:
 
 def _cuts(node: Node) -> Iterator[Node]:
     """All trees with one operation less: an operation replaced by one of its arguments."""
-    for arg in node.args:
-        if arg.op != "number":
-            yield arg
-    for k, arg in enumerate(node.args):
-        if node.op in ("ema", "ema_hat", "lag") and k:
-            continue
+    own = node.args[:1] if node.op in ("ema", "ema_hat", "lag") else node.args  # no decays, no lag counts
+    yield from (arg for arg in own if arg.op != "number")
+    for k, arg in enumerate(own):
         for cut in _cuts(arg):
             yield dataclasses.replace(node, args=(*node.args[:k], cut, *node.args[k + 1 :]))
 

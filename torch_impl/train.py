@@ -62,9 +62,9 @@ def train(config: TrainConfig) -> Run:
             )
         weights = given_weights.weights
     network = TeacherNetwork(teacher, weights, DTYPES[config.dtype], device)
+    trainer = MetaTrainer(network, config, folder=folder)
+    trainer.task("meta_train", 0)  # missing data are found before anything is written
     with Interrupt() as interrupt, folder:
-        trainer = MetaTrainer(network, config, folder=folder)
-        trainer.task("meta_train", 0)  # missing data are found before anything is written
         if config.resume:
             trainer.restore()
         else:
