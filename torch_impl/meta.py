@@ -14,7 +14,7 @@ from common.problems import PROBLEMS, Instance
 from common.rng import derived_seed, rng
 from common.runs import Interrupt, RunFolder
 from common.storage import content_hash
-from interchange.checkpoint import load_checkpoint, save_checkpoint
+from interchange.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torch_impl import unroll
 from torch_impl.problems import ProblemTask
 from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
@@ -216,7 +216,13 @@ class MetaTrainer:
         save_checkpoint(self.folder.path, arrays, meta)
 
     def restore(self) -> None:
-        """Stand where the last checkpoint of the run folder stands; other settings are refused."""
+        """Stand where the last checkpoint of the run folder stands; other settings are refused.
+
+        A run stopped before its first checkpoint starts again.
+        """
+        if not has_checkpoint(self.folder.path):
+            self.folder.truncate_metrics(lambda row: False)
+            return
         arrays, meta = load_checkpoint(self.folder.path)
         if meta["config_hash"] != self.config_hash:
             raise L2OError(
