@@ -1,0 +1,352 @@
+"""``python -m torch_impl.train``: killed and resumed, stopped, crowded, misused."""
+
+import dataclasses
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.config import TrainConfig
+from common.teachers import TEACHERS, initial_weights
+from interchange.weights import load_weights, save_weights
+
+pytest.importorskip("torch")
+
+from torch_impl.train import main, train
+
+ROOT = Path(__file__).parents[2]
+PROG = "python -m torch_impl.train"
+# Everything a checkpoint must hold matters here: moments of a decaying rate, drawn coordinates, the best.
+KILLED = {
+    "problem": "quadratic",
+    "epochs": 6,
+    "epoch_length": 20,
+    "unroll": 4,
+    "coordinates": 0.5,
+    "lr_decay": 0.3,
+    "validate_every": 2,
+    "validation_tasks": 1,
+    "checkpoint_seconds": 0.0,
+    "seed": 5,
+}
+STOPPED = {
+    "problem": "digits-mlp",
+    "teacher": "dm",
+    "loss": "last",
+    "epochs": 5,
+    "epoch_length": 17,
+    "unroll": 5,
+    "batch_size": 16,
+    "validate_every": 3,
+    "validation_tasks": 1,
+}
+
+
+def flags(fields: dict) -> list[str]:
+    return [part for key, value in fields.items() for part in ("--" + key.replace("_", "-"), str(value))]
+
+
+def launch(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch_impl.train", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def newest(folder: Path) -> int:
+    """Number of the newest checkpoint, 0 if there is none."""
+    return max((int(path.stem[-8:]) for path in folder.glob("checkpoint/checkpoint-*.h5")), default=0)
+
+
+def rows(folder: Path) -> list[dict]:
+    """The metrics without the times."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def wait_until(process: subprocess.Popen, reached) -> None:
+    while not reached():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """The same bits in every weight, and the same metrics."""
+    got, want = load_weights(folder), load_weights(expected)
+    assert got.teacher == want.teacher and got.weights.keys() == want.weights.keys()
+    for name, array in want.weights.items():
+        assert array.dtype == got.weights[name].dtype and array.tobytes() == got.weights[name].tobytes(), name
+    assert rows(folder) == rows(expected)
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """The command hands warnings to logging for the rest of its process, which here is the tests'."""
+    yield
+    logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="module")
+def unkilled(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unkilled") / "run"
+    train(TrainConfig(**KILLED, out=str(folder), quiet=True))
+    start = initial_weights(TEACHERS["rp_s"], 5)
+    trained = load_weights(folder).weights
+    assert all(not np.allclose(trained[name], start[name], atol=1e-4) for name in start)
+    return folder
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run the command in this process; it must end with code 2 and one line on stderr, which is returned."""
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert err.startswith(f"{PROG}: error: ") and err.endswith("\n") and err.count("\n") == 1
+    return err
+
+
+def test_killed_again_and_again_and_resumed_is_bit_equal_to_an_unkilled_run(tmp_path, unkilled, capsys):
+    folder, moments = tmp_path / "run", random.Random(3)
+    arguments = [*flags(KILLED), "--out", str(folder)]
+    for _ in range(3):
+        process, goal = launch(*arguments), newest(folder) + moments.randint(1, 7)
+        wait_until(process, lambda goal=goal: newest(folder) >= goal)
+        time.sleep(0.03 * moments.random())
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (folder / "teacher.h5").exists()
+        arguments = ["--resume", str(folder)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"teacher: {folder / 'teacher.h5'}\n"
+    assert_same_run(folder, unkilled)
+
+
+def test_stopped_by_sigterm_it_saves_says_how_to_go_on_and_ends_with_143(tmp_path, capsys):
+    """Meanwhile a second process is kept out. No checkpoint is due, so the signal's is the only one."""
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    process = launch(*flags(STOPPED), "--out", str(folder))
+    wait_until(process, lambda: len(rows(folder)) >= 2)
+    process.send_signal(signal.SIGSTOP)
+    assert newest(folder) == 0
+    for arguments in (["--resume", str(folder)], [*flags(STOPPED), "--out", str(folder), "--overwrite"]):
+        assert f"{folder} is in use by pid {process.pid}" in refused(capsys, *arguments)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate()
+    assert process.returncode == 143, err
+    assert "Traceback" not in err and newest(folder) == 1
+    assert out.splitlines()[1] == f"go on with: {PROG} --resume {folder}"
+    load_weights(folder)  # the best so far
+    assert 2 <= len(rows(folder)) < 5
+    assert main(["--resume", str(folder), "--quiet"]) == 0
+    train(TrainConfig(**STOPPED, out=str(whole), quiet=True))
+    assert_same_run(folder, whole)
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder)
+    (folder / "teacher.h5").unlink()
+    return folder
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_resumed_from_its_start(tmp_path, unkilled):
+    folder = copy_of(unkilled, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoint")
+    assert main(["--resume", str(folder), "--quiet"]) == 0
+    assert_same_run(folder, unkilled)
+
+
+def test_a_torn_newest_checkpoint_costs_only_the_way_from_the_one_before(tmp_path, unkilled):
+    folder = copy_of(unkilled, tmp_path / "run")
+    path = max(folder.glob("checkpoint/*.h5"))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="trying the checkpoint before it"):
+        train(TrainConfig(resume=str(folder), quiet=True))
+    assert_same_run(folder, unkilled)
+
+
+def test_a_finished_run_resumed_is_the_same_run(tmp_path, unkilled):
+    folder = copy_of(unkilled, tmp_path / "run")
+    result = train(TrainConfig(resume=str(folder), quiet=True))
+    assert_same_run(folder, unkilled)
+    assert result.exit_code == 0 and [row["epoch"] for row in result.history] == list(range(6))
+
+
+def test_settings_changed_in_between_are_refused(tmp_path, unkilled, capsys):
+    folder = copy_of(unkilled, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"lr": 0.5}))
+    before = rows(folder)
+    assert "written with other settings" in refused(capsys, "--resume", str(folder))
+    assert rows(folder) == before and not (folder / "teacher.h5").exists()
+
+
+def test_a_folder_with_a_run_is_replaced_only_on_demand(tmp_path, unkilled, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(unkilled, folder)
+    tiny = KILLED | {"epochs": 1, "validate_every": 0}
+    assert "already holds a run" in refused(capsys, *flags(tiny), "--out", str(folder))
+    assert_same_run(folder, unkilled)
+    assert main([*flags(tiny), "--out", str(folder), "--overwrite", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert len(rows(folder)) == 1 and newest(folder) < newest(unkilled)
+
+
+def test_the_run_folder_holds_the_resolved_configuration(unkilled):
+    names = {path.name for path in unkilled.iterdir()}
+    assert names == {"checkpoint", "config.json", "env.json", "lock", "metrics.jsonl", "teacher.h5"}
+    config = json.loads((unkilled / "config.json").read_text())
+    assert TrainConfig(**config) == TrainConfig(**KILLED, out=str(unkilled), quiet=True)
+    assert len(list(unkilled.glob("checkpoint/*"))) == 2
+    scores = [row["validation"] for row in rows(unkilled) if "validation" in row]
+    assert len(scores) == 3 and len(rows(unkilled)) == 6
+
+
+def test_init_starts_from_another_runs_teacher(tmp_path, unkilled):
+    """At a vanishing learning rate the result is the start."""
+    tiny = KILLED | {"epochs": 1, "validate_every": 0, "lr": 1e-9, "seed": 6}
+    for given in (unkilled, unkilled / "teacher.h5"):
+        folder = tmp_path / given.name
+        assert main([*flags(tiny), "--init", str(given), "--out", str(folder), "--quiet"]) == 0
+        got = load_weights(folder).weights
+        for name, array in load_weights(unkilled).weights.items():
+            np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-6)
+
+
+def test_init_from_another_kind_of_teacher_is_refused(tmp_path, unkilled, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    message = refused(capsys, *flags(KILLED), "--teacher", "rnnprop", "--init", str(unkilled), *out)
+    assert "expected a rnnprop teacher, got rp_s; add --teacher rp_s" in message
+    row = dataclasses.replace(TEACHERS["rp_s"], eps=1e-3)  # the same name and shapes
+    save_weights(tmp_path / "other.h5", row, initial_weights(row, 0), "test")
+    refused(capsys, *flags(KILLED), "--init", str(tmp_path / "other.h5"), *out)
+    assert not (tmp_path / "run").exists()
+
+
+def test_configuration_files_are_overruled_by_flags(tmp_path):
+    file = tmp_path / "train.toml"
+    file.write_text('problem = "quadratic"\nepochs = 3\nepoch-length = 2\nunroll = 2\nvalidate_every = 0\n')
+    folder = tmp_path / "run"
+    assert main(["--config", str(file), "--epochs", "1", "--out", str(folder), "--quiet"]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["problem"], config["epochs"], config["epoch_length"]) == ("quadratic", 1, 2)
+
+
+BAD = {
+    "unknown problem": (
+        ["--problem", "digits-mpl"],
+        "unknown problem 'digits-mpl' (did you mean 'digits-mlp'?)",
+    ),
+    "unknown teacher": (["--teacher", "rnn"], "known: " + ", ".join(TEACHERS)),
+    "unknown flag": (["--steps", "3"], "unrecognized arguments: --steps"),
+    "negative steps": (["--epoch-length", "-5"], "--epoch-length: expected at least 1, got -5"),
+    "no steps": (["--unroll", "0"], "--unroll: expected at least 1, got 0"),
+    "lr 0": (["--lr", "0"], "--lr: expected a number above 0"),
+    "lr nan": (["--lr", "nan"], "--lr: expected a finite number"),
+    "share above 1": (["--coordinates", "1.5"], "--coordinates: expected at most 1"),
+    "text for a number": (["--epochs", "many"], "--epochs"),
+    "number of half an epoch": (["--epochs", "2.5"], "--epochs"),
+    "negative seed": (["--seed", "-1"], "--seed: expected at least 0"),
+    "unknown loss": (["--loss", "mean"], "--loss: expected one of sum, last"),
+    "unknown dtype": (["--dtype", "float16"], "--dtype: expected one of float32, float64"),
+    "unknown device": (["--device", "tpu9"], "--device 'tpu9' cannot be used"),
+    "no GPU number 77": (["--device", "cuda:77"], "use --device cpu"),
+    "missing data": (["--problem", "mnist-mlp", "--data-dir", "nowhere"], "data set 'mnist' not found"),
+    "no such teacher file": (["--init", "nowhere"], "nowhere"),
+    "no such run": (["--resume", "nowhere"], "nowhere: expected a run folder"),
+    "no such file": (["--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
+    "unknown key": (["--config", "key.toml"], "unknown key 'epocks'"),
+    "wrong type": (["--config", "type.toml"], "epochs: expected int, got '3'"),
+    "broken TOML": (["--config", "broken.toml"], "broken.toml: expected TOML"),
+    "broken JSON": (["--config", "broken.json"], "broken.json: expected TOML (.toml) or JSON"),
+    "a list": (["--config", "list.json"], "expected keys and values, got list"),
+    "not text": (["--config", "binary.toml"], "binary.toml: cannot be read"),
+}
+
+
+@pytest.fixture
+def inside(tmp_path, monkeypatch) -> Path:
+    """A working directory with the broken files of ``BAD``."""
+    files = {
+        "key.toml": b"epocks = 3\n",
+        "type.toml": b'epochs = "3"\n',
+        "broken.toml": b"epochs = [3\n[[",
+        "broken.json": b'{"epochs": 3,\n\n',
+        "list.json": b"[1]",
+        "binary.toml": b"\xff\xfe\x00",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(arguments, message, inside, capsys):
+    before = sorted(inside.rglob("*"))
+    default = [] if "--resume" in arguments else ["--epochs", "1", "--out", str(inside / "run")]
+    assert message in refused(capsys, *default, *arguments)
+    assert sorted(inside.rglob("*")) == before
+
+
+def test_bad_input_is_one_line_from_a_shell_too(tmp_path):
+    process = launch("--problem", "nonsense", "--out", str(tmp_path / "run"))
+    out, err = process.communicate()
+    assert process.returncode == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith(f"{PROG}: error: unknown problem 'nonsense'; known: quadratic")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("here already")
+    code = main([*flags(KILLED), "--out", str(tmp_path / "file" / "run")])
+    err = capsys.readouterr().err
+    assert code == 74 and err.count("\n") == 1 and str(tmp_path / "file") in err
+
+
+COMMANDS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("torch_impl", "interchange")
+    for path in (ROOT / package).glob("*.py")
+    if re.search(r"^if __name__ == .__main__.:", path.read_text(), re.MULTILINE)
+)
+HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    heavy = {"torch", "tensorflow", "keras", "sklearn", "scipy", "sympy", "matplotlib"} & set(sys.modules)
+    sys.exit(end.code or " ".join(sorted(heavy)) or 0)
+sys.exit("did not exit")
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_no_framework(command):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", HELP, command], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith("usage: ")
+
+
+def test_help_tells_every_flag_its_default_and_its_choices(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0 and "torch_impl.train" in COMMANDS
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert "(default 0.001)" in text and all(name in text for name in TEACHERS)
