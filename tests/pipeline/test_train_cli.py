@@ -164,6 +164,17 @@ def test_a_torn_newest_checkpoint_costs_only_the_way_from_the_one_before(tmp_pat
     assert_same_run(folder, unkilled)
 
 
+def test_the_best_teacher_so_far_outlives_an_interruption(tmp_path):
+    """At a ruinous learning rate: better than the start after two epochs, worse from then on."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    train(TrainConfig(**(SETTINGS | {"lr": 5.0, "seed": 6}), out=str(whole), quiet=True))
+    scores = [row["validation"] for row in rows(whole) if "validation" in row]
+    assert scores[0] == min(scores) < scores[-1]
+    max(copy_of(whole, folder).glob("checkpoint/*.h5")).unlink()  # back within the last epoch
+    train(TrainConfig(resume=str(folder), quiet=True))
+    assert_same_run(folder, whole)
+
+
 def test_a_finished_run_resumed_is_the_same_run(tmp_path, unkilled):
     folder = copy_of(unkilled, tmp_path / "run")
     result = train(TrainConfig(resume=str(folder), quiet=True))
