@@ -36,9 +36,7 @@ def tune(config: TuneConfig) -> "Rule":
     if out.exists() and not config.overwrite:
         raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
     if not rule.constants:
-        raise L2OError(
-            f"{config.rule}: expected a rule with constants to tune, got none"
-        )
+        raise L2OError(f"{config.rule}: expected a rule with constants to tune, got none")
     network = RuleNetwork(rule, device_of(config.device))
     trainer = MetaTrainer(network, config, rates=network.rates)
     trainer.run(label="tune", quiet=config.quiet)

@@ -40,7 +40,12 @@ def equation(expression: Node, constants: Mapping[str, float], scale: float = 1.
     """``u_t = scale * expression`` with the values of the constants put in."""
     tree = substitute(expression, {name: number(value) for name, value in constants.items()})
     tree = tree if scale == 1.0 else Node("mul", (number(scale), tree))
-    return _row(_indexed("u", 0), _symbol("="), layout(tree))
+    return definition("u", tree)
+
+
+def definition(symbol: str, node: Node) -> Box:
+    """``symbol_t = node``: a rule's update, or a feature by its name."""
+    return _row(_indexed(symbol, 0), _symbol("="), layout(node))
 
 
 def layout(node: Node) -> Box:

@@ -2,7 +2,8 @@
 
 from xml.sax.saxutils import escape
 
-from interchange.emit.notation import Box, equation
+from interchange.emit.notation import Box, definition, equation
+from interchange.expression import Node
 from interchange.rule import Rule
 
 _LETTERS = {"theta": "θ", "sigma": "σ"}
@@ -12,8 +13,16 @@ _ACCENTS = {"tilde": "~", "hat": "^", "bar": "\u00af"}
 
 def emit(rule: Rule) -> str:
     """One ``<math>`` element: ``u_t = ...``, constants rounded to 4 significant digits."""
-    inner = mathml(equation(rule.expression, rule.constants, rule.scale))
-    return f'<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">{inner}</math>\n'
+    return _math(equation(rule.expression, rule.constants, rule.scale))
+
+
+def emit_feature(name: str, node: Node) -> str:
+    """One ``<math>`` element: a feature's definition, ``name_t = ...``."""
+    return _math(definition(name, node))
+
+
+def _math(box: Box) -> str:
+    return f'<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">{mathml(box)}</math>\n'
 
 
 def mathml(box: Box) -> str:

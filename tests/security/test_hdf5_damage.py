@@ -175,7 +175,7 @@ def test_not_a_file_of_ours(tmp_path):
 @pytest.mark.parametrize(
     "value",
     [np.zeros(2, "c8"), np.zeros(2, "V2"), np.array([object()]), np.zeros(2, "longdouble"), ["a\0b"], [b"x"]],
-    ids=str,
+    ids=["complex", "void", "object", "longdouble", "nul in text", "bytes"],
 )
 def test_writer_refuses_what_the_reader_would(tmp_path, value):
     with pytest.raises(L2OError, match=r"x\.h5: a: expected"):

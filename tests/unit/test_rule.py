@@ -173,7 +173,8 @@ def test_fronts(rule, tmp_path):
     rules = [rule, Rule.from_text("-g", provenance={"r2": {"valid": 0.5}})]
     write_front(tmp_path / "front", rules)
     assert read_front(tmp_path / "front") == rules
-    rows = list(csv.DictReader((tmp_path / "front" / "front.csv").open()))
+    with (tmp_path / "front" / "front.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == ["rule_000.json", "rule_001.json"]
     assert rows[0]["complexity"] == "12"
     assert (rows[0]["r2"], rows[0]["loss"], rows[1]["loss"]) == ("0.97", "0.001", "")
