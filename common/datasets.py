@@ -10,7 +10,9 @@ import functools
 import gzip
 import os
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,13 +109,23 @@ def _read_idx(path: Path, magic: int) -> np.ndarray:
 def _read_npz(path: Path) -> tuple[np.ndarray, ...]:
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
             missing = [key for key in keys if key not in archive]
             if missing:
                 raise ValueError(f"no array {missing[0]!r}")
             return tuple(archive[key] for key in keys)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise L2OError(f"{path}: expected a Keras npz with the arrays {', '.join(keys)}; {error}") from None
+    # All that NumPy and zipfile raise on a damaged archive.
+    except (
+        OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
+        tokenize.TokenError,
+    ) as error:  # fmt: skip
+        raise L2OError(
+            f"{path}: expected a Keras npz with the arrays {', '.join(keys)}, got a broken or other file "
+            f"({type(error).__name__}: {error}); copy the file again"
+        ) from None
 
 
 def _mnist(data_dir: str) -> Dataset:
@@ -136,6 +148,11 @@ def _mnist(data_dir: str) -> Dataset:
             raise L2OError(
                 f"data set 'mnist' in {folder}: expected images [n, 28, 28] and labels [n], got "
                 f"{x.shape} and {y.shape}; use the original files"
+            )
+        if y.size and not 0 <= y.min() <= y.max() <= 9:
+            raise L2OError(
+                f"data set 'mnist' in {folder}: expected labels 0 to 9, got {y.min()} to {y.max()}; "
+                "use the original files"
             )
     return Dataset(
         *(
