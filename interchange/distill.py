@@ -87,12 +87,13 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     from interchange import samples
 
     data = {split: samples.sequences(trajectories, split) for split in ("train", "valid", "test")}
-    spread = float(data["train"].target.std())
-    if not spread:
+    target = data["train"].target
+    if target.min() == target.max():  # the standard deviation of equal numbers need not be 0
         raise L2OError(f"{config.trajectories}: the targets are all equal; train or tune their source first")
+    spread = float(target.std())
     columns = samples.dictionary(list(trajectories.features))
     values = samples.column_values(columns, data["train"].features)
-    rows, target = samples.choose_rows(values, data["train"].target, _MAX_ROWS, config.seed)
+    rows, target = samples.choose_rows(values, target, _MAX_ROWS, config.seed)
     with Progress("search", 1, quiet=config.quiet) as progress:
         trees = run_engine(
             config.engine,

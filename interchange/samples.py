@@ -84,6 +84,6 @@ def choose_rows(
     steps, coordinates = target.shape
     generator = rng(seed, "rows")
     per_step = max(1, min(coordinates, count // steps))
-    picks = np.stack([generator.choice(coordinates, per_step, replace=False) for _ in range(steps)])
-    rows = np.arange(steps)[:, None]
+    rows = np.linspace(0, steps - 1, min(steps, count), dtype=int)[:, None]
+    picks = np.stack([generator.choice(coordinates, per_step, replace=False) for _ in rows])
     return values[:, rows, picks].reshape(len(values), -1).T, target[rows, picks].reshape(-1)
