@@ -110,12 +110,25 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     drafts = _drafts([to_node(tree, columns, spread) for tree in trees], trajectories, config)
     rules = _improve_all(drafts, data, config, started + config.time)
     front: list[Rule] = []
+    best = 0.0  # a rule worse than the mean of the target is none
     for rule in sorted(rules, key=lambda r: (r.complexity, -r.provenance["r2"]["valid"])):
-        if not front or rule.provenance["r2"]["valid"] > front[-1].provenance["r2"]["valid"] + 1e-6:
-            front.append(dataclasses.replace(rule, name=f"{rule.complexity} nodes"))
+        if rule.provenance["r2"]["valid"] > best + 1e-6:
+            best = rule.provenance["r2"]["valid"]
+            front.append(dataclasses.replace(renumbered(rule), name=f"{rule.complexity} nodes"))
     if not front:
         raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise --time or --max-size")
     return front
+
+
+def renumbered(rule: Rule) -> Rule:
+    """The same rule with its constants called c0, c1, ... in reading order."""
+    order = [name for name in ex.names(rule.expression) if name in rule.constants]
+    new = {old: f"c{k}" for k, old in enumerate(order)}
+    return dataclasses.replace(
+        rule,
+        expression=ex.substitute(rule.expression, {old: ex.name(name) for old, name in new.items()}),
+        constants={name: rule.constants[old] for old, name in new.items()},
+    )
 
 
 def _threads(config: DistillConfig) -> int:

@@ -5,7 +5,6 @@ compare it with fairly tuned hand-made optimizers, and write an HTML report.
 """
 
 import dataclasses
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from common.report import FrontRow, ReportData, RuleCard, write_report
 if TYPE_CHECKING:
     from interchange.results import EvaluationRow
     from interchange.rule import Rule
+    from interchange.samples import Sequences
     from torch_impl.train import Run
 
 Result = TypeVar("Result")
@@ -178,7 +178,10 @@ def report_data(
 
     from common.runs import environment
     from interchange.emit import TARGETS, to_mathml
+    from interchange.samples import sequences
+    from interchange.trajectories import load_trajectories
 
+    held_out = sequences(load_trajectories(run.folder / "trajectories.h5"), "test")
     chosen = ranked[0]
     problem = PROBLEMS[config.problem]
     specs = parameter_specs(problem)
@@ -214,7 +217,10 @@ def report_data(
             )
             for rule in sorted(ranked, key=lambda rule: rule.complexity)
         ],
-        rules=[_card("distilled rule", chosen, chosen), _card("tuned rule", tuned, chosen)],
+        rules=[
+            _card("distilled rule", chosen, chosen, held_out),
+            _card("tuned rule", tuned, chosen, held_out),
+        ],
         features={name: to_mathml.emit_feature(name, node) for name, node in tuned.features.items() if node},
         summary=summary,
         curves={name: np.stack(values) for name, values in curves.items()},
@@ -233,14 +239,16 @@ def str_of(rule: "Rule") -> str:
     return to_text(rule.expression)
 
 
-def _card(name: str, rule: "Rule", before: "Rule") -> RuleCard:
+def _card(name: str, rule: "Rule", before: "Rule", held_out: "Sequences") -> RuleCard:
+    from interchange.refit import score
+
     return RuleCard(
         name=name,
         mathml=rule.mathml(),
         latex=rule.latex(),
         text=str_of(rule),
         constants={c: (before.constants[c], value) for c, value in rule.constants.items()},
-        r2=(rule.provenance.get("r2") or {"test": math.nan})["test"],
+        r2=score(rule, held_out),
         complexity=rule.complexity,
         state_floats=rule.state_floats,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from common.runs import Interrupt, RunFolder
 from common.storage import content_hash
 from interchange.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torch_impl import unroll
-from torch_impl.problems import ProblemTask
+from torch_impl.problems import ProblemTask, Task
 from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
 
 FIGURE_WINDOW = 20  # steps of the figure "loss at step S" (MATH.md section 6)
+Tasks = Callable[[str, int], Task]
 MOST_SKIPPED = 0.25  # share of epochs that may diverge before the run is given up
 
 
@@ -30,6 +32,8 @@ class MetaTrainer:
         network: what is trained; ``network.weights`` are changed in place.
         config: ``TrainConfig`` or ``TuneConfig``.
         rates: weight name -> factor on the meta learning rate (1 if absent).
+        tasks: ``tasks(stream, number)`` gives optimizee ``number`` of the stream ``meta_train`` or
+            ``validation``, the same whenever asked; the configured problem's if None.
         folder: run folder for metrics and checkpoints; None keeps nothing.
     """
 
@@ -39,8 +43,10 @@ class MetaTrainer:
         config: Any,
         *,
         rates: dict[str, float] | None = None,
+        tasks: Tasks | None = None,
         folder: RunFolder | None = None,
     ) -> None:
+        self.task = tasks or self._table_task
         self.network, self.config, self.folder = network, config, folder
         self.dtype, self.device = DTYPES[config.dtype], torch.device(config.device)
         groups = [
@@ -61,7 +67,7 @@ class MetaTrainer:
             fields.pop(name, None)
         self.config_hash = content_hash(fields)
 
-    def task(self, stream: str, number: int) -> ProblemTask:
+    def _table_task(self, stream: str, number: int) -> ProblemTask:
         """Optimizee ``number`` of a stream of seeds, on half A of the data."""
         instance = Instance(
             PROBLEMS[self.config.problem],

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from common.cli import run as run_command
 from common.config import TrainConfig, from_dict
 from common.errors import L2OError
 from common.teachers import TEACHERS, Teacher, initial_weights
+
+if TYPE_CHECKING:
+    from torch_impl.meta import Tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +35,12 @@ class Run:
     exit_code: int = 0
 
 
-def train(config: TrainConfig) -> Run:
+def train(config: TrainConfig, tasks: "Tasks | None" = None) -> Run:
     """Meta-train a teacher as ``config`` says; everything is written into the run folder ``config.out``.
+
+    Args:
+        tasks: ``tasks(stream, number)`` gives optimizee ``number`` (a ``ModuleTask``, say) of the stream
+            ``meta_train`` or ``validation``, the same whenever asked; ``config.problem``'s if None.
 
     Raises:
         L2OError: the folder is in use or holds another run, data are missing, training diverges.
@@ -62,7 +69,7 @@ def train(config: TrainConfig) -> Run:
             )
         weights = given_weights.weights
     network = TeacherNetwork(teacher, weights, DTYPES[config.dtype], device)
-    trainer = MetaTrainer(network, config, folder=folder)
+    trainer = MetaTrainer(network, config, tasks=tasks, folder=folder)
     trainer.task("meta_train", 0)  # missing data are found before anything is written
     with Interrupt() as interrupt, folder:
         if config.resume:

@@ -16,10 +16,14 @@ from common.errors import L2OError
 
 if TYPE_CHECKING:
     from interchange.rule import Rule
+    from torch_impl.meta import Tasks
 
 
-def tune(config: TuneConfig) -> "Rule":
+def tune(config: TuneConfig, tasks: "Tasks | None" = None) -> "Rule":
     """Tune the rule in ``config.rule``; the tuned rule goes to ``config.out``.
+
+    Args:
+        tasks: optimizees to tune on, as for ``train``; ``config.problem``'s if None.
 
     Validation decides, before the first step too: without a gain the constants stay as they were.
 
@@ -38,7 +42,7 @@ def tune(config: TuneConfig) -> "Rule":
     if not rule.constants:
         raise L2OError(f"{config.rule}: expected a rule with constants to tune, got none")
     network = RuleNetwork(rule, device_of(config.device))
-    trainer = MetaTrainer(network, config, rates=network.rates)
+    trainer = MetaTrainer(network, config, rates=network.rates, tasks=tasks)
     trainer.run(label="tune", quiet=config.quiet)
     scores = [row["validation"] for row in trainer.history if "validation" in row]
     tuned = network.tuned(trainer.best)
