@@ -54,9 +54,8 @@ def _simplify(tree: Any, columns: Sequence[Node]) -> _Scaled:
         return _Scaled(abs(parts[0].factor), ex.call("abs", parts[0].node))
     if op == "aq" and parts[0].node is not None:
         return _Scaled(parts[0].factor, ex.call("aq", parts[0].node, parts[1].plain()))
-    if op in _ODD and parts[0].factor < 0:
-        inner = dataclasses.replace(parts[0], factor=-parts[0].factor)
-        return _Scaled(-1.0, ex.call(op, inner.plain()))
+    if op in _ODD and parts[0].factor == -1.0 and parts[0].node is not None:
+        return _Scaled(-1.0, ex.call(op, parts[0].node))
     return _Scaled(1.0, ex.call(op, *(part.plain() for part in parts)))
 
 
@@ -78,23 +77,45 @@ def _terms(tree: Any, columns: Sequence[Node], factor: float = 1.0) -> list[_Sca
 
 
 def _sum(terms: list[_Scaled]) -> _Scaled:
-    """Like terms merged; the largest factor taken out of the sum."""
+    """Like terms merged, terms of one size gathered, the largest factor taken out unless one term has none."""
     merged: dict[Node | None, float] = {}
     for term in terms:
         merged[term.node] = merged.get(term.node, 0.0) + term.factor
     constant = merged.pop(None, 0.0)
-    merged = {node: factor for node, factor in merged.items() if factor}
-    if not merged:
-        return _Scaled(constant, None)
-    outer = max(merged.values(), key=abs)
     ordered = sorted(merged.items(), key=lambda item: -abs(item[1]))
-    total = _Scaled(ordered[0][1] / outer, ordered[0][0]).plain()
-    for node, factor in ordered[1:]:
-        ratio = factor / outer
-        total = ex.call("add", total, _Scaled(ratio, node).plain())
-    if constant:
-        total = ex.call("add", total, ex.number(constant / outer))
-    return _Scaled(outer, total)
+    groups: dict[float, list[_Scaled]] = {}
+    for node, factor in ordered:
+        if factor:
+            groups.setdefault(abs(factor), []).append(_Scaled(factor, node))
+    if not groups:
+        return _Scaled(constant, None)
+    parts = [_group(group) for group in groups.values()]
+    rest = [_Scaled(constant, None)] if constant else []
+    # Factors of 1 cost nothing as they are; something must precede those that are subtracted.
+    free = 1.0 in groups and (rest or any(part.factor != -1.0 for part in parts))
+    outer = 1.0 if free else parts[0].factor
+    return _Scaled(outer, _join([_Scaled(part.factor / outer, part.node) for part in parts + rest]))
+
+
+def _group(terms: list[_Scaled]) -> _Scaled:
+    """Terms whose factors differ in sign at most."""
+    factor = max(term.factor for term in terms)
+    return _Scaled(factor, _join([_Scaled(term.factor / factor, term.node) for term in terms]))
+
+
+def _join(parts: list[_Scaled]) -> Node:
+    first, *others = sorted(parts, key=_is_subtracted)
+    total = first.plain()
+    for part in others:
+        if _is_subtracted(part):
+            total = ex.call("sub", total, part.node)
+        else:
+            total = ex.call("add", total, part.plain())
+    return total
+
+
+def _is_subtracted(part: _Scaled) -> bool:
+    return part.factor == -1.0 and part.node is not None
 
 
 def name_constants(node: Node) -> tuple[Node, dict[str, float]]:

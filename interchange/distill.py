@@ -94,19 +94,14 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     columns = samples.dictionary(list(trajectories.features))
     values = samples.column_values(columns, data["train"].features)
     rows, target = samples.choose_rows(values, target, _MAX_ROWS, config.seed)
-    with Progress("search", 1, quiet=config.quiet) as progress:
-        trees = run_engine(
-            config.engine,
-            rows,
-            target / spread,
-            {
-                "time": max(1.0, _SEARCH_SHARE * config.time),
-                "max_length": max(3, round(_LENGTH_PER_NODE * config.max_size)),
-                "seed": config.seed,
-                "threads": _threads(config),
-            },
-        )
-        progress.advance(candidates=str(len(trees)))
+    settings = {
+        "time": max(1.0, _SEARCH_SHARE * config.time),
+        "max_length": max(3, round(_LENGTH_PER_NODE * config.max_size)),
+        "seed": config.seed,
+        "threads": _threads(config),
+    }
+    with Progress("search", int(settings["time"]), quiet=config.quiet) as progress:
+        trees = run_engine(config.engine, rows, target / spread, settings, progress.advance)
     drafts = _drafts([to_node(tree, columns, spread) for tree in trees], trajectories, config)
     rules = _improve_all(drafts, data, config, started + config.time)
     front: list[Rule] = []

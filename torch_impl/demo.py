@@ -83,7 +83,6 @@ def demo(config: DemoConfig) -> Path:
     ranked = stages.run(
         "select", select, SelectConfig(front=str(rules), steps=config.steps, **problem, **shared)
     )
-    ranked[0].save(rules / "best.json")
     tuned = stages.run(
         "tune",
         tune,

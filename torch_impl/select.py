@@ -7,6 +7,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 def select(config: SelectConfig) -> "list[Rule]":
     """Roll out every rule of the front on half A of the data; the rules, best first.
+
+    The best is also written as ``best.json``.
 
     ``provenance["loss"]["valid"]`` of each becomes the mean over tasks of the loss at ``config.steps``,
     infinite (stored as 1e308) where a task diverges.
@@ -37,7 +40,9 @@ def select(config: SelectConfig) -> "list[Rule]":
             record = rule.provenance | {"loss": stored | {"problem": config.problem, "tasks": config.tasks}}
             scored.append(dataclasses.replace(rule, provenance=record))
     write_front(config.front, scored)
-    return sorted(scored, key=lambda rule: rule.provenance["loss"]["valid"])
+    ranked = sorted(scored, key=lambda rule: rule.provenance["loss"]["valid"])
+    ranked[0].save(Path(config.front, "best.json"))
+    return ranked
 
 
 def validation_loss(rule: "Rule", config: SelectConfig) -> float:

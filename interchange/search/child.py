@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,19 @@ _GRACE = 20.0  # seconds beyond the search's own limit, for imports and the last
 _log = logging.getLogger(__name__)
 
 
-def run_engine(engine: str, rows: np.ndarray, target: np.ndarray, settings: dict[str, Any]) -> list[Any]:
+def run_engine(
+    engine: str,
+    rows: np.ndarray,
+    target: np.ndarray,
+    settings: dict[str, Any],
+    tick: Callable[[], None] = lambda: None,
+) -> list[Any]:
     """Run ``engine`` in a child process; its trees.
 
     Args:
         rows: [n, columns], finite; target: [n], finite, not constant.
         settings: at least ``time`` (seconds), ``max_length``, ``seed``, ``threads``.
+        tick: called about once a second while the search runs, at most ``int(time)`` times.
 
     Raises:
         L2OError: unknown engine, its package is missing, the data are not finite, or it failed.
@@ -48,20 +56,32 @@ def run_engine(engine: str, rows: np.ndarray, target: np.ndarray, settings: dict
         Path(folder, "settings.json").write_text(json.dumps(settings | {"engine": engine}), encoding="utf-8")
         command = [sys.executable, "-m", "interchange.search.child", folder]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        limit = settings["time"] + _GRACE
+        child = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        )
         try:
-            result = subprocess.run(
-                command, capture_output=True, text=True, timeout=limit, env=environment, check=False
-            )
+            messages = _wait(child, settings["time"], tick)
         except subprocess.TimeoutExpired:
-            raise L2OError(
-                f"engine {engine!r} did not stop {_GRACE:.0f} s after its limit and was killed"
-            ) from None
+            raise L2OError(f"engine {engine!r} ran {_GRACE:.0f} s over its limit and was killed") from None
+        finally:
+            child.kill()  # also where the wait was interrupted
+            child.wait()
         output = Path(folder, "trees.json")
-        if result.returncode or not output.exists():
-            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            raise L2OError(f"engine {engine!r} failed with exit code {result.returncode}: {last}")
+        if child.returncode or not output.exists():
+            last = (messages.strip().splitlines() or ["no message"])[-1]
+            raise L2OError(f"engine {engine!r} failed with exit code {child.returncode}: {last}")
         return loads_json(output.read_text(encoding="utf-8"), f"output of engine {engine!r}")
+
+
+def _wait(child: subprocess.Popen[str], seconds: float, tick: Callable[[], None]) -> str:
+    """Wait for the child, ticking; its messages. ``TimeoutExpired`` after ``seconds`` and the grace."""
+    for second in range(int(seconds + _GRACE)):
+        try:
+            return child.communicate(timeout=1.0)[1]
+        except subprocess.TimeoutExpired:
+            if second < int(seconds):
+                tick()
+    return child.communicate(timeout=1.0)[1]
 
 
 def main(folder: str) -> None:
