@@ -77,7 +77,7 @@ def _terms(tree: Any, columns: Sequence[Node], factor: float = 1.0) -> list[_Sca
 
 
 def _sum(terms: list[_Scaled]) -> _Scaled:
-    """Like terms merged, terms of one size gathered, the largest factor taken out unless one term has none."""
+    """Like terms merged, terms of one size gathered; the largest factor goes out unless a term has none."""
     merged: dict[Node | None, float] = {}
     for term in terms:
         merged[term.node] = merged.get(term.node, 0.0) + term.factor
