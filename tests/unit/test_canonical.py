@@ -93,7 +93,7 @@ def test_the_expression_never_has_more_nodes_than_the_tree(scale):
         plain = naive(tree if scale == 1.0 else ["mul", ["c", scale], tree])
         assert ex.complexity(node) <= ex.complexity(plain), f"{plain} became {node}"
         saved += ex.complexity(plain) - ex.complexity(node)
-    assert saved > 2 * len(TREES)
+    assert saved > len(TREES)
 
 
 A, B = ["x", 0], ["x", 1]
