@@ -108,9 +108,12 @@ def improve(rule: Rule, data: dict[str, Sequences], deadline: float, max_size: i
     current: Rule | None = rule if time.monotonic() > deadline else refit(rule, data["train"])
     while current is not None:
         if current.complexity <= max_size:
-            versions.append(_with_scores(current, data))
+            scores = {split: score(current, part) for split, part in data.items()}
+            if all(map(math.isfinite, scores.values())):
+                provenance = current.provenance | {"r2": scores}
+                versions.append(dataclasses.replace(current, provenance=provenance))
         current = None if time.monotonic() > deadline else _best_cut(current, data["train"])
-    return [v for v in versions if math.isfinite(v.provenance["r2"]["valid"])]
+    return versions
 
 
 def _best_cut(rule: Rule, data: Sequences) -> Rule | None:
@@ -147,8 +150,3 @@ def _restrict(rule: Rule, node: Node) -> Rule | None:
     if not features:
         return None
     return dataclasses.replace(rule, expression=node, constants=constants, features=features)
-
-
-def _with_scores(rule: Rule, data: dict[str, Sequences]) -> Rule:
-    scores = {split: score(rule, part) for split, part in data.items()}
-    return dataclasses.replace(rule, provenance=rule.provenance | {"r2": scores})
