@@ -1,0 +1,169 @@
+"""Refitting and pruning: constants recovered, never worse, useless nodes gone, deadlines kept."""
+
+import dataclasses
+import math
+import random
+import time
+
+import numpy as np
+import pytest
+
+from interchange import expression as ex
+from interchange import refit as module
+from interchange.program import compile_program, evaluate
+from interchange.refit import improve, predict, refit, score
+from interchange.rule import Rule
+from interchange.samples import Sequences
+
+TRUE = Rule.from_text(
+    "c0 * tanh(c1 * m + c2 * ema(m, c3))",
+    {"c0": -0.9, "c1": 0.7, "c2": 1.6, "c3": 0.85},
+    {"m": None, "g": "g"},
+    scale=0.01,
+)
+
+
+def made(rule: Rule, seed: int, steps: int = 60, coordinates: int = 8) -> Sequences:
+    """Noise-free sequences of a rule; scale belongs to the rule, not to the target."""
+    generator = np.random.default_rng(seed)
+    features = {name: generator.normal(size=(steps, coordinates)) for name in ("m", "g")}
+    program = compile_program([rule.expression])
+    return Sequences(features, evaluate(program, features | rule.constants)[0])
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, Sequences]:
+    return {split: made(TRUE, seed) for seed, split in enumerate(("train", "valid", "test"))}
+
+
+def test_predictions_and_scores_leave_the_scale_out(splits):
+    np.testing.assert_allclose(predict(TRUE, splits["test"]), splits["test"].target, rtol=1e-12)
+    assert score(TRUE, splits["test"]) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        {"c0": -0.5, "c1": 1.0, "c2": 1.0, "c3": 0.5},
+        {"c0": -2.0, "c1": 0.3, "c2": 0.5, "c3": 0.98},
+        {"c0": -0.1, "c1": 0.1, "c2": 0.1, "c3": 0.7},
+    ],
+)
+def test_all_constants_of_a_known_rule_are_recovered_decay_included(start, splits):
+    begin = TRUE.with_constants(start)
+    assert score(begin, splits["train"]) < 0.9
+    found = refit(begin, splits["train"], iterations=60)
+    for name, value in TRUE.constants.items():
+        assert found.constants[name] == pytest.approx(value, abs=1e-4), name
+    assert score(found, splits["test"]) > 0.99999
+    assert (found.expression, found.scale, found.features) == (TRUE.expression, TRUE.scale, TRUE.features)
+
+
+def random_rule(seed: int) -> Rule:
+    """Any rule over the same features with constants anywhere."""
+    generator = random.Random(seed)
+    constants: dict[str, float] = {}
+
+    def constant(value: float) -> ex.Node:
+        constants[f"c{len(constants)}"] = value
+        return ex.name(f"c{len(constants) - 1}")
+
+    def tree(depth: int) -> ex.Node:
+        kind = generator.random()
+        if depth == 0 or kind < 0.2:
+            return ex.call("mul", constant(generator.gauss(0, 2)), ex.name(generator.choice("mg")))
+        if kind < 0.4:
+            return ex.call("ema", tree(depth - 1), constant(generator.uniform(0.01, 0.99)))
+        if kind < 0.6:
+            return ex.call(generator.choice(["tanh", "square", "abs", "exp", "sqrt"]), tree(depth - 1))
+        return ex.call(generator.choice(["add", "mul", "sub", "aq", "div"]), tree(depth - 1), tree(depth - 1))
+
+    node = ex.call("mul", constant(generator.gauss(0, 1)), tree(3))
+    return Rule("random", node, constants, {"m": None, "g": ex.name("g")})
+
+
+def test_refitting_any_rule_never_lowers_its_r2_on_the_data_it_is_fitted_to(splits):
+    data, gains = splits["train"], []
+    for seed in range(40):
+        rule = random_rule(seed)
+        before, found = score(rule, data), refit(rule, data, iterations=8)
+        after = score(found, data)
+        assert after >= before - 1e-12, f"{rule.expression}: {before} -> {after}"
+        assert all(0.0 < found.constants[name] < 1.0 for name in rule.decay_constants)
+        gains.append(after - before)
+    assert sum(gain > 0.01 for gain in gains) > 20
+
+
+def test_a_decay_that_belongs_outside_its_range_stays_inside():
+    """A running sum is what no decay below 1 gives."""
+    rule = Rule.from_text("c0 * ema(m, c1)", {"c0": 1.0, "c1": 0.9}, {"m": None})
+    data = made(rule, 3, steps=200)
+    data = dataclasses.replace(data, target=np.cumsum(data.features["m"], axis=0))
+    found = refit(rule, data, iterations=60)
+    assert 0.99 < found.constants["c1"] < 1.0
+    assert score(found, data) > 0.98
+
+
+def test_a_rule_without_constants_comes_back_as_it_is(splits):
+    rule = Rule.from_text("-m", {}, {"m": None})
+    assert refit(rule, splits["train"]) is rule
+
+
+def test_pruning_removes_a_planted_useless_term_and_keeps_r2(splits):
+    planted = Rule.from_text(
+        "c0 * tanh(c1 * m + c2 * ema(m, c3)) + c4 * square(g)",
+        TRUE.constants | {"c4": 1e-3},
+        {"m": None, "g": "g"},
+        scale=0.01,
+    )
+    versions = improve(planted, splits, time.monotonic() + 60.0, max_size=planted.complexity)
+    sizes = [version.complexity for version in versions]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == planted.complexity
+    kept = next(version for version in versions if version.complexity <= TRUE.complexity)
+    assert kept.complexity == TRUE.complexity and "g" not in kept.features
+    assert set(kept.constants) == set(TRUE.constants)
+    assert kept.provenance["r2"]["test"] > 0.99999
+    assert sizes[-1] < TRUE.complexity  # pruning goes on below, where it costs
+    assert versions[-1].provenance["r2"]["test"] < 0.99
+
+
+def test_scores_of_every_split_are_recorded_and_are_the_rules_own(splits):
+    rule = dataclasses.replace(TRUE.with_constants({"c0": -0.5}), provenance={"engine": "none"})
+    for version in improve(rule, splits, time.monotonic() + 60.0, max_size=100):
+        assert version.provenance["engine"] == "none"
+        assert version.provenance["r2"] == {split: score(version, data) for split, data in splits.items()}
+
+
+def test_after_the_deadline_nothing_is_fitted_but_the_draft_is_scored(splits, monkeypatch):
+    def never(*args: object) -> None:
+        raise AssertionError("fitted after the deadline")
+
+    monkeypatch.setattr(module, "_normal_equations", never)
+    draft = TRUE.with_constants({"c0": -0.5})
+    (version,) = improve(draft, splits, time.monotonic() - 1.0, max_size=100)
+    assert version.constants == draft.constants and version.expression == draft.expression
+    assert version.provenance["r2"]["valid"] == score(draft, splits["valid"])
+
+
+def test_once_the_deadline_passes_pruning_ends(splits, monkeypatch):
+    clock = iter([0.0, 1.0, 3.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    versions = improve(TRUE, splits, 2.0, max_size=100)
+    assert len(versions) == 2 and versions[1].complexity < versions[0].complexity
+    assert next(clock, None) is None
+
+
+def test_sizes_above_the_largest_are_pruned_but_not_returned(splits):
+    limit = TRUE.complexity - 3
+    versions = improve(TRUE, splits, time.monotonic() + 60.0, max_size=limit)
+    assert versions and max(version.complexity for version in versions) <= limit
+    assert improve(TRUE, splits, time.monotonic() - 1.0, max_size=limit) == []
+
+
+def test_drafts_whose_output_is_not_finite_are_dropped(splits):
+    rule = Rule.from_text(
+        "c0 * exp(c1 * exp(square(m) * c2))", {"c0": 1.0, "c1": 50.0, "c2": 9.0}, {"m": None}
+    )
+    assert score(rule, splits["valid"]) == -math.inf
+    for version in improve(rule, splits, time.monotonic() + 60.0, max_size=100):
+        assert math.isfinite(version.provenance["r2"]["valid"])
