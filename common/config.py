@@ -60,34 +60,59 @@ class Common:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(Common):
-    """Meta-training of a teacher (MATH.md section 2)."""
+class OnProblem(Common):
+    """Fields of commands that run on one problem."""
 
-    teacher: str = option("rp_s", "row of the teacher table", choices=lambda: TEACHERS)
     problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
+    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaLoop(OnProblem):
+    """Fields of meta-training, of teachers and of rules (MATH.md section 2)."""
+
     epochs: int = option(200, "meta-epochs, each on a fresh optimizee", low=1)
     epoch_length: int = option(200, "inner steps of an epoch", low=1)
-    unroll: int = option(20, "inner steps between two updates of the teacher", low=1)
-    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
+    unroll: int = option(20, "inner steps between two meta-updates", low=1)
     lr: float = option(1e-3, "learning rate of the meta-optimizer Adam", above=0)
     lr_decay: float = option(
         1.0, "meta learning rate at the end as a fraction of --lr (cosine)", low=0, high=1
     )
     loss: str = option("sum", "losses of one unroll: their sum or the last", choices=lambda: ("sum", "last"))
+    validate_every: int = option(
+        10, "epochs between validations; what is best there is kept (0: the last is kept)", low=0
+    )
+    validation_tasks: int = option(4, "optimizees of one validation", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(MetaLoop):
+    """Meta-training of a teacher (MATH.md section 2)."""
+
+    teacher: str = option("rp_s", "row of the teacher table", choices=lambda: TEACHERS)
     coordinates: float = option(
         1.0, "share of coordinates in the meta-gradient, drawn anew per unroll", above=0, high=1
     )
-    validate_every: int = option(
-        10, "epochs between validations; the best teacher is kept (0: keep the last)", low=0
-    )
-    validation_tasks: int = option(4, "optimizees of one validation", low=1)
     init: str = option("", "start from the teacher of this run or file (fine-tuning)")
     resume: str = option("", "go on with this interrupted run")
     checkpoint_seconds: float = option(30.0, "seconds between checkpoints", low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecordConfig(Common):
+class TuneConfig(MetaLoop):
+    """Meta-tuning of a rule's constants (MATH.md section 3)."""
+
+    rule: str = option("", "rule file")
+    epochs: int = option(30, "meta-epochs, each on a fresh optimizee", low=1)
+    lr: float = option(1e-2, "meta learning rate, relative to each constant's size", above=0)
+    lr_decay: float = option(
+        0.1, "meta learning rate at the end as a fraction of --lr (cosine)", low=0, high=1
+    )
+    validate_every: int = option(5, "epochs between validations; the best constants are kept", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordConfig(OnProblem):
     """Recording of trajectories (FORMATS.md section 1)."""
 
     source: str = option("", "a training run, teacher:RUN, rule:FILE or a baseline such as adam:lr=0.01")
@@ -95,44 +120,21 @@ class RecordConfig(Common):
     steps: int = option(300, "inner steps of a trajectory", low=1)
     runs: int = option(8, "number of trajectories, each on a fresh optimizee", low=3)
     samples: int = option(50_000, "rows in all: runs x steps x coordinates", low=1)
-    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TuneConfig(Common):
-    """Meta-tuning of a rule's constants (MATH.md section 3)."""
-
-    rule: str = option("", "rule file")
-    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
-    epochs: int = option(30, "meta-epochs, each on a fresh optimizee", low=1)
-    epoch_length: int = option(200, "inner steps of an epoch", low=1)
-    unroll: int = option(20, "inner steps between two updates of the constants", low=1)
-    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
-    lr: float = option(1e-2, "meta learning rate, relative to each constant's size", above=0)
-    lr_decay: float = option(
-        0.1, "meta learning rate at the end as a fraction of --lr (cosine)", low=0, high=1
-    )
-    loss: str = option("sum", "losses of one unroll: their sum or the last", choices=lambda: ("sum", "last"))
-    validate_every: int = option(5, "epochs between validations; the best constants are kept", low=1)
-    validation_tasks: int = option(4, "optimizees of one validation", low=1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SelectConfig(Common):
+class SelectConfig(OnProblem):
     """Choice from a Pareto front by rolling the candidates out."""
 
     front: str = option("", "folder with front.csv and its rules")
-    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
     steps: int = option(200, "inner steps of a rollout", low=1)
     tasks: int = option(4, "validation optimizees per candidate", low=1)
-    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Common):
+class EvaluateConfig(OnProblem):
     """Fair comparison of optimizers (MATH.md section 6)."""
 
-    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
     optimizers: tuple[str, ...] = option(
         ("all",), "name[:key=value,...], teacher:RUN, rule:FILE, or all for every baseline"
     )
@@ -140,16 +142,14 @@ class EvaluateConfig(Common):
     seeds: int = option(5, "test seeds", low=1)
     validation_seeds: int = option(3, "validation seeds for the choice of the learning rate", low=1)
     trials: int = option(7, "learning rates tried per optimizer, factor 2 apart (0: no tuning)", low=0)
-    batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
     jobs: int = option(1, "processes", low=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DemoConfig(Common):
+class DemoConfig(OnProblem):
     """The main job on the embedded data."""
 
     teacher: str = option("rp_s", "row of the teacher table", choices=lambda: TEACHERS)
-    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
     epochs: int = option(100, "meta-epochs of the teacher", low=1)
     time: int = option(45, "seconds for the symbolic search", low=1)
     steps: int = option(200, "inner steps of the comparison", low=20)

@@ -77,6 +77,8 @@ def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
     trajectories = load_trajectories(config.trajectories)
     front = search_front(trajectories, config, started)
     write_front(folder, front)
+    for stale in set(folder.glob("rule_*.json")) - {folder / f"rule_{k:03d}.json" for k in range(len(front))}:
+        stale.unlink()  # of a longer front that was there before
     best, front = choose(front, config, trajectories, folder)
     best.save(folder / "best.json")
     return front, best

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -56,16 +57,17 @@ def run_engine(
         Path(folder, "settings.json").write_text(json.dumps(settings | {"engine": engine}), encoding="utf-8")
         command = [sys.executable, "-m", "interchange.search.child", folder]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        child = subprocess.Popen(
+        with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-        )
-        try:
-            messages = _wait(child, settings["time"], tick)
-        except subprocess.TimeoutExpired:
-            raise L2OError(f"engine {engine!r} ran {_GRACE:.0f} s over its limit and was killed") from None
-        finally:
-            child.kill()  # also where the wait was interrupted
-            child.wait()
+        ) as child:
+            try:
+                messages = _wait(child, settings["time"], tick)
+            except subprocess.TimeoutExpired:
+                raise L2OError(
+                    f"engine {engine!r} ran {_GRACE:.0f} s over its limit and was killed"
+                ) from None
+            finally:
+                child.kill()  # also where the wait was interrupted
         output = Path(folder, "trees.json")
         if child.returncode or not output.exists():
             last = (messages.strip().splitlines() or ["no message"])[-1]
@@ -90,7 +92,15 @@ def main(folder: str) -> None:
     with np.load(Path(folder, "data.npz"), allow_pickle=False) as data:
         rows, target = data["rows"], data["target"]
     trees = importlib.import_module(ENGINES[settings["engine"]]).search(rows, target, settings)
-    Path(folder, "trees.json").write_text(json.dumps(trees), encoding="utf-8")
+    finite = [tree for tree in trees if _is_finite(tree)]
+    Path(folder, "trees.json").write_text(json.dumps(finite), encoding="utf-8")
+
+
+def _is_finite(tree: Any) -> bool:
+    """Whether all constants of a tree are finite; local search can drive one off to infinity."""
+    if tree[0] in ("c", "x"):
+        return math.isfinite(tree[1])
+    return all(map(_is_finite, tree[1:]))
 
 
 if __name__ == "__main__":
