@@ -1,0 +1,288 @@
+"""``python -m interchange.distill``: from a recording to a front of rules, and every way it can fail."""
+
+import csv
+import dataclasses
+import logging
+import shutil
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.config import RecordConfig
+from common.errors import L2OError
+from interchange.distill import DistillConfig, distill, main
+from interchange.refit import score
+from interchange.rule import FRONT_COLUMNS, Rule, read_front
+from interchange.samples import sequences
+from interchange.schema import TRAJECTORIES
+from interchange.search import PACKAGES, child
+from interchange.storage import read_hdf5, write_hdf5
+from interchange.trajectories import load_trajectories
+
+pytest.importorskip("torch")
+
+from torch_impl.record import record
+
+PROG = "python -m interchange.distill"
+KNOWN = Rule.from_text(
+    "c0 * tanh(c1 * g) + c2 * ema(g, c3)",
+    {"c0": -0.6, "c1": 4.0, "c2": -5.0, "c3": 0.8},
+    {"m": "ema(g, 0.95)"},
+    scale=0.01,
+)
+SECONDS, LARGEST = 6.0, 20
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """The command hands warnings to logging for the rest of its process, which here is the tests'."""
+    yield
+    logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory) -> Path:
+    """Trajectories of a known rule."""
+    folder = tmp_path_factory.mktemp("recording")
+    KNOWN.save(folder / "known.json")
+    settings = {"source": f"rule:{folder / 'known.json'}", "problem": "quadratic", "seed": 2}
+    return record(
+        RecordConfig(
+            **settings, runs=5, steps=40, samples=8_000, out=str(folder / "trajectories.h5"), quiet=True
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def distilled(recording) -> tuple[Path, list[Rule], Rule]:
+    """The folder, the front and the best rule of one search."""
+    pytest.importorskip("pyoperon", reason="pyoperon is not installed: pip install symbolic-l2o[operon]")
+    config = DistillConfig(
+        trajectories=str(recording), time=SECONDS, max_size=LARGEST, threads=1, seed=1, quiet=True
+    )
+    return recording.parent / "rules", *distill(config)
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run the command in this process; it must end with code 2 and one line on stderr, which is returned."""
+    code = main([*arguments, "--quiet"])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert err.startswith(f"{PROG}: error: ") and err.endswith("\n") and err.count("\n") == 1
+    return err
+
+
+def test_a_known_rule_is_found_again(recording, distilled):
+    _, front, best = distilled
+    data = sequences(load_trajectories(recording), "test")
+    assert score(best, data) > 0.95 and score(best, data) == best.provenance["r2"]["test"]
+    assert best.scale == KNOWN.scale
+    assert max(rule.provenance["r2"]["valid"] for rule in front) == front[-1].provenance["r2"]["valid"]
+
+
+def test_the_best_is_the_shortest_rule_within_a_hundredth_of_the_highest_r2(distilled):
+    folder, front, best = distilled
+    limit = front[-1].provenance["r2"]["valid"] - 0.01
+    assert best == next(rule for rule in front if rule.provenance["r2"]["valid"] >= limit)
+    assert Rule.load(folder / "best.json") == best
+
+
+def test_the_front_grows_in_size_and_in_r2(distilled):
+    folder, front, _ = distilled
+    with (folder / "front.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == FRONT_COLUMNS and len(rows) == len(front) > 2
+    sizes, r2 = [int(row["complexity"]) for row in rows], [float(row["r2"]) for row in rows]
+    assert sizes == sorted(set(sizes)) and sizes[-1] <= LARGEST
+    assert r2 == sorted(set(r2)) and r2[0] > 0.0
+    for row, rule in zip(rows, read_front(folder), strict=True):
+        assert (int(row["complexity"]), float(row["r2"])) == (rule.complexity, rule.provenance["r2"]["valid"])
+
+
+def test_every_rule_file_loads_with_its_hash_and_says_where_it_comes_from(recording, distilled):
+    folder, front, _ = distilled
+    names = {f"rule_{k:03d}.json" for k in range(len(front))}
+    assert {path.name for path in folder.iterdir()} == names | {"front.csv", "best.json"}
+    trajectories = load_trajectories(recording)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a missing hash is a warning
+        rules = [Rule.load(folder / name) for name in sorted(names)]
+    for rule in rules:
+        assert rule.provenance.keys() == {"engine", "seed", "trajectories_sha256", "rule_sha256", "r2"}
+        assert rule.provenance["engine"] == f"operon {version('pyoperon')}"
+        assert rule.provenance["seed"] == 1
+        assert rule.provenance["trajectories_sha256"] == trajectories.sha256
+        assert rule.provenance["rule_sha256"] == KNOWN.sha256
+        assert rule.provenance["r2"].keys() == {"train", "valid", "test"}
+        assert list(rule.constants) == [f"c{k}" for k in range(len(rule.constants))]
+        assert set(rule.features) <= {"g", "m"} and None not in rule.features.values()
+        assert rule.features.get("m") in (None, KNOWN.features["m"])
+
+
+def test_a_folder_with_a_front_is_replaced_only_on_demand(distilled, recording, capsys):
+    folder, *_ = distilled
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    message = refused(capsys, str(recording))
+    assert f"--out {folder} holds a front; replace it with --overwrite" in message
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_overwriting_leaves_no_rule_of_the_front_before(distilled, recording, tmp_path, monkeypatch):
+    """A shorter front over a longer one: its last files would belong to no front."""
+    folder = tmp_path / "rules"
+    shutil.copytree(distilled[0], folder)
+    monkeypatch.setattr("interchange.distill.run_engine", lambda *_: [["mul", ["c", -1.0], ["x", 0]]])
+    front, _ = distill(
+        DistillConfig(trajectories=str(recording), out=str(folder), overwrite=True, quiet=True, threads=1)
+    )
+    assert len(front) < len(distilled[1])
+    assert len(list(folder.glob("rule_*.json"))) == len(front) == len(read_front(folder))
+
+
+ENGINE = """
+import os, sys, time
+class SymbolicRegressor:
+    def __init__(self, **settings):
+        self.settings = settings
+    def fit(self, rows, target):
+        {body}
+"""
+FAULTS = {
+    "it raises": (
+        "raise ValueError('no such\\nsymbol: foo')",
+        "engine 'operon' failed with exit code 1: symbol: foo",
+    ),
+    "it exits": ("os._exit(7)", "engine 'operon' failed with exit code 7: no message"),
+    "it crashes": ("os.kill(os.getpid(), 11)", "engine 'operon' failed with exit code -11: no message"),
+    "it ends early": (
+        "print('half a result', file=sys.stderr); sys.exit(0)",
+        "engine 'operon' failed with exit code 0: half a result",
+    ),
+    "it hangs": ("time.sleep(600)", "over its limit and was killed"),
+}
+
+
+def fake_engine(folder: Path, monkeypatch, body: str) -> None:
+    """A package called as the engine's, ahead of it on the path; the search's child finds it there."""
+    (folder / "pyoperon").mkdir()
+    (folder / "pyoperon" / "__init__.py").touch()
+    (folder / "pyoperon" / "sklearn.py").write_text(ENGINE.format(body=body))
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.mark.parametrize(("body", "message"), FAULTS.values(), ids=FAULTS)
+def test_an_engine_that_fails_is_one_clear_line(body, message, recording, tmp_path, monkeypatch, capsys):
+    fake_engine(tmp_path, monkeypatch, body)
+    monkeypatch.setattr(child, "_GRACE", 1.0 if "sleep" in body else 60.0)
+    out = tmp_path / "rules"
+    assert message in refused(capsys, str(recording), "--time", "1", "--out", str(out))
+    assert not out.exists()
+
+
+def test_trees_with_constants_that_are_not_finite_are_dropped(tmp_path, monkeypatch):
+    body = """
+        self.variables_ = {5: "X1"}
+        node = lambda **fields: type("Node", (), fields)
+        nodes = lambda value: type("Tree", (), {"Nodes": [node(Type="Constant", Value=value, Arity=0)]})
+        self.pareto_front_ = [{"tree": nodes(value)} for value in (1.5, float("nan"), float("inf"))]
+    """
+    fake_engine(tmp_path, monkeypatch, body.strip())
+    settings = {"time": 1.0, "max_length": 5, "seed": 0, "threads": 1}
+    assert child.run_engine("operon", np.ones((4, 1)), np.arange(4.0), settings) == [["c", 1.5]]
+
+
+def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PACKAGES, "operon", "no_such_package_anywhere")
+    message = refused(capsys, str(recording), "--out", str(tmp_path / "rules"))
+    assert "engine 'operon' needs no_such_package_anywhere: pip install symbolic-l2o[operon]" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_result_is_an_error_that_says_what_to_do(recording, tmp_path, monkeypatch):
+    pytest.importorskip("pyoperon", reason="pyoperon is not installed")
+    monkeypatch.setattr("interchange.distill.run_engine", lambda *_: [["c", 1.0]])
+    with pytest.raises(L2OError, match="no rule of at most 40 nodes was found; raise --time or --max-size"):
+        distill(DistillConfig(trajectories=str(recording), out=str(tmp_path), quiet=True, threads=1))
+
+
+def changed(recording: Path, file: Path, name: str, value: float) -> None:
+    """A copy with one value of every run's array ``name`` replaced; hashes fit, nothing else is checked."""
+    tree = read_hdf5(recording, TRAJECTORIES.format, TRAJECTORIES.version)
+    for path in [path for path in tree.arrays if path.endswith(f"/{name}")]:
+        tree.arrays[path] = tree.arrays[path].copy()
+        tree.arrays[path].flat[3] = value
+    write_hdf5(file, tree, TRAJECTORIES.format, TRAJECTORIES.version)
+
+
+def truncated(recording: Path, file: Path) -> None:
+    file.write_bytes(recording.read_bytes()[:-5000])
+
+
+def flipped(recording: Path, file: Path) -> None:
+    data = bytearray(recording.read_bytes())
+    target = next(iter(load_trajectories(recording).runs.values())).y
+    data[data.index(target[20].tobytes())] ^= 1
+    file.write_bytes(data)
+
+
+BROKEN = {
+    "nan in the targets": (lambda a, b: changed(a, b, "y", np.nan), "y: expected finite targets, got nan at"),
+    "inf in the features": (lambda a, b: changed(a, b, "x", np.inf), "x: expected finite features, got inf"),
+    "truncated": (truncated, "expected a whole HDF5 file"),
+    "one bit flipped": (flipped, "its content has not the SHA-256"),
+    "empty": (lambda a, b: b.touch(), "expected a whole HDF5 file"),
+    "a rule": (lambda a, b: KNOWN.save(b), "expected a whole HDF5 file"),
+    "missing": (lambda a, b: None, "No such file"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_recording_is_one_line_and_nothing_is_written(damage, message, recording, tmp_path, capsys):
+    file = tmp_path / "broken.h5"
+    damage(recording, file)
+    before = list(tmp_path.iterdir())
+    found = refused(capsys, str(file), "--time", "1")
+    assert message in found and str(file) in found
+    assert list(tmp_path.iterdir()) == before
+
+
+BAD = {
+    "no file": ([], "TRAJECTORIES is missing"),
+    "unknown engine": (["f", "--engine", "pysr"], "unknown engine 'pysr'; known: operon"),
+    "no time": (["f", "--time", "0"], "--time: expected a number above 0"),
+    "size 2": (["f", "--max-size", "2"], "--max-size: expected at least 3"),
+    "unknown choice": (["f", "--select", "luck"], "--select: expected one of r2, rollout"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_arguments_are_one_line(arguments, message, capsys):
+    assert message in refused(capsys, *arguments)
+
+
+def test_runs_that_diverged_leave_too_few(recording, tmp_path, monkeypatch):
+    trajectories = load_trajectories(recording)
+    (name,) = trajectories.split["test"]
+    runs = trajectories.runs | {name: dataclasses.replace(trajectories.runs[name], diverged=True)}
+    broken = dataclasses.replace(trajectories, runs=runs)
+    monkeypatch.setattr("interchange.trajectories.load_trajectories", lambda path: broken)
+    with pytest.raises(L2OError, match="split 'test' that did not diverge, got none; record more runs"):
+        distill(DistillConfig(trajectories="any", out=str(tmp_path / "rules"), quiet=True))
+
+
+def test_selection_by_rollout_takes_the_lowest_loss_of_the_front(recording, tmp_path, monkeypatch):
+    pytest.importorskip("pyoperon", reason="pyoperon is not installed")
+    trees = [["mul", ["c", -1.0], ["x", 0]], ["add", ["mul", ["c", -1.0], ["x", 0]], ["tanh", ["x", 1]]]]
+    monkeypatch.setattr("interchange.distill.run_engine", lambda *_: trees)
+    config = DistillConfig(
+        trajectories=str(recording), out=str(tmp_path), select="rollout", threads=1, quiet=True
+    )
+    front, best = distill(config)
+    losses = [rule.provenance["loss"]["valid"] for rule in front]
+    assert best.provenance["loss"]["valid"] == min(losses) and len(front) > 1
+    assert Rule.load(tmp_path / "best.json") == best
+    assert [rule.provenance["loss"] for rule in read_front(tmp_path)] == [r.provenance["loss"] for r in front]
+    assert front[0].provenance["loss"]["problem"] == "quadratic"
