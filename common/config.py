@@ -152,7 +152,7 @@ class DemoConfig(OnProblem):
     teacher: str = option("rp_s", "row of the teacher table", choices=lambda: TEACHERS)
     epochs: int = option(100, "meta-epochs of the teacher", low=1)
     time: int = option(45, "seconds for the symbolic search", low=1)
-    steps: int = option(200, "inner steps of the comparison", low=20)
+    steps: int = option(100, "inner steps of training and comparison", low=20)
     seeds: int = option(5, "test seeds of the comparison", low=2)
     jobs: int = option(2, "processes of the comparison", low=1)
 

@@ -65,8 +65,9 @@ def demo(config: DemoConfig) -> Path:
         TrainConfig(
             teacher=config.teacher,
             epochs=config.epochs,
-            lr=3e-3,
+            lr=2e-3,
             lr_decay=0.1,
+            validate_every=5,
             epoch_length=config.steps,
             out=str(folder),
             **problem,
