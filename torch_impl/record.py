@@ -136,6 +136,8 @@ def _record_one(
                 theta.grad = g
                 optimizer.step()
                 y = (theta.detach() - before) / lr
+        if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
+            break
         xs.append(x[:, pick].T.cpu().numpy())
         gs.append(g[pick].cpu().numpy())
         ys.append(y[pick].cpu().numpy())
