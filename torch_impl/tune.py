@@ -5,6 +5,7 @@ equation; what comes back is an equation again.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from interchange.rule import Rule
     from torch_impl.meta import Tasks
 
+_INFINITE = 1e308  # how a rule file, which is JSON, says that a rollout diverged
+
 
 def tune(config: TuneConfig, tasks: "Tasks | None" = None) -> "Rule":
     """Tune the rule in ``config.rule``; the tuned rule goes to ``config.out``.
@@ -28,7 +31,8 @@ def tune(config: TuneConfig, tasks: "Tasks | None" = None) -> "Rule":
     Validation decides, before the first step too: without a gain the constants stay as they were.
 
     Raises:
-        L2OError: the rule has no constants or cannot run as an optimizer, data are missing.
+        L2OError: the rule has no constants or cannot run as an optimizer, it diverges whatever is tuned,
+            data are missing.
     """
     from interchange.rule import Rule
     from torch_impl.meta import MetaTrainer
@@ -44,6 +48,8 @@ def tune(config: TuneConfig, tasks: "Tasks | None" = None) -> "Rule":
     network = RuleNetwork(rule, device_of(config.device))
     trainer = MetaTrainer(network, config, rates=network.rates, tasks=tasks)
     trainer.run(label="tune", quiet=config.quiet)
+    if math.isinf(trainer.best_score):
+        raise L2OError(f"{config.rule} diverged in every validation; bring its constants nearer to 0 first")
     scores = [row["validation"] for row in trainer.history if "validation" in row]
     tuned = network.tuned(trainer.best)
     record = {
@@ -52,7 +58,11 @@ def tune(config: TuneConfig, tasks: "Tasks | None" = None) -> "Rule":
         "epoch_length": config.epoch_length,
         "seed": config.seed,
         "from_sha256": rule.sha256,
-        "validation": {"before": trainer.first_score, "best": trainer.best_score, "by_epoch": scores},
+        "validation": {
+            "before": min(trainer.first_score, _INFINITE),
+            "best": trainer.best_score,
+            "by_epoch": [min(score, _INFINITE) for score in scores],
+        },
         "created_by": CREATED_BY,
     }
     # The R2 of the rule that was distilled says nothing about other constants.
