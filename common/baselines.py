@@ -97,8 +97,9 @@ def _pairs(text: str, pairs: Sequence[str], known: dict[str, float]) -> dict[str
             values[key] = float(value)
         except ValueError:
             equals = ""
-        if not equals or not 0.0 <= values[key] < float("inf"):
-            raise L2OError(f"optimizer {text!r}: expected {key}=NUMBER, not negative, got {pair!r}")
+        if not equals or not 0.0 <= values[key] < float("inf") or (key == "lr" and not values[key]):
+            bound = "above 0" if key == "lr" else "not negative"
+            raise L2OError(f"optimizer {text!r}: expected {key}=NUMBER, {bound}, got {pair!r}")
     return values
 
 

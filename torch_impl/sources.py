@@ -44,14 +44,12 @@ class Source:
 
 
 def load(spec: Spec) -> Source:
-    """Read the file a SPEC names; a rule that cannot run as an optimizer is refused here."""
+    """Read the file a SPEC names; what cannot run as an optimizer is refused here."""
     if spec.kind == "teacher":
         return Source(spec, load_weights(spec.target))
-    if spec.kind == "rule":
-        source = Source(spec, Rule.load(spec.target))
-        try:
-            source.optimizer([torch.zeros(1)], 1.0)
-        except L2OError as error:
-            raise L2OError(f"{spec.target}: {error}") from None
-        return source
-    return Source(spec, None)
+    source = Source(spec, Rule.load(spec.target) if spec.kind == "rule" else None)
+    try:
+        source.optimizer([torch.zeros(1)], spec.lr or spec.middle)
+    except ValueError as error:  # L2OError is one; torch's say what is wrong with an option
+        raise L2OError(f"{spec.target if spec.kind == 'rule' else spec.text}: {error}") from None
+    return source
