@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.baselines import Spec, parse_specs
+from common.baselines import parse_specs
 from common.cli import Progress
 from common.cli import run as run_command
 from common.config import EvaluateConfig
@@ -51,13 +51,13 @@ def evaluate(config: EvaluateConfig) -> "list[EvaluationRow]":
         raise L2OError(f"--out {folder} holds an evaluation; replace it with --overwrite or choose another")
     task(config, "test", 0)  # missing data are found before the work begins
     with _workers(config) as run, Progress("tune", 0, quiet=config.quiet) as progress:
-        tuned = _tune(specs, config, run, progress)
+        tuned = _tune(loaded, config, run, progress)
     jobs = {}
     for spec in specs:
         for horizon in config.steps:
             for number in range(config.seeds):
                 jobs[spec.text, horizon, number] = (
-                    spec.text,
+                    loaded[spec.text],
                     tuned[spec.text].best(horizon),
                     "test",
                     number,
@@ -125,14 +125,17 @@ class Grid:
         return [high + 1 if high < -low else low - 1]
 
 
-Job = tuple[str, float, str, int, int]
+Job = tuple["Source", float, str, int, int]
 Runner = Callable[[list[Job], Progress], "list[Rollout]"]
 
 
-def _tune(specs: list[Spec], config: EvaluateConfig, run: Runner, progress: Progress) -> dict[str, Grid]:
+def _tune(
+    sources: "dict[str, Source]", config: EvaluateConfig, run: Runner, progress: Progress
+) -> dict[str, Grid]:
     """A grid per optimizer, all of one size; an optimizer whose SPEC fixes lr has none."""
-    grids = {s.text: Grid(s.lr or s.middle, {}, config.steps) for s in specs}
-    free = [s.text for s in specs if s.lr is None and config.trials]
+    specs = {text: source.spec for text, source in sources.items()}
+    grids = {text: Grid(s.lr or s.middle, {}, config.steps) for text, s in specs.items()}
+    free = [text for text, s in specs.items() if s.lr is None and config.trials]
     trials = config.trials
     while True:
         places = [(text, k) for text in free for k in grids[text].missing(trials)]
@@ -144,7 +147,7 @@ def _tune(specs: list[Spec], config: EvaluateConfig, run: Runner, progress: Prog
             continue
         seeds = range(config.validation_seeds)
         jobs = [
-            (text, grids[text].middle * 2.0**k, "validation", number, max(config.steps))
+            (sources[text], grids[text].middle * 2.0**k, "validation", number, max(config.steps))
             for text, k in places
             for number in seeds
         ]
@@ -208,10 +211,14 @@ def time_optimizers(
     samples: dict[str, list[float]] = {text: [] for text in made}
     for _ in range(_TIMED_ROUNDS):
         for text, (optimizer, _) in made.items():
-            optimizer.step()  # state is made in the first step; caches are warm in the others
-            started = time.perf_counter()
-            for _ in range(_TIMED_STEPS):
-                optimizer.step()
+            started = math.nan
+            try:
+                optimizer.step()  # state is made in the first step; caches are warm in the others
+                started = time.perf_counter()
+                for _ in range(_TIMED_STEPS):
+                    optimizer.step()
+            except RuntimeError:  # updates stayed non-finite: skipped steps are no measure
+                started = math.nan
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             samples[text].append((time.perf_counter() - started) / _TIMED_STEPS)

@@ -1,19 +1,17 @@
 """Rollouts of native optimizers on table problems: what evaluation and selection repeat many times."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 import numpy as np
 import torch
 
-from common.baselines import parse_spec
 from common.metrics import DIVERGED
 from common.problems import PROBLEMS, Instance
 from common.rng import derived_seed
 from torch_impl.problems import ProblemTask
-from torch_impl.sources import Source, load
+from torch_impl.sources import Source
 from torch_impl.tensors import DTYPES, unflatten
 
 
@@ -26,16 +24,11 @@ class Rollout:
     accuracy: float
 
 
-def rollout_job(config: Any, text: str, lr: float, stream: str, number: int, steps: int) -> Rollout:
-    """One rollout of the optimizer ``text``; what the worker processes run."""
+def rollout_job(config: Any, source: Source, lr: float, stream: str, number: int, steps: int) -> Rollout:
+    """One rollout; what the worker processes run."""
     if config.jobs > 1:
         torch.set_num_threads(1)
-    return rollout(_source(text), lr, task(config, stream, number), steps)
-
-
-@functools.lru_cache(maxsize=32)
-def _source(text: str) -> Source:
-    return load(parse_spec(text))
+    return rollout(source, lr, task(config, stream, number), steps)
 
 
 def task(config: Any, stream: str, number: int) -> ProblemTask:
