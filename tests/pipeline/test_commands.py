@@ -1,0 +1,662 @@
+"""``record``, ``select``, ``tune`` and ``evaluate`` of the torch backend, as functions and as commands."""
+
+import csv
+import dataclasses
+import json
+import logging
+import math
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import reference
+from common.baselines import BASELINES, parse_spec
+from common.cli import Progress
+from common.config import EvaluateConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
+from common.metrics import DIVERGED
+from common.problems import PROBLEMS, Instance
+from common.rng import derived_seed
+from common.teachers import TEACHERS
+from interchange.results import load_evaluation
+from interchange.rule import Rule, read_front, write_front
+from interchange.trajectories import Run, load_trajectories
+from interchange.weights import load_weights
+
+pytest.importorskip("torch")
+
+import torch
+
+from torch_impl import evaluate, record, select, tune
+from torch_impl.rollout import Rollout, rollout, task
+from torch_impl.sources import load
+from torch_impl.train import train
+
+ROOT = Path(__file__).parents[2]
+MODULES = {name: import_module(f"torch_impl.{name}") for name in ("record", "select", "tune", "evaluate")}
+QUADRATIC = PROBLEMS["quadratic"]
+RULE = Rule.from_text(
+    "c0 * tanh(c1 * g) + c2 * ema(m, c3)",
+    {"c0": -0.6, "c1": 4.0, "c2": -5.0, "c3": 0.8},
+    {"m": "ema(g, 0.9)"},
+    scale=0.05,
+)
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """The commands hand warnings to logging for the rest of their process, which here is the tests'."""
+    yield
+    logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A training run of ``rp_s`` on the quadratic."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    tiny = {"epochs": 2, "epoch_length": 10, "unroll": 5, "validate_every": 0, "lr": 0.01}
+    train(TrainConfig(problem="quadratic", teacher="rp_s", **tiny, out=str(folder), quiet=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rule(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("rule") / "rule.json"
+    RULE.save(path)
+    return path
+
+
+def refused(capsys, command: str, *arguments: str) -> str:
+    """Run a command in this process; it must end with code 2 and one line on stderr, which is returned."""
+    code = MODULES[command].main([*arguments, "--quiet"])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert err.startswith(f"python -m torch_impl.{command}: error: ")
+    assert err.endswith("\n") and err.count("\n") == 1
+    return err
+
+
+def recorded(source: str, out: Path, **settings) -> list[Run]:
+    fields = {"problem": "quadratic", "steps": 8, "runs": 3, "samples": 10**6, "dtype": "float64"}
+    path = record(RecordConfig(source=source, out=str(out), quiet=True, **fields | settings))
+    return list(load_trajectories(path).runs.values())
+
+
+SOURCES = {
+    "a run": ("{run}", "teacher", 1.0),
+    "a teacher with lr": ("teacher:{run},lr=0.25", "teacher", 0.25),
+    "a rule": ("rule:{rule}", "rule", 1.0),
+    "a rule with lr": ("rule:{rule},lr=2", "rule", 2.0),
+    "adam": ("adam:lr=0.01", "baseline", 0.01),
+    "nesterov at its usual lr": ("nesterov", "baseline", BASELINES["nesterov"].lr),
+}
+
+
+@pytest.mark.parametrize(("text", "kind", "lr"), SOURCES.values(), ids=SOURCES)
+def test_a_recording_replays_outputs_move_theta_to_the_next_recorded_gradient(
+    text, kind, lr, run, rule, tmp_path
+):
+    """Every coordinate is recorded, so the NumPy oracle can follow theta from the outputs alone."""
+    for got in recorded(text.format(run=run, rule=rule), tmp_path / "t.h5"):
+        assert got.source_kind == kind and not got.diverged and got.outcome == "ok"
+        instance = Instance(QUADRATIC, got.seed, "meta_train")
+        loss_and_grad = reference.quadratic(*instance.data())
+        theta = instance.initial_parameters()["x"].ravel()
+        for step in range(8):
+            loss, g = loss_and_grad(theta, step)
+            assert got.loss[step] == pytest.approx(loss, rel=1e-10)
+            np.testing.assert_allclose(got.g[step], g, rtol=1e-8, atol=1e-12)
+            theta = theta + lr * got.scale * got.y[step]
+
+
+def test_a_teachers_features_and_outputs_are_the_oracles(run, tmp_path):
+    weights, row = load_weights(run), TEACHERS["rp_s"]
+    for got in recorded(str(run), tmp_path / "t.h5"):
+        features = reference.Features(row.beta1, row.beta2, row.eps, row.p)
+        cells = reference.zero_cells(row, got.g.shape[1])
+        assert got.scale == row.scale and got.source_sha256 == weights.sha256
+        for step, g in enumerate(got.g):
+            values = features.step(g)
+            x = np.stack([values[name] for name in row.inputs], axis=1)
+            y, cells = reference.teacher_step(row, weights.weights, x, cells)
+            np.testing.assert_allclose(got.x[step], x, rtol=1e-7, atol=1e-12)
+            np.testing.assert_allclose(got.y[step], y, rtol=1e-7, atol=1e-12)
+
+
+def test_a_rules_features_and_outputs_are_its_own_over_the_recorded_gradient(rule, tmp_path):
+    path = tmp_path / "t.h5"
+    for got in recorded(f"rule:{rule}", path):
+        assert got.scale == RULE.scale and got.source_sha256 == RULE.sha256
+        np.testing.assert_allclose(got.scale * got.y, RULE.evaluate({"g": got.g}), rtol=1e-10, atol=1e-15)
+    assert load_trajectories(path).features == {"g": "g", "m": "ema(g, 0.9)"}
+    averages = Rule.from_text("ema(g, 0.9)").evaluate({"g": got.g})
+    np.testing.assert_array_equal(got.x[:, :, 0], got.g)
+    np.testing.assert_allclose(got.x[:, :, 1], averages, rtol=1e-10, atol=1e-15)
+
+
+def test_a_recorded_baseline_is_torchs_own_optimizer(tmp_path):
+    for got in recorded("adam:lr=0.01,beta1=0.7", tmp_path / "t.h5"):
+        theta = torch.tensor(Instance(QUADRATIC, got.seed, "meta_train").initial_parameters()["x"].ravel())
+        theta.requires_grad_()
+        adam = torch.optim.Adam([theta], 0.01, betas=(0.7, 0.999))
+        assert json.loads(got.source_json)["beta1"] == 0.7 and got.scale == 1.0 and got.source_sha256 == ""
+        for g, y in zip(got.g, got.y, strict=True):
+            before = theta.detach().clone()
+            theta.grad = torch.tensor(g)
+            adam.step()
+            np.testing.assert_allclose(0.01 * y, (theta.detach() - before).numpy(), rtol=1e-9, atol=1e-16)
+
+
+def test_a_recording_names_its_problem_splits_by_run_and_forgets_places(run, tmp_path):
+    path = record(
+        RecordConfig(source=str(run), steps=6, runs=10, samples=1_200, out=str(tmp_path / "t.h5"), quiet=True)
+    )
+    got = load_trajectories(path)
+    names = [f"{k:06d}" for k in range(10)]
+    assert list(got.runs) == names
+    assert got.split == {"train": (*names[:6],), "valid": (*names[6:8],), "test": (*names[8:],)}
+    assert list(got.features) == list(TEACHERS["rp_s"].inputs)
+    assert len({one.seed for one in got.runs.values()}) == 10
+    for one in got.runs.values():
+        assert (one.problem, one.params_names, one.params_shapes) == ("quadratic", ("x",), ((128, 10),))
+        assert one.x.shape == (6, 20, 2) and one.x.dtype == np.float32
+        np.testing.assert_array_equal(one.step, np.arange(1, 7))
+    assert str(tmp_path) not in json.dumps(got.config) and str(run) not in json.dumps(got.config)
+    assert got.config["problem"] == "quadratic"
+
+
+def test_coordinates_come_in_equal_shares_from_every_tensor(rule, tmp_path):
+    sizes = [1920, 30, 600, 20, 200, 10]
+    runs = recorded(f"rule:{rule}", tmp_path / "t.h5", problem="digits-mlp", steps=2, samples=2 * 3 * 122)
+    assert [math.prod(shape) for shape in runs[0].params_shapes] == sizes
+    for one in runs:
+        assert np.bincount(one.param_index).tolist() == [23, 23, 23, 20, 23, 10]
+        assert len(set(zip(one.param_index.tolist(), one.flat_index.tolist(), strict=True))) == 122
+    assert not np.array_equal(runs[0].flat_index, runs[1].flat_index)
+
+
+def test_recorded_gradients_belong_to_the_coordinates_they_are_filed_under(rule, tmp_path):
+    (one, *_) = recorded(f"rule:{rule}", tmp_path / "t.h5", problem="digits-mlp", steps=2, samples=2 * 3 * 60)
+    instance = Instance(PROBLEMS["digits-mlp"], one.seed, "meta_train")
+    parameters = [torch.tensor(p).requires_grad_() for p in instance.initial_parameters().values()]
+    images, labels = instance.data()
+    rows = instance.batch_indices(0)
+    x = torch.tensor(images[rows].reshape(len(rows), -1), dtype=torch.float64)
+    for k in (0, 2, 4):
+        x = x @ parameters[k] + parameters[k + 1]
+        x = torch.relu(x) if k < 4 else x
+    torch.nn.functional.cross_entropy(x, torch.tensor(labels[rows])).backward()
+    want = [
+        parameters[i].grad.ravel()[j].item() for i, j in zip(one.param_index, one.flat_index, strict=True)
+    ]
+    np.testing.assert_allclose(one.g[0], want, rtol=1e-6, atol=1e-9)
+    assert np.count_nonzero(one.g[0]) > 30
+
+
+def test_the_same_seed_records_the_same_bytes_and_another_one_others(rule, tmp_path):
+    files = [tmp_path / f"{k}.h5" for k in range(3)]
+    for file, seed in zip(files, (1, 1, 2), strict=True):
+        recorded(f"rule:{rule}", file, seed=seed, samples=1_000)
+    one, same, other = (file.read_bytes() for file in files)
+    assert one == same and one != other
+
+
+def test_a_run_whose_output_is_not_finite_is_kept_as_diverged_up_to_there(tmp_path):
+    """With a loss still finite: from step 6 on, in runs whose first gradients pass a limit."""
+    text, path = "c0 * g + 0 * div(1, greater(c1, abs(lag(g, 5))))", tmp_path / "rule.json"
+    Rule.from_text(text, {"c0": -1.0, "c1": 1e9}).save(path)
+    largest = [np.abs(one.g[0]).max() for one in recorded(f"rule:{path}", tmp_path / "all.h5")]
+    limit = (max(largest) + sorted(largest)[1]) / 2
+    Rule.from_text(text, {"c0": -1.0, "c1": limit}).save(path)
+    for k, one in enumerate(recorded(f"rule:{path}", tmp_path / "some.h5")):
+        assert one.diverged == (largest[k] > limit)
+        assert len(one.step) == (5 if one.diverged else 8) and one.num_steps == 8
+        assert one.outcome == ("diverged at step 6" if one.diverged else "ok")
+
+
+def test_when_every_run_diverges_nothing_is_written(tmp_path, capsys):
+    out = tmp_path / "t.h5"
+    tiny = ["--problem", "quadratic", "--steps", "60", "--runs", "3", "--samples", "900", "--out", str(out)]
+    message = refused(capsys, "record", "sgd:lr=1000", *tiny)
+    assert "every trajectory of sgd:lr=1000 on quadratic diverged; lower its lr" in message
+    assert not out.exists()
+
+
+CANDIDATES = {"good": -2.0, "slow": -0.02, "wrong way": 50.0, "fair": -0.5}
+
+
+@pytest.fixture
+def front(tmp_path) -> Path:
+    """A front of steepest descent at four learning rates; one goes uphill."""
+    rules = [
+        Rule.from_text("c0 * g", {"c0": c0}, name=name, provenance={"r2": {"valid": 0.1 * k}})
+        for k, (name, c0) in enumerate(CANDIDATES.items())
+    ]
+    write_front(tmp_path / "front", rules)
+    return tmp_path / "front"
+
+
+SELECT = {"problem": "quadratic", "steps": 40, "tasks": 2, "quiet": True}
+
+
+def test_select_orders_a_front_by_loss_with_what_diverges_last(front):
+    ranked = select(SelectConfig(front=str(front), **SELECT))
+    assert [one.name for one in ranked] == ["good", "fair", "slow", "wrong way"]
+    losses = [one.provenance["loss"]["valid"] for one in ranked]
+    assert losses == sorted(losses) and losses[2] < 20.0 and losses[3] == 1e308
+    assert Rule.load(front / "best.json") == ranked[0]
+    kept = read_front(front)
+    assert [one.name for one in kept] == list(CANDIDATES)
+    with (front / "front.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for k, (row, one) in enumerate(zip(rows, kept, strict=True)):
+        assert float(row["loss"]) == one.provenance["loss"]["valid"]
+        assert float(row["r2"]) == one.provenance["r2"]["valid"] == 0.1 * k
+        assert (one.provenance["loss"]["problem"], one.provenance["loss"]["steps"]) == ("quadratic", 40)
+
+
+def test_selection_losses_are_the_native_optimizers_on_half_a(front):
+    (best, *_) = select(SelectConfig(front=str(front), **SELECT | {"dtype": "float64"}))
+    figures = []
+    for number in range(2):
+        instance = Instance(QUADRATIC, derived_seed(0, "validation", number), "meta_train")
+        loss_and_grad = reference.quadratic(*instance.data())
+        theta, losses = instance.initial_parameters()["x"].ravel(), []
+        for step in range(40):
+            loss, g = loss_and_grad(theta, step)
+            theta, losses = theta - 2.0 * g, [*losses, loss]
+        figures.append(np.mean(losses[20:]))
+    assert best.provenance["loss"]["valid"] == pytest.approx(np.mean(figures), rel=1e-9)
+
+
+TUNE = {"problem": "quadratic", "epoch_length": 40, "unroll": 10, "validation_tasks": 2, "quiet": True}
+TIMID = {"c0": -0.03, "c1": 4.0, "c2": -0.2, "c3": 0.8}
+
+
+def test_tuning_a_bad_step_size_lowers_the_loss_and_changes_constants_only(tmp_path):
+    timid = dataclasses.replace(RULE, provenance={"engine": "none", "r2": {"test": 0.9}, "loss": {}})
+    timid = timid.with_constants(TIMID)
+    timid.save(tmp_path / "rule.json")
+    config = TuneConfig(rule=str(tmp_path / "rule.json"), epochs=10, lr=0.3, validate_every=2, **TUNE)
+    tuned = tune(config)
+    assert Rule.load(tmp_path / "tuned.json") == tuned
+    assert Rule.load(tmp_path / "rule.json") == timid
+    fields = ("expression", "features", "scale", "complexity")
+    assert all(getattr(tuned, name) == getattr(timid, name) for name in fields)
+    assert tuned.constants.keys() == timid.constants.keys() and tuned.constants != timid.constants
+    assert all(0.0 < tuned.constants[name] < 1.0 for name in tuned.decay_constants)
+    record = tuned.provenance["tuned"]
+    assert tuned.provenance.keys() == {"engine", "tuned"}  # R2 and loss were of other constants
+    assert record["from_sha256"] == timid.sha256
+    assert (record["problem"], record["epochs"], record["epoch_length"]) == ("quadratic", 10, 40)
+    assert len(record["validation"]["by_epoch"]) == 5
+    assert record["validation"]["best"] == min(record["validation"]["by_epoch"])
+    assert record["validation"]["best"] < 0.8 * record["validation"]["before"]
+    settings = EvaluateConfig(problem="quadratic")
+    for number in range(3):  # optimizees that tuning never saw
+        before, after = (
+            rollout(load(parse_spec(f"rule:{tmp_path / name}")), 1.0, task(settings, "test", number), 40)
+            for name in ("rule.json", "tuned.json")
+        )
+        assert after.losses[-10:].mean() < 0.8 * before.losses[-10:].mean()
+
+
+def test_tuning_that_gains_nothing_keeps_the_constants(rule, tmp_path):
+    config = TuneConfig(
+        rule=str(rule), epochs=2, lr=100.0, validate_every=1, out=str(tmp_path / "t.json"), **TUNE
+    )
+    tuned = tune(config)
+    for name, value in RULE.constants.items():
+        assert tuned.constants[name] == pytest.approx(value, rel=1e-12)
+    assert (
+        tuned.provenance["tuned"]["validation"]["best"] == tuned.provenance["tuned"]["validation"]["before"]
+    )
+
+
+def test_decays_stay_between_0_and_1_however_hard_they_are_tuned(tmp_path):
+    path = tmp_path / "rule.json"
+    Rule.from_text(
+        "c0 * ema(g, c1) + c2 * ema(g, c3)",
+        {"c0": -1.0, "c1": 0.98, "c2": -1.0, "c3": 0.02},
+    ).save(path)
+    tuned = tune(TuneConfig(rule=str(path), epochs=4, lr=3.0, validate_every=1, **TUNE))
+    assert all(0.0 < tuned.constants[name] < 1.0 for name in ("c1", "c3"))
+
+
+def test_a_rule_that_diverges_can_be_tuned_and_its_infinite_loss_is_on_record(tmp_path):
+    """Within two steps it does not overflow, which is enough for a gradient; within a validation it does."""
+    path = tmp_path / "rule.json"
+    Rule.from_text("c0 * g", {"c0": -4.0}).save(path)
+    fields = TUNE | {"epoch_length": 80, "unroll": 2, "validation_tasks": 1}
+    tuned = tune(TuneConfig(rule=str(path), epochs=4, lr=0.1, lr_decay=1.0, validate_every=1, **fields))
+    scores = tuned.provenance["tuned"]["validation"]
+    assert scores["before"] == 1e308 and scores["best"] < 5.0
+    assert -4.0 < tuned.constants["c0"] < 0.0
+
+
+def test_a_rule_that_diverges_throughout_is_not_called_tuned(tmp_path, capsys):
+    path = tmp_path / "rule.json"
+    Rule.from_text("c0 * g", {"c0": 5000.0}).save(path)
+    tiny = ["--epochs", "2", "--epoch-length", "40", "--validation-tasks", "1", "--problem", "quadratic"]
+    message = refused(capsys, "tune", str(path), *tiny, "--lr", "1e-6")
+    assert "diverged in every validation" in message and not (tmp_path / "tuned.json").exists()
+
+
+UNTUNABLE = {
+    "no constants": ("-g", {}, {}, "expected a rule with constants to tune, got none"),
+    "reads theta": ("c0 * g - 0.1 * theta", {"c0": -1.0}, {}, "reads theta"),
+    "a column without definition": ("c0 * a", {"c0": -1.0}, {"a": None}, "feature 'a' has no definition"),
+}
+
+
+@pytest.mark.parametrize(("text", "constants", "features", "message"), UNTUNABLE.values(), ids=UNTUNABLE)
+def test_rules_that_cannot_be_tuned_are_refused(text, constants, features, message, tmp_path, capsys):
+    path = tmp_path / "rule.json"
+    Rule.from_text(text, constants, features).save(path)
+    assert message in refused(capsys, "tune", str(path), "--problem", "quadratic")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def parabola(config, optima: dict[str, float]):
+    """A stand-in for rollouts: the loss grows with the distance, in factors of 2, from each optimum."""
+
+    def run(jobs, progress):
+        results = []
+        for source, lr, stream, number, steps in jobs:
+            loss = abs(math.log2(lr / optima[source.spec.text])) + 0.01 * number
+            assert stream == "validation" and steps == max(config.steps)
+            ok = loss < 6.0
+            results.append(Rollout(np.full(steps if ok else 3, loss), "ok" if ok else DIVERGED, math.nan))
+        return results
+
+    return run
+
+
+@pytest.mark.parametrize("trials", [1, 2, 5, 7])
+def test_every_optimizer_gets_as_many_trials_and_its_best_is_not_at_an_edge(trials):
+    """Even where one optimum is far from the middle of its grid: then all grids grow."""
+    config = EvaluateConfig(steps=(10, 20), trials=trials, quiet=True)
+    specs = [parse_spec(text) for text in ("sgd", "adam", "lion")]
+    optima = {"sgd": 0.32, "adam": 0.008 * 2**5, "lion": 0.001 / 4}
+    loaded = {spec.text: load(spec) for spec in specs}
+    with Progress("tune", 0, quiet=True) as progress:
+        grids = MODULES["evaluate"]._tune(loaded, config, parabola(config, optima), progress)
+    assert len({len(grid.figures) for grid in grids.values()}) == 1
+    assert len(grids["sgd"].figures) >= max(trials, 7)
+    for text, grid in grids.items():
+        for horizon in config.steps:
+            assert grid.best(horizon) == pytest.approx(optima[text])
+            assert min(grid.figures) < grid.best_place(horizon) < max(grid.figures)
+        assert sorted(grid.figures) == list(range(min(grid.figures), max(grid.figures) + 1))
+
+
+def test_an_optimizer_that_always_diverges_does_not_widen_the_grid_for_ever():
+    config = EvaluateConfig(steps=(10,), quiet=True)
+    loaded = {"sgd": load(parse_spec("sgd")), "adam": load(parse_spec("adam"))}
+    with Progress("tune", 0, quiet=True) as progress:
+        grids = MODULES["evaluate"]._tune(
+            loaded, config, parabola(config, {"sgd": 1e30, "adam": 0.008}), progress
+        )
+    assert len(grids["sgd"].figures) == len(grids["adam"].figures) == config.trials
+    assert grids["sgd"].best(10) == BASELINES["sgd"].lr
+
+
+EVALUATE = {
+    "problem": "quadratic",
+    "steps": (10, 20),
+    "seeds": 2,
+    "validation_seeds": 1,
+    "trials": 3,
+    "dtype": "float64",
+    "quiet": True,
+}
+FIXED, RUINOUS = "adam:lr=0.01", "sgd:lr=1e6"
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, rule, tmp_path_factory) -> tuple[EvaluateConfig, list]:
+    """One evaluation of baselines, a fixed learning rate, a ruinous one, a teacher and a rule."""
+    out = tmp_path_factory.mktemp("evaluation") / "out"
+    optimizers = ("sgd", "nesterov", FIXED, RUINOUS, f"teacher:{run}", f"rule:{rule}")
+    config = EvaluateConfig(optimizers=optimizers, out=str(out), **EVALUATE | {"steps": (10, 40)})
+    return config, evaluate(config)
+
+
+def of(rows: list, optimizer: str) -> list:
+    return [row for row in rows if row.optimizer == optimizer]
+
+
+def test_an_evaluation_has_every_optimizer_horizon_and_seed_and_is_written(evaluated):
+    config, rows = evaluated
+    assert [(row.optimizer, row.horizon, row.seed) for row in rows] == [
+        (text, horizon, seed) for text in config.optimizers for horizon in (10, 40) for seed in (0, 1)
+    ]
+    assert all(len(row.losses) == row.horizon for row in rows if row.optimizer != RUINOUS)
+    kept = load_evaluation(Path(config.out) / "evaluation.h5")
+    for one, other in zip(kept.rows, rows, strict=True):
+        np.testing.assert_array_equal(one.losses, other.losses)
+        assert (one.optimizer, one.settings, one.trials) == (other.optimizer, other.settings, other.trials)
+    assert kept.config["optimizers"] == list(config.optimizers)
+
+
+def test_all_tuned_optimizers_had_the_same_number_of_trials_and_fixed_ones_none(evaluated, run, rule):
+    _, rows = evaluated
+    tuned = {row.optimizer: row.trials for row in rows if row.optimizer not in (FIXED, RUINOUS)}
+    assert len(set(tuned.values())) == 1 and min(tuned.values()) >= 3
+    assert set(tuned) == {"sgd", "nesterov", f"teacher:{run}", f"rule:{rule}"}
+    assert {(row.trials, row.settings["lr"]) for row in of(rows, FIXED)} == {(0, 0.01)}
+
+
+def test_a_diverged_optimizer_is_counted_and_not_lost(evaluated):
+    config, rows = evaluated
+    lost = of(rows, RUINOUS)
+    assert [row.outcome for row in lost if row.horizon == 40] == [DIVERGED] * 2
+    assert all(len(row.losses) < 40 and np.isfinite(row.losses).all() for row in lost)
+    with (Path(config.out) / "summary.csv").open(newline="") as file:
+        (row,) = [r for r in csv.DictReader(file) if r["optimizer"] == RUINOUS and r["horizon"] == "40"]
+    assert (row["seeds"], row["diverged"], float(row["loss_mean"])) == ("2", "2", math.inf)
+
+
+FLOATS = {"sgd": 0, "nesterov": 1, FIXED: 2, "teacher": 16, "rule": 2}
+
+
+@pytest.mark.parametrize(("start", "floats"), FLOATS.items())
+def test_state_is_counted_in_floats_per_parameter(start, floats, evaluated):
+    """rp_s: h and c of 7 units, two moving averages; the rule: m and its average."""
+    found = [row for row in evaluated[1] if row.optimizer.startswith(start)]
+    assert found and all(row.floats_per_parameter == floats and row.ms_per_step > 0.0 for row in found)
+
+
+def test_losses_are_those_of_the_oracle_on_half_b(evaluated):
+    for row in of(evaluated[1], FIXED):
+        seed = derived_seed(0, "evaluate_test", row.seed)
+        instance = Instance(QUADRATIC, seed, "evaluation")
+        loss_and_grad = reference.quadratic(*instance.data())
+        adam = reference.Optimizer("adam", 0.01, beta1=0.9, beta2=0.999, eps=1e-8)
+        theta = instance.initial_parameters()["x"].ravel()
+        for step, got in enumerate(row.losses):
+            loss, g = loss_and_grad(theta, step)
+            assert got == pytest.approx(loss, rel=1e-9)
+            theta = adam.step(theta, g)
+
+
+def test_two_processes_give_the_losses_of_one(evaluated, tmp_path):
+    config, rows = evaluated
+    again = evaluate(dataclasses.replace(config, jobs=2, out=str(tmp_path)))
+    for one, other in zip(rows, again, strict=True):
+        np.testing.assert_array_equal(one.losses, other.losses)
+        assert (one.optimizer, one.settings) == (other.optimizer, other.settings)
+
+
+def test_a_rule_file_that_changed_is_read_anew(tmp_path):
+    path, settings = tmp_path / "rule.json", EVALUATE | {"trials": 0, "seeds": 1, "steps": (10,)}
+    config = EvaluateConfig(optimizers=(f"rule:{path}",), out=str(tmp_path), overwrite=True, **settings)
+    found = []
+    for c0 in (-0.5, -2.0):
+        Rule.from_text("c0 * g", {"c0": c0}).save(path)
+        found.append(evaluate(config)[0].losses[-1])
+    assert found[1] < 0.8 * found[0]
+
+
+def test_a_rule_whose_updates_are_never_finite_is_counted_as_diverged(tmp_path):
+    path = tmp_path / "rule.json"
+    Rule.from_text("-g / (g - g)").save(path)
+    settings = EVALUATE | {"trials": 0, "seeds": 1, "steps": (30,)}
+    config = EvaluateConfig(optimizers=(f"rule:{path}", FIXED), out=str(tmp_path / "out"), **settings)
+    broken, fine = evaluate(config)
+    assert (broken.outcome, fine.outcome) == (DIVERGED, "ok")
+    assert math.isnan(broken.ms_per_step) and fine.ms_per_step > 0.0
+
+
+FAULTY = {
+    "unknown optimizer": ("adamm", "unknown optimizer 'adamm' (did you mean 'adam'?)"),
+    "unknown option": ("adam:gamma=1", "unknown option 'gamma'; known: lr, beta1, beta2, eps"),
+    "text for a number": ("adam:lr=fast", "expected lr=NUMBER"),
+    "no value": ("adam:lr", "expected lr=NUMBER"),
+    "negative": ("sgd:lr=-1", "expected lr=NUMBER"),
+    "lr 0": ("sgd:lr=0", "expected lr=NUMBER"),
+    "lr nan": ("sgd:lr=nan", "expected lr=NUMBER"),
+    "lr inf": ("sgd:lr=inf", "expected lr=NUMBER"),
+    "beta above 1": ("adam:beta1=1.5", "adam:beta1=1.5"),
+    "nesterov without momentum": ("nesterov:momentum=0", "momentum"),
+    "no path": ("rule:", "expected rule:PATH"),
+    "no such rule": ("rule:nowhere.json", "nowhere.json"),
+    "no such teacher": ("teacher:nowhere", "nowhere"),
+    "option of a rule": ("rule:{0}/theta.json,beta=1", "unknown option 'beta'; known: lr"),
+    "unknown name in a rule": ("rule:{0}/name.json", "name.json: unknown name 'h'"),
+    "code in a rule": ("rule:{0}/code.json", "code.json: "),
+    "column without definition": ("rule:{0}/column.json", "feature 'a' has no definition"),
+    "not JSON": ("rule:{0}/text.json", "text.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory) -> Path:
+    """Rule files with faults; the hashes of those that were edited by hand are left out."""
+    folder = tmp_path_factory.mktemp("faulty")
+    for name, text in {"name": "c0 * h", "code": "__import__('os').system('touch pwned')"}.items():
+        payload = json.loads(RULE.to_json()) | {"expression": text}
+        del payload["sha256"]
+        (folder / f"{name}.json").write_text(json.dumps(payload))
+    Rule.from_text("c0 * a", {"c0": -1.0}, {"a": None}).save(folder / "column.json")
+    Rule.from_text("-g - 0.1 * theta").save(folder / "theta.json")
+    (folder / "text.json").write_text("c0 * g")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*carries no sha256")
+@pytest.mark.parametrize("command", ["evaluate", "record"])
+@pytest.mark.parametrize(("spec", "message"), FAULTY.values(), ids=FAULTY)
+def test_a_faulty_optimizer_is_one_line_and_nothing_is_written(
+    spec, message, command, faulty, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    flag = ["--optimizers"] if command == "evaluate" else []
+    arguments = [*flag, spec.format(faulty), "--problem", "quadratic", "--out", str(tmp_path / "out")]
+    logging.disable(logging.WARNING)
+    try:
+        assert message in refused(capsys, command, *arguments)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rule_that_reads_theta_can_be_compared_but_not_recorded(faulty, tmp_path, capsys):
+    spec = f"rule:{faulty / 'theta.json'}"
+    settings = EVALUATE | {"trials": 0, "seeds": 1}
+    assert evaluate(EvaluateConfig(optimizers=(spec,), out=str(tmp_path), **settings))
+    message = refused(capsys, "record", spec, "--problem", "quadratic", "--out", str(tmp_path / "t.h5"))
+    assert "reads theta" in message
+
+
+def test_existing_output_is_replaced_only_on_demand(evaluated, rule, tmp_path, capsys):
+    done = Path(evaluated[0].out)
+    existing = {
+        "evaluate": (["--optimizers", "sgd", "--out", str(done)], done / "evaluation.h5"),
+        "record": (["sgd", "--out", str(tmp_path / "t.h5")], tmp_path / "t.h5"),
+        "tune": ([str(rule), "--out", str(tmp_path / "tuned.json")], tmp_path / "tuned.json"),
+    }
+    for command, (arguments, file) in existing.items():
+        file.touch()
+        before = file.read_bytes()
+        assert "--overwrite" in refused(capsys, command, *arguments, "--problem", "quadratic")
+        assert file.read_bytes() == before
+
+
+BAD = {
+    "record nothing": ("record", [], "SOURCE is missing"),
+    "record on no problem": ("record", ["sgd"], "--problem is missing: sgd is no training run"),
+    "record on an unknown one": ("record", ["sgd", "--problem", "quadratik"], "did you mean 'quadratic'?"),
+    "record two runs": ("record", ["sgd", "--runs", "2"], "--runs: expected at least 3"),
+    "select nothing": ("select", [], "FRONT is missing"),
+    "select nowhere": ("select", ["nowhere"], "nowhere"),
+    "tune nothing": ("tune", [], "RULE is missing"),
+    "tune nowhere": ("tune", ["nowhere.json"], "nowhere.json"),
+    "no seeds": ("evaluate", ["--seeds", "0"], "--seeds: expected at least 1"),
+    "no steps": ("evaluate", ["--steps", "10", "0"], "--steps: expected at least 1"),
+    "unknown problem": ("evaluate", ["--problem", "digits"], "unknown problem 'digits'"),
+}
+
+
+@pytest.mark.parametrize(("command", "arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_arguments_are_one_line(command, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, command, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+SHELL = """
+import json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
+    try:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print("exit", end.code or 0, flush=True)
+"""
+
+
+def test_the_commands_run_as_modules_and_say_what_they_wrote(front, rule, tmp_path):
+    """In one process, because starting torch takes longest."""
+    trajectories, tuned, folder = (tmp_path / name for name in ("t.h5", "tuned.json", "evaluation"))
+    commands = {
+        "record": ["sgd:lr=1", "--steps", "5", "--runs", "3", "--out", str(trajectories)],
+        "select": [str(front), "--steps", "40", "--tasks", "1"],
+        "tune": [
+            *[str(rule), "--epochs", "1", "--epoch-length", "5", "--validate-every", "1"],
+            *["--validation-tasks", "1", "--out", str(tuned)],
+        ],
+        "evaluate": [
+            *["--optimizers", "sgd", f"rule:{rule}", "--steps", "5", "--seeds", "2", "--trials", "0"],
+            *["--out", str(folder)],
+        ],
+    }
+    words = [[f"torch_impl.{name}", *rest, "--problem", "quadratic"] for name, rest in commands.items()]
+    result = subprocess.run(
+        [sys.executable, "-c", SHELL, json.dumps(words)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr and "WARNING" not in result.stderr
+    lines = iter(result.stdout.splitlines())
+    assert next(lines) == f"trajectories: {trajectories}" and next(lines) == "exit 0"
+    assert next(lines).startswith("lowest loss ") and next(lines) == "exit 0"
+    assert next(lines).startswith("validation loss ")
+    assert next(lines) == f"tuned rule: {tuned}" and next(lines) == "exit 0"
+    table = list(lines)
+    assert [line.split()[0] for line in table[2:]] == ["sgd", f"rule:{rule}", "evaluation:", "exit"]
+    assert table[-2:] == [f"evaluation: {folder / 'evaluation.h5'}", "exit 0"]
+    assert load_trajectories(trajectories).seed == 0
+    assert Rule.load(front / "best.json").name == "good"
+    assert Rule.load(tuned).provenance["tuned"]["epochs"] == 1
+    assert len(load_evaluation(folder / "evaluation.h5").rows) == 4
+
+
+def test_errors_that_are_not_ours_are_not_swallowed(monkeypatch):
+    """A bug must show as one, not as bad input."""
+    module = MODULES["evaluate"]
+    monkeypatch.setattr(module, "evaluate", lambda config: {}["missing"])
+    with pytest.raises(KeyError):
+        module.main(["--problem", "quadratic"])
