@@ -5,6 +5,7 @@ compare it with fairly tuned hand-made optimizers, and write an HTML report.
 """
 
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ def demo(config: DemoConfig) -> Path:
         "device": config.device,
         "data_dir": config.data_dir,
     }
-    shared |= {"dtype": config.dtype, "overwrite": config.overwrite}
+    shared |= {"dtype": config.dtype, "batch_size": config.batch_size, "overwrite": config.overwrite}
     problem = {"problem": config.problem}
     run = stages.run(
         "train",
@@ -155,7 +156,7 @@ def command_line(module: str, config: Any) -> str:
         value = getattr(config, field.name)
         if field.name in ("quiet", "overwrite") or value == field.default:
             continue
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        shown = shlex.join(map(str, value if isinstance(value, tuple) else (value,)))
         flag = "--" + field.name.replace("_", "-")
         if field.name == positional.get(module):
             words.insert(1, shown)
