@@ -1,0 +1,207 @@
+"""``python -m torch_impl.demo``: the whole path in small, and its commands as anyone would run them."""
+
+import contextlib
+import dataclasses
+import html
+import io
+import logging
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import cli
+from common.baselines import BASELINES
+from common.config import (
+    EvaluateConfig,
+    RecordConfig,
+    SelectConfig,
+    TrainConfig,
+    TuneConfig,
+    resolve,
+)
+from interchange.distill import DistillConfig
+from interchange.results import load_evaluation
+from interchange.rule import Rule, read_front
+from interchange.trajectories import load_trajectories
+from interchange.weights import load_weights
+
+pytest.importorskip("torch")
+
+from torch_impl.demo import command_line, main
+
+PROG = "python -m torch_impl.demo"
+TINY = {"epochs": 2, "time": 4, "steps": 20, "seeds": 2, "jobs": 1}
+STAGES = ("train", "record", "distill", "select", "tune", "evaluate")
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """The command hands warnings to logging for the rest of its process, which here is the tests'."""
+    yield
+    logging.captureWarnings(False)
+
+
+def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The configuration that a command line stands for, by the command's own parser."""
+    python, flag, module, *words = shlex.split(line)
+    assert (python, flag) == ("python", "-m")
+    made = []
+
+    def stand_in(cls: type, body: Any, argv: list[str], **keywords: Any) -> int:
+        keywords.pop("required", None)
+        flags = vars(cli.parser_for(cls, **keywords).parse_args(argv))
+        flags = {key: tuple(value) if isinstance(value, list) else value for key, value in flags.items()}
+        made.append(resolve(cls, {key: value for key, value in flags.items() if key != "config"}))
+        return 0
+
+    command = import_module(module)
+    monkeypatch.setattr(command, "run_command", stand_in)
+    command.main(words)
+    return made[0]
+
+
+CONFIGS = {
+    "torch_impl.train": TrainConfig(
+        out="a folder/run's", teacher="rnnprop", lr=2e-3, epochs=7, coordinates=0.5, data_dir="$HOME", seed=3
+    ),
+    "torch_impl.record": RecordConfig(
+        source="a folder/run", runs=12, samples=9, out="t 1.h5", dtype="float64"
+    ),
+    "interchange.distill": DistillConfig(
+        trajectories="a folder/t.h5", time=2.5, max_size=9, select="rollout"
+    ),
+    "torch_impl.select": SelectConfig(front="a folder/rules", steps=30, problem="mnist-mlp", tasks=2),
+    "torch_impl.tune": TuneConfig(rule="a folder/rule.json", epoch_length=30, loss="last", device="cuda"),
+    "torch_impl.evaluate": EvaluateConfig(
+        optimizers=("teacher:a folder", "adam:lr=0.01,beta1=0.8"), steps=(20, 40), jobs=2, out="e"
+    ),
+}
+
+
+@pytest.mark.parametrize(("module", "config"), CONFIGS.items(), ids=CONFIGS)
+def test_a_command_line_is_read_back_as_the_configuration_it_was_made_of(module, config, monkeypatch):
+    """Paths with spaces, quotes and dollars too."""
+    line = command_line(module, config)
+    assert "\n" not in line and line.startswith(f"python -m {module} ")
+    assert parsed(line, monkeypatch) == config
+
+
+def test_what_says_nothing_about_the_result_is_left_out_of_a_command_line():
+    config = SelectConfig(front="rules", quiet=True, overwrite=True, steps=200)
+    assert command_line("torch_impl.select", config) == "python -m torch_impl.select rules"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("demo") / "my demo"
+
+
+@pytest.fixture(scope="module")
+def output(folder) -> str:
+    """What the demo prints on stdout."""
+    pytest.importorskip("pyoperon", reason="pyoperon is not installed: pip install symbolic-l2o[operon]")
+    words = [word for key, value in TINY.items() for word in (f"--{key}", str(value))]
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        assert main([*words, "--problem", "digits-mlp", "--out", str(folder)]) == 0
+    return stdout.getvalue().rstrip()
+
+
+def test_every_stage_leaves_its_files_and_the_report_is_last(output, folder):
+    names = {path.name for path in folder.iterdir()}
+    made = {"teacher.h5", "trajectories.h5", "rules", "tuned.json", "evaluation", "report.html"}
+    assert made <= names
+    assert len(load_trajectories(folder / "trajectories.h5").runs) == 12
+    assert output.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    assert re.findall(r"^== (\w+): ", output, re.MULTILINE) == list(STAGES)
+
+
+def test_a_table_of_all_optimizers_is_printed(output):
+    table = output.split("\n\n")[-2].splitlines()
+    assert table[0].split()[:3] == ["optimizer", "steps", "loss"]
+    names = {re.split(r"\s{2,}", line)[0] for line in table[2:]}
+    assert names == {"teacher", "rule", "tuned rule", *BASELINES}
+
+
+def test_each_file_names_the_one_it_was_made_from(output, folder):
+    teacher = load_weights(folder)
+    trajectories = load_trajectories(folder / "trajectories.h5")
+    best, tuned = Rule.load(folder / "rules" / "best.json"), Rule.load(folder / "tuned.json")
+    assert {run.source_sha256 for run in trajectories.runs.values()} == {teacher.sha256}
+    assert best.provenance["trajectories_sha256"] == trajectories.sha256
+    assert best.provenance["teacher_sha256"] == teacher.sha256
+    assert tuned.provenance["tuned"]["from_sha256"] == best.sha256
+    losses = [rule.provenance["loss"]["valid"] for rule in read_front(folder / "rules")]
+    assert best.provenance["loss"]["valid"] == min(losses)
+
+
+def test_the_evaluation_gave_every_optimizer_the_same_number_of_trials(output, folder):
+    rows = load_evaluation(folder / "evaluation" / "evaluation.h5").rows
+    assert len(rows) == 2 * (3 + len(BASELINES)) and len({row.trials for row in rows}) == 1
+
+
+def test_the_commands_in_the_report_can_be_run_as_written(output, folder, monkeypatch):
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    found = re.findall(r'<pre class="command"><code>(.*?)</code></pre>', text, re.DOTALL)
+    lines = [html.unescape(re.sub(r"<[^>]+>", "", line)) for line in found]
+    assert lines == re.findall(r"^== \w+: (.*)$", output, re.MULTILINE)
+    configs = dict(zip(STAGES, (parsed(line, monkeypatch) for line in lines), strict=True))
+    assert configs["train"].out == configs["record"].source == str(folder)
+    assert (configs["train"].epochs, configs["train"].epoch_length) == (2, 20)
+    assert configs["distill"].trajectories == str(folder / "trajectories.h5") and configs["distill"].time == 4
+    assert configs["select"].front == str(folder / "rules")
+    assert configs["tune"].rule == str(folder / "rules" / "best.json")
+    assert configs["tune"].out == str(folder / "tuned.json")
+    specs = [f"teacher:{folder}", f"rule:{folder / 'rules' / 'best.json'}", f"rule:{folder / 'tuned.json'}"]
+    assert configs["evaluate"].optimizers == (*specs, *BASELINES)
+    assert configs["evaluate"].steps == (20,) and configs["evaluate"].seeds == 2
+
+
+def test_a_second_run_is_refused_in_one_line_unless_it_may_overwrite(output, folder, capsys):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["--out", str(folder), "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"{PROG}: error: ") and err.count("\n") == 1
+    assert "--overwrite" in err and str(folder) in err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_flags_of_the_demo_reach_every_stage_that_has_them(tmp_path, monkeypatch):
+    """A flag that is taken and then ignored would be worse than none."""
+    shared = {"seed": 4, "dtype": "float64", "batch_size": 16, "problem": "digits-conv", "data_dir": "d"}
+    seen: dict[str, Any] = {}
+
+    class EndOfStageError(Exception):
+        pass
+
+    def stand_in(name: str):
+        def stage(config: Any) -> Any:
+            seen[name] = config
+            if name == "evaluate":
+                raise EndOfStageError
+            return type("Result", (), {"exit_code": 0})()
+
+        return stage
+
+    for name in STAGES:
+        module = "interchange.distill" if name == "distill" else f"torch_impl.{name}"
+        monkeypatch.setattr(import_module(module), name, stand_in(name))
+    words = [w for k, v in shared.items() for w in ("--" + k.replace("_", "-"), str(v))]
+    with pytest.raises(EndOfStageError):
+        main(
+            [*words, "--teacher", "rnnprop", "--out", str(tmp_path), "--quiet", "--overwrite", "--jobs", "3"]
+        )
+    for name, config in seen.items():
+        fields = {field.name for field in dataclasses.fields(config)}
+        for key, value in (shared | {"quiet": True, "overwrite": True}).items():
+            inherited = (name, key) in {
+                ("record", "problem"),
+                ("distill", "problem"),
+                ("distill", "data_dir"),
+            }
+            if key in fields and not inherited:  # from the run before, which names it
+                assert getattr(config, key) == value, (name, key)
+    assert seen["train"].teacher == "rnnprop" and seen["evaluate"].jobs == 3
