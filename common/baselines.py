@@ -7,6 +7,7 @@ decay decoupled where there is one; Lion is Chen et al. 2023.
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from common.errors import L2OError
@@ -104,6 +105,17 @@ def _pairs(text: str, pairs: Sequence[str], known: dict[str, float]) -> dict[str
 
 
 def parse_specs(texts: Sequence[str]) -> list[Spec]:
-    """All of ``texts``; ``all`` stands for every baseline."""
-    names = [name for text in texts for name in (BASELINES if text == "all" else (text,))]
+    """All of ``texts``; ``all`` stands for every baseline, ``front:FOLDER`` for every rule of a front."""
+    names = [name for text in texts for name in _expanded(text)]
     return [parse_spec(name) for name in dict.fromkeys(names)]
+
+
+def _expanded(text: str) -> Sequence[str]:
+    if text == "all":
+        return list(BASELINES)
+    if not text.startswith("front:"):
+        return [text]
+    folder = Path(text.removeprefix("front:"))
+    if not (folder / "front.csv").is_file():
+        raise L2OError(f"optimizer {text!r}: expected a folder with front.csv, as distill writes it")
+    return [f"rule:{file}" for file in sorted(folder.glob("rule_*.json"))]

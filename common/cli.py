@@ -11,7 +11,8 @@ import os
 import sys
 import time
 import typing
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from common.config import resolve
@@ -83,16 +84,23 @@ def run(
     positional: Sequence[str] = (),
     short: dict[str, str] | None = None,
     required: Sequence[str] = (),
+    alone: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     """Parse ``argv``, resolve the configuration, run ``body`` with it; the exit code.
 
-    ``required`` names fields that must not stay empty. Any ``L2OError`` becomes one line on stderr
+    ``required`` names fields that must not stay empty; ``alone`` maps a flag to the only others that may
+    stand beside it. Any ``L2OError`` becomes one line on stderr
     and exit code 2 (74 where a file could not be written); Ctrl-C is 130.
     """
     try:
         parser = parser_for(cls, prog=prog, description=description, positional=positional, short=short)
         flags = vars(parser.parse_args(argv))
         flags = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
+        for name, friends in (alone or {}).items():
+            others = set(flags) - {name, *friends, *([] if flags["config"] else ["config"])}
+            if flags.get(name) and others:
+                shown = ", ".join("--" + other.replace("_", "-") for other in sorted(others))
+                raise L2OError(f"--{name} takes every setting from the run itself; leave out {shown}")
         config = resolve(cls, {k: v for k, v in flags.items() if k != "config"}, flags["config"])
         for name in required:
             if not getattr(config, name):
@@ -102,6 +110,7 @@ def run(
             level=logging.ERROR if getattr(config, "quiet", False) else logging.WARNING,
             format="%(levelname)s: %(message)s",
         )
+        warnings.formatwarning = lambda message, *_: str(message)  # a line for people, no source line
         logging.captureWarnings(True)
         # Frameworks read it when they are imported, in body. Waiting OpenMP threads spin by default, and on
         # a machine shared with other work that made meta-training fifty times slower.
@@ -110,6 +119,9 @@ def run(
     except L2OError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except BrokenPipeError:  # the reader has what it wanted, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130

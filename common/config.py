@@ -30,6 +30,7 @@ def option(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    empty: bool = False,
 ) -> Any:
     """A dataclass field with what the command line needs to know about it.
 
@@ -38,8 +39,9 @@ def option(
         help: one line for ``--help``, with the unit where there is one.
         choices: gives the allowed values when asked.
         low, above, high: bounds, inclusive, exclusive and inclusive.
+        empty: "" is allowed beside the choices.
     """
-    metadata = {"help": help, "choices": choices, "low": low, "above": above, "high": high}
+    metadata = {"help": help, "choices": choices, "low": low, "above": above, "high": high, "empty": empty}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -47,7 +49,7 @@ def option(
 class Common:
     """Fields every command has."""
 
-    seed: int = option(0, "seed of everything random", low=0)
+    seed: int = option(0, "seed of everything random", low=0, high=2**63 - 1)
     device: str = option("cpu", "cpu, cuda, cuda:1 ...")
     dtype: str = option("float32", "arithmetic", choices=lambda: ("float32", "float64"))
     out: str = option("", "where to write; a sensible place is chosen and printed if not given")
@@ -63,7 +65,8 @@ class Common:
 class OnProblem(Common):
     """Fields of commands that run on one problem."""
 
-    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS)
+    # "" stands in the configuration of a run on tasks of the caller's own.
+    problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS, empty=True)
     batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
 
 
@@ -117,7 +120,7 @@ class RecordConfig(OnProblem):
 
     source: str = option("", "a training run, teacher:RUN, rule:FILE or a baseline such as adam:lr=0.01")
     problem: str = option("", "row of the problem table; the run's own if not given")
-    steps: int = option(300, "inner steps of a trajectory", low=1)
+    steps: int = option(300, "inner steps of a trajectory", low=2)
     runs: int = option(8, "number of trajectories, each on a fresh optimizee", low=3)
     samples: int = option(50_000, "rows in all: runs x steps x coordinates", low=1)
 
@@ -136,7 +139,7 @@ class EvaluateConfig(OnProblem):
     """Fair comparison of optimizers (MATH.md section 6)."""
 
     optimizers: tuple[str, ...] = option(
-        ("all",), "name[:key=value,...], teacher:RUN, rule:FILE, or all for every baseline"
+        ("all",), "name[:key=value,...], teacher:RUN, rule:FILE, front:FOLDER, or all for every baseline"
     )
     steps: tuple[int, ...] = option((200,), "horizons; the longest is run, each is tuned for", low=1)
     seeds: int = option(5, "test seeds", low=1)
@@ -169,7 +172,7 @@ def check(config: Any) -> None:
 def _check_value(field: dataclasses.Field, value: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
     choices = field.metadata.get("choices")
-    if choices:
+    if choices and not (value == "" and field.metadata["empty"]):
         table = choices()
         if isinstance(table, Mapping):
             table[value]  # a registry's own message lists the known names

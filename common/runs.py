@@ -42,8 +42,8 @@ class RunFolder:
     Args:
         create: start a fresh run; a folder that already holds a run is refused.
         resume: go on with the run in the folder; a torn last line of metrics is cut off.
-        overwrite: with ``create``, remove the run that is there (its configuration, metrics and
-            checkpoints; other files stay).
+        overwrite: with ``create``, remove the run that is there (its configuration, metrics,
+            checkpoints and teacher; other files stay).
 
     Raises:
         L2OError: no run there, a run there already, or the folder is in use.
@@ -169,7 +169,10 @@ class RunFolder:
                 f"run folder {self.path} already holds a run; resume it with --resume, replace it with "
                 "--overwrite, or choose another folder"
             )
-        old = [*self.path.glob("checkpoint/checkpoint-*.h5*"), *map(self.file, ("metrics.jsonl", "env.json"))]
+        old = [
+            *self.path.glob("checkpoint/checkpoint-*.h5*"),
+            *map(self.file, ("metrics.jsonl", "env.json", "teacher.h5")),
+        ]
         for path in (*old, config):  # the configuration last: until then the old run can be recognised
             with _storage_errors(path):
                 path.unlink(missing_ok=True)

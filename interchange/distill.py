@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common import datasets
 from common.cli import Progress
 from common.cli import run as run_command
 from common.config import check, option
 from common.errors import L2OError
+from common.problems import PROBLEMS
+from common.storage import RunLock
 from interchange import expression as ex
 from interchange.canonical import name_constants, to_node
 from interchange.expression import Node
@@ -75,13 +78,17 @@ def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
     if (folder / "front.csv").exists() and not config.overwrite:
         raise L2OError(f"--out {folder} holds a front; replace it with --overwrite or choose another")
     trajectories = load_trajectories(config.trajectories)
+    problem = config.problem or next(iter(trajectories.runs.values())).problem
+    if config.select == "rollout" and PROBLEMS[problem].dataset:
+        datasets.load(PROBLEMS[problem].dataset, config.data_dir)  # missing data are found before the search
     front = search_front(trajectories, config, started)
-    write_front(folder, front)
-    for stale in set(folder.glob("rule_*.json")) - {folder / f"rule_{k:03d}.json" for k in range(len(front))}:
-        stale.unlink()  # of a longer front that was there before
-    best, front = choose(front, config, trajectories, folder)
-    best.save(folder / "best.json")
-    return front, best
+    with RunLock(folder):
+        write_front(folder, front)
+        shortest_within(front).save(folder / "best.json")
+    if config.select == "r2":
+        return front, shortest_within(front)
+    roll_out(config, problem, folder)
+    return read_front(folder), Rule.load(folder / "best.json")
 
 
 def search_front(trajectories: "Trajectories", config: DistillConfig, started: float) -> list[Rule]:
@@ -170,25 +177,19 @@ def _improve_all(
     return results
 
 
-def choose(
-    front: list[Rule], config: DistillConfig, trajectories: "Trajectories", folder: Path
-) -> tuple[Rule, list[Rule]]:
-    """The best rule of a front, and the front with what the choice measured.
+def shortest_within(front: list[Rule]) -> Rule:
+    """The shortest rule whose R2 on the validation runs is within 0.01 of the best."""
+    limit = max(rule.provenance["r2"]["valid"] for rule in front) - _WITHIN
+    return next(rule for rule in front if rule.provenance["r2"]["valid"] >= limit)
 
-    ``r2`` takes the shortest within 0.01 of the best R2 on the validation runs, ``rollout`` the one
-    with the lowest loss in rollouts, which a backend's ``select`` command measures.
-    """
-    if config.select == "r2":
-        limit = max(rule.provenance["r2"]["valid"] for rule in front) - _WITHIN
-        return next(rule for rule in front if rule.provenance["r2"]["valid"] >= limit), front
-    problem = config.problem or next(iter(trajectories.runs.values())).problem
+
+def roll_out(config: DistillConfig, problem: str, folder: Path) -> None:
+    """A backend's ``select`` command: measures the front's losses and picks ``best.json`` by them."""
     command = [sys.executable, "-m", f"{config.backend}_impl.select", str(folder), "--problem", problem]
     command += ["--seed", str(config.seed)] + (["--data-dir", config.data_dir] if config.data_dir else [])
     result = subprocess.run(command + ["--quiet"] * config.quiet, stdout=subprocess.DEVNULL, check=False)
     if result.returncode:
         raise L2OError(f"rollouts failed with exit code {result.returncode}: {' '.join(command)}")
-    front = read_front(folder)
-    return min(front, key=lambda rule: rule.provenance["loss"]["valid"]), front
 
 
 def main(argv: Sequence[str] | None = None) -> int:

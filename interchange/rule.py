@@ -252,9 +252,14 @@ class Rule:
 def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
     """Write a Pareto front: ``rule_000.json``, ... in the given order, and ``front.csv``.
 
+    Rules of a longer front that was there before are removed.
+
     The columns r2 and loss are ``provenance["r2"]["valid"]`` and ``provenance["loss"]["valid"]``, empty
     where absent.
     """
+    for stale in Path(folder).glob("rule_*.json"):
+        if re.fullmatch(r"rule_\d{3,6}\.json", stale.name) and int(stale.stem[5:]) >= len(rules):
+            stale.unlink()
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(FRONT_COLUMNS)

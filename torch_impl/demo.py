@@ -181,6 +181,7 @@ def report_data(
     from interchange.emit import TARGETS, to_mathml
     from interchange.samples import sequences
     from interchange.trajectories import load_trajectories
+    from torch_impl.select import rollout_loss
 
     held_out = sequences(load_trajectories(run.folder / "trajectories.h5"), "test")
     chosen = ranked[0]
@@ -214,7 +215,7 @@ def report_data(
                 mathml=rule.mathml(),
                 text=str_of(rule),
                 chosen=rule.expression == chosen.expression,
-                rollout_loss=rule.provenance["loss"]["valid"],
+                rollout_loss=rollout_loss(rule),
             )
             for rule in sorted(ranked, key=lambda rule: rule.complexity)
         ],

@@ -38,35 +38,37 @@ def evaluate(config: EvaluateConfig) -> "list[EvaluationRow]":
     Raises:
         L2OError: an unknown optimizer or problem, missing data, a broken file.
     """
-    from interchange.results import EvaluationRow, save_evaluation
+    from common.storage import RunLock
     from torch_impl import sources
     from torch_impl.rollout import task
-    from torch_impl.tensors import CREATED_BY, device_of
+    from torch_impl.tensors import device_of
 
     device_of(config.device)
-    specs = parse_specs(config.optimizers)
-    loaded = {spec.text: sources.load(spec) for spec in specs}
+    loaded = {spec.text: sources.load(spec) for spec in parse_specs(config.optimizers)}
     folder = Path(config.out or f"runs/evaluation-{config.problem}")
     if (folder / "evaluation.h5").exists() and not config.overwrite:
         raise L2OError(f"--out {folder} holds an evaluation; replace it with --overwrite or choose another")
     task(config, "test", 0)  # missing data are found before the work begins
+    with RunLock(folder):
+        return _evaluate(loaded, config, folder)
+
+
+def _evaluate(loaded: "dict[str, Source]", config: EvaluateConfig, folder: Path) -> "list[EvaluationRow]":
+    from interchange.results import EvaluationRow, save_evaluation
+    from torch_impl.tensors import CREATED_BY
+
     with _workers(config) as run, Progress("tune", 0, quiet=config.quiet) as progress:
         tuned = _tune(loaded, config, run, progress)
-    jobs = {}
-    for spec in specs:
-        for horizon in config.steps:
-            for number in range(config.seeds):
-                jobs[spec.text, horizon, number] = (
-                    loaded[spec.text],
-                    tuned[spec.text].best(horizon),
-                    "test",
-                    number,
-                    horizon,
-                )
+    jobs = {
+        (text, horizon, number): (source, tuned[text].best(horizon), "test", number, horizon)
+        for text, source in loaded.items()
+        for horizon in config.steps
+        for number in range(config.seeds)
+    }
     with _workers(config) as run, Progress("test", len(jobs), quiet=config.quiet) as progress:
         rollouts = run(list(jobs.values()), progress)
     times = time_optimizers(
-        {spec.text: (loaded[spec.text], tuned[spec.text].best(max(config.steps))) for spec in specs}, config
+        {text: (source, tuned[text].best(max(config.steps))) for text, source in loaded.items()}, config
     )
     rows = [
         EvaluationRow(
@@ -79,7 +81,7 @@ def evaluate(config: EvaluateConfig) -> "list[EvaluationRow]":
             ms_per_step=times[text][0],
             floats_per_parameter=times[text][1],
             outcome=result.outcome,
-            settings={"lr": tuned[text].best(horizon)},
+            settings={"lr": tuned[text].best(horizon), "sha256": loaded[text].sha256},
             trials=len(tuned[text].figures),
             horizon=horizon,
         )

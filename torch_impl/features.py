@@ -31,4 +31,6 @@ class FeatureStream:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Features [F, *g.shape] of gradient ``g`` at step ``t`` (from 1), and the new state."""
         outputs, state = self._lowered.step({"g": g}, state, t)
+        if not outputs:
+            return g.new_zeros(0, *g.shape), state
         return torch.stack([torch.as_tensor(o, dtype=g.dtype).expand_as(g) for o in outputs]), state

@@ -1,5 +1,6 @@
 """Compiled programs run as torch code, one step at a time."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,10 +13,11 @@ Scalar = float | torch.Tensor
 
 def _one_minus_power(b: Scalar, t: Scalar) -> Scalar:
     """1 - b**t in float64, without cancellation for b near 1."""
-    if not isinstance(b, torch.Tensor) and not isinstance(t, torch.Tensor):
-        return 1.0 - b**t
-    b = torch.as_tensor(b, dtype=torch.float64)
-    return -torch.expm1(torch.as_tensor(t, dtype=torch.float64, device=b.device) * torch.log(b))
+    tensors = [value for value in (t, b) if isinstance(value, torch.Tensor)]
+    if not tensors:
+        return -math.expm1(t * math.log(b))
+    where = {"dtype": torch.float64, "device": tensors[0].device}
+    return -torch.expm1(torch.as_tensor(t, **where) * torch.log(torch.as_tensor(b, **where)))
 
 
 class Lowered:
@@ -69,7 +71,11 @@ class Lowered:
             values.append(value)
         outputs = tuple(values[i] for i in self.program.outputs)
         new_state = tuple(
-            torch.as_tensor(values[i]).to(old.dtype).expand_as(old)
-            for i, old in zip(self.program.writes, state, strict=True)
+            self._kept(i, values[i], old) for i, old in zip(self.program.writes, state, strict=True)
         )
         return outputs, new_state
+
+    def _kept(self, register: int, value: Scalar, old: torch.Tensor) -> torch.Tensor:
+        """A value as state: like ``old``, and a copy where the caller may change it in place later."""
+        kept = torch.as_tensor(value, dtype=old.dtype, device=old.device).expand_as(old)
+        return kept.clone() if self.program.instructions[register].op == "input" else kept

@@ -1,6 +1,7 @@
 """The meta-training loop shared by ``train`` (teachers) and ``tune`` (rules)."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -11,13 +12,12 @@ import torch
 
 from common.cli import Progress
 from common.errors import L2OError
-from common.problems import PROBLEMS, Instance
-from common.rng import derived_seed, rng
+from common.rng import rng
 from common.runs import Interrupt, RunFolder
 from common.storage import content_hash
 from interchange.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torch_impl import unroll
-from torch_impl.problems import ProblemTask, Task
+from torch_impl.problems import Task, table_task
 from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
 
 FIGURE_WINDOW = 20  # steps of the figure "loss at step S" (MATH.md section 6)
@@ -46,7 +46,7 @@ class MetaTrainer:
         tasks: Tasks | None = None,
         folder: RunFolder | None = None,
     ) -> None:
-        self.task = tasks or self._table_task
+        self.task = tasks or functools.partial(table_task, config)
         self.network, self.config, self.folder = network, config, folder
         self.dtype, self.device = DTYPES[config.dtype], torch.device(config.device)
         groups = [
@@ -67,17 +67,6 @@ class MetaTrainer:
             fields.pop(name, None)
         self.config_hash = content_hash(fields)
 
-    def _table_task(self, stream: str, number: int) -> ProblemTask:
-        """Optimizee ``number`` of a stream of seeds, on half A of the data."""
-        instance = Instance(
-            PROBLEMS[self.config.problem],
-            derived_seed(self.config.seed, stream, number),
-            "meta_train",
-            self.config.batch_size,
-            self.config.data_dir,
-        )
-        return ProblemTask(instance, self.dtype, self.device)
-
     def run(self, *, label: str, quiet: bool, interrupt: Interrupt | None = None) -> bool:
         """Train from where the trainer stands to the last epoch.
 
@@ -94,27 +83,33 @@ class MetaTrainer:
             while self.epoch < config.epochs:
                 started = time.monotonic()
                 if not self._epoch(interrupt):
-                    self._save()
+                    self._settle()
                     return False
                 figure = float(np.mean(self.epoch_losses[-FIGURE_WINDOW:])) if self.epoch_losses else math.inf
                 row: dict[str, Any] = {"epoch": self.epoch, "loss": figure}
                 self.epoch += 1
                 self.position, self.epoch_losses = None, []
-                if config.validate_every and self.epoch % config.validate_every == 0:
+                last = self.epoch == config.epochs
+                if config.validate_every and (last or self.epoch % config.validate_every == 0):
                     row["validation"] = self._validate()
                 row |= {"diverged": self.skipped, "seconds": round(time.monotonic() - started, 3)}
                 self._log(row)
                 shown = {"loss": figure} | ({"best": self.best_score} if config.validate_every else {})
                 progress.advance(**shown)
                 if self.skipped > 4 and self.skipped > MOST_SKIPPED * self.epoch:
+                    self._settle()
                     raise L2OError(
                         f"meta-training diverged in {self.skipped} of {self.epoch} epochs; lower --lr (now "
                         f"{config.lr:g}) or train on another problem first (--init)"
                     )
-        if not config.validate_every:
+        self._settle()
+        return True
+
+    def _settle(self) -> None:
+        """Leave with a checkpoint; without validation the newest weights count as the best."""
+        if not self.config.validate_every:
             self.best = self._copy()
         self._save()
-        return True
 
     def _epoch(self, interrupt: Interrupt | None) -> bool:
         """One epoch, from its start or from a checkpoint within; False if interrupted."""

@@ -18,12 +18,18 @@ _MOST_IN_A_ROW = 10
 NonFinite = Literal["skip", "raise", "off"]
 
 
+class NonFiniteError(RuntimeError):
+    """Updates stayed non-finite."""
+
+
 class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
     """theta += lr * u(g), one coordinate like another; what both optimizers below share.
 
     An update with a value that is not finite is skipped for its whole tensor, state included
     (FORMATS.md section 3, Non-finite updates).
     """
+
+    _calls = 0
 
     def __init__(
         self,
@@ -56,7 +62,7 @@ class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
 
     @abc.abstractmethod
     def _update(
-        self, p: torch.Tensor, g: torch.Tensor, state: tuple[torch.Tensor, ...], t: int
+        self, p: torch.Tensor, g: torch.Tensor, state: tuple[torch.Tensor, ...], t: int | torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Update u in the shape of ``p`` and the new state; ``t`` counts from 1."""
 
@@ -65,8 +71,10 @@ class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
         """One update of every parameter that has a gradient; returns the closure's loss.
 
         Raises:
-            RuntimeError: a gradient is sparse, or updates stayed non-finite for 10 steps in a row.
+            RuntimeError: a gradient is sparse.
+            NonFiniteError: updates stayed non-finite for 10 steps in a row.
         """
+        self._calls += 1
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -83,13 +91,13 @@ class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
         state = self.state[p]
         work = torch.promote_types(p.dtype, torch.float32)
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.zeros((), device=p.device)
             state["skipped"] = torch.zeros((), dtype=torch.int64, device=p.device)
             for i, array in enumerate(self._zero_state(p.to(work))):
                 state[f"s{i}"] = array
         old = tuple(state[f"s{i}"] for i in range(len(state) - 2))
         theta, g = p.to(work), p.grad.to(work)
-        t = int(state["step"]) + 1
+        t = state["step"] + 1 if p.is_cuda else int(state["step"]) + 1  # no synchronisation
         u, new = self._update(theta, -g if group["maximize"] else g, old, t)
         lr = group["lr"]
         if isinstance(lr, torch.Tensor):
@@ -97,7 +105,7 @@ class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
         if group["nonfinite"] != "off":
             ok = torch.isfinite(u).all()
             state["skipped"].copy_(torch.where(ok, 0, state["skipped"] + 1))
-            look = group["nonfinite"] == "raise" or t % _LOOK_EVERY == 0 or not p.is_cuda
+            look = group["nonfinite"] == "raise" or self._calls % _LOOK_EVERY == 0 or not p.is_cuda
             if look and not bool(ok):
                 self._refuse(p, int(state["skipped"]), group["nonfinite"])
                 return
@@ -106,13 +114,13 @@ class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
                 new = tuple(torch.where(ok, a, b) for a, b in zip(new, old, strict=True))
                 t = torch.where(ok, t, t - 1)
         p.copy_(theta * (1.0 - lr * group["weight_decay"]) + lr * u)
-        state["step"].fill_(t)
+        state["step"].copy_(torch.as_tensor(t))
         for i, array in enumerate(new):
             state[f"s{i}"] = array
 
     def _refuse(self, p: torch.Tensor, in_a_row: int, mode: NonFinite) -> None:
         if mode == "raise" or in_a_row >= _MOST_IN_A_ROW:
-            raise RuntimeError(
+            raise NonFiniteError(
                 f"{type(self).__name__}: the update of a parameter of shape {tuple(p.shape)} was not finite "
                 f"{in_a_row} times in a row; lower lr, or look for nan or inf in the gradients"
             )
@@ -127,8 +135,7 @@ class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
         params = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, params, strict=True):
             for key, value in state_dict["state"].get(number, {}).items():
-                device = "cpu" if key == "step" else p.device
-                self.state[p][key] = value.to(device=device, copy=True)
+                self.state[p][key] = value.to(device=p.device, copy=True)
 
 
 class SymbolicOptimizer(_CoordinateOptimizer):
@@ -181,7 +188,7 @@ class SymbolicOptimizer(_CoordinateOptimizer):
         return self._lowered.initial_state(p)
 
     def _update(
-        self, p: torch.Tensor, g: torch.Tensor, state: tuple[torch.Tensor, ...], t: int
+        self, p: torch.Tensor, g: torch.Tensor, state: tuple[torch.Tensor, ...], t: int | torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         (out,), state = self._lowered.step({"g": g, "theta": p, **self.rule.constants}, state, t)
         return self.rule.scale * torch.as_tensor(out, dtype=p.dtype, device=p.device).expand_as(p), state
@@ -232,7 +239,7 @@ class LearnedOptimizer(_CoordinateOptimizer):
         return zero.features + zero.network
 
     def _update(
-        self, p: torch.Tensor, g: torch.Tensor, state: tuple[torch.Tensor, ...], t: int
+        self, p: torch.Tensor, g: torch.Tensor, state: tuple[torch.Tensor, ...], t: int | torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         network = self._network(p)
         count = len(state) - 2 * len(network.teacher.lstm)

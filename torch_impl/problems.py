@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common.problems import Instance, Layer, parameter_specs
-from torch_impl.tensors import flatten, unflatten
+from common.problems import PROBLEMS, Instance, Layer, Split, parameter_specs
+from common.rng import derived_seed
+from torch_impl.tensors import DTYPES, device_of, flatten, unflatten
 
 
 class Task(Protocol):
@@ -83,6 +84,21 @@ class ProblemTask:
         with torch.no_grad():
             scores = self.logits(unflatten(theta, self.shapes), images)
             return float((scores.argmax(1) == labels).to(torch.float64).mean())
+
+
+def table_task(
+    config: Any, stream: str, number: int, split: Split = "meta_train", problem: str = ""
+) -> ProblemTask:
+    """Optimizee ``number`` of a stream of seeds, as a command's configuration describes it.
+
+    Args:
+        config: with ``seed, problem, batch_size, data_dir, dtype, device``.
+        problem: instead of ``config.problem``.
+    """
+    seed = derived_seed(config.seed, stream, number)
+    row = PROBLEMS[problem or config.problem]
+    instance = Instance(row, seed, split, config.batch_size, config.data_dir)
+    return ProblemTask(instance, DTYPES[config.dtype], device_of(config.device))
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,7 +17,7 @@ from common.cli import Progress
 from common.cli import run as run_command
 from common.config import RecordConfig, TrainConfig, from_dict
 from common.errors import L2OError
-from common.rng import derived_seed, rng
+from common.rng import rng
 
 if TYPE_CHECKING:
     from interchange.trajectories import Run
@@ -68,7 +68,8 @@ def _resolve(config: RecordConfig) -> tuple[Spec, str, Path]:
     """The source, the problem and the output file; a bare folder is a training run."""
     folder = Path(config.source)
     is_run = (folder / "config.json").is_file() or config.source.startswith("teacher:")
-    spec = parse_spec(config.source if ":" in config.source or not folder.exists() else f"teacher:{folder}")
+    kind = "rule" if folder.suffix == ".json" else "teacher"
+    spec = parse_spec(config.source if ":" in config.source or not folder.exists() else f"{kind}:{folder}")
     problem = config.problem
     if not problem and is_run and (Path(spec.target) / "config.json").is_file():
         from common.runs import RunFolder
@@ -76,7 +77,7 @@ def _resolve(config: RecordConfig) -> tuple[Spec, str, Path]:
         problem = from_dict(TrainConfig, RunFolder(spec.target).config(), spec.target).problem
     if not problem:
         raise L2OError(f"--problem is missing: {config.source} is no training run that names one")
-    place = folder if is_run and folder.is_dir() else Path("runs")
+    place = Path(spec.target) if is_run and Path(spec.target).is_dir() else Path("runs")
     return spec, problem, Path(config.out) if config.out else place / _FILE
 
 
@@ -85,23 +86,16 @@ def _record_one(
 ) -> "tuple[Run, dict[str, str]]":
     import torch
 
-    from common.problems import PROBLEMS, Instance
     from common.storage import canonical_json
     from interchange.expression import to_text
     from interchange.rule import Rule
     from interchange.trajectories import Run
-    from torch_impl.problems import ProblemTask, coordinate_table, value_and_gradient
+    from torch_impl.problems import coordinate_table, table_task, value_and_gradient
     from torch_impl.symbolic import RuleNetwork
     from torch_impl.teachers import TeacherNetwork
-    from torch_impl.tensors import DTYPES
 
-    seed = derived_seed(config.seed, "record", index)
-    row = PROBLEMS[problem]
-    task = ProblemTask(
-        Instance(row, seed, "meta_train", config.batch_size, config.data_dir),
-        DTYPES[config.dtype],
-        config.device,
-    )
+    task = table_task(config, "record", index, problem=problem)
+    row, seed = task.instance.problem, task.instance.seed
     tensor, place = coordinate_table(task.shapes)
     chosen = choose_coordinates(
         tensor, max(1, round(config.samples / (config.runs * config.steps))), config.seed, index
@@ -142,8 +136,8 @@ def _record_one(
         gs.append(g[pick].cpu().numpy())
         ys.append(y[pick].cpu().numpy())
         losses.append(float(loss))
-    if len(losses) < 2:
-        raise L2OError(f"{source.spec.text} diverged on {problem} at step {len(losses) + 1}; lower its lr")
+    if not losses:
+        raise L2OError(f"{source.spec.text} diverged on {problem} at its first step; lower its lr")
     diverged = len(losses) < config.steps
     return Run(
         name=f"{index:06d}",

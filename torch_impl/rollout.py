@@ -8,11 +8,10 @@ import numpy as np
 import torch
 
 from common.metrics import DIVERGED
-from common.problems import PROBLEMS, Instance
-from common.rng import derived_seed
-from torch_impl.problems import ProblemTask
+from torch_impl.optimizers import NonFiniteError
+from torch_impl.problems import ProblemTask, table_task
 from torch_impl.sources import Source
-from torch_impl.tensors import DTYPES, unflatten
+from torch_impl.tensors import unflatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +32,7 @@ def rollout_job(config: Any, source: Source, lr: float, stream: str, number: int
 
 def task(config: Any, stream: str, number: int) -> ProblemTask:
     """Optimizee ``number`` of the seeds ``stream`` on half B of the training data."""
-    seed = derived_seed(config.seed, f"evaluate_{stream}", number)
-    instance = Instance(PROBLEMS[config.problem], seed, "evaluation", config.batch_size, config.data_dir)
-    return ProblemTask(instance, DTYPES[config.dtype], config.device)
+    return table_task(config, f"evaluate_{stream}", number, "evaluation")
 
 
 def rollout(source: Source, lr: float, task: ProblemTask, steps: int) -> Rollout:
@@ -52,7 +49,7 @@ def rollout(source: Source, lr: float, task: ProblemTask, steps: int) -> Rollout
         loss.backward()
         try:
             optimizer.step()
-        except RuntimeError:  # updates stayed non-finite
+        except NonFiniteError:
             return Rollout(np.asarray(losses), DIVERGED, math.nan)
     theta = torch.cat([p.detach().reshape(-1) for p in parameters])
     return Rollout(np.asarray(losses), "ok", held_out_accuracy(task, theta))

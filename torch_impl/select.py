@@ -15,6 +15,7 @@ import numpy as np
 from common.cli import Progress
 from common.cli import run as run_command
 from common.config import SelectConfig
+from common.errors import L2OError
 
 if TYPE_CHECKING:
     from interchange.rule import Rule
@@ -23,44 +24,53 @@ if TYPE_CHECKING:
 def select(config: SelectConfig) -> "list[Rule]":
     """Roll out every rule of the front on half A of the data; the rules, best first.
 
-    The best is also written as ``best.json``.
-
     ``provenance["loss"]["valid"]`` of each becomes the mean over tasks of the loss at ``config.steps``,
-    infinite (stored as 1e308) where a task diverges.
+    None where a task diverges. The front, and the best as ``best.json``, go to ``config.out`` or back.
+
+    Raises:
+        L2OError: every rule diverges, a rule cannot run, data are missing.
     """
+    from common.storage import RunLock
     from interchange.rule import read_front, write_front
+    from torch_impl.problems import table_task
 
     rules = read_front(config.front)
+    table_task(config, "validation", 0)  # missing data are found before the work begins
     scored = []
     with Progress("select", len(rules), quiet=config.quiet) as progress:
         for rule in rules:
             loss = validation_loss(rule, config)
             progress.advance(nodes=str(rule.complexity), loss=loss)
-            stored = {"valid": loss if math.isfinite(loss) else 1e308, "steps": config.steps}
+            stored = {"valid": loss if math.isfinite(loss) else None, "steps": config.steps}
             record = rule.provenance | {"loss": stored | {"problem": config.problem, "tasks": config.tasks}}
             scored.append(dataclasses.replace(rule, provenance=record))
-    write_front(config.front, scored)
-    ranked = sorted(scored, key=lambda rule: rule.provenance["loss"]["valid"])
-    ranked[0].save(Path(config.front, "best.json"))
+    ranked = sorted(scored, key=rollout_loss)
+    if not ranked or math.isinf(rollout_loss(ranked[0])):
+        raise L2OError(f"{config.front}: every rule diverges on {config.problem}; distill with another seed")
+    folder = config.out or config.front
+    with RunLock(folder):
+        write_front(folder, scored)
+        ranked[0].save(Path(folder, "best.json"))
     return ranked
+
+
+def rollout_loss(rule: "Rule") -> float:
+    """The loss a selection has found; inf where the rule diverged."""
+    loss = rule.provenance["loss"]["valid"]
+    return math.inf if loss is None else loss
 
 
 def validation_loss(rule: "Rule", config: SelectConfig) -> float:
     """Mean over validation tasks of the loss at ``config.steps``; inf if one diverges."""
     from common.metrics import figure
-    from common.problems import PROBLEMS, Instance
-    from common.rng import derived_seed
     from torch_impl import unroll
-    from torch_impl.problems import ProblemTask
+    from torch_impl.problems import table_task
     from torch_impl.symbolic import RuleNetwork
-    from torch_impl.tensors import DTYPES
 
     network = RuleNetwork(rule, config.device)
     figures = []
     for number in range(config.tasks):
-        seed = derived_seed(config.seed, "validation", number)
-        instance = Instance(PROBLEMS[config.problem], seed, "meta_train", config.batch_size, config.data_dir)
-        task = ProblemTask(instance, DTYPES[config.dtype], config.device)
+        task = table_task(config, "validation", number)
         figures.append(figure(unroll.rollout(task, network, config.steps)[:-1], config.steps))
     return float(np.mean(figures))
 

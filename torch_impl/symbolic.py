@@ -56,7 +56,7 @@ class RuleNetwork:
             name: 1.0 if name in self._decays else max(abs(value), 1e-3)
             for name, value in rule.constants.items()
         }
-        self.floats_per_parameter = rule.state_floats
+        self._initial = {name: float(w) for name, w in self.weights.items()}
 
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N]."""
@@ -73,12 +73,17 @@ class RuleNetwork:
         """Output [N] before ``scale``, and the new state, for features x [F, N] at step ``t``."""
         inputs = dict(zip(self.features.names, x, strict=True)) | self._values(weights)
         (out,), network = self._body.step(inputs, network, t)
-        return torch.as_tensor(out, dtype=x.dtype, device=x.device).expand_as(x[0]), network
+        return torch.as_tensor(out, dtype=x.dtype, device=x.device).expand(x.shape[1:]), network
 
     def _values(self, weights: Weights) -> Weights:
         return {n: torch.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
 
     def tuned(self, weights: Mapping[str, np.ndarray]) -> Rule:
         """The rule with the constants these weights stand for."""
-        values = self._values({n: torch.as_tensor(w, dtype=torch.float64) for n, w in weights.items()})
-        return self.rule.with_constants({name: float(value) for name, value in values.items()})
+        moved = {
+            n: torch.as_tensor(w, dtype=torch.float64) for n, w in weights.items() if w != self._initial[n]
+        }
+        values = {name: float(value) for name, value in self._values(moved).items()}
+        edge = 1e-9  # a logit far out rounds to a decay of 0 or 1
+        inside = {n: min(max(values[n], edge), 1.0 - edge) for n in values if n in self._decays}
+        return self.rule.with_constants(values | inside)

@@ -36,7 +36,6 @@ class TeacherNetwork:
         self.weights: Weights = {
             name: torch.tensor(weights[name], dtype=dtype, device=device) for name in teacher.weight_shapes()
         }
-        self.floats_per_parameter = teacher.state_floats() + len(self.features.initial_state(torch.zeros(0)))
 
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N]."""

@@ -19,6 +19,8 @@ def device_of(name: str) -> torch.device:
     """The device called ``name``; one that is not there raises ``L2OError``."""
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("expected cpu or cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -46,6 +46,7 @@ def train(config: TrainConfig, tasks: "Tasks | None" = None) -> Run:
         L2OError: the folder is in use or holds another run, data are missing, training diverges.
     """
     from common.runs import Interrupt, RunFolder
+    from interchange.checkpoint import has_checkpoint
     from interchange.weights import load_weights, save_weights
     from torch_impl.meta import MetaTrainer
     from torch_impl.teachers import TeacherNetwork
@@ -55,12 +56,19 @@ def train(config: TrainConfig, tasks: "Tasks | None" = None) -> Run:
     folder = RunFolder(name, create=not config.resume, resume=bool(config.resume), overwrite=config.overwrite)
     if config.resume:
         saved = from_dict(TrainConfig, folder.config(), f"{name}/config.json")
-        given = {"quiet": config.quiet, "device": config.device, "resume": name}
+        device = config.device if config.device != TrainConfig.device else saved.device
+        given = {"quiet": config.quiet, "device": device, "resume": name}
         config = dataclasses.replace(saved, data_dir=config.data_dir or saved.data_dir, **given)
+    if tasks is not None:
+        config = dataclasses.replace(config, problem="")
+    elif not config.problem:
+        raise L2OError(
+            f"{name} was trained on tasks of its caller; expected --problem, or train(config, tasks)"
+        )
     device = device_of(config.device)
     teacher = TEACHERS[config.teacher]
     weights = initial_weights(teacher, config.seed)
-    if config.init:
+    if config.init and not (config.resume and has_checkpoint(folder.path)):
         given_weights = load_weights(config.init)
         if given_weights.teacher != teacher:
             raise L2OError(
@@ -76,8 +84,10 @@ def train(config: TrainConfig, tasks: "Tasks | None" = None) -> Run:
             trainer.restore()
         else:
             folder.write_config(dataclasses.asdict(config))
-        finished = trainer.run(label=f"train {teacher.name}", quiet=config.quiet, interrupt=interrupt)
-        save_weights(folder.file("teacher.h5"), teacher, trainer.best, CREATED_BY)
+        try:
+            finished = trainer.run(label=f"train {teacher.name}", quiet=config.quiet, interrupt=interrupt)
+        finally:  # also where it gives up
+            save_weights(folder.file("teacher.h5"), teacher, trainer.best, CREATED_BY)
     code = 0 if finished else interrupt.exit_code
     return Run(folder.path, teacher, trainer.best, trainer.history, code)
 
@@ -100,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         prog="python -m torch_impl.train",
         description="Meta-train an LSTM optimizer (teacher) and write it to a run folder.",
+        alone={"resume": ("quiet", "device", "data_dir")},
     )
 
 

@@ -129,9 +129,10 @@ def meta_gradient(
         for s in range(steps):
             out, hidden = network.step(leaves, inputs[s, :, part], hidden, state.t + 1 + s)
             outs.append(out)
-        return torch.autograd.grad(
-            torch.stack(outs), list(leaves.values()), c[:, part] * factor, allow_unused=True
-        )
+        total = torch.stack(outs)
+        if not total.requires_grad:  # no constant of a rule has a gradient, as under greater
+            return (None,) * len(leaves)
+        return torch.autograd.grad(total, list(leaves.values()), c[:, part] * factor, allow_unused=True)
 
     grads = {name: torch.zeros_like(w) for name, w in network.weights.items()}
     lows = range(0, c.shape[1], size)

@@ -52,7 +52,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     made = []
 
     def stand_in(cls: type, body: Any, argv: list[str], **keywords: Any) -> int:
-        keywords.pop("required", None)
+        keywords = {k: v for k, v in keywords.items() if k not in ("required", "alone")}
         flags = vars(cli.parser_for(cls, **keywords).parse_args(argv))
         flags = {key: tuple(value) if isinstance(value, list) else value for key, value in flags.items()}
         made.append(resolve(cls, {key: value for key, value in flags.items() if key != "config"}))

@@ -105,7 +105,7 @@ def test_the_front_grows_in_size_and_in_r2(distilled):
 def test_every_rule_file_loads_with_its_hash_and_says_where_it_comes_from(recording, distilled):
     folder, front, _ = distilled
     names = {f"rule_{k:03d}.json" for k in range(len(front))}
-    assert {path.name for path in folder.iterdir()} == names | {"front.csv", "best.json"}
+    assert {path.name for path in folder.iterdir()} == names | {"front.csv", "best.json", "lock"}
     trajectories = load_trajectories(recording)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a missing hash is a warning
