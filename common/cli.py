@@ -94,7 +94,7 @@ def run(
     """
     try:
         parser = parser_for(cls, prog=prog, description=description, positional=positional, short=short)
-        flags = vars(parser.parse_args(argv))
+        flags = vars(parser.parse_intermixed_args(argv))
         flags = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
         for name, friends in (alone or {}).items():
             others = set(flags) - {name, *friends, *([] if flags["config"] else ["config"])}

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from common.cli import run as run_command
+from common.config import check, option
 from common.errors import L2OError
 from common.storage import (
     JSON_LIMIT,
@@ -292,3 +295,50 @@ def _score(value: Any) -> Any:
 
 def _hash(payload: Mapping[str, Any]) -> str:
     return content_hash({key: value for key, value in payload.items() if key != "sha256"})
+
+
+def zero_update(rule: Rule) -> float:
+    """The largest update (before lr) the rule makes over 100 steps of zero gradient.
+
+    Other than 0 it moves weights that have no gradient.
+    """
+    zeros = {name: np.zeros((100, 1)) for name in ("g", "theta")}
+    return float(np.abs(rule.evaluate(zeros)).max())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """What to do with a rule file."""
+
+    action: str = option("", "what to do", choices=lambda: ("check",), empty=True)
+    rule: str = option("", "rule file")
+    rehash: bool = option(False, "write the file's hash anew, after a change by hand")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point; the exit code."""
+
+    def body(config: RuleConfig) -> None:
+        rule = Rule.load(config.rule, verify=not config.rehash)
+        if config.rehash:
+            rule.save(config.rule)
+        print(f"{config.rule}: {rule.complexity} nodes, {rule.state_floats} floats of state, hash verified")
+        if moves := zero_update(rule):
+            print(f"moves weights at zero gradient: by up to {moves:.3g} x lr")
+
+    return run_command(
+        RuleConfig,
+        body,
+        argv,
+        prog="python -m interchange.rule",
+        description="Check a rule file: its hash, its size, what it does at zero gradient.",
+        positional=("action", "rule"),
+        required=("action", "rule"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.rule import Rule, RuleError, read_front, write_front
+from interchange.rule import Rule, RuleError, main, read_front, write_front, zero_update
 
 FEATURES = {
     "m_tilde": "ema_hat(g, 0.95) / (sqrt(ema_hat(square(g), 0.95)) + 1e-12)",
@@ -187,3 +187,19 @@ def test_a_front_reads_only_its_own_folder(rule, tmp_path):
     table.write_text(table.read_text().replace("rule_000.json", "../rule_000.json"))
     with pytest.raises(RuleError, match="line 2"):
         read_front(tmp_path / "front")
+
+
+def test_check_refuses_a_changed_file_and_rehash_accepts_it(rule, tmp_path, capsys):
+    path = tmp_path / "rule.json"
+    rule.save(path)
+    path.write_text(path.read_text().replace('"scale": 0.1', '"scale": 2.0'))
+    assert main(["check", str(path)]) == 2
+    assert "--rehash" in capsys.readouterr().err
+    assert main(["check", "--rehash", str(path)]) == 0
+    assert main(["check", str(path)]) == 0
+    assert Rule.load(path).scale == 2.0
+
+
+def test_an_offset_is_reported_as_moving_weights_at_zero_gradient():
+    assert zero_update(Rule.from_text("-ema(g, 0.9)")) == 0.0
+    assert zero_update(Rule.from_text("c0 - g", constants={"c0": -0.25}, scale=2.0)) == 0.5
