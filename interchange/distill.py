@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _MAX_ROWS = 8_000
 _LENGTH_PER_NODE = 0.6  # Operon counts a weighted column as 1 where we count 3 to 5 nodes
 _SEARCH_SHARE = 0.4  # of the time; the rest refits and prunes
+_REFIT_UNTIL = 0.85  # of the time; what is under way then still ends within it
 _WITHIN = 0.01  # a shorter rule is preferred if its R2 is no further below the best (MATH.md section 5)
 
 
@@ -112,7 +113,7 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     with Progress("search", int(settings["time"]), quiet=config.quiet) as progress:
         trees = run_engine(config.engine, rows, target / spread, settings, progress.advance)
     drafts = _drafts([to_node(tree, columns, spread) for tree in trees], trajectories, config)
-    rules = _improve_all(drafts, data, config, started + config.time)
+    rules = _improve_all(drafts, data, config, started + _REFIT_UNTIL * config.time)
     front: list[Rule] = []
     best = 0.0  # a rule worse than the mean of the target is none
     for rule in sorted(rules, key=lambda r: (r.complexity, -r.provenance["r2"]["valid"])):
