@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from common.cli import run
+from common.cli import run as run_command
 from common.storage import atomic_write
 from interchange.emit import TARGETS
 from interchange.rule import Rule
@@ -35,7 +35,7 @@ def _body(config: ExportConfig) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return run(
+    return run_command(
         ExportConfig,
         _body,
         argv,

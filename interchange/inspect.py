@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from common import cli
+from common.cli import run as run_command
 from common.config import option
 from common.errors import L2OError
 from common.storage import ReadError, open_regular, read_json
@@ -173,7 +173,7 @@ def _body(config: InspectConfig) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit code."""
-    return cli.run(
+    return run_command(
         InspectConfig,
         _body,
         argv,
