@@ -30,11 +30,14 @@ pytest.importorskip("torch")
 
 import torch
 
-from torch_impl import evaluate, record, select, tune
+from torch_impl.evaluate import evaluate
 from torch_impl.problems import ProblemTask
+from torch_impl.record import record
 from torch_impl.rollout import Rollout, rollout, task
+from torch_impl.select import select
 from torch_impl.sources import load
 from torch_impl.train import train
+from torch_impl.tune import tune
 
 ROOT = Path(__file__).parents[2]
 MODULES = {name: import_module(f"torch_impl.{name}") for name in ("record", "select", "tune", "evaluate")}
