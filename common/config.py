@@ -106,6 +106,11 @@ class TuneConfig(MetaLoop):
     """Meta-tuning of a rule's constants (MATH.md section 3)."""
 
     rule: str = option("", "rule file")
+    estimator: str = option(
+        "es", "evolution strategies on whole epochs, or first order", choices=lambda: ("es", "first")
+    )
+    pairs: int = option(6, "antithetic pairs of rollouts per epoch (es)", low=1)
+    sigma: float = option(0.05, "size of the perturbations, relative to each constant's (es)", above=0)
     epochs: int = option(30, "meta-epochs, each on a fresh optimizee", low=1)
     # A handful of constants costs little, and short unrolls make them greedy: on mnist-mlp an unroll of 20
     # raised the loss that one of 100 lowers.

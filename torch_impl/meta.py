@@ -17,6 +17,7 @@ from common.runs import Interrupt, RunFolder
 from common.storage import content_hash
 from interchange.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torch_impl import unroll
+from torch_impl.estimators import evolution
 from torch_impl.problems import Task, table_task
 from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
 
@@ -49,8 +50,9 @@ class MetaTrainer:
         self.task = tasks or functools.partial(table_task, config)
         self.network, self.config, self.folder = network, config, folder
         self.dtype, self.device = DTYPES[config.dtype], torch.device(config.device)
+        self.rates = rates or {}
         groups = [
-            {"params": [w], "lr": config.lr * (rates or {}).get(name, 1.0)}
+            {"params": [w], "lr": config.lr * self.rates.get(name, 1.0)}
             for name, w in network.weights.items()
         ]
         self.base_rates = [group["lr"] for group in groups]
@@ -114,6 +116,8 @@ class MetaTrainer:
     def _epoch(self, interrupt: Interrupt | None) -> bool:
         """One epoch, from its start or from a checkpoint within; False if interrupted."""
         config = self.config
+        if getattr(config, "estimator", "first") == "es":
+            return self._evolve(interrupt)
         task = self.task("meta_train", self.epoch)
         position = self.position or unroll.start(task, self.network)
         while position.step < config.epoch_length:
@@ -139,6 +143,22 @@ class MetaTrainer:
                 self._save()
         return True
 
+    def _evolve(self, interrupt: Interrupt | None) -> bool:
+        """One epoch of evolution strategies: a few perturbations, one update; False if interrupted."""
+        config = self.config
+        grads, losses = evolution(
+            lambda pair: self.task("meta_train", self.epoch * config.pairs + pair),
+            self.network,
+            config.epoch_length,
+            self.rates,
+            rng(config.seed, "evolution", self.epoch),
+            config.pairs,
+            config.sigma,
+        )
+        self._update(grads)
+        self.epoch_losses = losses.tolist()
+        return interrupt is None or not interrupt.requested
+
     def _coordinates(self, total: int, step: int) -> np.ndarray | None:
         share = getattr(self.config, "coordinates", 1.0)
         if share >= 1.0:
@@ -148,7 +168,8 @@ class MetaTrainer:
 
     def _update(self, grads: dict[str, torch.Tensor]) -> None:
         config = self.config
-        per_epoch = -(-config.epoch_length // config.unroll)
+        one = getattr(config, "estimator", "first") == "es"
+        per_epoch = 1 if one else -(-config.epoch_length // config.unroll)
         part = self.updates / max(1, config.epochs * per_epoch)
         factor = config.lr_decay + (1.0 - config.lr_decay) * 0.5 * (1.0 + math.cos(math.pi * min(part, 1.0)))
         for group, rate in zip(self.adam.param_groups, self.base_rates, strict=True):
