@@ -63,7 +63,7 @@ def train(config: TrainConfig, tasks: "Tasks | None" = None) -> Run:
         config = dataclasses.replace(config, problem="")
     elif not config.problem:
         raise L2OError(
-            f"{name} was trained on tasks of its caller; expected --problem, or train(config, tasks)"
+            f"{name} was trained on tasks of its caller; go on with it from Python: train(config, tasks)"
         )
     device = device_of(config.device)
     teacher = TEACHERS[config.teacher]

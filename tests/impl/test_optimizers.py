@@ -442,3 +442,28 @@ def test_memory_layout_and_empty_tensors_do_not_matter(make):
         feed(optimizer, [turned, empty], [[row[0].T, np.zeros((0, 3))]])
         feed(other, [plain], [[row[0].T]])
     torch.testing.assert_close(turned.detach(), plain.detach(), rtol=1e-13, atol=0)
+
+
+def test_a_lag_of_the_parameter_is_the_value_before_and_not_the_live_tensor():
+    p = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = SymbolicOptimizer([p], Rule.from_text("lag(theta, 1) + g"))
+    values = []
+    for g in (1.0, 2.0, 3.0, 4.0):
+        p.grad = torch.full_like(p, g)
+        before = p.item()
+        optimizer.step()
+        values.append(p.item() - before)
+    assert values == [1.0, 2.0, 4.0, 7.0]  # u_t = theta_{t-1 before its step} + g_t, by hand
+
+
+def test_a_lag_of_the_gradient_survives_zero_grad_in_place():
+    p = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = SymbolicOptimizer([p], Rule.from_text("lag(g, 1)"))
+    updates = []
+    for g in (1.0, 2.0, 3.0, 4.0):
+        optimizer.zero_grad(set_to_none=False)
+        before = p.item()
+        (p * g).sum().backward()
+        optimizer.step()
+        updates.append(p.item() - before)
+    assert updates == [0.0, 1.0, 2.0, 3.0]

@@ -280,12 +280,13 @@ TUNE = {"problem": "quadratic", "epoch_length": 40, "unroll": 10, "validation_ta
 TIMID = {"c0": -0.03, "c1": 4.0, "c2": -0.2, "c3": 0.8}
 
 
-def test_tuning_a_bad_step_size_lowers_the_loss_and_changes_constants_only(tmp_path):
+@pytest.mark.parametrize(("estimator", "epochs"), [("first", 10), ("es", 24)])
+def test_tuning_a_bad_step_size_lowers_the_loss_and_changes_constants_only(estimator, epochs, tmp_path):
     timid = dataclasses.replace(RULE, provenance={"engine": "none", "r2": {"test": 0.9}, "loss": {}})
     timid = timid.with_constants(TIMID)
     timid.save(tmp_path / "rule.json")
-    config = TuneConfig(rule=str(tmp_path / "rule.json"), epochs=10, lr=0.3, validate_every=2, **TUNE)
-    tuned = tune(config)
+    fields = TUNE | {"estimator": estimator, "epochs": epochs, "lr": 0.3, "validate_every": 2}
+    tuned = tune(TuneConfig(rule=str(tmp_path / "rule.json"), **fields))
     assert Rule.load(tmp_path / "tuned.json") == tuned
     assert Rule.load(tmp_path / "rule.json") == timid
     fields = ("expression", "features", "scale", "complexity")
@@ -295,8 +296,8 @@ def test_tuning_a_bad_step_size_lowers_the_loss_and_changes_constants_only(tmp_p
     record = tuned.provenance["tuned"]
     assert tuned.provenance.keys() == {"engine", "tuned"}  # R2 and loss were of other constants
     assert record["from_sha256"] == timid.sha256
-    assert (record["problem"], record["epochs"], record["epoch_length"]) == ("quadratic", 10, 40)
-    assert len(record["validation"]["by_epoch"]) == 5
+    assert (record["problem"], record["epochs"], record["epoch_length"]) == ("quadratic", epochs, 40)
+    assert len(record["validation"]["by_epoch"]) == epochs // 2
     assert record["validation"]["best"] == min(record["validation"]["by_epoch"])
     assert record["validation"]["best"] < 0.8 * record["validation"]["before"]
     settings = EvaluateConfig(problem="quadratic")
@@ -334,7 +335,7 @@ def test_a_rule_that_diverges_can_be_tuned_and_its_infinite_loss_is_on_record(tm
     """Within two steps it does not overflow, which is enough for a gradient; within a validation it does."""
     path = tmp_path / "rule.json"
     Rule.from_text("c0 * g", {"c0": -4.0}).save(path)
-    fields = TUNE | {"epoch_length": 80, "unroll": 2, "validation_tasks": 1}
+    fields = TUNE | {"epoch_length": 80, "unroll": 2, "validation_tasks": 1, "estimator": "first"}
     tuned = tune(TuneConfig(rule=str(path), epochs=4, lr=0.1, lr_decay=1.0, validate_every=1, **fields))
     scores = tuned.provenance["tuned"]["validation"]
     assert scores["before"] == 1e308 and scores["best"] < 5.0
@@ -693,3 +694,19 @@ def test_errors_that_are_not_ours_are_not_swallowed(monkeypatch):
     monkeypatch.setattr(module, "evaluate", lambda config: {}["missing"])
     with pytest.raises(KeyError):
         module.main(["--problem", "quadratic"])
+
+
+def test_a_front_is_evaluated_rule_by_rule(front, tmp_path):
+    rows = evaluate(
+        EvaluateConfig(
+            problem="quadratic",
+            optimizers=(f"front:{front}",),
+            steps=(20,),
+            seeds=2,
+            trials=0,
+            quiet=True,
+            out=str(tmp_path / "out"),
+        )
+    )
+    assert {row.optimizer for row in rows} == {f"rule:{f}" for f in front.glob("rule_*.json")}
+    assert all(row.settings["sha256"] for row in rows)

@@ -359,3 +359,44 @@ def test_help_tells_every_flag_its_default_and_its_choices(capsys):
     for field in dataclasses.fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in text
     assert "(default 0.001)" in text and all(name in text for name in TEACHERS)
+
+
+SMALL = {"problem": "quadratic", "epoch_length": 10, "unroll": 5, "validation_tasks": 1, "quiet": True}
+
+
+def test_the_last_epoch_is_validated_so_a_short_run_is_not_the_untrained_teacher(tmp_path):
+    run = train(TrainConfig(epochs=3, validate_every=10, lr=0.01, out=str(tmp_path / "run"), **SMALL))
+    assert "validation" in run.history[-1]
+    untrained = initial_weights(run.teacher, 0)
+    assert any(not np.array_equal(run.weights[k], untrained[k].astype(np.float32)) for k in untrained)
+
+
+def test_a_run_on_own_tasks_names_no_problem_and_resumes_only_with_them(tmp_path, capsys):
+    from common.problems import PROBLEMS, Instance
+    from torch_impl.problems import ProblemTask
+    from torch_impl.record import main as record
+
+    folder = str(tmp_path / "own")
+    own = dict(SMALL, problem="digits-mlp")
+    train(
+        TrainConfig(epochs=2, out=folder, **own), lambda s, n: ProblemTask(Instance(PROBLEMS["quadratic"], n))
+    )
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["problem"] == ""
+    assert main(["--resume", folder]) == 2
+    assert "trained on tasks of its caller" in capsys.readouterr().err
+    assert record([folder]) == 2
+    assert "--problem is missing" in capsys.readouterr().err
+
+
+def test_resume_refuses_settings_beside_it(tmp_path, unkilled, capsys):
+    run = copy_of(unkilled, tmp_path / "run")
+    assert main(["--resume", str(run), "--epochs", "50"]) == 2
+    assert "leave out --epochs" in capsys.readouterr().err
+
+
+def test_an_init_file_is_not_needed_to_resume(tmp_path):
+    first = train(TrainConfig(epochs=1, out=str(tmp_path / "first"), **SMALL))
+    second = str(tmp_path / "second")
+    train(TrainConfig(epochs=1, init=str(first.folder), out=second, **SMALL))
+    shutil.rmtree(first.folder)
+    assert train(TrainConfig(resume=second)).exit_code == 0
