@@ -29,7 +29,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m torch_impl.demo
+	$(BIN)/python -m torch_impl.demo --overwrite
 
 # Small arrays: more threads only wait for each other.
 test test-slow: export OMP_NUM_THREADS = 1
