@@ -4,6 +4,8 @@ Names are imported when first used, so that importing the package stays cheap.
 """
 
 import importlib
+import sys
+import types
 from typing import Any
 
 _EXPORTS = {
@@ -23,9 +25,18 @@ __all__ = list(_EXPORTS)
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value  # else the submodule of the same name would hide the function
-    return value
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+class _Package(types.ModuleType):
+    """Keeps ``torch_impl.train`` the function: importing the submodule would set it to the module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _EXPORTS and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -343,3 +343,11 @@ def test_all_of_tf_impl_loads_tensorflow_alone():
         pytest.skip("tensorflow is not installed: pip install 'symbolic-l2o[tf]'")
     assert loaded_after(["tf_impl"]) & FRAMEWORKS == set()
     assert loaded_after(modules_of("tf_impl")) & {"torch", "torch_impl"} == set()
+
+
+@pytest.mark.parametrize("first", ["import torch_impl.train", "from torch_impl.train import main", "pass"])
+def test_the_packages_functions_are_functions_whatever_was_imported_before(first):
+    pytest.importorskip("torch", reason="needs torch")
+    code = f"{first}\nfrom torch_impl import train, tune\nassert callable(train) and callable(tune)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
