@@ -214,10 +214,10 @@ def headline(summary: Sequence[SummaryRow], roles: Mapping[str, str], complexity
     others = [("its teacher", teacher)] if teacher else []
     others += [(f"tuned {best.optimizer}", best) for best in sorted(baselines, key=lambda row: row.mean)[:1]]
     words = [
-        f"{who} " + (f"reaches {row.mean:.3f}" if math.isfinite(row.mean) else "diverges")
+        f"{who} " + (f"reaches {row.mean:#.3g}" if math.isfinite(row.mean) else "diverges")
         for who, row in others
     ]
-    reached = f"reaches loss {rule.mean:.3f} at" if math.isfinite(rule.mean) else "diverges before"
+    reached = f"reaches loss {rule.mean:#.3g} at" if math.isfinite(rule.mean) else "diverges before"
     where = " where " + " and ".join(words) if words else ""
     tuned = ", meta-tuned," if roles.get("tuned") == rule.optimizer else ""
     return f"The {complexity}-node rule{tuned} {reached} step {horizon}{where}."

@@ -109,7 +109,7 @@ def pareto_front(points: Sequence[tuple[int, float]], chosen: int | None = None,
         points: (complexity, R2); an R2 below -0.1 is drawn at the lower edge with its value.
         chosen: place of the chosen rule in ``points``.
     """
-    figure, axes = _figure(3.3, left=0.6, right=0.2, bottom=0.48)
+    figure, axes = _figure(3.3, left=0.72, right=0.2, bottom=0.48)
     drawn = [(c, r) for c, r in points if math.isfinite(r)]
     low = max(min([r for _, r in drawn], default=0.0), -0.1)
     high = max([r for _, r in drawn], default=1.0)
@@ -199,7 +199,7 @@ def final_losses(summary: Sequence[SummaryRow], highlight: Sequence[str] = (), *
     rows = sorted(summary, key=lambda row: (row.mean, row.optimizer))
     left = 0.25 + 0.085 * max(len(_clean(row.optimizer)) for row in rows)
     figure, axes = _figure(
-        0.62 + 0.27 * len(rows), left=left, right=1.3 if any(r.diverged for r in rows) else 0.7, bottom=0.48
+        0.62 + 0.27 * len(rows), left=left, right=1.3 if any(r.diverged for r in rows) else 0.8, bottom=0.48
     )
     look = styles([row.optimizer for row in rows], highlight)
     means = [row.mean for row in rows if math.isfinite(row.mean)] or [0.0]

@@ -155,7 +155,7 @@ def test_headline():
     assert headline(table, ROLES, 7).startswith(
         "The 7-node rule, meta-tuned, diverges before step 2 where its"
     )
-    assert headline(summarise(rows[1:2]), ROLES, 7) == "The 7-node rule reaches loss 4.600 at step 2."
+    assert headline(summarise(rows[1:2]), ROLES, 7) == "The 7-node rule reaches loss 4.60 at step 2."
     assert headline(summarise(rows[:1]), ROLES, 7) == headline([], ROLES, 7) == ""
 
 

@@ -167,7 +167,7 @@ def test_good_mathml_passes():
 def test_what_the_page_says(page):
     text = Checker(page).text
     sentence = "The 24-node rule reaches loss 0.133 at step 30 where its teacher reaches 0.187 and tuned adam"
-    assert f"{sentence} reaches 0.080." in text  # (k + 1/2) * (1/11 + ... + 1/30) / 20
+    assert f"{sentence} reaches 0.0800." in text  # (k + 1/2) * (1/11 + ... + 1/30) / 20
     order = [
         text.index(t) for t in ("The rule", "How well", "Simpler", "How it was made", "Use it", "Do it again")
     ]
