@@ -161,19 +161,6 @@ def smooth(losses: np.ndarray, window: int) -> np.ndarray:
     return sums / np.minimum(np.arange(1, losses.shape[-1] + 1), window)
 
 
-def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Share of seeds on which ``ours`` has the lower loss; a tie counts half.
-
-    Args:
-        ours, theirs: one figure per seed, paired; not finite means diverged, which loses to anything
-            finite and ties with diverged.
-    """
-    if len(ours) != len(theirs) or len(ours) == 0:
-        raise L2OError(f"win_rate: expected figures of the same seeds, got {len(ours)} and {len(theirs)}")
-    a, b = (np.where(np.isfinite(x), x, np.inf) for x in (np.asarray(ours, float), np.asarray(theirs, float)))
-    return float(np.mean((a < b) + 0.5 * (a == b)))
-
-
 def summarise(rows: Iterable[Any], horizons: Sequence[int] = (), window: int = 20) -> list[SummaryRow]:
     """The table of an evaluation, best first within each problem and horizon.
 

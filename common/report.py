@@ -43,7 +43,7 @@ class FrontRow:
 
     Attributes:
         complexity: nodes; r2_train, r2_valid, r2_test: pooled R2 of the three splits (by run).
-        chosen: the rule the search settled on; tuned: its constants were meta-tuned afterwards.
+        chosen: the rule the search settled on.
         rollout_loss: loss when run as an optimizer on validation problems; None where it was not.
     """
 
@@ -54,7 +54,6 @@ class FrontRow:
     mathml: str
     text: str
     chosen: bool = False
-    tuned: bool = False
     rollout_loss: float | None = None
 
 
@@ -222,7 +221,7 @@ def _front(data: ReportData) -> str:
     chart = plots.pareto_front([(row.complexity, row.r2_test) for row in data.front], chosen)
     cells = []
     for row in data.front:
-        tags = "".join(f' <span class="tag">{tag}</span>' for tag in ("chosen", "tuned") if getattr(row, tag))
+        tags = ' <span class="tag">chosen</span>' if row.chosen else ""
         r2s = [number(value, ".4f") for value in (row.r2_train, row.r2_valid, row.r2_test)]
         rollout = number(row.rollout_loss, "#.4g")
         cells.append([f"{row.complexity}{tags}", *r2s, rollout, safe_mathml(row.mathml, row.text)])

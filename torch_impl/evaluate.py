@@ -10,7 +10,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,16 +57,16 @@ def _evaluate(loaded: "dict[str, Source]", config: EvaluateConfig, folder: Path)
     from interchange.results import EvaluationRow, save_evaluation
     from torch_impl.tensors import CREATED_BY
 
-    with _workers(config) as run, Progress("tune", 0, quiet=config.quiet) as progress:
-        tuned = _tune(loaded, config, run, progress)
+    with Progress("tune", 0, quiet=config.quiet) as progress:
+        tuned = _tune(loaded, config, progress)
     jobs = {
         (text, horizon, number): (source, tuned[text].best(horizon), "test", number, horizon)
         for text, source in loaded.items()
         for horizon in config.steps
         for number in range(config.seeds)
     }
-    with _workers(config) as run, Progress("test", len(jobs), quiet=config.quiet) as progress:
-        rollouts = run(list(jobs.values()), progress)
+    with Progress("test", len(jobs), quiet=config.quiet) as progress:
+        rollouts = _run(list(jobs.values()), config, progress)
     times = time_optimizers(
         {text: (source, tuned[text].best(max(config.steps))) for text, source in loaded.items()}, config
     )
@@ -128,12 +128,9 @@ class Grid:
 
 
 Job = tuple["Source", float, str, int, int]
-Runner = Callable[[list[Job], Progress], "list[Rollout]"]
 
 
-def _tune(
-    sources: "dict[str, Source]", config: EvaluateConfig, run: Runner, progress: Progress
-) -> dict[str, Grid]:
+def _tune(sources: "dict[str, Source]", config: EvaluateConfig, progress: Progress) -> dict[str, Grid]:
     """A grid per optimizer, all of one size; an optimizer whose SPEC fixes lr has none."""
     specs = {text: source.spec for text, source in sources.items()}
     grids = {text: Grid(s.lr or s.middle, {}, config.steps) for text, s in specs.items()}
@@ -154,7 +151,7 @@ def _tune(
             for number in seeds
         ]
         progress.total += len(jobs)
-        results = iter(run(jobs, progress))
+        results = iter(_run(jobs, config, progress))
         for text, k in places:
             runs = [next(results) for _ in seeds]
             grids[text].figures[k] = [
@@ -167,32 +164,19 @@ def figure_or_inf(rollout: "Rollout", horizon: int) -> float:
     return float(figure(rollout.losses, horizon)) if len(rollout.losses) >= horizon else math.inf
 
 
-class _workers:  # noqa: N801 - a context manager used as a function
-    """``with _workers(config) as run``: ``run(jobs, progress)`` gives the rollouts in the jobs' order."""
+def _run(jobs: list[Job], config: EvaluateConfig, progress: Progress) -> "list[Rollout]":
+    """The rollouts in the jobs' order; joblib keeps its worker processes between calls."""
+    from joblib import Parallel, delayed
 
-    def __init__(self, config: EvaluateConfig) -> None:
-        self.config = config
+    from torch_impl.rollout import rollout_job
 
-    def __enter__(self) -> Runner:
-        from joblib import Parallel
-
-        self.parallel = Parallel(n_jobs=self.config.jobs, return_as="generator")
-        return self._run
-
-    def _run(self, jobs: list[Job], progress: Progress) -> "list[Rollout]":
-        from joblib import delayed
-
-        from torch_impl.rollout import rollout_job
-
-        one = delayed(rollout_job)
-        results = []
-        for result in self.parallel(one(self.config, *job) for job in jobs):
-            results.append(result)
-            progress.advance()
-        return results
-
-    def __exit__(self, *exception: object) -> None:
-        del self.parallel
+    results = []
+    for result in Parallel(n_jobs=config.jobs, return_as="generator")(
+        delayed(rollout_job)(config, *job) for job in jobs
+    ):
+        results.append(result)
+        progress.advance()
+    return results
 
 
 def time_optimizers(

@@ -12,6 +12,7 @@ import torch
 
 from common.cli import Progress
 from common.errors import L2OError
+from common.metrics import figure
 from common.rng import rng
 from common.runs import Interrupt, RunFolder
 from common.storage import content_hash
@@ -21,7 +22,6 @@ from torch_impl.estimators import evolution
 from torch_impl.problems import Task, table_task
 from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
 
-FIGURE_WINDOW = 20  # steps of the figure "loss at step S" (MATH.md section 6)
 Tasks = Callable[[str, int], Task]
 MOST_SKIPPED = 0.25  # share of epochs that may diverge before the run is given up
 
@@ -87,8 +87,9 @@ class MetaTrainer:
                 if not self._epoch(interrupt):
                     self._settle()
                     return False
-                figure = float(np.mean(self.epoch_losses[-FIGURE_WINDOW:])) if self.epoch_losses else math.inf
-                row: dict[str, Any] = {"epoch": self.epoch, "loss": figure}
+                losses = np.asarray(self.epoch_losses)
+                loss = figure(losses, len(losses)) if len(losses) else math.inf
+                row: dict[str, Any] = {"epoch": self.epoch, "loss": loss}
                 self.epoch += 1
                 self.position, self.epoch_losses = None, []
                 last = self.epoch == config.epochs
@@ -96,7 +97,7 @@ class MetaTrainer:
                     row["validation"] = self._validate()
                 row |= {"diverged": self.skipped, "seconds": round(time.monotonic() - started, 3)}
                 self._log(row)
-                shown = {"loss": figure} | ({"best": self.best_score} if config.validate_every else {})
+                shown = {"loss": loss} | ({"best": self.best_score} if config.validate_every else {})
                 progress.advance(**shown)
                 if self.skipped > 4 and self.skipped > MOST_SKIPPED * self.epoch:
                     self._settle()
@@ -183,16 +184,8 @@ class MetaTrainer:
 
     def _validate(self) -> float:
         """Mean figure at the end of an epoch over the validation tasks; the best weights are kept."""
-        config = self.config
-        figures = [
-            np.mean(
-                unroll.rollout(self.task("validation", k), self.network, config.epoch_length)[:-1][
-                    -FIGURE_WINDOW:
-                ]
-            )
-            for k in range(config.validation_tasks)
-        ]
-        score = float(np.mean(figures))
+        tasks = (self.task("validation", k) for k in range(self.config.validation_tasks))
+        score = unroll.mean_figure(tasks, self.network, self.config.epoch_length)
         if score < self.best_score:
             self.best_score, self.best = score, self._copy()
         return score if math.isfinite(score) else math.inf

@@ -104,7 +104,8 @@ def _record_one(
     lr, theta = source.spec.lr or 1.0, task.initial()
     if isinstance(source.loaded, Rule):
         network: Any = RuleNetwork(source.loaded, config.device)
-        expressions = {n: to_text(source.loaded.features.get(n) or _g()) for n in network.features.names}
+        given = source.loaded.features
+        expressions = {n: to_text(given[n]) if n in given else "g" for n in network.features.names}
     elif source.loaded is not None:
         network = TeacherNetwork(source.loaded.teacher, source.loaded.weights, theta.dtype, config.device)
         expressions = source.loaded.teacher.expressions()
@@ -162,12 +163,6 @@ def _record_one(
         params_names=task.names,
         params_shapes=task.shapes,
     ), expressions
-
-
-def _g() -> Any:
-    from interchange.expression import name
-
-    return name("g")
 
 
 def choose_coordinates(tensor: np.ndarray, count: int, seed: int, index: int) -> np.ndarray:

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from common.cli import Progress
 from common.cli import run as run_command
 from common.config import SelectConfig
@@ -62,17 +60,12 @@ def rollout_loss(rule: "Rule") -> float:
 
 def validation_loss(rule: "Rule", config: SelectConfig) -> float:
     """Mean over validation tasks of the loss at ``config.steps``; inf if one diverges."""
-    from common.metrics import figure
     from torch_impl import unroll
     from torch_impl.problems import table_task
     from torch_impl.symbolic import RuleNetwork
 
-    network = RuleNetwork(rule, config.device)
-    figures = []
-    for number in range(config.tasks):
-        task = table_task(config, "validation", number)
-        figures.append(figure(unroll.rollout(task, network, config.steps)[:-1], config.steps))
-    return float(np.mean(figures))
+    tasks = (table_task(config, "validation", number) for number in range(config.tasks))
+    return unroll.mean_figure(tasks, RuleNetwork(rule, config.device), config.steps)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

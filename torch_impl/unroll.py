@@ -12,12 +12,14 @@ one backward pass of the network as a sequence, chunk by chunk over coordinates.
 import dataclasses
 import functools
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from common.metrics import figure
 from torch_impl.problems import Task, value_and_gradient
 from torch_impl.tensors import State, Weights
 
@@ -161,6 +163,11 @@ def rollout(task: Task, network: Network, steps: int, lr: float = 1.0) -> np.nda
         position, _ = _one_step(task, network, position, lr)
         losses.append(position.loss)
     return torch.stack(losses).double().cpu().numpy()
+
+
+def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:
+    """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
+    return float(np.mean([figure(rollout(task, network, steps)[:-1], steps) for task in tasks]))
 
 
 def _one_step(task: Task, network: Network, at: Position, lr: float) -> tuple[Position, torch.Tensor]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.metrics import figure, headline, interval, number, r2, smooth, summarise, t_quantile, win_rate
+from common.metrics import figure, headline, interval, number, r2, smooth, summarise, t_quantile
 
 
 def run(optimizer="adam", seed=0, losses=(1.0, 2.0, 3.0, 4.0), **fields):
@@ -92,13 +92,6 @@ def test_smooth_by_hand():
     assert smooth(np.array([1.0, math.inf, 1.0, 1.0]), 2).tolist() == [1.0, math.inf, math.inf, 1.0]
     with pytest.raises(L2OError, match="window"):
         smooth(np.ones(3), 0)
-
-
-def test_win_rate_by_hand():
-    assert win_rate([1, 2, 3, 4], [2, 2, 2, 5]) == 0.625  # win, tie, loss, win
-    assert win_rate([1, math.nan, math.inf], [math.inf, math.inf, 1]) == 0.5
-    with pytest.raises(L2OError, match="same seeds"):
-        win_rate([1], [1, 2])
 
 
 def test_summarise_groups_and_sorts():

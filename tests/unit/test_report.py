@@ -81,7 +81,7 @@ def data(name="adam", mathml=MATH, text="c0 * m_tilde", **changes):
         )
         for c in (1, 5, 24)
     ]
-    front[2] = dataclasses.replace(front[2], chosen=True, tuned=True, rollout_loss=0.25)
+    front[2] = dataclasses.replace(front[2], chosen=True, rollout_loss=0.25)
     fields = {
         "title": name,
         "problem": name,
