@@ -6,11 +6,12 @@ Teachers and rules tune the multiplier on their update.
 """
 
 import dataclasses
+import functools
 import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +58,9 @@ def _evaluate(loaded: "dict[str, Source]", config: EvaluateConfig, folder: Path)
     from interchange.results import EvaluationRow, save_evaluation
     from torch_impl.tensors import CREATED_BY
 
+    run = functools.partial(_run, config)
     with Progress("tune", 0, quiet=config.quiet) as progress:
-        tuned = _tune(loaded, config, progress)
+        tuned = _tune(loaded, config, run, progress)
     jobs = {
         (text, horizon, number): (source, tuned[text].best(horizon), "test", number, horizon)
         for text, source in loaded.items()
@@ -66,7 +68,7 @@ def _evaluate(loaded: "dict[str, Source]", config: EvaluateConfig, folder: Path)
         for number in range(config.seeds)
     }
     with Progress("test", len(jobs), quiet=config.quiet) as progress:
-        rollouts = _run(list(jobs.values()), config, progress)
+        rollouts = run(list(jobs.values()), progress)
     times = time_optimizers(
         {text: (source, tuned[text].best(max(config.steps))) for text, source in loaded.items()}, config
     )
@@ -128,9 +130,12 @@ class Grid:
 
 
 Job = tuple["Source", float, str, int, int]
+Runner = Callable[[list[Job], Progress], "list[Rollout]"]
 
 
-def _tune(sources: "dict[str, Source]", config: EvaluateConfig, progress: Progress) -> dict[str, Grid]:
+def _tune(
+    sources: "dict[str, Source]", config: EvaluateConfig, run: Runner, progress: Progress
+) -> dict[str, Grid]:
     """A grid per optimizer, all of one size; an optimizer whose SPEC fixes lr has none."""
     specs = {text: source.spec for text, source in sources.items()}
     grids = {text: Grid(s.lr or s.middle, {}, config.steps) for text, s in specs.items()}
@@ -151,7 +156,7 @@ def _tune(sources: "dict[str, Source]", config: EvaluateConfig, progress: Progre
             for number in seeds
         ]
         progress.total += len(jobs)
-        results = iter(_run(jobs, config, progress))
+        results = iter(run(jobs, progress))
         for text, k in places:
             runs = [next(results) for _ in seeds]
             grids[text].figures[k] = [
@@ -164,7 +169,7 @@ def figure_or_inf(rollout: "Rollout", horizon: int) -> float:
     return float(figure(rollout.losses, horizon)) if len(rollout.losses) >= horizon else math.inf
 
 
-def _run(jobs: list[Job], config: EvaluateConfig, progress: Progress) -> "list[Rollout]":
+def _run(config: EvaluateConfig, jobs: list[Job], progress: Progress) -> "list[Rollout]":
     """The rollouts in the jobs' order; joblib keeps its worker processes between calls."""
     from joblib import Parallel, delayed
 
