@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from common.teachers import Teacher
+from common.teachers import TeacherRow
 
 Array = np.ndarray
 LossAndGradient = Callable[[Array, int], tuple[float, Array]]
@@ -81,13 +81,13 @@ def lstm_cell(
     return sigmoid(o) * np.tanh(c), c
 
 
-def zero_cells(teacher: Teacher, n: int) -> CellStates:
+def zero_cells(teacher: TeacherRow, n: int) -> CellStates:
     """(h, c) of every cell before the first step, zeros [N, H]."""
     return [(np.zeros((n, size)), np.zeros((n, size))) for size in teacher.lstm]
 
 
 def teacher_step(
-    teacher: Teacher, weights: Mapping[str, Array], x: Array, cells: CellStates
+    teacher: TeacherRow, weights: Mapping[str, Array], x: Array, cells: CellStates
 ) -> tuple[Array, CellStates]:
     """Network output [N] before ``scale``, and the new cells, for inputs x [N, F].
 
@@ -107,7 +107,7 @@ def teacher_step(
 
 
 def unroll(
-    teacher: Teacher,
+    teacher: TeacherRow,
     weights: Mapping[str, Array],
     theta: Array,
     loss_and_grad: LossAndGradient,

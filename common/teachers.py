@@ -18,7 +18,7 @@ from common.rng import rng
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
+class TeacherRow:
     """One row: inputs, network, output.
 
     Attributes:
@@ -77,7 +77,7 @@ class Teacher:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> "Teacher":
+    def from_dict(cls, row: dict[str, Any]) -> "TeacherRow":
         """The inverse of ``to_dict``; an unknown or missing field raises ``L2OError``."""
         known = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(row) - set(known))
@@ -93,14 +93,14 @@ class Teacher:
         return cls(**values)
 
 
-def _rows(*teachers: Teacher) -> dict[str, Teacher]:
+def _rows(*teachers: TeacherRow) -> dict[str, TeacherRow]:
     return {teacher.name: teacher for teacher in teachers}
 
 
-TEACHERS: Registry[Teacher] = Registry(
+TEACHERS: Registry[TeacherRow] = Registry(
     "teacher",
     _rows(
-        Teacher(
+        TeacherRow(
             name="rp_s",
             inputs=("m_tilde", "g_tilde"),
             pre=6,
@@ -108,14 +108,14 @@ TEACHERS: Registry[Teacher] = Registry(
             eps=1e-12,
             source="Zheng et al., Symbolic Learning to Optimize, ICLR 2022 (small RNNprop)",
         ),
-        Teacher(
+        TeacherRow(
             name="rnnprop",
             inputs=("m_tilde", "g_tilde"),
             pre=20,
             lstm=(20, 20),
             source="Lv et al. 2017; output scale 0.01 as in Chen et al. 2020",
         ),
-        Teacher(
+        TeacherRow(
             name="dm",
             inputs=("log_g", "clip_g"),
             lstm=(20, 20),
@@ -126,7 +126,7 @@ TEACHERS: Registry[Teacher] = Registry(
 )
 
 
-def initial_weights(teacher: Teacher, seed: int) -> dict[str, np.ndarray]:
+def initial_weights(teacher: TeacherRow, seed: int) -> dict[str, np.ndarray]:
     """Initial weights, float64: uniform(+-1/sqrt(H)), biases too, as torch and the ICLR code do.
 
     H is the hidden size for LSTM weights and the input width for linear layers.

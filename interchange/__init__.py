@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from interchange.results import EvaluationRow, load_evaluation, save_evaluation
     from interchange.rule import Rule
     from interchange.trajectories import Run, Trajectories, load_trajectories, save_trajectories
-    from interchange.weights import TeacherWeights, load_weights, save_weights
+    from interchange.weights import Teacher, load_weights, save_weights
 
 _HOMES = {
     "EvaluationRow": "results",
     "Rule": "rule",
     "Run": "trajectories",
-    "TeacherWeights": "weights",
+    "Teacher": "weights",
     "Trajectories": "trajectories",
     "load_checkpoint": "checkpoint",
     "load_evaluation": "results",
@@ -30,7 +30,7 @@ __all__ = [
     "EvaluationRow",
     "Rule",
     "Run",
-    "TeacherWeights",
+    "Teacher",
     "Trajectories",
     "load_checkpoint",
     "load_evaluation",

@@ -108,7 +108,7 @@ def _teacher(tree: Any, path: str) -> Iterator[str]:
     from interchange.weights import weights_from_tree
 
     found = weights_from_tree(tree, path)
-    for name, value in found.teacher.to_dict().items():
+    for name, value in found.row.to_dict().items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         yield f"  {name}: {shown}"
     yield from _arrays(found.weights)

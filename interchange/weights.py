@@ -1,6 +1,6 @@
 """Teacher weights, format ``l2o-teacher``: any backend loads what the other trained.
 
-Arrays by canonical name (``Teacher.weight_shapes``), LSTM gates in the order i, f, g, o with one bias;
+Arrays by canonical name (``TeacherRow.weight_shapes``), LSTM gates in the order i, f, g, o with one bias;
 each backend converts to its own order and layout.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from common.errors import L2OError
 from common.storage import canonical_json, loads_json
-from common.teachers import Teacher
+from common.teachers import TeacherRow
 from interchange.schema import TEACHER, validate
 from interchange.storage import read_hdf5, write_hdf5
 from interchange.walk import Tree
@@ -22,16 +22,16 @@ FILE_NAME = "teacher.h5"
 
 
 @dataclasses.dataclass(frozen=True)
-class TeacherWeights:
+class Teacher:
     """A teacher with its weights.
 
     Attributes:
-        weights: name -> array of shape ``teacher.weight_shapes()[name]``, float32 or float64.
+        weights: name -> array of shape ``row.weight_shapes()[name]``, float32 or float64.
         sha256: hash of the file's content.
         created_by: program and framework that wrote it.
     """
 
-    teacher: Teacher
+    row: TeacherRow
     weights: dict[str, np.ndarray]
     sha256: str
     created_by: str
@@ -39,11 +39,11 @@ class TeacherWeights:
     def __repr__(self) -> str:
         count = sum(array.size for array in self.weights.values())
         kinds = sorted({str(array.dtype) for array in self.weights.values()})
-        return f"TeacherWeights({self.teacher.name}, {count} weights, {'/'.join(kinds)}, {self.sha256[:12]})"
+        return f"Teacher({self.row.name}, {count} weights, {'/'.join(kinds)}, {self.sha256[:12]})"
 
 
 def save_weights(
-    path: str | os.PathLike[str], teacher: Teacher, weights: dict[str, np.ndarray], created_by: str
+    path: str | os.PathLike[str], teacher: TeacherRow, weights: dict[str, np.ndarray], created_by: str
 ) -> str:
     """Write a teacher's weights (float32 or float64, kept as given) and return the file's SHA-256.
 
@@ -66,7 +66,7 @@ def save_weights(
     return write_hdf5(path, tree, TEACHER.format, TEACHER.version)
 
 
-def load_weights(path: str | os.PathLike[str]) -> TeacherWeights:
+def load_weights(path: str | os.PathLike[str]) -> Teacher:
     """Read what ``save_weights`` wrote; a run folder stands for its ``teacher.h5``.
 
     Raises:
@@ -77,7 +77,7 @@ def load_weights(path: str | os.PathLike[str]) -> TeacherWeights:
     return weights_from_tree(tree, path)
 
 
-def weights_from_tree(tree: Tree, path: str | os.PathLike[str]) -> TeacherWeights:
+def weights_from_tree(tree: Tree, path: str | os.PathLike[str]) -> Teacher:
     """The weights in a tree that ``read_hdf5`` returned; ``path`` is for messages."""
     validate(tree, TEACHER, path)
     root = tree.attributes[""]
@@ -85,18 +85,18 @@ def weights_from_tree(tree: Tree, path: str | os.PathLike[str]) -> TeacherWeight
     teacher = _teacher(path, row)
     _check(path, teacher, tree.arrays)
     weights = {name: tree.arrays[name] for name in teacher.weight_shapes()}
-    return TeacherWeights(teacher, weights, tree.sha256, root["created_by"])
+    return Teacher(teacher, weights, tree.sha256, root["created_by"])
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
     return Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
 
 
-def _teacher(path: object, row: object) -> Teacher:
+def _teacher(path: object, row: object) -> TeacherRow:
     try:
         if not isinstance(row, dict) or not all(isinstance(row.get(key), list) for key in ("inputs", "lstm")):
             raise L2OError("inputs and lstm must be lists")
-        teacher = Teacher.from_dict(row)
+        teacher = TeacherRow.from_dict(row)
         numbers = (teacher.scale, teacher.beta1, teacher.beta2, teacher.eps, teacher.p)
         if not all(isinstance(number, (int, float)) for number in numbers) or type(teacher.pre) is not int:
             raise L2OError("scale, betas, eps, p and pre must be numbers")
@@ -110,7 +110,7 @@ def _teacher(path: object, row: object) -> Teacher:
     return teacher
 
 
-def _check(path: object, teacher: Teacher, arrays: dict[str, np.ndarray]) -> None:
+def _check(path: object, teacher: TeacherRow, arrays: dict[str, np.ndarray]) -> None:
     shapes = teacher.weight_shapes()
     if set(arrays) != set(shapes):
         missing = sorted(set(shapes) - set(arrays)) or "none"

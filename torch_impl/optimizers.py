@@ -9,7 +9,7 @@ import torch
 
 from common.errors import L2OError
 from interchange.rule import Rule
-from interchange.weights import TeacherWeights, load_weights
+from interchange.weights import Teacher, load_weights
 from torch_impl.symbolic import lower
 from torch_impl.teachers import TeacherNetwork
 
@@ -199,7 +199,7 @@ class LearnedOptimizer(_CoordinateOptimizer):
 
     Args:
         params: as for any torch optimizer.
-        teacher: a run folder, a ``teacher.h5`` file, or ``TeacherWeights``.
+        teacher: a run folder, a ``teacher.h5`` file, or ``Teacher``.
         lr: multiplier on the teacher's update.
         weight_decay, maximize, nonfinite: as for ``SymbolicOptimizer``.
 
@@ -209,14 +209,14 @@ class LearnedOptimizer(_CoordinateOptimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        teacher: TeacherWeights | str | os.PathLike[str],
+        teacher: Teacher | str | os.PathLike[str],
         lr: float | torch.Tensor = 1.0,
         *,
         weight_decay: float = 0.0,
         maximize: bool = False,
         nonfinite: NonFinite = "skip",
     ) -> None:
-        self._given = teacher if isinstance(teacher, TeacherWeights) else load_weights(teacher)
+        self._given = teacher if isinstance(teacher, Teacher) else load_weights(teacher)
         self._networks: dict[tuple[torch.dtype, torch.device], TeacherNetwork] = {}
         super().__init__(params, lr, weight_decay, maximize, nonfinite)
 
@@ -231,7 +231,7 @@ class LearnedOptimizer(_CoordinateOptimizer):
     def _network(self, p: torch.Tensor) -> TeacherNetwork:
         key = (p.dtype, p.device)
         if key not in self._networks:
-            self._networks[key] = TeacherNetwork(self._given.teacher, self._given.weights, *key)
+            self._networks[key] = TeacherNetwork(self._given.row, self._given.weights, *key)
         return self._networks[key]
 
     def _zero_state(self, p: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -107,8 +107,8 @@ def _record_one(
         given = source.loaded.features
         expressions = {n: to_text(given[n]) if n in given else "g" for n in network.features.names}
     elif source.loaded is not None:
-        network = TeacherNetwork(source.loaded.teacher, source.loaded.weights, theta.dtype, config.device)
-        expressions = source.loaded.teacher.expressions()
+        network = TeacherNetwork(source.loaded.row, source.loaded.weights, theta.dtype, config.device)
+        expressions = source.loaded.row.expressions()
     else:
         network, expressions = None, {"g": "g"}
         lr = source.spec.lr or source.spec.middle

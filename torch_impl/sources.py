@@ -9,7 +9,7 @@ import torch
 from common.baselines import Spec
 from common.errors import L2OError
 from interchange.rule import Rule
-from interchange.weights import TeacherWeights, load_weights
+from interchange.weights import Teacher, load_weights
 from torch_impl import baselines
 from torch_impl.optimizers import LearnedOptimizer, SymbolicOptimizer
 
@@ -19,7 +19,7 @@ class Source:
     """A SPEC with its file read: what can be run again and again with other learning rates."""
 
     spec: Spec
-    loaded: TeacherWeights | Rule | None
+    loaded: Teacher | Rule | None
 
     @property
     def sha256(self) -> str:
@@ -30,7 +30,7 @@ class Source:
         """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update."""
         if isinstance(self.loaded, Rule):
             return SymbolicOptimizer(params, self.loaded, lr)
-        if isinstance(self.loaded, TeacherWeights):
+        if isinstance(self.loaded, Teacher):
             return LearnedOptimizer(params, self.loaded, lr)
         return baselines.make(self.spec.target, params, lr, self.spec.options)
 
@@ -38,8 +38,8 @@ class Source:
         """What it is, JSON-ready: the teacher's row, the rule, or the baseline's options."""
         if isinstance(self.loaded, Rule):
             return {"rule": self.loaded.name, "constants": self.loaded.constants}
-        if isinstance(self.loaded, TeacherWeights):
-            return self.loaded.teacher.to_dict()
+        if isinstance(self.loaded, Teacher):
+            return self.loaded.row.to_dict()
         return {"name": self.spec.target, "lr": self.spec.lr or self.spec.middle, **self.spec.options}
 
 

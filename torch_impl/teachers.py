@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common.teachers import Teacher
+from common.teachers import TeacherRow
 from torch_impl.features import FeatureStream
 from torch_impl.tensors import State, Weights
 
@@ -20,12 +20,12 @@ class TeacherNetwork:
 
     Args:
         teacher: the row.
-        weights: arrays by canonical name (``Teacher.weight_shapes``).
+        weights: arrays by canonical name (``TeacherRow.weight_shapes``).
     """
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: TeacherRow,
         weights: Mapping[str, np.ndarray],
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",

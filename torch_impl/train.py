@@ -11,7 +11,7 @@ import numpy as np
 from common.cli import run as run_command
 from common.config import TrainConfig, from_dict
 from common.errors import L2OError
-from common.teachers import TEACHERS, Teacher, initial_weights
+from common.teachers import TEACHERS, TeacherRow, initial_weights
 
 if TYPE_CHECKING:
     from torch_impl.meta import Tasks
@@ -29,7 +29,7 @@ class Run:
     """
 
     folder: Path
-    teacher: Teacher
+    teacher: TeacherRow
     weights: dict[str, np.ndarray]
     history: list[dict[str, Any]]
     exit_code: int = 0
@@ -70,10 +70,10 @@ def train(config: TrainConfig, tasks: "Tasks | None" = None) -> Run:
     weights = initial_weights(teacher, config.seed)
     if config.init and not (config.resume and has_checkpoint(folder.path)):
         given_weights = load_weights(config.init)
-        if given_weights.teacher != teacher:
+        if given_weights.row != teacher:
             raise L2OError(
-                f"--init {config.init}: expected a {teacher.name} teacher, got {given_weights.teacher.name}; "
-                f"add --teacher {given_weights.teacher.name}"
+                f"--init {config.init}: expected a {teacher.name} teacher, got {given_weights.row.name}; "
+                f"add --teacher {given_weights.row.name}"
             )
         weights = given_weights.weights
     network = TeacherNetwork(teacher, weights, DTYPES[config.dtype], device)

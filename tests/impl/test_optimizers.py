@@ -14,7 +14,7 @@ from common.errors import L2OError
 from common.problems import PROBLEMS, Instance
 from common.teachers import TEACHERS, initial_weights
 from interchange.rule import Rule
-from interchange.weights import TeacherWeights, save_weights
+from interchange.weights import Teacher, save_weights
 
 torch = pytest.importorskip("torch")
 
@@ -38,9 +38,9 @@ RULE = Rule.from_text(
 )
 
 
-def teacher_weights(name: str) -> TeacherWeights:
+def teacher_weights(name: str) -> Teacher:
     weights = {key: 2.0 * w for key, w in initial_weights(TEACHERS[name], 1).items()}
-    return TeacherWeights(TEACHERS[name], weights, "0" * 64, "test")
+    return Teacher(TEACHERS[name], weights, "0" * 64, "test")
 
 
 OPTIMIZERS = {
@@ -102,7 +102,7 @@ def test_losses_equal_the_functional_rollout(name, lr):
         network = RuleNetwork(RULE)
     else:
         given = teacher_weights(name)
-        network = TeacherNetwork(given.teacher, given.weights, torch.float64)
+        network = TeacherNetwork(given.row, given.weights, torch.float64)
     params = [torch.nn.Parameter(p.clone()) for p in unflatten(task.initial(), task.shapes)]
     optimizer, losses = OPTIMIZERS[name](params, lr=lr), []
     for step in range(31):
@@ -395,7 +395,7 @@ def test_no_parameters_is_torchs_own_error():
 def test_rules_and_teachers_are_read_from_their_files(tmp_path):
     RULE.save(tmp_path / "rule.json")
     given = teacher_weights("rp_s")
-    save_weights(tmp_path / "teacher.h5", given.teacher, given.weights, "test")
+    save_weights(tmp_path / "teacher.h5", given.row, given.weights, "test")
     for from_file, direct in (
         (lambda p: SymbolicOptimizer(p, str(tmp_path / "rule.json")), OPTIMIZERS["rule"]),
         (lambda p: LearnedOptimizer(p, tmp_path / "teacher.h5"), OPTIMIZERS["rp_s"]),

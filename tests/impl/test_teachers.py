@@ -9,7 +9,7 @@ import pytest
 from common import reference
 from common.features import FEATURES
 from common.problems import PROBLEMS, Instance
-from common.teachers import TEACHERS, Teacher, initial_weights
+from common.teachers import TEACHERS, TeacherRow, initial_weights
 
 torch = pytest.importorskip("torch")
 
@@ -20,7 +20,7 @@ from torch_impl.teachers import TeacherNetwork, lstm_cell  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
-DM_RAW = Teacher(name="dm_raw", inputs=("g",), lstm=(20, 20), output="linear")
+DM_RAW = TeacherRow(name="dm_raw", inputs=("g",), lstm=(20, 20), output="linear")
 
 
 def gradients(steps: int = 25, n: int = 40) -> np.ndarray:
@@ -29,14 +29,14 @@ def gradients(steps: int = 25, n: int = 40) -> np.ndarray:
     return generator.normal(size=(steps, n)) * np.r_[0.0, 10.0 ** np.linspace(-6, 3, n - 1)]
 
 
-def oracle_features(teacher: Teacher, g: np.ndarray) -> np.ndarray:
+def oracle_features(teacher: TeacherRow, g: np.ndarray) -> np.ndarray:
     """Features [T, F, N] by the oracle."""
     stream = reference.Features(teacher.beta1, teacher.beta2, teacher.eps, teacher.p)
     rows = [stream.step(row) for row in g]
     return np.stack([np.stack([row[name] for name in teacher.inputs]) for row in rows])
 
 
-def run_features(teacher: Teacher, g: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+def run_features(teacher: TeacherRow, g: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     stream = FeatureStream(teacher.expressions())
     state, out = stream.initial_state(torch.zeros(g.shape[1], dtype=dtype)), []
     for t, row in enumerate(g, 1):
@@ -107,7 +107,7 @@ def test_feature_streams_of_a_teacher_equal_the_oracle(name, dtype, tolerance):
 def test_every_feature_equals_the_oracle_at_unusual_settings(feature, dtype, tolerance):
     """Distinct settings, so that no two of them can be swapped; relative to each coordinate's size."""
     g = gradients()
-    teacher = Teacher("probe", (feature,), (3,), beta1=0.8, beta2=0.97, eps=1e-6, p=4.0)
+    teacher = TeacherRow("probe", (feature,), (3,), beta1=0.8, beta2=0.97, eps=1e-6, p=4.0)
     got, expected = run_features(teacher, g, dtype)[:, 0], oracle_features(teacher, g)[:, 0]
     size = np.maximum(np.abs(expected).max(axis=0), 1e-300)
     np.testing.assert_allclose(got / size, expected / size, rtol=tolerance, atol=tolerance)

@@ -17,7 +17,7 @@ from common.errors import L2OError
 from common.features import ALIASES, FEATURES
 from common.problems import PROBLEMS, Instance, parameter_specs
 from common.registry import Registry
-from common.teachers import TEACHERS, Teacher, initial_weights
+from common.teachers import TEACHERS, TeacherRow, initial_weights
 from interchange.emit import TARGETS
 from interchange.expression import to_text
 from interchange.operators import OPERATORS, TEMPORAL
@@ -92,7 +92,7 @@ def test_a_teacher_is_complete(name):
     assert list(row.expressions()) == list(row.inputs)
     for text in row.expressions().values():
         parse(text, {"g", "t"})
-    assert Teacher.from_dict(row.to_dict()) == row
+    assert TeacherRow.from_dict(row.to_dict()) == row
     weights = initial_weights(row, seed=1)
     assert {key: value.shape for key, value in weights.items()} == row.weight_shapes()
 

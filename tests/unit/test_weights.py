@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import L2OError
 from common.storage import canonical_json
-from common.teachers import TEACHERS, Teacher, initial_weights
+from common.teachers import TEACHERS, TeacherRow, initial_weights
 from interchange import inspect
 from interchange.weights import load_weights, save_weights
 
@@ -21,7 +21,7 @@ def test_round_trip(tmp_path, name, dtype):
     weights = {key: array.astype(dtype) for key, array in initial_weights(teacher, 1).items()}
     digest = save_weights(tmp_path / "t.h5", teacher, weights, "torch_impl 1.0, torch 2.13")
     found = load_weights(tmp_path / "t.h5")
-    assert found.teacher == teacher and found.sha256 == digest
+    assert found.row == teacher and found.sha256 == digest
     assert found.created_by == "torch_impl 1.0, torch 2.13"
     assert list(found.weights) == list(teacher.weight_shapes())
     for key, array in weights.items():
@@ -34,7 +34,7 @@ def test_a_run_folder_stands_for_its_teacher(tmp_path):
     teacher = TEACHERS["rp_s"]
     save_weights(tmp_path, teacher, initial_weights(teacher, 0), "x")
     assert (tmp_path / "teacher.h5").is_file()
-    assert load_weights(str(tmp_path)).teacher.name == "rp_s"
+    assert load_weights(str(tmp_path)).row.name == "rp_s"
     with pytest.raises(L2OError, match=r"cannot read .*other"):
         load_weights(tmp_path / "other")
     (tmp_path / "other").mkdir()
@@ -53,7 +53,7 @@ def test_exact_fields_survive(tmp_path):
         TEACHERS["rp_s"], eps=1e-300, beta1=0.1 + 0.2, name="ünï", source="two\nlines"
     )
     save_weights(tmp_path / "t.h5", teacher, initial_weights(teacher, 0), "x")
-    assert load_weights(tmp_path / "t.h5").teacher == teacher
+    assert load_weights(tmp_path / "t.h5").row == teacher
 
 
 @pytest.mark.parametrize(
@@ -173,4 +173,4 @@ def test_the_row_is_plain_json(tmp_path):
     with h5py.File(tmp_path / "t.h5") as file:
         row = json.loads(file.attrs["teacher_json"])
         assert file["lstm_0/w_hidden"].shape == (28, 7)
-    assert Teacher.from_dict(row) == TEACHERS["rp_s"]
+    assert TeacherRow.from_dict(row) == TEACHERS["rp_s"]
