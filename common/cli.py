@@ -68,7 +68,7 @@ def _help(field: dataclasses.Field, choices: Callable[[], Any] | None) -> str:
     if choices:
         text += ": " + ", ".join(choices())
     default = field.default
-    if default not in ("", False, dataclasses.MISSING):
+    if default not in ("", (), False, dataclasses.MISSING):
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text += f" (default {shown})"
     return text.replace("%", "%%")

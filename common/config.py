@@ -13,11 +13,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
+from common.datasets import Split
 from common.errors import L2OError
 from common.problems import PROBLEMS
-from common.teachers import TEACHERS
+from common.teachers import INITIAL_WEIGHTS, TEACHERS
 
 Config = TypeVar("Config")
 
@@ -68,6 +69,8 @@ class OnProblem(Common):
     # "" stands in the configuration of a run on tasks of the caller's own.
     problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS, empty=True)
     batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
+    dataset: str = option("", "data instead of the problem's: a data set, synthetic, or an .npz of your own")
+    start: str = option("", "start from the parameters an optimize run ended with (transfer learning)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,11 +95,25 @@ class MetaLoop(OnProblem):
 class TrainConfig(MetaLoop):
     """Meta-training of a teacher (MATH.md section 2)."""
 
-    teacher: str = option("rp_s", "row of the teacher table", choices=lambda: TEACHERS)
+    teacher: str = option(
+        "",
+        "row of the teacher table; rp_s, or that of --init, if not given",
+        choices=lambda: TEACHERS,
+        empty=True,
+    )
+    inputs: str = option("", "features instead of the row's own, such as mt+gt+mom5+mom99")
+    scale: float = option(0.0, "output scale instead of the row's own (0: the row's)", low=0)
+    weights: str = option(
+        "uniform", "initial weights: as the ICLR code's or Lv et al.'s", choices=lambda: INITIAL_WEIGHTS
+    )
     coordinates: float = option(
         1.0, "share of coordinates in the meta-gradient, drawn anew per unroll", above=0, high=1
     )
-    init: str = option("", "start from the teacher of this run or file (fine-tuning)")
+    random_scaling: float = option(
+        0.0, "r: coordinates rescaled by exp(U(-r, r)) each; Lv et al. use 3 (0: none)", low=0, high=20
+    )
+    convex: bool = option(False, "add a convex function of 20 coordinates to the loss (Lv et al. 2017)")
+    init: str = option("", "start from the teacher of this run or file, or a shipped one (fine-tuning)")
     resume: str = option("", "go on with this interrupted run")
     checkpoint_seconds: float = option(30.0, "seconds between checkpoints", low=0)
 
@@ -134,6 +151,16 @@ class RecordConfig(OnProblem):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizeConfig(OnProblem):
+    """Plain training of optimizees."""
+
+    optimizer: str = option("", "teacher:RUN, rule:FILE or a baseline such as adam:lr=0.01")
+    steps: int = option(200, "steps of a run", low=1)
+    runs: int = option(1, "runs, each on a fresh optimizee", low=1)
+    split: str = option("meta_train", "part of the data", choices=lambda: get_args(Split))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectConfig(OnProblem):
     """Choice from a Pareto front by rolling the candidates out."""
 
@@ -150,6 +177,10 @@ class EvaluateConfig(OnProblem):
         ("all",), "name[:key=value,...], teacher:RUN, rule:FILE, front:FOLDER, or all for every baseline"
     )
     steps: tuple[int, ...] = option((200,), "horizons; the longest is run, each is tuned for", low=1)
+    split: str = option("evaluation", "part of the data", choices=lambda: get_args(Split))
+    start_scale: float = option(
+        0.0, "r: initial values multiplied by exp(U(-r, r)), one draw per coordinate", low=0, high=20
+    )
     seeds: int = option(5, "test seeds", low=1)
     validation_seeds: int = option(3, "validation seeds for the choice of the learning rate", low=1)
     trials: int = option(7, "learning rates tried per optimizer, factor 2 apart (0: no tuning)", low=0)

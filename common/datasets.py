@@ -1,59 +1,89 @@
 """Data sets read from local files; nothing is ever downloaded.
 
-``digits`` (1,797 images of 8x8, from scikit-learn's own package) is embedded and the default.
-``mnist`` is read from ``--data-dir`` or ``$L2O_DATA``, as Keras' ``mnist.npz`` or as the four IDX
-files, plain or gzipped. Half A / half B of the training images are fixed by a seed of their own.
+``digits`` (1,797 images of 8x8, from scikit-learn's own package) is embedded and the default. The others
+are looked for in ``--data-dir`` or ``$L2O_DATA``: MNIST and Fashion-MNIST as Keras npz or the four IDX files
+(plain or gzipped), CIFAR as Keras npz or the files of the binary version. ``synthetic`` needs no file, and
+any ``.npz`` of the user's own may stand for a name.
 """
 
 import dataclasses
 import functools
-import gzip
-import os
-import struct
-import tokenize
-import zipfile
-import zlib
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from common import dataset_files as files
 from common.errors import L2OError
 from common.registry import Registry
 from common.rng import rng
 
-_IDX_IMAGES, _IDX_LABELS = 2051, 2049
-_MNIST_IDX = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+Split = Literal["meta_train", "evaluation", "train", "validation", "test", "test_a"]
+_LARGEST = 100_000  # numbers of a synthetic image; there are 2,500
+_SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})x(\d{1,3}):(\d{1,4})")
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Images [n, h, w, c] float32, labels [n] int64, for training and test."""
+    """Images [n, h, w, c] as stored (bytes, mostly), labels [n] int64, for training and test.
+
+    Attributes:
+        divisor, offset, spread: images are used as (x / divisor - offset) / spread (MATH.md section 6).
+    """
 
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
+    divisor: float = 1.0
+    offset: float = 0.0
+    spread: float = 1.0
 
-    def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """``meta_train`` (half A of the training images), ``evaluation`` (half B) or ``test``."""
-        if name == "test":
-            return self.x_test, self.y_test
-        return self._halves[name]
+    def normalised(self, images: np.ndarray) -> np.ndarray:
+        """Stored images as the float32 a network sees."""
+        one = np.float32
+        return (images.astype(one) / one(self.divisor) - one(self.offset)) / one(self.spread)
+
+    def split(self, name: Split, class_halves: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Images as stored, and labels, of one part of the data.
+
+        ``meta_train`` and ``evaluation`` are half A and half B of the training images, drawn once for all;
+        ``validation`` is another tenth of them and ``train`` the rest; ``test`` the test images. With
+        ``class_halves`` the two halves are the first and the second half of the classes instead, labels from
+        0 in both; then ``train``, ``validation`` and ``test`` hold the second half of the classes, ``test_a``
+        the first.
+        """
+        key = (name, class_halves)
+        if key not in self._parts:
+            self._parts[key] = self._part(name, class_halves)
+        return self._parts[key]
 
     @functools.cached_property
-    def _halves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        order = rng(0, "halves").permutation(len(self.y_train))
-        middle = len(order) // 2
-        return {
-            "meta_train": (self.x_train[order[:middle]], self.y_train[order[:middle]]),
-            "evaluation": (self.x_train[order[middle:]], self.y_train[order[middle:]]),
-        }
+    def _parts(self) -> dict[tuple[str, bool], tuple[np.ndarray, np.ndarray]]:
+        return {}
+
+    def _part(self, name: Split, class_halves: bool) -> tuple[np.ndarray, np.ndarray]:
+        test = name in ("test", "test_a")
+        x, y = (self.x_test, self.y_test) if test else (self.x_train, self.y_train)
+        if name in ("train", "validation"):
+            order = rng(0, "validation").permutation(len(y))
+            held = len(y) // 10
+            rows = order[:held] if name == "validation" else order[held:]
+        elif test or class_halves:
+            rows = np.arange(len(y))
+        else:
+            order = rng(0, "halves").permutation(len(y))
+            rows = order[: len(y) // 2] if name == "meta_train" else order[len(y) // 2 :]
+        low = 0
+        if class_halves:
+            classes = (int(self.y_train.max()) + 1) // 2
+            low = 0 if name in ("meta_train", "test_a") else classes
+            rows = rows[(y[rows] >= low) & (y[rows] < low + classes)]
+        if not len(rows):
+            raise L2OError(f"split {name}: expected images, got none; take more data or another split")
+        return (x, y) if len(rows) == len(y) and test else (x[rows], y[rows] - low)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,111 +101,104 @@ def _digits(data_dir: str) -> Dataset:
     del data_dir  # embedded
     images, labels = load_digits(return_X_y=True)
     order = rng(0, "digits").permutation(len(labels))
-    x = (images[order] / 16.0 - 0.5).astype(np.float32).reshape(-1, 8, 8, 1)
+    x = images[order].astype(np.uint8).reshape(-1, 8, 8, 1)
     y = labels[order].astype(np.int64)
-    return Dataset(x[:1500], y[:1500], x[1500:], y[1500:])
+    return Dataset(x[:1500], y[:1500], x[1500:], y[1500:], 16.0, 0.5)
 
 
-def _find(names: tuple[str, ...], data_dir: str) -> Path | None:
-    """The first folder that holds all ``names``, each plain or with ``.gz``."""
-    for folder in _folders(data_dir):
-        if all((folder / n).is_file() or (folder / f"{n}.gz").is_file() for n in names):
-            return folder
-    return None
+def _stored(name: str, shape: tuple[int, int, int], classes: int, spread: float) -> Source:
+    def read(data_dir: str) -> Dataset:
+        folder, arrays = files.read(name, data_dir)
+        where = f"data set {name!r} in {folder}"
+        if any(images.dtype.kind == "f" for images in arrays[::2]):
+            raise L2OError(f"{where}: expected images of bytes, got floats; use the original files")
+        checked = (files.checked(*pair, shape, classes, where) for pair in (arrays[:2], arrays[2:]))
+        return Dataset(*(array for pair in checked for array in pair), 255.0, 0.5, spread)
 
-
-def _folders(data_dir: str) -> list[Path]:
-    given = [data_dir] if data_dir else [os.environ["L2O_DATA"]] if os.environ.get("L2O_DATA") else []
-    return [Path(folder) / sub for folder in given for sub in (".", "mnist", "MNIST/raw")]
-
-
-def _read_idx(path: Path, magic: int) -> np.ndarray:
-    path = path if path.is_file() else path.with_name(path.name + ".gz")
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        rank = magic & 0xFF
-        header = struct.unpack_from(f">{rank + 1}I", raw)
-        shape = header[1:]
-        if header[0] != magic or len(raw) != 4 * (rank + 1) + int(np.prod(shape)):
-            raise ValueError(f"magic {header[0]}, shape {shape}, {len(raw)} bytes")
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        raise L2OError(
-            f"{path}: expected an IDX file with magic number {magic}, got a broken one ({error}); "
-            "copy the file again"
-        ) from None
-    return np.frombuffer(raw, np.uint8, offset=4 * (rank + 1)).reshape(shape)
-
-
-def _read_npz(path: Path) -> tuple[np.ndarray, ...]:
-    keys = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            missing = [key for key in keys if key not in archive]
-            if missing:
-                raise ValueError(f"no array {missing[0]!r}")
-            return tuple(archive[key] for key in keys)
-    # All that NumPy and zipfile raise on a damaged archive.
-    except (
-        OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
-        tokenize.TokenError,
-    ) as error:  # fmt: skip
-        raise L2OError(
-            f"{path}: expected a Keras npz with the arrays {', '.join(keys)}, got a broken or other file "
-            f"({type(error).__name__}: {error}); copy the file again"
-        ) from None
-
-
-def _mnist(data_dir: str) -> Dataset:
-    if folder := _find(("mnist.npz",), data_dir):
-        arrays = _read_npz(folder / "mnist.npz")
-    elif folder := _find(_MNIST_IDX, data_dir):
-        magics = (_IDX_IMAGES, _IDX_LABELS) * 2
-        arrays = tuple(
-            _read_idx(folder / name, magic) for name, magic in zip(_MNIST_IDX, magics, strict=True)
-        )
-    else:
-        looked = ", ".join(map(str, _folders(data_dir))) or "nowhere: no folder was given"
-        raise L2OError(
-            f"data set 'mnist' not found (looked in {looked}); put mnist.npz (Keras) or the four "
-            f"files {_MNIST_IDX[0]}[.gz] ... into a folder and name it with --data-dir or $L2O_DATA"
-        )
-    x_train, y_train, x_test, y_test = arrays
-    for x, y in ((x_train, y_train), (x_test, y_test)):
-        if x.shape[1:] != (28, 28) or y.shape != x.shape[:1]:
-            raise L2OError(
-                f"data set 'mnist' in {folder}: expected images [n, 28, 28] and labels [n], got "
-                f"{x.shape} and {y.shape}; use the original files"
-            )
-        if y.size and not 0 <= y.min() <= y.max() <= 9:
-            raise L2OError(
-                f"data set 'mnist' in {folder}: expected labels 0 to 9, got {y.min()} to {y.max()}; "
-                "use the original files"
-            )
-    return Dataset(
-        *(
-            array
-            for x, y in ((x_train, y_train), (x_test, y_test))
-            for array in (
-                (x.astype(np.float32) / 255.0 - 0.5)[..., None],
-                y.astype(np.int64),
-            )
-        )
-    )
+    return Source(shape, classes, read)
 
 
 DATASETS: Registry[Source] = Registry(
     "data set",
     {
         "digits": Source((8, 8, 1), 10, _digits),
-        "mnist": Source((28, 28, 1), 10, _mnist),
+        "mnist": _stored("mnist", (28, 28, 1), 10, 1.0),
+        "fashion-mnist": _stored("fashion-mnist", (28, 28, 1), 10, 1.0),
+        "cifar10": _stored("cifar10", (32, 32, 3), 10, 0.5),
+        "cifar100": _stored("cifar100", (32, 32, 3), 100, 0.5),
     },
 )
+
+
+def source(name: str) -> Source:
+    """The data set called ``name``: a row, ``synthetic:HxWxC:CLASSES``, or the path of an ``.npz``."""
+    if name.endswith(".npz"):
+        whole = _own(name)
+        return Source(whole.x_train.shape[1:], int(whole.y_train.max()) + 1, lambda data_dir: whole)
+    if found := _SYNTHETIC.fullmatch(name):
+        height, width, channels, classes = map(int, found.groups())
+        shape = (height, width, channels)
+        if not 0 < height * width * channels <= _LARGEST or classes < 2:
+            raise L2OError(
+                f"data set {name!r}: expected 2 or more classes and up to {_LARGEST} numbers an image, got "
+                f"{classes} and {height * width * channels}"
+            )
+        return Source(shape, classes, lambda data_dir: _synthetic(shape, classes))
+    try:
+        return DATASETS[name]
+    except L2OError as error:
+        raise L2OError(f"{error}, synthetic, or an .npz file") from None
+
+
+def instead_of(name: str, replacement: str) -> str:
+    """The name of the data set ``replacement`` in the place of ``name``: ``synthetic`` takes its shape."""
+    if replacement != "synthetic":
+        source(replacement)  # an unknown one is refused here
+        return replacement
+    row = source(name)
+    return "synthetic:{}x{}x{}:{}".format(*row.image_shape, row.num_classes)
+
+
+def _synthetic(shape: tuple[int, int, int], classes: int) -> Dataset:
+    """2,000 and 500 images: one normal pattern per class, and as much normal noise."""
+    patterns = rng(0, "synthetic").normal(0.0, 0.25, (classes, *shape))
+    parts = []
+    for stream, rows in enumerate((2000, 500)):
+        labels = np.arange(rows) % classes
+        noise = rng(0, "synthetic_noise", stream).normal(0.0, 0.25, (rows, *shape))
+        parts += [(patterns[labels] + noise).astype(np.float32), labels.astype(np.int64)]
+    return Dataset(*parts)
+
+
+@functools.lru_cache(maxsize=2)
+def _own(path: str) -> Dataset:
+    """A user's own npz: bytes are used as x / 255 - 0.5, floats as they are.
+
+    Arrays ``x_train, y_train, x_test, y_test``, or ``x, y``, whose last fifth then is the test; images
+    [n, h, w, c], [n, h, w] or [n, features]; labels integers from 0.
+    """
+    arrays = files.read_npz(Path(path), files.KEYS, ("x", "y"))
+    if len(arrays) == 2:
+        x, y = arrays
+        at = len(x) - len(x) // 5
+        arrays = (x[:at], y[:at], x[at:], y[at:])
+    kinds = [x.dtype.name for x in arrays[::2]]
+    if set(kinds) != {"uint8"} and any(x.dtype.kind != "f" for x in arrays[::2]):
+        shown = " and ".join(kinds)
+        raise L2OError(f"{path}: expected images all of bytes or all of floats, got {shown}; convert them")
+    shape = files.image_shape(arrays[0], path)
+    classes = int(arrays[1].max()) + 1 if arrays[1].size and arrays[1].dtype.kind in "iu" else 1
+    if arrays[1].dtype.kind in "iu" and not 1 < classes <= max(len(arrays[0]), 2):
+        raise L2OError(
+            f"{path}: expected labels 0, 1, ... of 2 or more classes and no more than images, got them up to "
+            f"{classes - 1} for {len(arrays[0])} images; renumber them"
+        )
+    pairs = [files.checked(*pair, shape, classes, path) for pair in (arrays[:2], arrays[2:])]
+    scaling = (255.0, 0.5) if arrays[0].dtype == np.uint8 else ()
+    return Dataset(*pairs[0], *pairs[1], *scaling)
 
 
 @functools.lru_cache(maxsize=4)
 def load(name: str, data_dir: str = "") -> Dataset:
     """The data set called ``name``; missing or broken files raise ``L2OError`` with the remedy."""
-    return DATASETS[name].read(data_dir)
+    return source(name).read(data_dir)

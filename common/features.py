@@ -7,6 +7,7 @@ the teacher's row, so nothing is a hidden constant. Sources: Lv et al. 2017 (``m
 ``g_tilde``), Andrychowicz et al. 2016 (``log_g``, ``clip_g``), the ICLR 2022 code (the rest).
 """
 
+from common.errors import L2OError
 from common.registry import Registry
 
 FEATURES: Registry[str] = Registry(
@@ -26,11 +27,22 @@ FEATURES: Registry[str] = Registry(
         "m_p2": "ema(g, {beta1}) / (powabs(ema_hat(powabs(g, 2.0), {beta2}), 0.5) + 1e-08)",
         "m_p2_5": "ema(g, {beta1}) / (powabs(ema_hat(powabs(g, 2.5), {beta2}), 0.4) + 1e-08)",
         "m_p3": "ema(g, {beta1}) / (powabs(ema_hat(powabs(g, 3.0), {beta2}), 1.0 / 3.0) + 1e-08)",
+        "m_p4": "ema(g, {beta1}) / (powabs(ema_hat(powabs(g, 4.0), {beta2}), 0.25) + 1e-08)",
         "t_1000": "t / 1000.0",
     },
 )
 
 ALIASES = {"mt": "m_tilde", "gt": "g_tilde"}
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The features of a list such as ``mt+gt+mom5``, aliases resolved; unknown or repeated: ``L2OError``."""
+    found = tuple(ALIASES.get(name, name) for name in map(str.strip, text.split("+")))
+    for name in found:
+        FEATURES[name]  # an unknown name raises, listing the known ones
+        if found.count(name) > 1:
+            raise L2OError(f"inputs {text!r}: expected each feature once, got {name} twice; leave one out")
+    return found
 
 
 def expression(name: str, *, beta1: float, beta2: float, eps: float, p: float) -> str:

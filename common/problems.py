@@ -1,32 +1,21 @@
-"""The table of optimizees: layers, loss, batch, initial values and data, with no framework.
+"""The table of optimizees: layers or a function, batch, initial values and data, with no framework.
 
 A row is declarative; ``Instance`` pairs it with a seed and a data split and hands out initial
-parameters and batches as NumPy arrays, so both backends start and feed the same numbers. Canonical
-layout: dense ``w [in, out]``, conv ``w [kh, kw, in, out]``, images NHWC, flattened in C order.
+parameters and batches as NumPy arrays, so both backends start and feed the same numbers.
 """
 
 import dataclasses
-import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from common import datasets
+from common import layers as net
+from common.datasets import Split
+from common.errors import L2OError
+from common.layers import Init, Layer, ParameterSpec
 from common.registry import Registry
 from common.rng import rng
-
-Split = Literal["meta_train", "evaluation", "test"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """One layer: ``dense`` (out), ``conv`` (out, size, stride, pad), ``pool`` (size), ``relu``..."""
-
-    kind: Literal["dense", "conv", "pool", "relu", "flatten"]
-    out: int = 0
-    size: int = 0
-    stride: int = 1
-    pad: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,114 +23,134 @@ class Problem:
     """One row of the table.
 
     Attributes:
-        kind: ``classifier`` (layers on a data set, mean cross-entropy) or ``quadratic``.
-        dataset: a name of ``common.datasets``; empty for synthetic functions.
-        dims: number of dimensions of a synthetic function.
+        kind: ``classifier`` (layers on a data set, mean cross-entropy) or ``function``: the mean over a batch
+            of square ||A x - b||^2 + lasso |x|_1 + cosine (n - c.cos(2 pi x)), A, b, c ~ N(0, 1), one x [n]
+            per row of the batch.
+        dataset: a name ``common.datasets`` knows; empty for functions.
+        init: initial values, ``he`` or ``normal`` (``common.net.specs``).
+        class_halves: meta-train on the first half of the classes, evaluate on the second.
+        dims: n of a function; std: standard deviation of its x_0.
         batch_size: default mini-batch size.
     """
 
     name: str
-    kind: Literal["classifier", "quadratic"]
+    kind: Literal["classifier", "function"]
     dataset: str = ""
     layers: tuple[Layer, ...] = ()
+    init: Init = "he"
+    class_halves: bool = False
     dims: int = 0
+    std: float = 0.01
+    square: float = 1.0
+    lasso: float = 0.0
+    cosine: float = 0.0
     batch_size: int = 128
     note: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON-ready data."""
+        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return row | {"layers": [layer.to_dict() for layer in self.layers]}
 
-@dataclasses.dataclass(frozen=True)
-class ParameterSpec:
-    """Name, shape and standard deviation of the normal initial values of one parameter tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    std: float
-
-
-def _mlp(*widths: int) -> tuple[Layer, ...]:
-    layers: list[Layer] = [Layer("flatten")]
-    for width in widths[:-1]:
-        layers += [Layer("dense", out=width), Layer("relu")]
-    return (*layers, Layer("dense", out=widths[-1]))
+    def classes(self) -> int:
+        """Number of classes the network tells apart; 0 for a function."""
+        if self.kind == "function":
+            return 0
+        return datasets.source(self.dataset).num_classes // (2 if self.class_halves else 1)
 
 
-def _rows(*problems: Problem) -> dict[str, Problem]:
-    return {problem.name: problem for problem in problems}
+def _function(name: str, note: str, **fields: Any) -> Problem:
+    return Problem(name=name, kind="function", dims=10, note=note, **fields)
 
+
+def _mnist(name: str, network: tuple[Layer, ...], note: str, init: Init = "he") -> list[Problem]:
+    """A row on MNIST and its twin on Fashion-MNIST."""
+    return [
+        Problem(f"{short}-{name}", "classifier", dataset, network, init, note=note)
+        for short, dataset in (("mnist", "mnist"), ("fashion", "fashion-mnist"))
+    ]
+
+
+def _cifar(name: str, network: tuple[Layer, ...], note: str, **fields: Any) -> Problem:
+    return Problem(name, "classifier", "cifar10", network, note=note, **fields)
+
+
+_POOL = Layer("pool", size=2)
+_DIGITS_CONV = (*net.conv(8, 3, pad=1), _POOL, *net.conv(16, 3, pad=1), _POOL, *net.mlp())
+_SMALL_CONV = (*net.conv(6, 3), _POOL, *net.conv(12, 3), _POOL, *net.mlp())
+# An architecture of the benchmark with all of its operations but none.
+_NAS = net.nas_bench_201(("conv3", "conv1", "conv3", "skip", "average", "conv3"))
 
 PROBLEMS: Registry[Problem] = Registry(
     "problem",
-    _rows(
-        Problem(
-            name="quadratic",
-            kind="quadratic",
-            dims=10,
-            note="mean over 128 of ||W x - y||^2, W, y ~ N(0, 1) (Andrychowicz et al. 2016)",
-        ),
-        Problem(
-            name="digits-mlp",
-            kind="classifier",
-            dataset="digits",
-            layers=_mlp(30, 20, 10),
-            note="64-30-20-10 ReLU on the embedded 8x8 digits",
-        ),
-        Problem(
-            name="digits-conv",
-            kind="classifier",
-            dataset="digits",
-            layers=(
-                Layer("conv", out=8, size=3, pad=1),
-                Layer("relu"),
-                Layer("pool", size=2),
-                Layer("conv", out=16, size=3, pad=1),
-                Layer("relu"),
-                Layer("pool", size=2),
-                Layer("flatten"),
-                Layer("dense", out=10),
+    {
+        row.name: row
+        for row in (
+            _function("quadratic", "||A x - b||^2 (Andrychowicz et al. 2016)"),
+            _function("lasso", "0.5 ||A x - b||^2 + 0.005 |x|_1 (Chen et al. 2022)", square=0.5, lasso=0.005),
+            _function(
+                "rastrigin",
+                "0.5 ||A x - b||^2 - 10 c.cos(2 pi x) + 10 n (Cao et al. 2019), from N(0, 1)",
+                square=0.5,
+                cosine=10.0,
+                std=1.0,
             ),
-            note="two 3x3 convolutions with pooling on the embedded 8x8 digits",
-        ),
-        Problem(
-            name="mnist-mlp",
-            kind="classifier",
-            dataset="mnist",
-            layers=_mlp(30, 20, 10),
-            note="784-30-20-10 ReLU (Zheng et al. 2022)",
-        ),
-    ),
+            _function(
+                "square-cos", "||A x - b||^2 - 10 c.cos(2 pi x) + 10 n, from N(0, 0.01^2)", cosine=10.0
+            ),
+            Problem(
+                name="digits-mlp",
+                kind="classifier",
+                dataset="digits",
+                layers=net.mlp(30, 20),
+                note="64-30-20-10 ReLU on the embedded 8x8 digits",
+            ),
+            Problem(
+                "digits-conv",
+                "classifier",
+                "digits",
+                _DIGITS_CONV,
+                note="two 3x3 convolutions with pooling on the embedded 8x8 digits",
+            ),
+            *_mnist("mlp", net.mlp(30, 20), "784-30-20-10 ReLU (Zheng et al. 2022)"),
+            *_mnist("mlp-iclr", net.mlp(30, 20), "the same from N(0, 0.01^2), as its code starts", "normal"),
+            *_mnist("mlp-deep", net.mlp(50, 20, 20, 12), "784-50-20-20-12-10 ReLU (Zheng et al. 2022)"),
+            *_mnist("sigmoid", net.mlp(20, activation=net.SIGMOID), "784-20-10 (Andrychowicz et al. 2016)"),
+            *_mnist("relu", net.mlp(20), "784-20-10 ReLU (Andrychowicz et al. 2016)"),
+            *_mnist("sigmoid-2", net.mlp(20, 20, activation=net.SIGMOID), "784-20-20-10 (Lv et al. 2017)"),
+            *_mnist("conv", net.conv_net(1), "two convolutions with batch norm (Chen et al. 2020)"),
+            _cifar("cifar-conv", net.conv_net(2), "as mnist-conv, stride 2 (Chen et al. 2020)"),
+            _cifar(
+                "cifar-small-conv",
+                _SMALL_CONV,
+                "two 3x3 convolutions, half of the classes each (Zheng et al. 2022)",
+                class_halves=True,
+            ),
+            _cifar("lenet", net.lenet(), "LeNet-5 with ReLU (LeCun et al. 1998)"),
+            _cifar("vgg16", net.vgg16(), "VGG-16 with batch norm (Simonyan and Zisserman 2015)"),
+            _cifar("resnet-18", net.resnet(2, 2, 2, 2), "ResNet-18 for 32x32 images (He et al. 2016)"),
+            _cifar("nas", _NAS, "a network of NAS-Bench-201, 3 x 5 cells (Dong and Yang 2020)"),
+        )
+    },
 )
 
 
-def parameter_specs(problem: Problem) -> tuple[ParameterSpec, ...]:
-    """The parameter tensors of a problem, in canonical order.
+def problem_row(name: str, dataset: str = "") -> Problem:
+    """The row called ``name``, on another data set if one is given (``datasets.instead_of``)."""
+    row = PROBLEMS[name]
+    if not dataset:
+        return row
+    if row.kind == "function":
+        raise L2OError(f"--dataset {dataset}: {name} is a function and has no data; leave --dataset out")
+    return dataclasses.replace(row, dataset=datasets.instead_of(row.dataset, dataset))
 
-    Classifiers use He's initial values: normal with sqrt(2 / fan_in), biases 0 (He et al. 2015).
-    """
-    if problem.kind == "quadratic":
-        return (ParameterSpec("x", (problem.batch_size, problem.dims), 0.01),)
-    height, width, channels = datasets.DATASETS[problem.dataset].image_shape
-    features = 0
-    specs: list[ParameterSpec] = []
-    for layer in problem.layers:
-        index = len(specs) // 2
-        if layer.kind == "flatten":
-            features = height * width * channels
-        elif layer.kind == "dense":
-            std = math.sqrt(2.0 / features)
-            specs.append(ParameterSpec(f"layer_{index}/w", (features, layer.out), std))
-            specs.append(ParameterSpec(f"layer_{index}/b", (layer.out,), 0.0))
-            features = layer.out
-        elif layer.kind == "conv":
-            shape = (layer.size, layer.size, channels, layer.out)
-            std = math.sqrt(2.0 / (layer.size * layer.size * channels))
-            specs.append(ParameterSpec(f"layer_{index}/w", shape, std))
-            specs.append(ParameterSpec(f"layer_{index}/b", (layer.out,), 0.0))
-            height = (height + 2 * layer.pad - layer.size) // layer.stride + 1
-            width = (width + 2 * layer.pad - layer.size) // layer.stride + 1
-            channels = layer.out
-        elif layer.kind == "pool":
-            height, width = height // layer.size, width // layer.size
-    return tuple(specs)
+
+def parameter_specs(problem: Problem) -> tuple[ParameterSpec, ...]:
+    """The parameter tensors of a problem, in canonical order."""
+    if problem.kind == "function":
+        return (ParameterSpec("x", (problem.batch_size, problem.dims), problem.std),)
+    shape = datasets.source(problem.dataset).image_shape
+    return tuple(net.specs(problem.layers, shape, problem.classes(), problem.init))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +160,10 @@ class Instance:
     Args:
         problem: a row of ``PROBLEMS``.
         seed: fixes initial values, batch order and synthetic constants.
-        split: ``meta_train`` is half A of the training images, ``evaluation`` half B, ``test`` the
-            test images.
+        split: part of the data (``common.datasets.Split``).
         batch_size: mini-batch size; 0 takes the problem's own.
         data_dir: where data sets are looked for.
+        start_scale: r > 0 multiplies every initial value by exp(U(-r, r)).
     """
 
     problem: Problem
@@ -162,32 +171,43 @@ class Instance:
     split: Split = "meta_train"
     batch_size: int = 0
     data_dir: str = ""
+    start_scale: float = 0.0
 
     def initial_parameters(self) -> dict[str, np.ndarray]:
         """Parameter name -> float64 array of initial values, in canonical order and layout."""
-        return {
-            spec.name: rng(self.seed, "theta", index).normal(0.0, spec.std, spec.shape)
-            if spec.std
-            else np.zeros(spec.shape)
-            for index, spec in enumerate(parameter_specs(self.problem))
-        }
+        values = {}
+        for index, spec in enumerate(parameter_specs(self.problem)):
+            values[spec.name] = (
+                rng(self.seed, "theta", index).normal(spec.mean, spec.std, spec.shape)
+                if spec.std
+                else np.full(spec.shape, spec.mean)
+            )
+            if self.start_scale:
+                spread = rng(self.seed, "start_scale", index).uniform(-1.0, 1.0, spec.shape)
+                values[spec.name] *= np.exp(self.start_scale * spread)
+        return values
+
+    def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A [batch, n, n], b [batch, n] and c [batch, n] of a function."""
+        batch, dims = self.problem.batch_size, self.problem.dims
+        generator = rng(self.seed, "quadratic")
+        return tuple(generator.normal(size=(batch, dims, *more)) for more in ((dims,), (), ()))
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
-        """All of the split: (images [n, h, w, c] float32, labels [n] int64); for a quadratic its (W, y)."""
-        if self.problem.kind == "quadratic":
-            batch, dims = self.problem.batch_size, self.problem.dims
-            generator = rng(self.seed, "quadratic")
-            return generator.normal(size=(batch, dims, dims)), generator.normal(size=(batch, dims))
-        return datasets.load(self.problem.dataset, self.data_dir).split(self.split)
+        """All of the split: images [n, h, w, c], normalised, float32, and labels [n] int64."""
+        whole = datasets.load(self.problem.dataset, self.data_dir)
+        images, labels = whole.split(self.split, self.problem.class_halves)
+        return whole.normalised(images), labels
 
     def batch_indices(self, step: int) -> np.ndarray | None:
         """Row numbers of the mini-batch at ``step`` (from 0); None where the data has no batches.
 
         Every pass over the data is a fresh permutation; an incomplete last batch is dropped.
         """
-        if self.problem.kind == "quadratic":
+        if self.problem.kind == "function":
             return None
-        rows = len(self.data()[1])
+        whole = datasets.load(self.problem.dataset, self.data_dir)
+        rows = len(whole.split(self.split, self.problem.class_halves)[1])
         size = min(self.batch_size or self.problem.batch_size, rows)
         pass_, place = divmod(step, rows // size)
         return _permutation(self.seed, pass_, rows)[place * size : (place + 1) * size]

@@ -52,6 +52,7 @@ class Features:
             "m_p2": m / (self._norm(g, 2.0) + 1e-8),
             "m_p2_5": m / (self._norm(g, 2.5) + 1e-8),
             "m_p3": m / (self._norm(g, 3.0) + 1e-8),
+            "m_p4": m / (self._norm(g, 4.0) + 1e-8),
             "t_1000": np.full_like(g, self.t / 1000),
         }
 

@@ -171,7 +171,7 @@ class RunFolder:
             )
         old = [
             *self.path.glob("checkpoint/checkpoint-*.h5*"),
-            *map(self.file, ("metrics.jsonl", "env.json", "teacher.h5")),
+            *map(self.file, ("metrics.jsonl", "env.json", "teacher.h5", "init.h5")),
         ]
         for path in (*old, config):  # the configuration last: until then the old run can be recognised
             with _storage_errors(path):

@@ -7,6 +7,7 @@ their network from the row and the weight shapes given here.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,8 @@ from common import features
 from common.errors import L2OError
 from common.registry import Registry
 from common.rng import rng
+
+Draw = Callable[[np.random.Generator, tuple[int, ...], int], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,21 +125,88 @@ TEACHERS: Registry[TeacherRow] = Registry(
             output="linear",
             source="Andrychowicz et al. 2016",
         ),
+        TeacherRow(
+            name="dm_p5",
+            inputs=("log_g", "clip_g"),
+            lstm=(20, 20),
+            output="linear",
+            p=5.0,
+            source="Andrychowicz et al. 2016; p = 5 as in Chen et al. 2020",
+        ),
+        TeacherRow(
+            name="dm_raw",
+            inputs=("g",),
+            lstm=(20, 20),
+            output="linear",
+            source="Zheng et al., ICLR 2022 (its DM: the gradient as it is)",
+        ),
+        TeacherRow(
+            name="rnnprop_lv",
+            inputs=("m_tilde", "g_tilde"),
+            pre=20,
+            lstm=(20, 20),
+            scale=0.1,
+            source="Lv et al. 2017 as published, for sigmoid problems with random scaling",
+        ),
+        TeacherRow(
+            name="rp_si",
+            inputs=("m_p2", "m_p2_5", "m_p3"),
+            pre=6,
+            lstm=(7,),
+            eps=1e-12,
+            source="Zheng et al., ICLR 2022 (p-norm inputs, its magic 0)",
+        ),
+        TeacherRow(
+            name="rp_extra",
+            inputs=("m_tilde", "g", "mom5", "mom9", "mom99"),
+            pre=9,
+            lstm=(12,),
+            eps=1e-12,
+            source="Zheng et al., ICLR 2022 (more diverse input)",
+        ),
     ),
 )
 
 
-def initial_weights(teacher: TeacherRow, seed: int) -> dict[str, np.ndarray]:
-    """Initial weights, float64: uniform(+-1/sqrt(H)), biases too, as torch and the ICLR code do.
+def variant(teacher: TeacherRow, inputs: str = "", scale: float = 0.0) -> TeacherRow:
+    """The row with other features, e.g. ``mt+gt+mom5``, or another output scale; "" and 0 leave its own."""
+    return dataclasses.replace(
+        teacher, inputs=features.names(inputs) if inputs else teacher.inputs, scale=scale or teacher.scale
+    )
 
-    H is the hidden size for LSTM weights and the input width for linear layers.
+
+def initial_weights(teacher: TeacherRow, seed: int, kind: str = "uniform") -> dict[str, np.ndarray]:
+    """Initial weights, float64.
+
+    Args:
+        kind: ``uniform``: uniform(+-1/sqrt(H)), biases too, as torch and the ICLR code do, H the hidden size
+            for LSTM weights and the input width for linear layers; ``truncated``: normal with deviation 0.1,
+            cut at two of them, and zero biases (Lv et al. 2017).
     """
+    draw = INITIAL_WEIGHTS[kind]
     weights = {}
     for index, (name, shape) in enumerate(teacher.weight_shapes().items()):
         if name.startswith("lstm"):
             width = shape[0] // 4
         else:
             width = teacher.weight_shapes()[name.split("/")[0] + "/w"][1]
-        bound = 1.0 / math.sqrt(width)
-        weights[name] = rng(seed, "teacher", index).uniform(-bound, bound, size=shape)
+        weights[name] = draw(rng(seed, "teacher", index), shape, width)
     return weights
+
+
+def _uniform(generator: np.random.Generator, shape: tuple[int, ...], width: int) -> np.ndarray:
+    bound = 1.0 / math.sqrt(width)
+    return generator.uniform(-bound, bound, size=shape)
+
+
+def _truncated(generator: np.random.Generator, shape: tuple[int, ...], width: int) -> np.ndarray:
+    del width  # the same spread at every size
+    if len(shape) == 1:
+        return np.zeros(shape)
+    values = generator.normal(size=shape)
+    while (outside := np.abs(values) > 2.0).any():  # drawn again rather than clipped
+        values[outside] = generator.normal(size=int(outside.sum()))
+    return 0.1 * values
+
+
+INITIAL_WEIGHTS: Registry[Draw] = Registry("initial weights", {"uniform": _uniform, "truncated": _truncated})

@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interchange.checkpoint import load_checkpoint, save_checkpoint
+    from interchange.halls import import_hall_of_fame, import_operon_front
     from interchange.results import EvaluationRow, load_evaluation, save_evaluation
     from interchange.rule import Rule
-    from interchange.trajectories import Run, Trajectories, load_trajectories, save_trajectories
+    from interchange.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
     from interchange.weights import Teacher, load_weights, save_weights
 
 _HOMES = {
     "EvaluationRow": "results",
     "Rule": "rule",
     "Run": "trajectories",
+    "Samples": "trajectories",
     "Teacher": "weights",
     "Trajectories": "trajectories",
+    "import_hall_of_fame": "halls",
+    "import_operon_front": "halls",
     "load_checkpoint": "checkpoint",
     "load_evaluation": "results",
     "load_trajectories": "trajectories",
@@ -30,8 +34,11 @@ __all__ = [
     "EvaluationRow",
     "Rule",
     "Run",
+    "Samples",
     "Teacher",
     "Trajectories",
+    "import_hall_of_fame",
+    "import_operon_front",
     "load_checkpoint",
     "load_evaluation",
     "load_trajectories",

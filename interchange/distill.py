@@ -79,7 +79,9 @@ def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
     if (folder / "front.csv").exists() and not config.overwrite:
         raise L2OError(f"--out {folder} holds a front; replace it with --overwrite or choose another")
     trajectories = load_trajectories(config.trajectories)
-    problem = config.problem or next(iter(trajectories.runs.values())).problem
+    problem = config.problem or next((run.problem for run in trajectories.runs.values()), "")
+    if config.select == "rollout" and not problem:
+        raise L2OError("--select rollout needs --problem, because a table of samples comes from none")
     if config.select == "rollout" and PROBLEMS[problem].dataset:
         datasets.load(PROBLEMS[problem].dataset, config.data_dir)  # missing data are found before the search
     front = search_front(trajectories, config, started)
@@ -101,7 +103,9 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     if target.min() == target.max():  # the standard deviation of equal numbers need not be 0
         raise L2OError(f"{config.trajectories}: the targets are all equal; train or tune their source first")
     spread = float(target.std())
-    columns = samples.dictionary(list(trajectories.features))
+    # The rows of a table have no past.
+    past = {"lags": (), "decays": ()} if trajectories.samples is not None else {}
+    columns = samples.dictionary(list(trajectories.features), **past)
     values = samples.column_values(columns, data["train"].features)
     rows, target = samples.choose_rows(values, target, _MAX_ROWS, config.seed)
     settings = {
@@ -144,20 +148,23 @@ def _drafts(nodes: list[Node], trajectories: "Trajectories", config: DistillConf
     """Rules with named constants over the teacher's features; equal forms once, shortest first."""
     from importlib.metadata import version
 
-    run = next(iter(trajectories.runs.values()))
     features = {name: parse(text) if text else None for name, text in trajectories.features.items()}
     provenance = {
         "engine": f"{config.engine} {version(PACKAGES[config.engine])}",
         "seed": config.seed,
         "trajectories_sha256": trajectories.sha256,
-        f"{run.source_kind}_sha256": run.source_sha256,
     }
+    if trajectories.samples is not None:
+        scale = trajectories.samples.scale
+    else:
+        run = next(iter(trajectories.runs.values()))
+        scale, provenance[f"{run.source_kind}_sha256"] = run.scale, run.source_sha256
     drafts = {}
     for node in nodes:
         named, constants = name_constants(node)
         used = {name: features[name] for name in features if name in ex.names(named)}
         if used:
-            rule = Rule("draft", named, constants, used, scale=run.scale, provenance=provenance)
+            rule = Rule("draft", named, constants, used, scale=scale, provenance=provenance)
             drafts.setdefault(rule.expression, rule)
     return sorted(drafts.values(), key=lambda rule: rule.complexity)
 

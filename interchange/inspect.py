@@ -92,6 +92,13 @@ def _trajectories(tree: Any, path: str) -> Iterator[str]:
     found = trajectories_from_tree(tree, path)
     for name, expression in found.features.items():
         yield f"  feature {name} = {expression or '(no expression)'}"
+    if found.samples is not None:
+        rows, columns = found.samples.x.shape
+        low, high = found.samples.y.min(), found.samples.y.max()
+        yield (
+            f"  samples: {rows} rows of {columns} columns, {found.samples.x.dtype}, scale "
+            f"{found.samples.scale:.4g}, y from {low:.4g} to {high:.4g}"
+        )
     for name, runs in found.split.items():
         yield f"  split {name}: {len(runs)} runs"
     for run in list(found.runs.values())[:_SHOWN]:
@@ -105,8 +112,10 @@ def _trajectories(tree: Any, path: str) -> Iterator[str]:
 
 
 def _teacher(tree: Any, path: str) -> Iterator[str]:
-    from interchange.weights import weights_from_tree
+    from interchange.weights import shipped_command, weights_from_tree
 
+    if command := shipped_command(path):
+        yield f"  made by {command}"
     found = weights_from_tree(tree, path)
     for name, value in found.row.to_dict().items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value

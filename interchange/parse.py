@@ -1,7 +1,7 @@
 """Text of the rule language -> tree, by a whitelist on Python's ``ast``. Nothing is ever executed.
 
 Refused with one line that names the fault: other syntax, unknown names, and anything over the limits
-(10,000 characters, depth 100, 1,000 nodes).
+(10,000 characters, depth 100, 1,000 nodes). Other programs' spellings are in interchange.dialects.
 """
 
 import ast
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from common.errors import L2OError
-from interchange.expression import MAX_LAG, Node, call, name, number
+from interchange.expression import MAX_LAG, Node, call, complexity, depth, name, number
 from interchange.operators import OPERATORS
 
 MAX_CHARACTERS = 10_000
@@ -37,20 +37,25 @@ class Dialect:
     Attributes:
         calls: spelling -> builder of the node from its parsed arguments.
         binary: ``ast`` operator class -> the same for two operands.
+        caret: powers are written ``^``; ``**`` then is no spelling of anything.
+        refused: known functions without a row of their meaning -> the reason.
+        reserved: words that are no variables, such as ``nan``.
     """
 
     calls: Mapping[str, Callable[..., Node]]
     binary: Mapping[type, Callable[..., Node]] = field(default_factory=dict)
+    caret: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+    reserved: Collection[str] = ()
 
 
-def _builder(op: str) -> Callable[..., Node]:
+def builder(op: str) -> Callable[..., Node]:
+    """What builds the node of one row of the operator table."""
     return lambda *args: call(op, *args)
 
 
-NATIVE = Dialect(
-    calls={op: _builder(op) for op in OPERATORS},
-    binary={kind: _builder(op) for kind, op in _BINARY.items()},
-)
+ARITHMETIC = {kind: builder(op) for kind, op in _BINARY.items()}
+NATIVE = Dialect(calls={op: builder(op) for op in OPERATORS}, binary=ARITHMETIC)
 
 
 def parse(text: str, known_names: Collection[str] | None = None, dialect: Dialect = NATIVE) -> Node:
@@ -69,6 +74,10 @@ def parse(text: str, known_names: Collection[str] | None = None, dialect: Dialec
     if len(text) > MAX_CHARACTERS:
         raise ParseError(f"expected an expression of at most {MAX_CHARACTERS} characters, got {len(text)}")
     text = text.strip(" ")
+    if dialect.caret:
+        if "**" in text:
+            raise ParseError(f"unexpected '**', powers are written ^ here: {_shorten(text)!r}")
+        text = text.replace("^", "**")
     alien = _ALIEN.search(text)
     if alien:
         raise ParseError(
@@ -80,7 +89,14 @@ def parse(text: str, known_names: Collection[str] | None = None, dialect: Dialec
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = _shorten(error.msg, 40) if isinstance(error, SyntaxError) else type(error).__name__
         raise ParseError(f"not an expression: {reason}: {_shorten(text)!r}") from None
-    return _Reader(text, known_names, dialect).read(tree, 1)
+    node = _Reader(text, known_names, dialect).read(tree, 1)
+    # A power stands for several nodes.
+    if dialect is not NATIVE and (complexity(node) > MAX_NODES or depth(node) > MAX_DEPTH):
+        raise ParseError(
+            f"expected an expression of at most {MAX_NODES} nodes and {MAX_DEPTH} levels "
+            f"with its powers written out: {_shorten(text)!r}"
+        )
+    return node
 
 
 class _Reader:
@@ -105,26 +121,42 @@ class _Reader:
         if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
             if isinstance(tree.operand, ast.Constant):
                 return number(-self._literal(tree.operand))
+            self._check_sign(tree)
             return call("neg", self.read(tree.operand, level + 1))
         if isinstance(tree, ast.BinOp) and type(tree.op) in self.dialect.binary:
             left, right = self.read(tree.left, level + 1), self.read(tree.right, level + 1)
-            return self.dialect.binary[type(tree.op)](left, right)
+            return self._build(self.dialect.binary[type(tree.op)], [left, right], tree)
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.keywords:
             return self._call(tree, level)
         raise ParseError(self._refusal(tree))
 
     def _call(self, tree: ast.Call, level: int) -> Node:
         op = tree.func.id
+        if op in self.dialect.refused:
+            raise ParseError(f"{self._shown(tree)!r}: {self.dialect.refused[op]}")
         if op not in self.dialect.calls:
             raise ParseError(_unknown("operator", op, self.dialect.calls))
         if op == "lag" and len(tree.args) == 2 and not _INTEGER.fullmatch(self._segment(tree.args[1])):
             written = _shorten(self._segment(tree.args[1]))
             raise ParseError(f"lag(x, k) needs a literal integer k from 0 to {MAX_LAG}, got {written}")
-        args = [self.read(arg, level + 1) for arg in tree.args]
+        return self._build(self.dialect.calls[op], [self.read(arg, level + 1) for arg in tree.args], tree)
+
+    def _build(self, build: Callable[..., Node], args: list[Node], tree: ast.expr) -> Node:
         try:
-            return self.dialect.calls[op](*args)
+            return build(*args)
         except L2OError as error:
-            raise ParseError(f"{error}: {self._show()}") from None
+            raise ParseError(f"{error}: {self._shown(tree)!r}") from None
+
+    def _check_sign(self, tree: ast.UnaryOp) -> None:
+        """Programs that write ``^`` print (-2.0)^x as ``-2.0 ^ x``, which reads as -(2.0 ^ x)."""
+        power = tree.operand
+        if self.dialect.caret and isinstance(power, ast.BinOp) and isinstance(power.op, ast.Pow):
+            between = self.text[tree.col_offset + 1 : power.col_offset]
+            if not between.strip():
+                shown = self._shown(tree)
+                raise ParseError(
+                    f"{shown!r} can be read in two ways; put the sign or the power in parentheses"
+                )
 
     def _literal(self, tree: ast.Constant) -> float:
         written = self._segment(tree)
@@ -136,6 +168,8 @@ class _Reader:
         return value
 
     def _name(self, written: str) -> str:
+        if written in self.dialect.reserved:
+            raise ParseError(f"{written!r} is no variable; write a finite number in its place")
         if self.known_names is not None:
             if written not in self.known_names:
                 raise ParseError(_unknown("name", written, self.known_names))
@@ -148,6 +182,11 @@ class _Reader:
     def _segment(self, tree: ast.AST) -> str:
         return self.text[tree.col_offset : tree.end_col_offset]
 
+    def _shown(self, tree: ast.AST) -> str:
+        """The text of a node, as it was written."""
+        written = self._segment(tree)
+        return _shorten(written.replace("**", "^") if self.dialect.caret else written)
+
     def _show(self) -> str:
         return repr(_shorten(self.text))
 
@@ -155,7 +194,7 @@ class _Reader:
         remedy = "use numbers, names, operator calls, + - * / and parentheses"
         if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Pow):
             remedy = "for powers use square(a), cube(a), pow(a, b) or powabs(a, b)"
-        return f"{_shorten(self._segment(tree))!r} is not part of the rule language; {remedy}"
+        return f"{self._shown(tree)!r} is not part of the rule language; {remedy}"
 
 
 def _unknown(kind: str, written: str, known: Collection[str]) -> str:

@@ -90,6 +90,11 @@ class Rule:
         check_names(self)
         check_decays(self)
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value:.4g}" for name, value in self.constants.items())
+        where = f" with {values}" if values else ""
+        return f"Rule({self.name}: {self.scale:g} * ({ex.to_text(self.expression)}){where})"
+
     @classmethod
     def from_text(
         cls,

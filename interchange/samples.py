@@ -1,6 +1,7 @@
 """Trajectories -> the sequences a rule is fitted on and the rows a search engine sees.
 
-Splits are by run, never by row (MATH.md section 4). Runs that diverged are left out, and said so.
+Splits are by run, never by row (MATH.md section 4). Runs that diverged are left out, and said so. A table
+of samples has no runs: it is cut into contiguous blocks of rows.
 """
 
 import dataclasses
@@ -14,10 +15,11 @@ from common.rng import rng
 from interchange import expression as ex
 from interchange.expression import Node
 from interchange.program import compile_program, evaluate
-from interchange.trajectories import Trajectories
+from interchange.trajectories import Samples, Trajectories
 
 LAGS = (1, 2, 3)
 DECAYS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+BLOCKS = {"train": (0.0, 0.7), "valid": (0.7, 0.85), "test": (0.85, 1.0)}  # of the rows of a table
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +44,13 @@ class Sequences:
 def sequences(trajectories: Trajectories, split: str) -> Sequences:
     """All coordinates of the runs of one split (``train``, ``valid`` or ``test``).
 
+    A block of a table is one step of as many coordinates as it has rows: [1, rows].
+
     Raises:
         L2OError: no such split, or no run of it that went to its end.
     """
+    if trajectories.samples is not None:
+        return _block(trajectories.samples, list(trajectories.features), split)
     names = trajectories.split.get(split, ())
     runs = [trajectories.runs[name] for name in names if not trajectories.runs[name].diverged]
     if len(runs) < len(names):
@@ -59,6 +65,17 @@ def sequences(trajectories: Trajectories, split: str) -> Sequences:
         for k, name in enumerate(trajectories.features)
     }
     return Sequences(features, np.concatenate([run.y[:steps] for run in runs], axis=1).astype(np.float64))
+
+
+def _block(table: Samples, names: Sequence[str], split: str) -> Sequences:
+    count = len(table.y)
+    if split not in BLOCKS or count < 10:
+        raise L2OError(
+            f"expected one of {', '.join(BLOCKS)} and at least 10 rows, got {split!r} of {count}; import more"
+        )
+    start, stop = (round(count * part) for part in BLOCKS[split])
+    features = {name: table.x[None, start:stop, k].astype(np.float64) for k, name in enumerate(names)}
+    return Sequences(features, table.y[None, start:stop].astype(np.float64))
 
 
 def dictionary(

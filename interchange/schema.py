@@ -78,6 +78,10 @@ TRAJECTORIES = Schema(
         Array("runs/*/params/names", "U", ("parameter",)),
         Array("runs/*/params/shapes", "U", ("parameter",), note="JSON lists"),
         Array("split/*", "U", ("run",), required=False),
+        Array("samples/X", "f", ("row", "column"), required=False, finite=True, note="features"),
+        Array("samples/y", "f", ("row",), required=False, finite=True, note="targets"),
+        Array("samples/names", "U", ("column",), required=False),
+        Array("samples/column_scale", "f", ("column",), required=False, finite=True),
     ),
     (
         *_attributes("", created_by=str, seed=int, config_json=str, complete=bool),

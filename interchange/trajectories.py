@@ -77,14 +77,35 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """A table instead of runs: independent rows, without steps.
+
+    Attributes:
+        x: f4 or f8 [row, column]; the columns are the features.
+        y: f4 or f8 [row], output before lr.
+        column_scale: f8 [column], what each column was multiplied by when it was stored, 1 for as measured.
+        scale: y = u / scale, and theta += lr * u.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    column_scale: np.ndarray
+    scale: float = 1.0
+
+    def __repr__(self) -> str:
+        return f"Samples({self.x.shape[0]} rows x {self.x.shape[1]} columns, {self.x.dtype})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trajectories:
-    """Runs that share one set of features.
+    """Runs that share one set of features, or a table of samples.
 
     Attributes:
         features: name -> expression over ``g``, "" for a column that has none; order of x's last axis.
         runs: name -> run.
         split: ``train``, ``valid``, ``test`` -> names of runs; no run in two of them.
         config: what they were recorded with, JSON-ready.
+        samples: rows without steps, where there are no runs.
         sha256: hash of the file's content; set by ``load_trajectories``.
     """
 
@@ -95,8 +116,11 @@ class Trajectories:
     seed: int = 0
     created_by: str = ""
     sha256: str = ""
+    samples: Samples | None = None
 
     def __repr__(self) -> str:
+        if self.samples is not None:
+            return f"Trajectories({self.samples!r}, features {', '.join(self.features)})"
         rows = sum(run.y.size for run in self.runs.values())
         splits = ", ".join(f"{name} {len(runs)}" for name, runs in self.split.items()) or "no split"
         names = ", ".join(self.features)
@@ -124,6 +148,8 @@ def save_trajectories(path: str | os.PathLike[str], trajectories: Trajectories) 
         _put_run(tree, run)
     for name, runs in trajectories.split.items():
         tree.arrays[f"split/{name}"] = _text(runs)
+    if trajectories.samples is not None:
+        _put_samples(tree, trajectories)
     _from_tree(tree, path)
     return write_hdf5(path, tree, TRAJECTORIES.format, TRAJECTORIES.version)
 
@@ -162,6 +188,15 @@ def _put_run(tree: Tree, run: Run) -> None:
     tree.arrays[f"{folder}/params/shapes"] = _text(canonical_json(shape) for shape in run.params_shapes)
 
 
+def _put_samples(tree: Tree, trajectories: Trajectories) -> None:
+    samples = trajectories.samples
+    tree.attributes["samples"] = {"scale": float(samples.scale)}
+    tree.arrays["samples/X"] = np.asarray(samples.x)
+    tree.arrays["samples/y"] = np.asarray(samples.y)
+    tree.arrays["samples/names"] = _text(trajectories.features)
+    tree.arrays["samples/column_scale"] = np.asarray(samples.column_scale, np.float64)
+
+
 def _from_tree(tree: Tree, path: Any) -> Trajectories:
     validate(tree, TRAJECTORIES, path)
     root = tree.attributes[""]
@@ -191,7 +226,26 @@ def _from_tree(tree: Tree, path: Any) -> Trajectories:
         seed=root["seed"],
         created_by=root["created_by"],
         sha256=tree.sha256,
+        samples=_take_samples(tree, names, path) if tree.children("samples") else None,
     )
+
+
+def _take_samples(tree: Tree, names: list[str], path: Any) -> Samples:
+    parts = [tree.arrays.get(f"samples/{name}") for name in ("X", "y", "names", "column_scale")]
+    if any(part is None for part in parts):
+        raise L2OError(f"{path}: /samples: expected X, y, names and column_scale; import the table again")
+    x, y, columns, column_scale = parts
+    if tree.children("runs") or columns.tolist() != names:
+        raise L2OError(
+            f"{path}: /samples: expected no runs beside it, and names as in /features/names; "
+            "import the table again"
+        )
+    if not len(y):
+        raise L2OError(f"{path}: /samples: expected at least one row, got none; import the table again")
+    scale = tree.attributes.get("samples", {}).get("scale")
+    if not isinstance(scale, float) or not math.isfinite(scale) or scale == 0.0:
+        raise L2OError(f"{path}: /samples: attribute scale: expected a number other than 0, got {scale!r}")
+    return Samples(x, y, column_scale.astype(np.float64), scale)
 
 
 def _take_run(tree: Tree, name: str, path: Any) -> Run:

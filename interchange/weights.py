@@ -1,7 +1,7 @@
 """Teacher weights, format ``l2o-teacher``: any backend loads what the other trained.
 
 Arrays by canonical name (``TeacherRow.weight_shapes``), LSTM gates in the order i, f, g, o with one bias;
-each backend converts to its own order and layout.
+each backend converts to its own order and layout. A few trained teachers come with the package.
 """
 
 import dataclasses
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import L2OError
-from common.storage import canonical_json, loads_json
+from common.registry import Registry
+from common.storage import ReadError, canonical_json, loads_json
 from common.teachers import TeacherRow
 from interchange.schema import TEACHER, validate
 from interchange.storage import read_hdf5, write_hdf5
@@ -19,6 +20,19 @@ from interchange.walk import Tree
 
 GATE_ORDER = "ifgo"
 FILE_NAME = "teacher.h5"
+# Name -> the command that made it. In shipped/, one file each.
+SHIPPED: Registry[str] = Registry(
+    "shipped teacher",
+    {
+        "rp_s": "python -m torch_impl.train --problem mnist-mlp --teacher rp_s --epochs 80 --unroll 100 "
+        "--lr 4e-3 --lr-decay 0.1 --validate-every 5 --seed 0",
+        "rnnprop": "python -m torch_impl.train --problem mnist-mlp --teacher rnnprop --epochs 100 "
+        "--epoch-length 100 --lr 3e-3 --lr-decay 0.1 --validate-every 5 --seed 0",
+        "dm": "python -m torch_impl.train --problem mnist-mlp --teacher dm --epochs 100 "
+        "--epoch-length 100 --lr 1e-3 --lr-decay 0.1 --validate-every 5 --seed 0",
+    },
+)
+_SHIPPED_FOLDER = Path(__file__).resolve().parent / "shipped"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +49,12 @@ class Teacher:
     weights: dict[str, np.ndarray]
     sha256: str
     created_by: str
+
+    @classmethod
+    def named(cls, name: str) -> "Teacher":
+        """A teacher of the table ``SHIPPED``, trained by its command; an unknown name lists the known."""
+        SHIPPED[name]
+        return load_weights(_SHIPPED_FOLDER / f"{name}.h5")
 
     def __repr__(self) -> str:
         count = sum(array.size for array in self.weights.values())
@@ -69,12 +89,29 @@ def save_weights(
 def load_weights(path: str | os.PathLike[str]) -> Teacher:
     """Read what ``save_weights`` wrote; a run folder stands for its ``teacher.h5``.
 
+    The name of a shipped teacher (``SHIPPED``) is one where no file or folder has it.
+
     Raises:
         L2OError: no such file, another format, damaged, or not the weights its teacher needs.
     """
-    path = _file(path)
-    tree = read_hdf5(path, TEACHER.format, TEACHER.version)
+    path = _file(shipped_file(path) or path)
+    try:
+        tree = read_hdf5(path, TEACHER.format, TEACHER.version)
+    except ReadError as error:
+        raise ReadError(f"{error}, or name a shipped teacher: {', '.join(SHIPPED)}") from None
     return weights_from_tree(tree, path)
+
+
+def shipped_file(name: str | os.PathLike[str]) -> Path | None:
+    """The file of a shipped teacher, None where ``name`` is no such name or a path that exists."""
+    known = os.fspath(name) in SHIPPED and not os.path.exists(name)
+    return _SHIPPED_FOLDER / f"{name}.h5" if known else None
+
+
+def shipped_command(path: str | os.PathLike[str]) -> str:
+    """The command that made the shipped file at ``path``, "" for any other file."""
+    path = Path(path).resolve()
+    return SHIPPED.get(path.stem, "") if path.parent == _SHIPPED_FOLDER else ""
 
 
 def weights_from_tree(tree: Tree, path: str | os.PathLike[str]) -> Teacher:
@@ -100,6 +137,10 @@ def _teacher(path: object, row: object) -> TeacherRow:
         numbers = (teacher.scale, teacher.beta1, teacher.beta2, teacher.eps, teacher.p)
         if not all(isinstance(number, (int, float)) for number in numbers) or type(teacher.pre) is not int:
             raise L2OError("scale, betas, eps, p and pre must be numbers")
+        if not all(isinstance(name, str) for name in teacher.inputs):
+            raise L2OError("inputs must be names of features")
+        if not teacher.inputs or len(set(teacher.inputs)) < len(teacher.inputs):
+            raise L2OError(f"inputs: expected each feature once, got {', '.join(teacher.inputs) or 'none'}")
         if not teacher.lstm or min(teacher.lstm) < 1 or not isinstance(teacher.name, str):
             raise L2OError("layer sizes must be positive")
         if teacher.output not in ("tanh", "linear"):

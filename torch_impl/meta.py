@@ -18,11 +18,14 @@ from common.runs import Interrupt, RunFolder
 from common.storage import content_hash
 from interchange.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torch_impl import unroll
+from torch_impl.augment import ConvexTerm, RandomScaling
 from torch_impl.estimators import evolution
 from torch_impl.problems import Task, table_task
 from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
 
 Tasks = Callable[[str, int], Task]
+# Settings younger than some run folders: hashed only where they are used, so that old runs resume.
+LATER_FIELDS = frozenset({"inputs", "scale", "weights", "random_scaling", "convex", "start", "dataset"})
 MOST_SKIPPED = 0.25  # share of epochs that may diverge before the run is given up
 
 
@@ -47,7 +50,7 @@ class MetaTrainer:
         tasks: Tasks | None = None,
         folder: RunFolder | None = None,
     ) -> None:
-        self.task = tasks or functools.partial(table_task, config)
+        self.plain_task = tasks or functools.partial(table_task, config)
         self.network, self.config, self.folder = network, config, folder
         self.dtype, self.device = DTYPES[config.dtype], torch.device(config.device)
         self.rates = rates or {}
@@ -67,7 +70,19 @@ class MetaTrainer:
         fields = dataclasses.asdict(config)
         for name in ("resume", "out", "quiet", "overwrite", "device", "data_dir", "checkpoint_seconds"):
             fields.pop(name, None)
+        for field in dataclasses.fields(config):
+            if field.name in LATER_FIELDS and fields[field.name] == field.default:
+                del fields[field.name]
         self.config_hash = content_hash(fields)
+
+    def task(self, stream: str, number: int) -> Task:
+        """Optimizee ``number`` of a stream; those to train on are varied as the configuration says."""
+        one, config = self.plain_task(stream, number), self.config
+        if stream == "meta_train" and getattr(config, "random_scaling", 0.0):
+            one = RandomScaling(one, config.random_scaling, config.seed, number)
+        if stream == "meta_train" and getattr(config, "convex", False):
+            one = ConvexTerm(one, config.seed, number)
+        return one
 
     def run(self, *, label: str, quiet: bool, interrupt: Interrupt | None = None) -> bool:
         """Train from where the trainer stands to the last epoch.

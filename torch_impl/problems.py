@@ -1,16 +1,25 @@
 """Optimizees: a loss over one flat parameter vector, from the problem table or any ``nn.Module``."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common.problems import PROBLEMS, Instance, Layer, Split, parameter_specs
+from common import datasets
+from common.datasets import Split
+from common.errors import L2OError
+from common.problems import Instance, Problem, parameter_specs, problem_row
 from common.rng import derived_seed
-from torch_impl.tensors import DTYPES, device_of, flatten, unflatten
+from interchange.checkpoint import load_checkpoint
+from torch_impl.networks import forward
+from torch_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
+
+_ACCURACY_BATCH = 500
 
 
 class Task(Protocol):
@@ -40,50 +49,114 @@ def value_and_gradient(task: Task, theta: torch.Tensor, step: int) -> tuple[torc
 
 
 class ProblemTask:
-    """One instance of a row of the problem table."""
+    """One instance of a row of the problem table.
+
+    Args:
+        start: initial values by parameter name (and ``buffers/...``) instead of the instance's own.
+
+    Attributes:
+        buffers: running mean and variance of every batch norm, updated by ``loss`` as in training.
+    """
 
     def __init__(
         self,
         instance: Instance,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        start: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         specs = parameter_specs(instance.problem)
-        self.instance, self.dtype, self.device = instance, dtype, device
+        self.instance, self.dtype, self.device, self._start = instance, dtype, device, start
         self.names = tuple(spec.name for spec in specs)
         self.shapes = tuple(spec.shape for spec in specs)
+        self.buffers: dict[str, torch.Tensor] = {}
         problem = instance.problem
-        if problem.kind == "quadratic":
-            self._data = tuple(torch.tensor(part, dtype=dtype, device=device) for part in instance.data())
+        if problem.kind == "function":
+            self._data = tuple(to_tensor(part, dtype, device) for part in instance.constants())
         else:
-            self._data = _images(problem.dataset, instance.split, instance.data_dir, dtype, str(device))
+            self._data = _images(
+                problem.dataset, problem.class_halves, instance.split, instance.data_dir, str(device)
+            )
+            self._whole = datasets.load(problem.dataset, instance.data_dir)
+        self.reset()
+
+    def reset(self) -> None:
+        """Batch norm's running values as at the start."""
+        given = {} if self._start is None else self._start
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if name.endswith("/gamma"):
+                for part, value in (("mean", 0.0), ("var", 1.0)):
+                    key = name.replace("gamma", part)
+                    values = given.get(f"buffers/{key}", np.full(shape, value))
+                    self.buffers[key] = to_tensor(values, self.dtype, self.device)
 
     def initial(self) -> torch.Tensor:
-        """The initial parameters, a flat vector [N]."""
-        return flatten(self.instance.initial_parameters(), self.dtype, self.device)
+        """The initial parameters, a flat vector [N]; batch norm's running values start anew."""
+        self.reset()
+        values = self.instance.initial_parameters() if self._start is None else self._start
+        return flatten({name: values[name] for name in self.names}, self.dtype, self.device)
 
     def loss(self, parameters: list[torch.Tensor], step: int) -> torch.Tensor:
         """The loss, 0-dim, on the mini-batch of ``step`` (from 0)."""
-        if self.instance.problem.kind == "quadratic":
-            w, y = self._data
-            residual = torch.einsum("bij,bj->bi", w, parameters[0]) - y
-            return residual.square().sum(1).mean()
+        problem = self.instance.problem
+        if problem.kind == "function":
+            return function(problem, parameters[0], *self._data)
         images, labels = self._data
         rows = torch.from_numpy(self.instance.batch_indices(step)).to(images.device)
-        return F.cross_entropy(self.logits(parameters, images[rows]), labels[rows])
+        return F.cross_entropy(self.logits(parameters, self._seen(images[rows]), True), labels[rows])
 
-    def logits(self, parameters: list[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        """Class scores [batch, classes] of images [batch, h, w, c]."""
-        return forward(self.instance.problem.layers, parameters, images)
+    def _seen(self, images: torch.Tensor) -> torch.Tensor:
+        whole = self._whole
+        return (images.float() / whole.divisor - whole.offset).div(whole.spread).to(self.dtype)
+
+    def logits(
+        self, parameters: list[torch.Tensor], images: torch.Tensor, training: bool = False
+    ) -> torch.Tensor:
+        """Class scores [batch, classes] of normalised images [batch, h, w, c].
+
+        Batch norm uses the batch's own statistics in ``training``, else the running ones.
+        """
+        named = dict(zip(self.names, parameters, strict=True))
+        return forward(self.instance.problem.layers, named, images, self.buffers, training)
 
     def accuracy(self, theta: torch.Tensor) -> float:
         """Share of the split's images classified correctly; nan where there are no classes."""
         if self.instance.problem.kind != "classifier":
             return float("nan")
         images, labels = self._data
+        parameters, right = unflatten(theta, self.shapes), 0
         with torch.no_grad():
-            scores = self.logits(unflatten(theta, self.shapes), images)
-            return float((scores.argmax(1) == labels).to(torch.float64).mean())
+            for low in range(0, len(labels), _ACCURACY_BATCH):
+                part = slice(low, low + _ACCURACY_BATCH)
+                scores = self.logits(parameters, self._seen(images[part]))
+                right += int((scores.argmax(1) == labels[part]).sum())
+        return right / len(labels)
+
+    def test_accuracy(self, theta: torch.Tensor) -> float:
+        """``accuracy`` on the test images that belong to the split; nan where there are none."""
+        is_function = self.instance.problem.kind == "function"
+        return float("nan") if is_function else self.on_test().accuracy(theta)
+
+    def on_test(self) -> "ProblemTask":
+        """The same network, batch norm's running values too, on the test images that belong to its split."""
+        instance = self.instance
+        first = instance.problem.class_halves and instance.split in ("meta_train", "test_a")
+        other = dataclasses.replace(instance, split="test_a" if first else "test")
+        task = ProblemTask(other, self.dtype, self.device)
+        task.buffers = self.buffers
+        return task
+
+
+def function(
+    problem: Problem, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor
+) -> torch.Tensor:
+    """The mean over a batch of a function of the table (``Problem.kind``), 0-dim; x [batch, n]."""
+    value = problem.square * (torch.einsum("bij,bj->bi", a, x) - b).square().sum(1)
+    if problem.lasso:
+        value = value + problem.lasso * x.abs().sum(1)
+    if problem.cosine:
+        value = value + problem.cosine * (problem.dims - (c * torch.cos(2.0 * math.pi * x)).sum(1))
+    return value.mean()
 
 
 def table_task(
@@ -92,45 +165,43 @@ def table_task(
     """Optimizee ``number`` of a stream of seeds, as a command's configuration describes it.
 
     Args:
-        config: with ``seed, problem, batch_size, data_dir, dtype, device``.
+        config: with ``seed, problem, dataset, batch_size, data_dir, start, dtype, device``.
         problem: instead of ``config.problem``.
     """
     seed = derived_seed(config.seed, stream, number)
-    row = PROBLEMS[problem or config.problem]
-    instance = Instance(row, seed, split, config.batch_size, config.data_dir)
-    return ProblemTask(instance, DTYPES[config.dtype], device_of(config.device))
+    row = problem_row(problem or config.problem, config.dataset)
+    scale = getattr(config, "start_scale", 0.0)
+    instance = Instance(row, seed, split, config.batch_size, config.data_dir, scale)
+    start = _start(config.start, row) if config.start else None
+    return ProblemTask(instance, DTYPES[config.dtype], device_of(config.device), start)
+
+
+def _start(folder: str, row: Problem) -> dict[str, np.ndarray]:
+    """Parameters and buffers that ``optimize`` left in a run folder, checked against the problem."""
+    try:
+        arrays, _ = load_checkpoint(folder)
+    except L2OError as error:
+        raise L2OError(f"--start: {error}") from None
+    values = {name.removeprefix("theta/"): array for name, array in arrays.items()}
+    shapes = {spec.name: spec.shape for spec in parameter_specs(row)}
+    for name in [name for name in shapes if name.endswith("/gamma")]:
+        shapes |= {f"buffers/{name.replace('gamma', part)}": shapes[name] for part in ("mean", "var")}
+    for name, shape in shapes.items():
+        if getattr(values.get(name), "shape", None) != shape:
+            got = values[name].shape if name in values else "none"
+            raise L2OError(
+                f"--start {folder}: expected {name} of shape {shape} for {row.name}, got {got}; "
+                "give a run of python -m torch_impl.optimize on the same problem"
+            )
+    return values
 
 
 @functools.lru_cache(maxsize=8)
 def _images(
-    dataset: str, split: str, data_dir: str, dtype: torch.dtype, device: str
+    dataset: str, class_halves: bool, split: Split, data_dir: str, device: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from common import datasets
-
-    images, labels = datasets.load(dataset, data_dir).split(split)
-    return torch.tensor(images, dtype=dtype, device=device), torch.tensor(labels, device=device)
-
-
-def forward(layers: tuple[Layer, ...], parameters: list[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """Run the layers of the table on images [batch, h, w, c], parameters in canonical layout."""
-    x, rest = images, iter(parameters)
-    for layer in layers:
-        if layer.kind == "flatten":
-            x = x.flatten(1)
-        elif layer.kind == "dense":
-            w, b = next(rest), next(rest)
-            x = torch.addmm(b, x, w)
-        elif layer.kind == "relu":
-            x = F.relu(x)
-        elif layer.kind == "conv":
-            w, b = next(rest), next(rest)
-            nchw = F.conv2d(
-                x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), b, stride=layer.stride, padding=layer.pad
-            )
-            x = nchw.permute(0, 2, 3, 1)
-        elif layer.kind == "pool":
-            x = F.max_pool2d(x.permute(0, 3, 1, 2), layer.size).permute(0, 2, 3, 1)
-    return x
+    images, labels = datasets.load(dataset, data_dir).split(split, class_halves)
+    return torch.tensor(images, device=device), torch.tensor(labels, device=device)
 
 
 class ModuleTask:

@@ -5,6 +5,7 @@ from every parameter tensor.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch_impl.sources import Source
 
 _FILE = "trajectories.h5"
+_SHUFFLED = 2**22  # elements; a shuffle of a larger tensor's would take its memory twice
 
 
 def record(config: RecordConfig) -> Path:
@@ -36,7 +38,7 @@ def record(config: RecordConfig) -> Path:
     from torch_impl import sources
     from torch_impl.tensors import CREATED_BY, device_of
 
-    spec, problem, out = _resolve(config)
+    spec, config, out = _resolve(config)
     if out.exists() and not config.overwrite:
         raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
     device_of(config.device)
@@ -45,18 +47,18 @@ def record(config: RecordConfig) -> Path:
     features: dict[str, str] = {}
     with Progress(f"record {spec.kind}", config.runs, quiet=config.quiet) as progress:
         for index in range(config.runs):
-            run, features = _record_one(source, config, problem, index)
+            run, features = _record_one(source, config, index)
             runs[run.name] = run
             progress.advance(loss=float(run.loss[-1]))
     if all(run.diverged for run in runs.values()):
         raise L2OError(
-            f"every trajectory of {spec.text} on {problem} diverged; lower its lr or train it longer"
+            f"every trajectory of {spec.text} on {config.problem} diverged; lower its lr or train it longer"
         )
     trajectories = Trajectories(
         features=features,
         runs=runs,
-        split=_split(list(runs)),
-        config=_portable(config, spec, problem),
+        split=split_by_run(list(runs)),
+        config=_portable(config, spec),
         seed=config.seed,
         created_by=CREATED_BY,
     )
@@ -64,26 +66,26 @@ def record(config: RecordConfig) -> Path:
     return out
 
 
-def _resolve(config: RecordConfig) -> tuple[Spec, str, Path]:
-    """The source, the problem and the output file; a bare folder is a training run."""
-    folder = Path(config.source)
-    is_run = (folder / "config.json").is_file() or config.source.startswith("teacher:")
-    kind = "rule" if folder.suffix == ".json" else "teacher"
-    spec = parse_spec(config.source if ":" in config.source or not folder.exists() else f"{kind}:{folder}")
-    problem = config.problem
-    if not problem and is_run and (Path(spec.target) / "config.json").is_file():
+def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
+    """The source, the configuration with the problem filled in, and the output file.
+
+    A bare path is a rule where it ends in ``.json``, else a teacher; its run names the problem and its data.
+    """
+    place = Path(config.source)
+    kind = "rule" if place.suffix == ".json" else "teacher"
+    spec = parse_spec(config.source if ":" in config.source or not place.exists() else f"{kind}:{place}")
+    run = Path(spec.target if spec.kind == "teacher" else "runs")
+    if not config.problem and spec.kind == "teacher" and (run / "config.json").is_file():
         from common.runs import RunFolder
 
-        problem = from_dict(TrainConfig, RunFolder(spec.target).config(), spec.target).problem
-    if not problem:
+        its = from_dict(TrainConfig, RunFolder(run).config(), spec.target)
+        config = dataclasses.replace(config, problem=its.problem, dataset=config.dataset or its.dataset)
+    if not config.problem:
         raise L2OError(f"--problem is missing: {config.source} is no training run that names one")
-    place = Path(spec.target) if is_run and Path(spec.target).is_dir() else Path("runs")
-    return spec, problem, Path(config.out) if config.out else place / _FILE
+    return spec, config, Path(config.out or (run if run.is_dir() else Path("runs")) / _FILE)
 
 
-def _record_one(
-    source: "Source", config: RecordConfig, problem: str, index: int
-) -> "tuple[Run, dict[str, str]]":
+def _record_one(source: "Source", config: RecordConfig, index: int) -> "tuple[Run, dict[str, str]]":
     import torch
 
     from common.storage import canonical_json
@@ -94,12 +96,11 @@ def _record_one(
     from torch_impl.symbolic import RuleNetwork
     from torch_impl.teachers import TeacherNetwork
 
-    task = table_task(config, "record", index, problem=problem)
+    task = table_task(config, "record", index)
     row, seed = task.instance.problem, task.instance.seed
     tensor, place = coordinate_table(task.shapes)
-    chosen = choose_coordinates(
-        tensor, max(1, round(config.samples / (config.runs * config.steps))), config.seed, index
-    )
+    count = max(1, round(config.samples / (config.runs * config.steps)))
+    chosen = choose_coordinates([math.prod(shape) for shape in task.shapes], count, config.seed, index)
     pick = torch.from_numpy(chosen).to(config.device)
     lr, theta = source.spec.lr or 1.0, task.initial()
     if isinstance(source.loaded, Rule):
@@ -138,11 +139,11 @@ def _record_one(
         ys.append(y[pick].cpu().numpy())
         losses.append(float(loss))
     if not losses:
-        raise L2OError(f"{source.spec.text} diverged on {problem} at its first step; lower its lr")
+        raise L2OError(f"{source.spec.text} diverged on {config.problem} at its first step; lower its lr")
     diverged = len(losses) < config.steps
     return Run(
         name=f"{index:06d}",
-        problem=problem,
+        problem=config.problem,
         problem_json=canonical_json(dataclasses.asdict(row)),
         source_kind=source.spec.kind,
         source_json=canonical_json(source.row()),
@@ -165,26 +166,33 @@ def _record_one(
     ), expressions
 
 
-def choose_coordinates(tensor: np.ndarray, count: int, seed: int, index: int) -> np.ndarray:
-    """Numbers [n <= count] of coordinates, drawn without repeats in equal shares from every tensor.
+def choose_coordinates(sizes: Sequence[int], count: int, seed: int, index: int) -> np.ndarray:
+    """Numbers [n <= count] of coordinates of the flat vector, drawn without repeats, equal shares per tensor.
 
     Args:
-        tensor: for every coordinate the number of its tensor, [N].
+        sizes: elements of every tensor, in the order they lie in the flat vector.
         count: how many; small tensors give what they have, the rest is shared by the others.
         seed, index: of the recording and the run.
     """
     generator = rng(seed, "record_coordinates", index)
     # Large tensors come first where the shares do not come out even.
-    order = np.argsort(-np.bincount(tensor), kind="stable")
-    pools = [generator.permutation(np.flatnonzero(tensor == k)) for k in order]
-    taken = [0] * len(pools)
-    for _ in range(min(count, len(tensor))):
-        open_ = [k for k, pool in enumerate(pools) if taken[k] < len(pool)]
+    order = np.argsort(-np.asarray(sizes), kind="stable")
+    taken = [0] * len(order)
+    for _ in range(min(count, sum(sizes))):
+        open_ = [k for k, tensor in enumerate(order) if taken[k] < sizes[tensor]]
         taken[min(open_, key=taken.__getitem__)] += 1
-    return np.sort(np.concatenate([p[:t] for p, t in zip(pools, taken, strict=True)]))
+    starts = np.cumsum([0, *sizes])
+    drawn = [_draw(generator, sizes[k], n) + starts[k] for k, n in zip(order, taken, strict=True)]
+    return np.sort(np.concatenate(drawn))
 
 
-def _split(names: list[str]) -> dict[str, tuple[str, ...]]:
+def _draw(generator: np.random.Generator, size: int, count: int) -> np.ndarray:
+    if size > _SHUFFLED:
+        return generator.choice(size, count, replace=False, shuffle=False)
+    return generator.permutation(size)[:count]
+
+
+def split_by_run(names: list[str]) -> dict[str, tuple[str, ...]]:
     """By run: a fifth (at least one) each for validation and test, the rest for training."""
     held = max(1, round(0.2 * len(names)))
     return {
@@ -194,10 +202,11 @@ def _split(names: list[str]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _portable(config: RecordConfig, spec: Spec, problem: str) -> dict[str, Any]:
+def _portable(config: RecordConfig, spec: Spec) -> dict[str, Any]:
     """What the recording depends on, without places and devices: equal in both backends."""
-    values = dataclasses.asdict(config) | {"problem": problem, "source": spec.kind}
-    return {k: v for k, v in values.items() if k not in ("out", "data_dir", "device", "quiet", "overwrite")}
+    values = dataclasses.asdict(config) | {"source": spec.kind, "dataset": Path(config.dataset).name}
+    places = ("out", "data_dir", "start", "device", "quiet", "overwrite")
+    return {k: v for k, v in values.items() if k not in places}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

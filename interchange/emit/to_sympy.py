@@ -8,6 +8,7 @@ and ``from_sympy`` can read a tree back after the user's algebra.
 from typing import Any
 
 from common.errors import L2OError
+from interchange.dialects import integer_power
 from interchange.expression import Node, call, name, number, to_text
 from interchange.operators import OPERATORS
 from interchange.rule import Rule
@@ -73,7 +74,7 @@ def from_sympy(expression: Any) -> Node:
     if expression.is_number and not expression.args:
         return number(_real(expression))
     if isinstance(expression, sympy.Pow) and expression.exp.is_Integer:
-        return _integer_power(from_sympy(expression.base), int(expression.exp))
+        return integer_power(from_sympy(expression.base), int(expression.exp))
     args = [from_sympy(arg) for arg in expression.args]
     if isinstance(expression, sympy.Mul):
         return _product(args)
@@ -98,16 +99,6 @@ def _real(constant: Any) -> float:
         return float(constant)
     except (TypeError, OverflowError):
         raise L2OError(f"expected real finite numbers, got {constant}; rewrite that part") from None
-
-
-def _integer_power(base: Node, exponent: int) -> Node:
-    if abs(exponent) > 16:
-        raise L2OError(f"expected an integer power up to 16, got {exponent}; rewrite it with powabs")
-    if exponent <= 0:
-        return call("div", number(1.0), _integer_power(base, -exponent)) if exponent else number(1.0)
-    if exponent <= 3:
-        return (base, call("square", base), call("cube", base))[exponent - 1]
-    return call("mul", _integer_power(base, exponent - 3), call("cube", base))
 
 
 def _product(args: list[Node]) -> Node:

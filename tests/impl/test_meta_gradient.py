@@ -262,9 +262,10 @@ def test_an_epoch_of_meta_training_equals_training_by_autograd(loss):
         assert not np.allclose(trainer.best[name], before[name].numpy(), atol=1e-3)
 
 
-def test_the_iclr_codes_meta_gradient_is_reproduced():
+@pytest.mark.parametrize("name", ["rp_s", "rp_extra"])
+def test_the_iclr_codes_meta_gradient_is_reproduced(name):
     """With its quirk copied: batch 6 is taken at theta_5, so the last update gets no meta-gradient."""
-    file = dict(np.load(GOLDEN / "rp_s_meta.npz"))
+    file = dict(np.load(GOLDEN / f"{name}_meta.npz"))
     module = torch.nn.Sequential(
         torch.nn.Linear(12, 8),
         torch.nn.ReLU(),
@@ -273,8 +274,8 @@ def test_the_iclr_codes_meta_gradient_is_reproduced():
         torch.nn.Linear(6, 10),
     ).double()
     with torch.no_grad():
-        for p, name in zip(module.parameters(), file["theta0_order"], strict=True):
-            p.copy_(torch.tensor(file[f"theta0/{name}"]))
+        for p, key in zip(module.parameters(), file["theta0_order"], strict=True):
+            p.copy_(torch.tensor(file[f"theta0/{key}"]))
     batches = [
         (torch.tensor(x).double(), torch.tensor(y)) for x, y in zip(file["x"], file["labels"], strict=True)
     ]
@@ -290,7 +291,7 @@ def test_the_iclr_codes_meta_gradient_is_reproduced():
     }
     weights = {ours: file[f"w/{theirs}"] for ours, theirs in names.items()}
     weights["lstm_0/bias"] = weights["lstm_0/bias"] + file["w/recurs.0.bias_hh"]
-    network = TeacherNetwork(TEACHERS["rp_s"], weights, torch.float64)
+    network = TeacherNetwork(TEACHERS[name], weights, torch.float64)
 
     start = unroll.start(task, network)
     before_last, losses, gradients, inputs = unroll.advance(task, network, start, 5)

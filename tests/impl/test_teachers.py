@@ -7,20 +7,24 @@ import numpy as np
 import pytest
 
 from common import reference
+from common.config import TrainConfig
 from common.features import FEATURES
 from common.problems import PROBLEMS, Instance
 from common.teachers import TEACHERS, TeacherRow, initial_weights
+from interchange.weights import SHIPPED, Teacher, load_weights
 
 torch = pytest.importorskip("torch")
 
 from torch_impl import unroll  # noqa: E402
+from torch_impl.convert import canonical  # noqa: E402
 from torch_impl.features import FeatureStream  # noqa: E402
+from torch_impl.optimizers import LearnedOptimizer  # noqa: E402
 from torch_impl.problems import ProblemTask  # noqa: E402
 from torch_impl.teachers import TeacherNetwork, lstm_cell  # noqa: E402
+from torch_impl.train import train  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
-DM_RAW = TeacherRow(name="dm_raw", inputs=("g",), lstm=(20, 20), output="linear")
 
 
 def gradients(steps: int = 25, n: int = 40) -> np.ndarray:
@@ -131,7 +135,7 @@ def test_a_whole_unroll_equals_the_oracle(name):
     end, losses, _, _ = unroll.advance(task, network, unroll.start(task, network), 12, lr=0.7)
     start = instance.initial_parameters()["x"].ravel()
     expected, thetas = reference.unroll(
-        teacher, weights, start, reference.quadratic(*instance.data()), 12, lr=0.7
+        teacher, weights, start, reference.quadratic(*instance.constants()[:2]), 12, lr=0.7
     )
     np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-12)
     np.testing.assert_allclose(end.theta.numpy(), thetas[-1], rtol=0, atol=1e-12)
@@ -163,37 +167,55 @@ def test_weight_shapes_and_state_are_as_the_row_says(name):
     assert sum(a.numel() for a in state.network) == 9 * teacher.state_floats()
 
 
-def golden_weights(file: dict[str, np.ndarray], cells: list[str]) -> dict[str, np.ndarray]:
-    """The ICLR code's weights by our names, both biases of a cell summed."""
-    weights = {"out/w": file["w/output.weight"], "out/b": file["w/output.bias"]}
-    if "w/preprocNet.0.weight" in file:
-        weights |= {"pre/w": file["w/preprocNet.0.weight"], "pre/b": file["w/preprocNet.0.bias"]}
-    for layer, cell in enumerate(cells):
-        weights[f"lstm_{layer}/w_input"] = file[f"w/{cell}.weight_ih"]
-        weights[f"lstm_{layer}/w_hidden"] = file[f"w/{cell}.weight_hh"]
-        weights[f"lstm_{layer}/bias"] = file[f"w/{cell}.bias_ih"] + file[f"w/{cell}.bias_hh"]
-    return weights
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rp_s_features_equal_the_iclr_codes(dtype):
-    file = dict(np.load(GOLDEN / "rp_s.npz"))
-    got = run_features(TEACHERS["rp_s"], file["g"], dtype).transpose(0, 2, 1)
-    for k in range(2):
+@pytest.mark.parametrize("name", ["rp_s", "rp_extra"])
+def test_features_equal_the_iclr_codes(name, dtype):
+    file = dict(np.load(GOLDEN / f"{name}.npz"))
+    got = run_features(TEACHERS[name], file["g"], dtype).transpose(0, 2, 1)
+    assert got.shape == file["features"].shape
+    for k in range(len(TEACHERS[name].inputs)):
         close_to_largest(got[..., k], file["features"][..., k], 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rp_s_outputs_equal_the_iclr_codes(dtype):
-    file = dict(np.load(GOLDEN / "rp_s.npz"))
-    network = TeacherNetwork(TEACHERS["rp_s"], golden_weights(file, ["recurs.0"]), dtype)
-    x = run_features(TEACHERS["rp_s"], file["g"], dtype)
-    close_to_largest(run_network(network, x, False), file["y"], 1e-5)
+@pytest.mark.parametrize("name", ["rp_s", "rp_extra", "dm_raw"])
+def test_outputs_equal_the_iclr_codes(name, dtype):
+    file = dict(np.load(GOLDEN / f"{name}.npz"))
+    weights = canonical({key[2:]: file[key] for key in file if key.startswith("w/")})
+    assert {key: w.shape for key, w in weights.items()} == TEACHERS[name].weight_shapes()
+    x = run_features(TEACHERS[name], file["g"], dtype)
+    close_to_largest(run_network(TeacherNetwork(TEACHERS[name], weights, dtype), x, False), file["y"], 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dm_raw_outputs_equal_the_iclr_codes(dtype):
-    file = dict(np.load(GOLDEN / "dm_raw.npz"))
-    network = TeacherNetwork(DM_RAW, golden_weights(file, ["recurs", "recurs2"]), dtype)
-    x = run_features(DM_RAW, file["g"], dtype)
-    close_to_largest(run_network(network, x, False), file["y"], 1e-5)
+@pytest.mark.parametrize("problem", ["quadratic", "digits-mlp", "digits-conv"])
+@pytest.mark.parametrize("name", TEACHERS)
+def test_every_teacher_trains(tmp_path, name, problem):
+    tiny = {"epochs": 1, "epoch_length": 6, "unroll": 3, "batch_size": 8, "validate_every": 0, "lr": 0.01}
+    run = train(TrainConfig(teacher=name, problem=problem, out=str(tmp_path / "run"), quiet=True, **tiny))
+    found = load_weights(run.folder)
+    assert found.row == run.teacher == TEACHERS[name]
+    assert np.isfinite(run.history[0]["loss"]) and not run.history[0]["diverged"]
+    for key, start in initial_weights(TEACHERS[name], 0).items():
+        moved = np.abs(found.weights[key] - start)
+        assert np.isfinite(moved).all() and 0.005 < moved.max() < 0.05, key
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_teacher_trains_another_network_than_its_own(name):
+    """100 steps on digits-mlp; its teacher before training gets nowhere there."""
+    task = ProblemTask(Instance(PROBLEMS["digits-mlp"], seed=1), torch.float32)
+    trained, row = Teacher.named(name), TEACHERS[name]
+    losses = unroll.rollout(task, TeacherNetwork(row, trained.weights), 100)
+    untrained = unroll.rollout(task, TeacherNetwork(row, initial_weights(row, 0)), 100)
+    assert losses[-20:].mean() < 0.5 * losses[:5].mean()
+    assert losses[-20:].mean() < 0.5 * untrained[-20:].mean()
+
+
+def test_a_learned_optimizer_takes_the_name_of_a_shipped_teacher():
+    theta = {name: torch.nn.Parameter(torch.ones(3)) for name in ("by name", "by teacher")}
+    for given, parameter in zip(("rp_s", Teacher.named("rp_s")), theta.values(), strict=True):
+        optimizer = LearnedOptimizer([parameter], given)
+        for _ in range(3):
+            parameter.grad = parameter.detach().clone()
+            optimizer.step()
+    assert torch.equal(*theta.values()) and (theta["by name"] < 1.0).all()

@@ -107,7 +107,7 @@ def test_a_recording_replays_outputs_move_theta_to_the_next_recorded_gradient(
     for got in recorded(text.format(run=run, rule=rule), tmp_path / "t.h5"):
         assert got.source_kind == kind and not got.diverged and got.outcome == "ok"
         instance = Instance(QUADRATIC, got.seed, "meta_train")
-        loss_and_grad = reference.quadratic(*instance.data())
+        loss_and_grad = reference.quadratic(*instance.constants()[:2])
         theta = instance.initial_parameters()["x"].ravel()
         for step in range(8):
             loss, g = loss_and_grad(theta, step)
@@ -267,7 +267,7 @@ def test_selection_losses_are_the_native_optimizers_on_half_a(front):
     figures = []
     for number in range(2):
         instance = Instance(QUADRATIC, derived_seed(0, "validation", number), "meta_train")
-        loss_and_grad = reference.quadratic(*instance.data())
+        loss_and_grad = reference.quadratic(*instance.constants()[:2])
         theta, losses = instance.initial_parameters()["x"].ravel(), []
         for step in range(40):
             loss, g = loss_and_grad(theta, step)
@@ -488,7 +488,7 @@ def test_losses_are_those_of_the_oracle_on_half_b(evaluated):
     for row in of(evaluated[1], FIXED):
         seed = derived_seed(0, "evaluate_test", row.seed)
         instance = Instance(QUADRATIC, seed, "evaluation")
-        loss_and_grad = reference.quadratic(*instance.data())
+        loss_and_grad = reference.quadratic(*instance.constants()[:2])
         adam = reference.Optimizer("adam", 0.01, beta1=0.9, beta2=0.999, eps=1e-8)
         theta = instance.initial_parameters()["x"].ravel()
         for step, got in enumerate(row.losses):

@@ -13,14 +13,16 @@ import pytest
 
 from common.config import RecordConfig
 from common.errors import L2OError
+from interchange import expression as ex
 from interchange.distill import DistillConfig, distill, main
+from interchange.operators import TEMPORAL
 from interchange.refit import score
 from interchange.rule import FRONT_COLUMNS, Rule, read_front
 from interchange.samples import sequences
 from interchange.schema import TRAJECTORIES
 from interchange.search import PACKAGES, child
 from interchange.storage import read_hdf5, write_hdf5
-from interchange.trajectories import load_trajectories
+from interchange.trajectories import Samples, Trajectories, load_trajectories, save_trajectories
 
 pytest.importorskip("torch")
 
@@ -271,6 +273,46 @@ def test_runs_that_diverged_leave_too_few(recording, tmp_path, monkeypatch):
     monkeypatch.setattr("interchange.trajectories.load_trajectories", lambda path: broken)
     with pytest.raises(L2OError, match="split 'test' that did not diverge, got none; record more runs"):
         distill(DistillConfig(trajectories="any", out=str(tmp_path / "rules"), quiet=True))
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """Independent rows of y = 0.5 tanh(2 a) - b."""
+    x = np.random.default_rng(0).normal(size=(600, 3))
+    y = 0.5 * np.tanh(2.0 * x[:, 0]) - x[:, 1]
+    features = {"a": "g", "b": "lag(g, 1)", "noise": ""}
+    trajectories = Trajectories(features, {}, samples=Samples(x, y, np.ones(3), 0.1))
+    save_trajectories(tmp_path / "table.h5", trajectories)
+    return tmp_path / "table.h5"
+
+
+def test_a_table_of_samples_is_distilled_without_lags_and_averages(table, monkeypatch):
+    pytest.importorskip("pyoperon", reason="pyoperon is not installed")
+    seen = []
+
+    def engine(name, rows, *others):
+        seen.append(rows.shape)
+        return child.run_engine(name, rows, *others)
+
+    monkeypatch.setattr("interchange.distill.run_engine", engine)
+    front, best = distill(
+        DistillConfig(trajectories=str(table), time=4.0, max_size=15, threads=1, seed=1, quiet=True)
+    )
+    assert seen == [(420, 3)]
+    assert best.provenance["r2"]["test"] > 0.99 and best.scale == 0.1
+    used = {node.op for rule in front for node in ex.walk(rule.expression)}
+    assert not used & TEMPORAL
+    assert set(best.features) <= {"a", "b"} and best.program()
+    assert best.provenance.keys() == {"engine", "seed", "trajectories_sha256", "r2"}
+    x = load_trajectories(table).samples.x
+    inputs = {name: x[None, :, k] for k, name in enumerate(("a", "b")) if name in best.features}
+    want = 0.1 * (0.5 * np.tanh(2.0 * x[:, 0]) - x[:, 1])
+    np.testing.assert_allclose(best.evaluate(inputs)[0], want, atol=0.02)
+
+
+def test_rollouts_for_a_table_need_a_problem(table, capsys):
+    message = refused(capsys, str(table), "--select", "rollout", "--time", "1")
+    assert "--select rollout needs --problem, because a table of samples comes from none" in message
 
 
 def test_selection_by_rollout_takes_the_lowest_loss_of_the_front(recording, tmp_path, monkeypatch):

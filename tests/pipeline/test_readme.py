@@ -12,6 +12,7 @@ from common import cli
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 COMMANDS = re.findall(r"^python -m (\S+) +(.*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+COMMANDS += re.findall(r"`python -m (\S+) +([^`]+)`", README.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
@@ -45,4 +46,4 @@ def test_a_command_is_one_its_program_takes(module, words, monkeypatch):
 
 def test_examples_and_commands_are_found():
     assert len(BLOCKS) >= 2
-    assert len(COMMANDS) >= 9
+    assert len(COMMANDS) >= 30

@@ -17,7 +17,7 @@ import pytest
 
 from common.config import TrainConfig
 from common.teachers import TEACHERS, initial_weights
-from interchange.weights import load_weights, save_weights
+from interchange.weights import load_weights
 
 pytest.importorskip("torch")
 
@@ -212,27 +212,6 @@ def test_the_run_folder_holds_the_resolved_configuration(unkilled):
     assert len(scores) == 3 and len(rows(unkilled)) == 6
 
 
-def test_init_starts_from_another_runs_teacher(tmp_path, unkilled):
-    """At a vanishing learning rate the result is the start."""
-    tiny = SETTINGS | {"epochs": 1, "validate_every": 0, "lr": 1e-9, "seed": 6}
-    for given in (unkilled, unkilled / "teacher.h5"):
-        folder = tmp_path / given.name
-        assert main([*flags(tiny), "--init", str(given), "--out", str(folder), "--quiet"]) == 0
-        got = load_weights(folder).weights
-        for name, array in load_weights(unkilled).weights.items():
-            np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-6)
-
-
-def test_init_from_another_kind_of_teacher_is_refused(tmp_path, unkilled, capsys):
-    out = ["--out", str(tmp_path / "run")]
-    message = refused(capsys, *flags(SETTINGS), "--teacher", "rp_s", "--init", str(unkilled), *out)
-    assert "expected a rp_s teacher, got rnnprop; add --teacher rnnprop" in message
-    row = dataclasses.replace(TEACHERS["rnnprop"], eps=1e-3)  # the same name and shapes
-    save_weights(tmp_path / "other.h5", row, initial_weights(row, 0), "test")
-    refused(capsys, *flags(SETTINGS), "--init", str(tmp_path / "other.h5"), *out)
-    assert not (tmp_path / "run").exists()
-
-
 def test_configuration_files_are_overruled_by_flags(tmp_path):
     file = tmp_path / "train.toml"
     file.write_text('problem = "quadratic"\nepochs = 3\nepoch-length = 2\nunroll = 2\nvalidate_every = 0\n')
@@ -248,6 +227,16 @@ BAD = {
         "unknown problem 'digits-mpl' (did you mean 'digits-mlp'?)",
     ),
     "unknown teacher": (["--teacher", "rnn"], "known: " + ", ".join(TEACHERS)),
+    "unknown feature": (
+        ["--inputs", "mt+nosuch"],
+        "unknown feature 'nosuch'; known: g, m_tilde, g_tilde",
+    ),
+    "a feature twice": (["--inputs", "mt+m_tilde"], "expected each feature once, got m_tilde twice"),
+    "scale below 0": (["--scale", "-1"], "--scale: expected at least 0, got -1"),
+    "unknown initial weights": (
+        ["--weights", "normal"],
+        "unknown initial weights 'normal' (did you mean",
+    ),
     "unknown flag": (["--steps", "3"], "unrecognized arguments: --steps"),
     "negative steps": (["--epoch-length", "-5"], "--epoch-length: expected at least 1, got -5"),
     "no steps": (["--unroll", "0"], "--unroll: expected at least 1, got 0"),
@@ -262,7 +251,10 @@ BAD = {
     "unknown device": (["--device", "tpu9"], "--device 'tpu9' cannot be used"),
     "no GPU number 77": (["--device", "cuda:77"], "use --device cpu"),
     "missing data": (["--problem", "mnist-mlp", "--data-dir", "nowhere"], "data set 'mnist' not found"),
-    "no such teacher file": (["--init", "nowhere"], "nowhere"),
+    "no such teacher file": (
+        ["--init", "nowhere"],
+        "nowhere: No such file or directory; check the path, or name",
+    ),
     "no such run": (["--resume", "nowhere"], "nowhere: expected a run folder"),
     "no such file": (["--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
     "unknown key": (["--config", "key.toml"], "unknown key 'epocks'"),
@@ -392,11 +384,3 @@ def test_resume_refuses_settings_beside_it(tmp_path, unkilled, capsys):
     run = copy_of(unkilled, tmp_path / "run")
     assert main(["--resume", str(run), "--epochs", "50"]) == 2
     assert "leave out --epochs" in capsys.readouterr().err
-
-
-def test_an_init_file_is_not_needed_to_resume(tmp_path):
-    first = train(TrainConfig(epochs=1, out=str(tmp_path / "first"), **SMALL))
-    second = str(tmp_path / "second")
-    train(TrainConfig(epochs=1, init=str(first.folder), out=second, **SMALL))
-    shutil.rmtree(first.folder)
-    assert train(TrainConfig(resume=second)).exit_code == 0

@@ -11,7 +11,7 @@ from common.errors import L2OError
 from interchange import expression as ex
 from interchange.distill import DistillConfig, distill
 from interchange.samples import DECAYS, LAGS, choose_rows, column_values, dictionary, sequences
-from interchange.trajectories import Run, Trajectories, save_trajectories
+from interchange.trajectories import Run, Samples, Trajectories, save_trajectories
 
 STEPS, COORDINATES = 9, 4
 
@@ -91,6 +91,32 @@ def test_diverged_runs_are_left_out_with_a_warning(four, caplog):
 def test_a_split_without_a_whole_run_is_refused(split, four):
     with pytest.raises(L2OError, match=f"expected runs in split '{split}' that did not diverge, got none"):
         sequences(four, split)
+
+
+def make_table(rows: int) -> Trajectories:
+    x = np.stack([np.arange(rows), 100.0 + np.arange(rows)], axis=1).astype("f4")
+    return Trajectories({"a": "", "b": ""}, {}, samples=Samples(x, -x[:, 0], np.ones(2)))
+
+
+def test_a_table_is_cut_into_contiguous_blocks_of_one_step():
+    parts = {split: sequences(make_table(40), split) for split in ("train", "valid", "test")}
+    assert {split: part.target.shape for split, part in parts.items()} == {
+        "train": (1, 28),
+        "valid": (1, 6),
+        "test": (1, 6),
+    }
+    rows = np.concatenate([part.features["a"][0] for part in parts.values()])
+    np.testing.assert_array_equal(rows, np.arange(40.0))
+    for part in parts.values():
+        assert part.target.dtype == part.features["b"].dtype == np.float64
+        np.testing.assert_array_equal(part.features["b"], part.features["a"] + 100.0)
+        np.testing.assert_array_equal(part.target, -part.features["a"])
+
+
+@pytest.mark.parametrize(("rows", "split"), [(9, "train"), (40, "nonsense")])
+def test_a_table_too_short_for_three_blocks_is_refused(rows, split):
+    with pytest.raises(L2OError, match="expected one of train, valid, test and at least 10 rows"):
+        sequences(make_table(rows), split)
 
 
 def test_columns_are_every_feature_its_lags_and_its_moving_averages():

@@ -1,5 +1,6 @@
 """Every row of every table is complete and names only what exists."""
 
+import dataclasses
 import importlib
 import importlib.util
 import math
@@ -17,12 +18,13 @@ from common.errors import L2OError
 from common.features import ALIASES, FEATURES
 from common.problems import PROBLEMS, Instance, parameter_specs
 from common.registry import Registry
-from common.teachers import TEACHERS, TeacherRow, initial_weights
+from common.teachers import INITIAL_WEIGHTS, TEACHERS, TeacherRow, initial_weights, variant
 from interchange.emit import TARGETS
 from interchange.expression import to_text
 from interchange.operators import OPERATORS, TEMPORAL
 from interchange.parse import parse
 from interchange.rule import Rule
+from interchange.weights import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
@@ -33,6 +35,8 @@ TABLES = {
     "data set": DATASETS,
     "operator": OPERATORS,
     "target": TARGETS,
+    "initial weights": INITIAL_WEIGHTS,
+    "shipped teacher": SHIPPED,
 }
 POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
 SETTINGS = {"beta1": 0.95, "beta2": 0.999, "eps": 1e-12, "p": 10.0}
@@ -97,12 +101,75 @@ def test_a_teacher_is_complete(name):
     assert {key: value.shape for key, value in weights.items()} == row.weight_shapes()
 
 
+def test_teachers_differ_from_each_other_as_their_sources_say():
+    """MATH.md section 1, what the names of the variants stand for."""
+
+    def fields(row: str, **changed: object) -> TeacherRow:
+        return dataclasses.replace(TEACHERS[row], source="", **changed)
+
+    assert fields("dm_p5") == fields("dm", name="dm_p5", p=5.0)
+    assert fields("dm_raw") == fields("dm", name="dm_raw", inputs=("g",))
+    assert fields("rnnprop_lv") == fields("rnnprop", name="rnnprop_lv", scale=0.1)
+    norms = ("m_p2", "m_p2_5", "m_p3")
+    assert fields("rp_si") == fields("rp_s", name="rp_si", inputs=norms)
+    more = ("m_tilde", "g", "mom5", "mom9", "mom99")
+    assert fields("rp_extra") == fields("rp_s", name="rp_extra", inputs=more, pre=9, lstm=(12,))
+    assert TEACHERS["rp_s"].eps == 1e-12 and TEACHERS["rnnprop"].eps == 1e-8
+
+
+def test_a_variant_replaces_inputs_and_scale_and_nothing_else():
+    row = TEACHERS["rnnprop"]
+    assert variant(row) == row
+    found = variant(row, "mt+g_tilde + mom5", 0.1)
+    assert found == dataclasses.replace(row, inputs=("m_tilde", "g_tilde", "mom5"), scale=0.1)
+    assert found.weight_shapes()["pre/w"] == (20, 3)
+
+
+@pytest.mark.parametrize("text", ["mt+nosuch", "mt++gt", "m_tilde,g", "+", "MT"])
+def test_an_unknown_feature_in_a_list_is_named_beside_the_known_ones(text):
+    with pytest.raises(L2OError, match=f"unknown feature .*known: {', '.join(FEATURES)}"):
+        features.names(text)
+
+
+def test_a_feature_is_listed_once():
+    assert features.names("gt+mt") == ("g_tilde", "m_tilde")
+    with pytest.raises(L2OError, match=r"inputs 'mt\+g\+m_tilde': .*got m_tilde twice"):
+        features.names("mt+g+m_tilde")
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_uniform_initial_weights_fill_their_interval(name):
+    row = TEACHERS[name]
+    weights, shapes = initial_weights(row, 2), row.weight_shapes()
+    assert all(np.array_equal(w, initial_weights(row, 2, "uniform")[key]) for key, w in weights.items())
+    for key, w in weights.items():
+        layer = key.split("/")[0]
+        width = shapes[f"{layer}/w_hidden"][1] if layer.startswith("lstm") else shapes[f"{layer}/w"][1]
+        assert np.abs(w).max() <= width**-0.5
+        if w.size > 50:
+            assert w.std() == pytest.approx((3 * width) ** -0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_truncated_initial_weights_are_as_lvs(name):
+    """A normal with deviation 1 cut at 2 has deviation 0.8796."""
+    weights = initial_weights(TEACHERS[name], 2, "truncated")
+    assert list(weights) == list(TEACHERS[name].weight_shapes())
+    biases = [key for key, w in weights.items() if w.ndim == 1]
+    assert biases and not any(weights[key].any() for key in biases)
+    drawn = np.concatenate([w.ravel() for key, w in weights.items() if key not in biases])
+    assert 0.19 < np.abs(drawn).max() <= 0.2 and len(np.unique(drawn)) == drawn.size
+    assert drawn.std() == pytest.approx(0.08796, rel=0.15)
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_problem_is_complete(name):
     row = PROBLEMS[name]
     assert row.note and row.batch_size > 0
     if row.kind == "classifier":
-        assert parameter_specs(row)[-1].shape == (DATASETS[row.dataset].num_classes,)
+        assert parameter_specs(row)[-1].shape == (
+            DATASETS[row.dataset].num_classes // (1 + row.class_halves),
+        )
     else:
         assert row.dims > 0 and not row.dataset and not row.layers
     specs = parameter_specs(row)

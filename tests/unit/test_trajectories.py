@@ -11,7 +11,7 @@ import pytest
 from common.errors import L2OError
 from interchange import inspect
 from interchange.storage import chunk_shape
-from interchange.trajectories import Run, Trajectories, load_trajectories, save_trajectories
+from interchange.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
 
 
 def make_run(name="000000", steps=12, coordinates=5, dtype="f4", random=0, **changes) -> Run:
@@ -253,6 +253,69 @@ def test_no_runs_no_split_and_the_budget(tmp_path):
     save_trajectories(tmp_path / "t.h5", make())
     with pytest.raises(L2OError, match="more than the 1000 bytes"):
         load_trajectories(tmp_path / "t.h5", budget=1000)
+
+
+def make_table(**changes) -> Trajectories:
+    """A table of 4 rows and 2 columns."""
+    fields = {"x": np.arange(8, dtype="f4").reshape(4, 2), "y": np.linspace(-1.0, 1.0, 4)}
+    fields |= {"column_scale": np.array([1.0, 1e-4]), "scale": 0.01}
+    return make(runs={}, split={}, samples=Samples(**fields | changes))
+
+
+def test_a_table_instead_of_runs(tmp_path):
+    digest = save_trajectories(tmp_path / "t.h5", make_table())
+    found, given = load_trajectories(tmp_path / "t.h5"), make_table()
+    assert found.sha256 == digest and found.runs == {} and found.features == given.features
+    assert found.samples.scale == 0.01 and found.samples.x.dtype == np.float32
+    for name in ("x", "y", "column_scale"):
+        np.testing.assert_array_equal(getattr(found.samples, name), getattr(given.samples, name))
+    assert repr(found) == "Trajectories(Samples(4 rows x 2 columns, float32), features m_tilde, measured)"
+    with h5py.File(tmp_path / "t.h5") as file:
+        assert set(file["samples"]) == {"X", "y", "names", "column_scale"}
+    save_trajectories(tmp_path / "runs.h5", make())
+    assert load_trajectories(tmp_path / "runs.h5").samples is None
+
+
+SAMPLE_FAULTS = {
+    "nan": ({"x": with_value(np.ones((4, 2)), (2, 1), np.nan)}, r"/X: .*got nan at row 2, column 1"),
+    "inf target": ({"y": with_value(np.ones(4), 3, np.inf)}, "/samples/y: expected finite targets, got inf"),
+    "short y": ({"y": np.ones(3)}, "along row"),
+    "another column": ({"x": np.ones((4, 3))}, "along column"),
+    "no rows": ({"x": np.ones((0, 2)), "y": np.ones(0)}, "expected at least one row"),
+    "column scale": ({"column_scale": np.ones(1)}, "along column"),
+    "scale 0": ({"scale": 0.0}, "attribute scale: expected a number other than 0"),
+    "scale nan": ({"scale": np.nan}, "attribute scale"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), SAMPLE_FAULTS.values(), ids=SAMPLE_FAULTS)
+def test_fault_in_a_table_is_refused_when_saving(changes, message, tmp_path):
+    with pytest.raises(L2OError, match=message):
+        save_trajectories(tmp_path / "t.h5", make_table(**changes))
+    assert not (tmp_path / "t.h5").exists()
+
+
+def test_a_table_stands_alone(tmp_path):
+    with pytest.raises(L2OError, match="expected no runs beside it"):
+        save_trajectories(tmp_path / "t.h5", dataclasses.replace(make(), samples=make_table().samples))
+
+
+DAMAGE = {
+    "expected X, y, names and column_scale": lambda samples: samples.pop("y"),
+    "names as in": lambda samples: samples["names"].__setitem__(1, b"other"),
+    "attribute scale: .*got None": lambda samples: samples.attrs.pop("scale"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*no sha256")
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_table_is_refused(message, tmp_path):
+    save_trajectories(tmp_path / "t.h5", make_table())
+    with h5py.File(tmp_path / "t.h5", "a") as file:
+        DAMAGE[message](file["samples"])
+        del file.attrs["sha256"]
+    with pytest.raises(L2OError, match=f"/samples: .*{message}"):
+        load_trajectories(tmp_path / "t.h5")
 
 
 def test_inspect_describes(tmp_path, capsys):

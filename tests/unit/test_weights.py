@@ -1,17 +1,26 @@
 """Teacher weight files."""
 
+import configparser
 import dataclasses
 import json
+import os
+import shlex
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from common.baselines import parse_spec
+from common.cli import parser_for
+from common.config import TrainConfig
 from common.errors import L2OError
 from common.storage import canonical_json
 from common.teachers import TEACHERS, TeacherRow, initial_weights
 from interchange import inspect
-from interchange.weights import load_weights, save_weights
+from interchange.weights import SHIPPED, Teacher, load_weights, save_weights
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -107,6 +116,9 @@ def test_gate_order_is_checked(tmp_path):
         {"lstm": [1] * 100_000},
         {"inputs": ["none", "such"]},
         {"inputs": 3},
+        {"inputs": []},
+        {"inputs": ["g", 3]},
+        {"inputs": ["g_tilde", "g_tilde"]},
         {"pre": -1},
         {"pre": "6"},
         {"pre": 6.0},
@@ -174,3 +186,56 @@ def test_the_row_is_plain_json(tmp_path):
         row = json.loads(file.attrs["teacher_json"])
         assert file["lstm_0/w_hidden"].shape == (28, 7)
     assert TeacherRow.from_dict(row) == TEACHERS["rp_s"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_teacher_is_its_row_and_unchanged(name, capsys):
+    """Its hash is checked on reading; a file without one would pass with a warning, here an error."""
+    found = Teacher.named(name)
+    assert found.row == TEACHERS[name] and found.sha256 and found.created_by.startswith("symbolic-l2o")
+    start = initial_weights(found.row, 0)
+    assert {array.dtype.name for array in found.weights.values()} == {"float32"}
+    assert max(np.abs(array - start[key]).max() for key, array in found.weights.items()) > 0.1
+    path = ROOT / "interchange" / "shipped" / f"{name}.h5"
+    assert inspect.main([str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"made by {SHIPPED[name]}\n" in out and "(verified)" in out
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_command_of_a_shipped_teacher_makes_it(name):
+    python, m, module, *flags = shlex.split(SHIPPED[name])
+    assert (python, m, module) == ("python", "-m", "torch_impl.train")
+    found = vars(parser_for(TrainConfig, prog="", description="").parse_args(flags))
+    assert found["teacher"] == name and found["problem"] == "mnist-mlp"
+
+
+def test_the_shipped_files_are_the_table_and_are_packaged():
+    files = sorted((ROOT / "interchange" / "shipped").glob("*.h5"))
+    assert [path.stem for path in files] == sorted(SHIPPED)
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    patterns = setup["options.package_data"]["interchange"].split()
+    packaged = {path for pattern in patterns for path in (ROOT / "interchange").glob(pattern)}
+    assert packaged >= set(files)
+
+
+@pytest.mark.parametrize("name", ["rp_x", "../shipped/rp_s", "", "/etc/passwd", "rp_s.h5"])
+def test_an_unknown_shipped_teacher_lists_the_known_ones(name):
+    with pytest.raises(L2OError, match=r"unknown shipped teacher .*known: rp_s, rnnprop, dm"):
+        Teacher.named(name)
+
+
+def test_a_name_stands_for_a_shipped_teacher_where_no_path_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target = parse_spec("teacher:rp_s,lr=0.5").target
+    shipped = load_weights(target)
+    assert shipped.sha256 == Teacher.named("rp_s").sha256 == load_weights(Path("rp_s")).sha256
+    with pytest.raises(L2OError, match=r"cannot read rp_t: .*name a shipped teacher: rp_s, rnnprop, dm$"):
+        load_weights("rp_t")
+    save_weights("rp_s", TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 0), "mine")
+    assert os.path.isfile("rp_s") and load_weights("rp_s").created_by == "mine"
+    assert Teacher.named("rp_s").sha256 == shipped.sha256
+    os.mkdir("dm")
+    with pytest.raises(L2OError, match=r"cannot read dm/teacher\.h5"):
+        load_weights("dm")

@@ -1,0 +1,178 @@
+"""Readers of the files data sets come in: Keras npz, IDX (MNIST), records (CIFAR's binary version)."""
+
+import gzip
+import math
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import L2OError
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+_IDX = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_IDX_MAGICS = (2051, 2049) * 2
+_RECORDS = {
+    "cifar10": (tuple(f"data_batch_{k}.bin" for k in range(1, 6)), ("test_batch.bin",)),
+    "cifar100": (("train.bin",), ("test.bin",)),
+}
+_LARGEST = 1 << 30  # bytes of a file; the largest real one is 154 MB
+_LABELS = {"cifar10": 1, "cifar100": 2}  # label bytes of a record; the last one counts (fine labels)
+# Where the archives the data sets are published in put their files.
+_SUBFOLDERS = {
+    "mnist": ("mnist", "MNIST/raw"),
+    "fashion-mnist": ("fashion-mnist", "fashion", "FashionMNIST/raw"),
+    "cifar10": ("cifar10", "cifar-10-batches-bin"),
+    "cifar100": ("cifar100", "cifar-100-binary"),
+}
+
+Arrays = tuple[np.ndarray, ...]
+
+
+def read(name: str, data_dir: str) -> tuple[Path, Arrays]:
+    """The folder a data set was found in, and its arrays in the order of ``KEYS``."""
+    given = data_dir or os.environ.get("L2O_DATA", "")
+    folders = [Path(given) / sub for sub in ("", *_SUBFOLDERS[name])] if given else []
+    for folder in folders:
+        if (folder / f"{name}.npz").is_file():
+            return folder, read_npz(folder / f"{name}.npz", KEYS)
+        # All IDX sets use the same four names: at the top the folder's own name tells which one they are.
+        ours = folder != folders[0] or _says_fashion(folder) == (name == "fashion-mnist")
+        if "mnist" in name and ours and _has(folder, _IDX):
+            parts = zip(_IDX, _IDX_MAGICS, strict=True)
+            return folder, tuple(_read_idx(folder / file, magic) for file, magic in parts)
+        if name in _RECORDS and _has(folder, sum(_RECORDS[name], ())):
+            labels = _LABELS[name]
+            train, test = ([_read_records(folder / f, labels) for f in part] for part in _RECORDS[name])
+            return folder, tuple(
+                np.concatenate([pair[k] for pair in part]) for part in (train, test) for k in (0, 1)
+            )
+    looked = ", ".join(map(str, folders)) or "nowhere: no folder was given"
+    first = f"{_IDX[0]}[.gz]" if "mnist" in name else _RECORDS[name][0][0]
+    raise L2OError(
+        f"data set {name!r} not found (looked in {looked}); put {name}.npz (Keras) or {first} and the files "
+        "that belong to it into a folder and name it with --data-dir or $L2O_DATA"
+    )
+
+
+def _has(folder: Path, names: Sequence[str]) -> bool:
+    return all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names)
+
+
+def _says_fashion(folder: Path) -> bool:
+    place = folder.resolve()
+    return "fashion" in (place.parent if place.name == "raw" else place).name.lower()
+
+
+def _bytes(path: Path) -> bytes:
+    path = path if path.is_file() else path.with_name(path.name + ".gz")
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        raw = file.read(_LARGEST + 1)
+    if len(raw) > _LARGEST:
+        raise ValueError(f"more than {_LARGEST} bytes")
+    return raw
+
+
+def _read_idx(path: Path, magic: int) -> np.ndarray:
+    try:
+        raw = _bytes(path)
+        rank = magic & 0xFF
+        header = struct.unpack_from(f">{rank + 1}I", raw)
+        shape = header[1:]
+        if header[0] != magic or len(raw) != 4 * (rank + 1) + math.prod(shape):
+            raise ValueError(f"magic {header[0]}, shape {shape}, {len(raw)} bytes")
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise L2OError(
+            f"{path}: expected an IDX file with magic number {magic}, got a broken one ({error}); "
+            "copy the file again"
+        ) from None
+    return np.frombuffer(raw, np.uint8, offset=4 * (rank + 1)).reshape(shape)
+
+
+def _read_records(path: Path, labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, 32, 32, 3] and labels [n] from records of label bytes and a 3 x 32 x 32 image."""
+    size = labels + 3072
+    try:
+        raw = _bytes(path)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise L2OError(f"{path}: expected CIFAR's binary version, got {error}; copy the file again") from None
+    if not raw or len(raw) % size:
+        raise L2OError(
+            f"{path}: expected records of {size} bytes (CIFAR's binary version), got {len(raw)} bytes; "
+            "copy the file again"
+        )
+    rows = np.frombuffer(raw, np.uint8).reshape(-1, size)
+    images = rows[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), rows[:, labels - 1]
+
+
+def read_npz(path: Path, *choices: Sequence[str]) -> Arrays:
+    """The arrays of the first of ``choices`` (tuples of names) that are all in the archive."""
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            for keys in choices:
+                if all(key in archive for key in keys):
+                    return tuple(np.atleast_1d(archive[key]) for key in keys)
+            missing = [key for key in choices[0] if key not in archive]
+            raise ValueError(f"no array {missing[0]!r}")
+    # All that NumPy and zipfile raise on a damaged archive.
+    except (
+        OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
+        tokenize.TokenError, MemoryError, OverflowError,
+    ) as error:  # fmt: skip
+        wanted = " or ".join(", ".join(keys) for keys in choices)
+        raise L2OError(
+            f"{path}: expected an npz (Keras) with the arrays {wanted}, got a broken or other file "
+            f"({type(error).__name__}: {error}); copy the file again"
+        ) from None
+
+
+def image_shape(images: np.ndarray, where: str) -> tuple[int, int, int]:
+    """[h, w, c] of images [n, h, w, c], [n, h, w] or [n, features]."""
+    if images.ndim not in (2, 3, 4) or 0 in images.shape:
+        raise L2OError(
+            f"{where}: expected images [n, h, w, c], [n, h, w] or [n, features], got shape {images.shape}; "
+            "reshape them"
+        )
+    size = images.shape[1:]
+    return {1: (1, 1, *size), 2: (*size, 1), 3: size}[len(size)]
+
+
+def checked(x: np.ndarray, y: np.ndarray, shape: tuple[int, ...], classes: int, where: str) -> Arrays:
+    """Images [n, *shape] (floats as float32) and labels [n] int64; a single channel's axis may be absent."""
+    y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
+    if x.shape[1:] != shape and x.shape[1:] != (shape[:2] if shape[2] == 1 else shape):
+        flat = x.ndim == 2 and shape == (1, 1, x.shape[1])
+        if not flat:
+            raise L2OError(
+                f"{where}: expected images [n, {', '.join(map(str, shape))}] and labels [n], got {x.shape} "
+                f"and {y.shape}; use the original files"
+            )
+    if y.shape != x.shape[:1] or not y.size or y.dtype.kind not in "iu":
+        raise L2OError(
+            f"{where}: expected images {x.shape} with as many integer labels, got {y.shape} in {y.dtype}; "
+            "use the original files"
+        )
+    if not 0 <= y.min() <= y.max() < classes:
+        raise L2OError(
+            f"{where}: expected labels 0 to {classes - 1}, got {y.min()} to {y.max()}; use the original files"
+        )
+    if x.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise L2OError(f"{where}: expected finite images, got nan or infinity; clean them first")
+    return x.reshape(-1, *shape), y.astype(np.int64)

@@ -1,0 +1,114 @@
+"""The gallery: every problem, teacher, baseline, feature and data set, as a page made from the tables.
+
+``python -m common.gallery`` prints it; ``common/GALLERY.md`` is its output, and a test keeps it so.
+"""
+
+import collections
+import math
+import sys
+from collections.abc import Iterable, Iterator
+
+from common.baselines import BASELINES
+from common.datasets import DATASETS
+from common.features import FEATURES
+from common.layers import Layer
+from common.problems import PROBLEMS, Problem, parameter_specs
+from common.teachers import TEACHERS, TeacherRow
+
+_HEAD = """# Gallery
+
+Made from the tables by `python -m common.gallery > common/GALLERY.md`; a new row appears here by itself.
+"""
+_PROBLEMS = """
+## Problems
+
+`--problem NAME` in every command. Classifiers minimise the mean cross-entropy of a mini-batch; `--dataset`
+puts other data in the place of a row's own: a data set below, `synthetic`, an `.npz` of yours. Functions are
+the mean over 128 draws of A, b and c ~ N(0, 1), one x of 10 numbers each.
+"""
+_TEACHERS = """
+## Teachers
+
+`--teacher NAME` of `train`; `--inputs`, `--scale` and `--weights` change a row. Every teacher works
+coordinate by coordinate; floats are what its LSTM cells keep per optimized parameter, its features come on
+top.
+"""
+
+
+def page() -> str:
+    """The whole page, Markdown."""
+    parts = [
+        _HEAD,
+        _PROBLEMS,
+        _table(("problem", "data", "parameters", "layers", "what"), map(_problem, PROBLEMS.values())),
+        _TEACHERS,
+        _table(
+            ("teacher", "inputs", "network", "update", "weights", "floats", "source"),
+            map(_teacher, TEACHERS.values()),
+        ),
+        "\n## Features\n\nInputs of teachers and rules, in the rule language over the gradient `g`.\n",
+        _table(("feature", "expression"), ((f"`{name}`", f"`{text}`") for name, text in FEATURES.items())),
+        "\n## Baselines\n\n`name[:key=value,...]` wherever an optimizer is named; torch.optim's formulas.\n",
+        _table(
+            ("optimizer", "lr (middle of its grid)", "options", "source"),
+            ((f"`{b.name}`", f"{b.lr:g}", _options(b.options), b.source) for b in BASELINES.values()),
+        ),
+        "\n## Data sets\n\nRead from local files only, but for `digits`, which is embedded.\n",
+        _table(
+            ("data set", "images", "classes"),
+            ((f"`{n}`", "x".join(map(str, s.image_shape)), str(s.num_classes)) for n, s in DATASETS.items()),
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped) + "\n"
+
+
+def _problem(row: Problem) -> Iterator[str]:
+    count = sum(math.prod(spec.shape) for spec in parameter_specs(row))
+    kinds = collections.Counter(layer.kind for layer in _flat(row.layers))
+    shown = [f"{kinds[kind]} {kind}" for kind in ("conv", "norm", "dense") if kinds[kind]]
+    yield f"`{row.name}`"
+    yield f"`{row.dataset}`" if row.dataset else "-"
+    yield f"{count:,}"
+    yield ", ".join(shown) or "-"
+    yield row.note
+
+
+def _flat(layers: Iterable[Layer]) -> Iterator[Layer]:
+    for layer in layers:
+        yield layer
+        for node in layer.nodes:
+            for _, inner in node:
+                yield from _flat(inner)
+
+
+def _teacher(row: TeacherRow) -> Iterator[str]:
+    weights = sum(math.prod(shape) for shape in row.weight_shapes().values())
+    cells = [f"Linear {row.pre} + ELU"] * bool(row.pre) + [f"LSTM {size}" for size in row.lstm]
+    yield f"`{row.name}`"
+    yield ", ".join(f"`{name}`" for name in row.inputs)
+    yield ", ".join([*cells, "Linear 1"])
+    yield f"{row.scale:g} tanh(out)" if row.output == "tanh" else f"{row.scale:g} out"
+    yield f"{weights:,}"
+    yield str(row.state_floats())
+    yield row.source
+
+
+def _options(options: dict[str, float]) -> str:
+    return ", ".join(f"`{name}={value:g}`" for name, value in options.items())
+
+
+def main() -> int:
+    """Print the page."""
+    print(page(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

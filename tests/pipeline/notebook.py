@@ -1,0 +1,128 @@
+# %% [markdown]
+# From an LSTM to an equation to an optimizer, cell by cell, as in a notebook. Small, so that it takes half a
+# minute; test_notebook.py runs it.
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+from common.config import EvaluateConfig, OptimizeConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
+from common.metrics import summarise, summary_text
+from interchange import Rule, Teacher, load_trajectories
+from interchange.distill import DistillConfig, distill
+from torch_impl import (
+    LearnedOptimizer,
+    Recorder,
+    SymbolicOptimizer,
+    evaluate,
+    optimize,
+    record,
+    select,
+    train,
+    tune,
+)
+
+# %% Meta-train a teacher.
+run = train(
+    TrainConfig(
+        teacher="rp_s",
+        problem="digits-mlp",
+        epochs=12,
+        epoch_length=40,
+        lr=5e-3,
+        validate_every=4,
+        out="runs/rp",
+        quiet=True,
+    )
+)
+print(run)
+
+# %%
+plt.plot([row["loss"] for row in run.history])
+plt.savefig("training.png")
+
+# %% Or take one that ships trained.
+shipped = Teacher.named("rp_s")
+print(shipped)
+
+# %% What does it see and do?
+file = record(
+    RecordConfig(source="teacher:rp_s", problem="digits-mlp", runs=5, steps=60, samples=6000, quiet=True)
+)
+trajectories = load_trajectories(file)
+print(trajectories)
+
+# %% As an equation.
+front, best = distill(
+    DistillConfig(trajectories=str(file), time=8, max_size=25, out="runs/rules", quiet=True)
+)
+for rule in front:
+    print(rule.complexity, rule.provenance["r2"]["test"], rule)
+
+# %% Which of them optimizes best?
+best, *_ = select(SelectConfig(front="runs/rules", problem="digits-mlp", steps=60, tasks=2, quiet=True))
+print(best.latex())
+
+# %% Its constants, tuned.
+tuned = tune(
+    TuneConfig(
+        rule="runs/rules/best.json",
+        problem="digits-mlp",
+        epochs=3,
+        epoch_length=40,
+        pairs=2,
+        validate_every=3,
+        out="runs/tuned.json",
+        quiet=True,
+    )
+)
+print(tuned, tuned.provenance["tuned"]["validation"])
+
+# %% Against optimizers tuned with the same number of trials.
+rows = evaluate(
+    EvaluateConfig(
+        problem="digits-mlp",
+        optimizers=("adam", "nesterov", "teacher:rp_s", "rule:runs/tuned.json"),
+        steps=(60,),
+        seeds=2,
+        validation_seeds=1,
+        trials=3,
+        quiet=True,
+        out="runs/evaluation",
+    )
+)
+print(summary_text(summarise(rows, (60,))))
+
+# %% One plain training, its losses kept.
+result = optimize(
+    OptimizeConfig(
+        optimizer="rule:runs/tuned.json", problem="digits-conv", steps=60, out="runs/net", quiet=True
+    )
+)
+print(result)
+
+# %% In a training loop of your own, recorded.
+data = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+target = data.sum(1, keepdim=True).tanh()
+for make in (
+    lambda params: SymbolicOptimizer(params, tuned),
+    lambda params: LearnedOptimizer(params, "rp_s"),
+    lambda params: torch.optim.Adam(params, lr=0.02),
+):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+    optimizer = make(model.parameters())
+    recorder = Recorder(optimizer)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = (model(data) - target).square().mean()
+        loss.backward()
+        recorder.loss(loss)
+        optimizer.step()
+    recorder.save(f"runs/{type(optimizer).__name__}.h5")
+    print(type(optimizer).__name__, loss.item())
+
+# %% The equation in other notations, and back from its file.
+again = Rule.load("runs/tuned.json")
+assert again == tuned
+print(again.latex(), again.sympy(), sep="\n")

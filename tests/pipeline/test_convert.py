@@ -1,0 +1,253 @@
+"""``python -m interchange.convert``: equations, tables of samples, and trajectories as tables."""
+
+import io
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import L2OError
+from interchange import convert as command
+from interchange import inspect
+from interchange.convert import export_npy, import_npy, main
+from interchange.rule import Rule, read_front
+from interchange.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
+
+PROG = "python -m interchange.convert"
+ROOT = Path(__file__).parents[2]
+HALL = "Complexity|MSE|Equation\n1|0.5|x0\n4|0.125|mult(tanh(x1), -0.5)\n6|0.25|plus(square(x0), sqrtm(x1))\n"
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """The command hands warnings to logging for the rest of its process, which here is the tests'."""
+    yield
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def hall(tmp_path) -> Path:
+    (tmp_path / "hall.csv").write_text(HALL)
+    return tmp_path / "hall.csv"
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(40, 4)))
+    return tmp_path / "table.npy"
+
+
+def made(capsys, *arguments) -> str:
+    """Run the command in this process; it must succeed; what it printed."""
+    code = main(list(map(str, arguments)))
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def refused(capsys, *arguments) -> str:
+    """Run the command in this process; it must end with code 2 and one line on stderr, which is returned."""
+    code = main(list(map(str, arguments)))
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert err.startswith(f"{PROG}: error: ") and err.endswith("\n") and err.count("\n") == 1
+    return err
+
+
+def make_run(number: int, steps: int, dtype="f4", diverged: bool = False) -> Run:
+    """A run of 2 features and 3 coordinates whose every value tells run, step, coordinate and feature."""
+    step, coordinate, feature = np.mgrid[1 : steps + 1, :3, :2]
+    x = (1000 * number + 100 * coordinate + step + 0.5 * feature).astype(dtype)
+    return Run(
+        name=f"{number:06d}", problem="quadratic", problem_json="{}", source_kind="user", source_json="{}",
+        source_sha256="", seed=0, init_seed=0, num_steps=steps, scale=0.1, diverged=diverged, outcome="ok",
+        x=x, g=x[..., 0], y=-x[..., 0], loss=np.ones(steps), step=np.arange(1, steps + 1),
+        param_index=np.zeros(3, "i4"), flat_index=np.arange(3, dtype="i4"), params_names=("w",),
+        params_shapes=((3,),),
+    )  # fmt: skip
+
+
+def make(*runs: Run) -> Trajectories:
+    return Trajectories({"a": "g", "b": ""}, {run.name: run for run in runs})
+
+
+def test_a_hall_of_fame_becomes_a_front_and_its_best(hall, tmp_path, capsys):
+    out = tmp_path / "rules"
+    line = made(capsys, hall, "--out", out, "--scale", "-0.01", "--feature", "x0=g", "x1=lag(g, 1)")
+    assert line == f"{out}: 3 rules; best.json has the lowest loss, 0.125, in 4 nodes\n"
+    front, best = read_front(out), Rule.load(out / "best.json")
+    assert [rule.complexity for rule in front] == [1, 4, 5] and best == front[1]
+    assert best.scale == -0.01 and best.constants == {"c0": -0.5} and best.state_floats == 1
+    rows = (out / "front.csv").read_text().splitlines()
+    assert rows[2] == "rule_001.json,4,0.125,,tanh(x1) * c0"
+    assert best.provenance["line"] == 3 and best.provenance["file"] == "hall.csv"
+
+
+def test_a_front_is_replaced_only_on_demand_and_whole(hall, tmp_path, capsys):
+    out = tmp_path / "rules"
+    made(capsys, hall, "--out", out)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert "front.csv is there already; replace it with --overwrite" in refused(capsys, hall, "--out", out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    (tmp_path / "lines.txt").write_text("((-0.5) * X1)\n(X1 ^ 2)\n")
+    line = made(capsys, tmp_path / "lines.txt", "--out", out, "--overwrite")
+    assert "2 rules; no best.json, because" in line and not (out / "best.json").exists()
+    assert [rule.complexity for rule in read_front(out)] == [2, 3] and len(list(out.glob("rule_*"))) == 2
+
+
+def test_a_table_becomes_samples_and_comes_back(table, tmp_path, capsys):
+    h5, back = tmp_path / "table.h5", tmp_path / "back.npy"
+    arguments = ("--names", "g0", "g1", "mean_g", "--feature", "g1=lag(g,1)", "--scale", "0.01")
+    assert "Samples(40 rows x 3 columns, float64)" in made(capsys, table, *arguments, "--out", h5)
+    found, given = load_trajectories(h5), np.load(table)
+    assert found.features == {"g0": "", "g1": "lag(g, 1)", "mean_g": ""} and found.runs == {}
+    np.testing.assert_array_equal(found.samples.x, given[:, :-1])
+    np.testing.assert_array_equal(found.samples.y, given[:, -1])
+    assert found.samples.scale == 0.01 and found.samples.column_scale.tolist() == [1.0, 1.0, 1.0]
+    assert found.config["file"] == "table.npy" and len(found.config["table_sha256"]) == 64
+    assert made(capsys, h5, "--out", back) == f"{back}: 40 rows of 4 columns, the last the target\n"
+    np.testing.assert_array_equal(np.load(back), given)
+    text = inspect.describe(str(h5))
+    assert "feature g1 = lag(g, 1)" in text
+    assert "samples: 40 rows of 3 columns, float64, scale 0.01, y from" in text
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f8", "fortran", "version 2"])
+def test_tables_of_every_layout_are_read(kind, tmp_path):
+    values = np.arange(12.0).reshape(4, 3)
+    path = tmp_path / "t.npy"
+    if kind == "version 2":
+        with path.open("wb") as file:
+            np.lib.format.write_array(file, values, version=(2, 0))
+    else:
+        np.save(path, np.asfortranarray(values) if kind == "fortran" else values.astype(kind))
+    found = import_npy(path)
+    assert list(found.features) == ["x0", "x1"] and found.samples.x.dtype.isnative
+    np.testing.assert_array_equal(found.samples.x, values[:, :-1])
+    np.testing.assert_array_equal(found.samples.y, values[:, -1])
+
+
+def saved(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def claiming(shape: str, dtype: str = "<f8") -> bytes:
+    """A file of one number whose header claims another shape or type."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8)
+
+
+NAN = np.ones((5, 3))
+NAN[3, 1] = np.nan
+BROKEN = {
+    "one axis": (saved(np.ones(5)), "expected [rows, columns + 1], at least [1, 2], got shape (5,)"),
+    "three axes": (saved(np.ones((2, 2, 2))), "got shape (2, 2, 2)"),
+    "a target alone": (saved(np.ones((5, 1))), "got shape (5, 1)"),
+    "no rows": (saved(np.ones((0, 3))), "got shape (0, 3)"),
+    "integers": (saved(np.ones((5, 3), int)), "expected float32 or float64, got int64"),
+    "half": (saved(np.ones((5, 3), "f2")), "got float16"),
+    "objects": (saved(np.array([[1, "a"], [2, None]], object)), "expected float32 or float64, got object"),
+    "nan": (saved(NAN), "expected finite numbers, got nan at row 3, column 1 (from 0)"),
+    "cut off": (saved(np.ones((5, 3)))[:-8], "expected 120 bytes of numbers, at most 2147483648, got 112"),
+    "more than it says": (saved(np.ones((5, 3))) + b"\0", "got 121"),
+    "a bomb": (claiming("(10000000000, 1000)"), "expected 80000000000000 bytes of numbers, at most"),
+    "negative": (claiming("(-1, -1)"), "got shape (-1, -1)"),
+    "no shape": (claiming("'abc'"), "expected a whole .npy file"),
+    "code for a shape": (claiming("(__import__('os'), 2)"), "expected a whole .npy file"),
+    "a header cut off": (saved(np.ones((5, 3)))[:40], "expected a whole .npy file"),
+    "another version": (b"\x93NUMPY\x09\x00" + bytes(100), "expected a whole .npy file"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_table_is_one_line_and_nothing_is_written(data, message, tmp_path, capsys):
+    (tmp_path / "t.npy").write_bytes(data)
+    found = refused(capsys, tmp_path / "t.npy", "--out", tmp_path / "t.h5")
+    assert message in found and str(tmp_path / "t.npy") in found
+    assert list(tmp_path.iterdir()) == [tmp_path / "t.npy"]
+
+
+@pytest.mark.parametrize("lags", [1, 2, 4])
+def test_trajectories_become_rows_of_lags(lags, tmp_path, capsys):
+    runs = [make_run(1, 5), make_run(2, 4), make_run(3, 5, diverged=True)]
+    save_trajectories(tmp_path / "t.h5", make(*runs))
+    made(capsys, tmp_path / "t.h5", "--out", tmp_path / "t.npy", "--lags", lags)
+    got = np.load(tmp_path / "t.npy")
+    want = [
+        [run.x[step - lag, k, f] for lag in range(lags) for f in range(2)] + [run.y[step, k]]
+        for run in runs[:2]
+        for step in range(lags - 1, len(run.step))
+        for k in range(3)
+    ]
+    assert got.dtype == np.float32 and got.shape == (3 * (5 + 4 - 2 * (lags - 1)), 2 * lags + 1)
+    np.testing.assert_array_equal(got, np.array(want, "f4"))
+
+
+def test_the_wider_of_two_types_is_written_and_short_runs_are_left_out(tmp_path):
+    trajectories = make(make_run(1, 5), make_run(2, 2, "f8"))
+    assert export_npy(trajectories, tmp_path / "t.npy", lags=2) == (15, 5)
+    assert np.load(tmp_path / "t.npy").dtype == np.float64
+    assert export_npy(trajectories, tmp_path / "t.npy", lags=5) == (3, 11)
+    with pytest.raises(L2OError, match="a run of at least 6 steps that did not diverge, got none"):
+        export_npy(trajectories, tmp_path / "t.npy", lags=6)
+    table = Trajectories({"a": ""}, {}, samples=Samples(np.ones((3, 1)), np.ones(3), np.ones(1)))
+    with pytest.raises(L2OError, match="--lags: expected 1 for a table of samples"):
+        export_npy(table, tmp_path / "t.npy", lags=2)
+
+
+def test_a_table_that_would_be_too_large_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_BUDGET", 100)
+    with pytest.raises(L2OError, match=r"at most 100 bytes, got shape \(15, 3\)"):
+        export_npy(make(make_run(1, 5)), tmp_path / "t.npy")
+    assert not list(tmp_path.iterdir())
+
+
+BAD = {
+    "no source": ([], "SOURCE is missing"),
+    "no out": (["{table}"], "--out is missing"),
+    "no such file": (["{folder}/none", "--out", "{folder}/x"], "cannot read"),
+    "a folder": (["{folder}", "--out", "{folder}/x"], "expected a regular file"),
+    "too few names": (["{table}", "--names", "a", "--out", "{folder}/x"], "expected 3 distinct names"),
+    "equal names": (["{table}", "--names", "a", "b", "a", "--out", "{folder}/x"], "3 distinct names"),
+    "a reserved name": (["{table}", "--names", "a", "b", "t", "--out", "{folder}/x"], "'t' is reserved"),
+    "a constant's name": (["{table}", "--names", "a", "c0", "b", "--out", "{folder}/x"], "'c0' is kept for"),
+    "an operator's name": (["{table}", "--names", "a", "exp", "b", "--out", "{folder}/x"], "name 'exp'"),
+    "no such column": (["{table}", "--feature", "b=g", "--out", "{folder}/x"], "no column has that name"),
+    "half a feature": (["{table}", "--feature", "x0", "--out", "{folder}/x"], "expected NAME=EXPRESSION"),
+    "a broken feature": (["{table}", "--feature", "x0=g+", "--out", "{folder}/x"], "not an expression"),
+    "scale 0": (["{table}", "--scale", "0", "--out", "{folder}/x"], "--scale: expected a number other"),
+    "lags of a table": (["{table}", "--lags", "2", "--out", "{folder}/x"], "it takes --names, --scale"),
+    "names of equations": (["{hall}", "--names", "a", "--out", "{folder}/x"], "it takes --dialect, --scale"),
+    "an unknown dialect": (["{hall}", "--dialect", "pysr", "--out", "{folder}/x"], "unknown dialect 'pysr'"),
+    "another dialect": (["{hall}", "--dialect", "pysr-2", "--out", "{folder}/x"], "hall.csv:3: unknown"),
+    "something there": (["{table}", "--out", "{hall}"], "is there already; replace it with --overwrite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_arguments_are_one_line_and_nothing_is_written(arguments, message, hall, table, tmp_path, capsys):
+    filled = [text.format(folder=tmp_path, hall=hall, table=table) for text in arguments]
+    assert message in refused(capsys, *filled)
+    assert {path.name for path in tmp_path.iterdir()} == {"hall.csv", "table.npy"}
+
+
+def test_help_answers_at_once():
+    best = 10.0
+    for _ in range(3):
+        started = time.perf_counter()
+        result = subprocess.run(
+            [sys.executable, "-m", "interchange.convert", "--help"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
+        best = min(best, time.perf_counter() - started)
+    assert "--lags" in result.stdout and "(default )" not in result.stdout
+    assert best < 1.0

@@ -1,0 +1,247 @@
+"""``optimize``: losses and parameters of plain training, as a function and as a command."""
+
+import csv
+import dataclasses
+import json
+import logging
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import reference
+from common.config import OptimizeConfig, TrainConfig
+from common.problems import PROBLEMS, Instance, parameter_specs
+from common.rng import derived_seed
+from interchange.checkpoint import has_checkpoint, load_checkpoint
+from interchange.rule import Rule
+
+torch = pytest.importorskip("torch")
+
+from torch_impl import optimize  # noqa: E402
+from torch_impl.optimize import main  # noqa: E402
+from torch_impl.problems import table_task  # noqa: E402
+from torch_impl.train import train  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+PROG = "python -m torch_impl.optimize"
+QUADRATIC = {"problem": "quadratic", "steps": 30, "dtype": "float64", "quiet": True}
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """The commands hand warnings to logging for the rest of their process, which here is the tests'."""
+    yield
+    logging.captureWarnings(False)
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> dict[str, list[float]]:
+    with (folder / "losses.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in table] == list(range(1, len(table) + 1))
+    return {k: [float(r[k]) for r in table if r[k]] for k in table[0] if k != "step"}
+
+
+def test_losses_and_parameters_are_the_oracles(tmp_path):
+    result = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", runs=3, out=str(tmp_path / "o"), **QUADRATIC))
+    figures, ends = [], []
+    for number, run in enumerate(result.runs):
+        instance = Instance(PROBLEMS["quadratic"], derived_seed(0, "optimize", number), "meta_train")
+        loss_and_grad = reference.quadratic(*instance.constants()[:2])
+        theta, want = instance.initial_parameters()["x"].ravel(), []
+        for step in range(30):
+            loss, g = loss_and_grad(theta, step)
+            want.append(loss)
+            theta = theta - 0.3 * g
+        np.testing.assert_allclose(run.losses, want, rtol=1e-9)
+        figures.append(np.mean(want[-20:]))
+        ends.append(theta)
+        assert run.loss == pytest.approx(figures[-1], rel=1e-9) and math.isnan(run.accuracy)
+    assert result.best == np.argmin(figures) and result.exit_code == 0
+    for number, values in enumerate(losses(result.folder).values()):
+        assert values == result.runs[number].losses.tolist()
+    assert [row["loss"] for row in rows(result.folder)] == [run.loss for run in result.runs]
+    arrays, meta = load_checkpoint(result.folder)
+    np.testing.assert_allclose(arrays["theta/x"].ravel(), ends[result.best], rtol=1e-8, atol=1e-12)
+    assert list(arrays) == ["theta/x"] and (meta["run"], meta["step"]) == (result.best, 30)
+    assert meta["optimizer"] == "sgd:lr=0.3" and meta["loss"] == result.runs[result.best].loss
+    names = {path.name for path in result.folder.iterdir()}
+    assert names == {"checkpoint", "config.json", "env.json", "lock", "losses.csv", "metrics.jsonl"}
+    assert len(list(result.folder.glob("checkpoint/*"))) == 1
+
+
+def test_the_checkpoint_reaches_the_printed_accuracy_on_the_test_images(tmp_path, capsys):
+    folder = tmp_path / "o"
+    assert main(["adam:lr=0.01", "--problem", "digits-mlp", "--steps", "60", "--out", str(folder)]) == 0
+    loss, rest = capsys.readouterr().out.splitlines()
+    arrays, _ = load_checkpoint(folder)
+    specs = parameter_specs(PROBLEMS["digits-mlp"])
+    assert {name: a.shape for name, a in arrays.items()} == {f"theta/{s.name}": s.shape for s in specs}
+    x, labels = Instance(PROBLEMS["digits-mlp"], 0, "test").data()
+    x = x.reshape(len(x), -1)
+    for k in range(3):
+        x = x @ arrays[f"theta/layer_{k}/w"] + arrays[f"theta/layer_{k}/b"]
+        x = np.maximum(x, 0.0) if k < 2 else x
+    accuracy = (x.argmax(1) == labels).mean()
+    assert accuracy > 0.75
+    figure = np.mean(losses(folder)["run_0"][-20:])
+    assert loss == f"loss {figure:.4g} after 60 steps, test accuracy {accuracy:.4f}"
+    assert rest == f"parameters: {folder / 'checkpoint'} (run 0); use them by --start"
+    assert json.loads((folder / "config.json").read_text())["optimizer"] == "adam:lr=0.01"
+
+
+def test_another_run_starts_where_one_ended(tmp_path):
+    """Of one seed and problem: a quadratic's loss goes on where it was."""
+    first = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", out=str(tmp_path / "a"), **QUADRATIC))
+    settings = QUADRATIC | {"steps": 31}
+    longer = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", out=str(tmp_path / "b"), **settings))
+    start = {"start": str(first.folder), "out": str(tmp_path / "c")}
+    second = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", **start, **QUADRATIC))
+    assert second.runs[0].losses[0] == pytest.approx(longer.runs[0].losses[-1], rel=1e-12)
+    assert second.runs[0].losses[0] < 0.5 * first.runs[0].losses[0]
+
+
+def test_batch_norms_running_values_are_kept_and_given_back(tmp_path):
+    settings = {"problem": "mnist-conv", "dataset": "synthetic", "steps": 2, "batch_size": 8, "quiet": True}
+    config = OptimizeConfig(optimizer="sgd:lr=0.01", out=str(tmp_path / "o"), **settings)
+    arrays, _ = load_checkpoint(optimize(config).folder)
+    task = table_task(dataclasses.replace(config, start=config.out), "optimize", 0)
+    assert len(task.buffers) == 4
+    for name, buffer in task.buffers.items():
+        assert not np.allclose(buffer.numpy(), float(name.endswith("var")), atol=1e-3)  # as it begins
+        np.testing.assert_array_equal(buffer.numpy(), arrays[f"buffers/{name}"])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with a training run ``run`` and a rule ``rule.json``."""
+    folder = tmp_path_factory.mktemp("made")
+    tiny = {"epochs": 1, "epoch_length": 4, "unroll": 2, "validate_every": 0, "teacher": "rp_s"}
+    train(TrainConfig(problem="quadratic", **tiny, out=str(folder / "run"), quiet=True))
+    Rule.from_text("c0 * g", {"c0": -0.3}).save(folder / "rule.json")
+    return folder
+
+
+SPECS = ["teacher:run", "teacher:run/teacher.h5,lr=0.5", "rule:rule.json", "lion", "adamw:lr=0.01"]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_any_optimizer_trains(spec, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(made)
+    result = optimize(OptimizeConfig(optimizer=spec, out=str(tmp_path / "o"), **QUADRATIC))
+    (run,) = result.runs
+    assert run.outcome == "ok" and len(run.losses) == 30 and np.ptp(run.losses) > 0
+    if spec.startswith("rule"):
+        settings = QUADRATIC | {"out": str(tmp_path / "sgd")}
+        (same,) = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", **settings)).runs
+        np.testing.assert_allclose(run.losses, same.losses, rtol=1e-9)
+
+
+def test_the_split_chooses_the_images(tmp_path):
+    found = {}
+    for split in ("meta_train", "evaluation"):
+        settings = {"problem": "digits-mlp", "steps": 3, "out": str(tmp_path / split), "quiet": True}
+        found[split] = optimize(OptimizeConfig(optimizer="sgd", split=split, **settings)).runs[0]
+    assert found["meta_train"].losses[0] != found["evaluation"].losses[0]
+
+
+def test_a_run_that_diverges_among_others_is_an_outcome(tmp_path, monkeypatch):
+    """One of three starts is so far off that its first loss overflows."""
+    from torch_impl import rollout
+
+    before = rollout.leaves
+
+    def far(task):
+        parameters = before(task)
+        if task.instance.seed == derived_seed(0, "optimize", 1):
+            parameters[0].data.fill_(1e308)
+        return parameters
+
+    monkeypatch.setattr(rollout, "leaves", far)
+    folder = tmp_path / "o"
+    result = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", runs=3, out=str(folder), **QUADRATIC))
+    assert [run.outcome for run in result.runs] == ["ok", "diverged", "ok"]
+    assert [row["outcome"] for row in rows(folder)] == ["ok", "diverged", "ok"]
+    assert rows(folder)[1]["loss"] is None and rows(folder)[1]["steps"] == 0
+    assert [len(column) for column in losses(folder).values()] == [30, 0, 30] and result.best in (0, 2)
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run the command in this process; it must end with code 2 and one line on stderr, which is returned."""
+    code = main([*arguments, "--quiet"])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert err.startswith(f"{PROG}: error: ") and err.endswith("\n") and err.count("\n") == 1
+    return err
+
+
+def test_divergence_is_one_line_and_nothing_is_written_or_in_the_way(tmp_path, capsys):
+    folder = tmp_path / "o"
+    place = ["--problem", "quadratic", "--steps", "80", "--out", str(folder)]
+    message = refused(capsys, "sgd:lr=1e6", *place)
+    assert "sgd:lr=1e6 diverged on quadratic at step " in message and "lower its lr" in message
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+    assert main(["sgd:lr=0.3", *place, "--quiet"]) == 0
+
+
+BAD = {
+    "no optimizer": ([], "OPTIMIZER is missing"),
+    "unknown optimizer": (["adan"], "unknown optimizer 'adan'"),
+    "unknown option": (["adam:rate=1"], "unknown option 'rate'"),
+    "no such rule": (["rule:nowhere.json"], "nowhere.json"),
+    "no such teacher": (["teacher:nowhere"], "nowhere"),
+    "unknown problem": (["adam", "--problem", "digits-mpl"], "unknown problem 'digits-mpl'"),
+    "unknown split": (["adam", "--split", "half"], "--split: expected one of meta_train, evaluation"),
+    "no steps": (["adam", "--steps", "0"], "--steps: expected at least 1, got 0"),
+    "no runs": (["adam", "--runs", "0"], "--runs: expected at least 1, got 0"),
+    "missing data": (["adam", "--problem", "mnist-mlp", "--data-dir", "nowhere"], "'mnist' not found"),
+    "nothing to start from": (["adam", "--start", "nowhere"], "nowhere"),
+    "unknown device": (["adam", "--device", "tpu9"], "--device 'tpu9' cannot be used"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_nothing_written(arguments, message, tmp_path, capsys):
+    assert message in refused(capsys, *arguments, "--out", str(tmp_path / "o"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_replaced_on_demand_only_and_never_while_it_is_the_start(tmp_path, capsys):
+    folder = str(tmp_path / "o")
+    place = ["sgd:lr=0.3", "--problem", "quadratic", "--steps", "3", "--out", folder]
+    assert main([*place, "--runs", "2", "--quiet"]) == 0
+    assert "already holds a run" in refused(capsys, *place)
+    assert "is where --start reads from" in refused(capsys, *place, "--start", folder, "--overwrite")
+    assert len(rows(tmp_path / "o")) == 2 and has_checkpoint(folder)
+    assert main([*place, "--overwrite", "--quiet"]) == 0
+    assert len(rows(tmp_path / "o")) == 1 and list(losses(tmp_path / "o")) == ["run_0"]
+    place[0], place[4] = "sgd:lr=1e6", "80"
+    refused(capsys, *place, "--overwrite")  # diverges
+    assert not (tmp_path / "o" / "losses.csv").exists() and not has_checkpoint(folder)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_a_whole_checkpoint_and_the_losses_so_far(number, code, tmp_path):
+    folder = tmp_path / "o"
+    arguments = ["sgd:lr=0.3", "--problem", "quadratic", "--steps", "1000000", "--runs", "3"]
+    command = [sys.executable, "-m", "torch_impl.optimize", *arguments, "--out", str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "1/3000000" in process.stderr.readline()  # the first step is done
+    time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in err
+    arrays, meta = load_checkpoint(folder)
+    assert 1 <= meta["step"] == len(losses(folder)["run_0"]) < 1_000_000
+    assert arrays["theta/x"].shape == (128, 10) and np.isfinite(arrays["theta/x"]).all()
+    assert [(row["outcome"], row["steps"]) for row in rows(folder)] == [("interrupted", meta["step"])]
+    assert out.splitlines()[0].endswith("(interrupted)")

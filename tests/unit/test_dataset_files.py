@@ -1,0 +1,277 @@
+"""The files data sets come in: where they are found, what is read from them, and broken ones."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import dataset_files as files
+from common import datasets
+from common.errors import L2OError
+
+IDX_NAMES = files._IDX
+KEYS = files.KEYS
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch):
+    """Neither data sets of another test nor a folder of the environment."""
+    monkeypatch.delenv("L2O_DATA", raising=False)
+    datasets.load.cache_clear()
+    yield
+    datasets.load.cache_clear()
+
+
+def tiny_mnist(rows: int = 60, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Training and test images and labels, bytes, all different."""
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, size=(rows + 20, 28, 28), dtype=np.uint8)
+    labels = np.arange(rows + 20, dtype=np.uint8) % 10
+    return images[:rows], labels[:rows], images[rows:], labels[rows:]
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return struct.pack(f">{array.ndim + 1}I", 2048 + array.ndim, *array.shape) + array.tobytes()
+
+
+def write_idx(folder: Path, zipped: bool = False, seed: int = 0) -> tuple[np.ndarray, ...]:
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = tiny_mnist(seed=seed)
+    for name, array in zip(IDX_NAMES, arrays, strict=True):
+        raw = idx_bytes(array)
+        (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(raw) if zipped else raw)
+    return arrays
+
+
+def write_npz(folder: Path, name: str = "mnist") -> tuple[np.ndarray, ...]:
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = tiny_mnist()
+    np.savez(folder / f"{name}.npz", **dict(zip(KEYS, arrays, strict=True)))
+    return arrays
+
+
+def record(pixels: dict[tuple[int, int], tuple[int, int, int]], *labels: int) -> bytes:
+    """One record of the binary version as its description has it: label bytes, then the red, the green and
+    the blue plane, each row by row."""
+    planes = np.zeros((3, 1024), np.uint8)
+    for (row, column), colour in pixels.items():
+        planes[:, 32 * row + column] = colour
+    return bytes(labels) + planes.tobytes()
+
+
+def write_cifar(folder: Path, name: str, zipped: bool = False) -> None:
+    """Two records a file; the first byte of two labels is the coarse one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(sum(files._RECORDS[name], ())):
+        more = () if name == "cifar10" else (19,)
+        raw = record({(3, 7): (255, 51, 102)}, *more, number) + record({(31, 0): (1, 2, 3)}, *more, 9)
+        (folder / (file + ".gz" * zipped)).write_bytes(gzip.compress(raw) if zipped else raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [(name, place) for name in ("mnist", "fashion-mnist") for place in (".", *files._SUBFOLDERS[name])],
+)
+@pytest.mark.parametrize("kind", ["npz", "idx", "idx.gz"])
+def test_mnist_and_fashion_mnist_are_read_from_each_kind_of_file_in_each_place(kind, name, place, tmp_path):
+    top = tmp_path / ("Fashion" if name == "fashion-mnist" and kind != "npz" else "data")
+    folder = top / place
+    arrays = write_npz(folder, name) if kind == "npz" else write_idx(folder, kind == "idx.gz")
+    data = datasets.load(name, str(top))
+    for got, raw in zip((data.x_train, data.x_test), arrays[::2], strict=True):
+        assert got.dtype == np.uint8 and np.array_equal(got, raw[..., None])
+        np.testing.assert_allclose(data.normalised(got)[..., 0], raw / 255 - 0.5, atol=1e-6)
+    for got, raw in zip((data.y_train, data.y_test), arrays[1::2], strict=True):
+        assert got.dtype == np.int64 and np.array_equal(got, raw)
+
+
+def test_the_two_mnists_are_told_apart_though_their_files_have_the_same_names(tmp_path, monkeypatch):
+    top, subfolder = tmp_path / "plain", tmp_path / "plain" / "fashion"
+    digits, clothes = write_idx(top, seed=1), write_idx(subfolder, seed=2)
+    assert np.array_equal(datasets.load("mnist", str(top)).y_train, digits[1])
+    for name, arrays in (("mnist", digits), ("fashion-mnist", clothes)):
+        assert np.array_equal(datasets.load(name, str(top)).x_test[..., 0], arrays[2])
+    with pytest.raises(L2OError, match="'mnist' not found"):
+        datasets.load("mnist", str(subfolder))
+    monkeypatch.chdir(subfolder)  # the folder's name is not in the path then
+    assert np.array_equal(datasets.load("fashion-mnist", ".").x_test[..., 0], clothes[2])
+    with pytest.raises(L2OError, match="'mnist' not found"):
+        datasets.load("mnist", ".")
+    raw = tmp_path / "FashionMNIST" / "raw"
+    write_idx(raw)
+    assert len(datasets.load("fashion-mnist", str(raw)).y_train) == 60
+    with pytest.raises(L2OError, match="'fashion-mnist' not found"):
+        datasets.load("fashion-mnist", str(write_and_give(tmp_path / "MNIST" / "raw")))
+
+
+def write_and_give(folder: Path) -> Path:
+    write_idx(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [(name, place) for name in ("cifar10", "cifar100") for place in (".", *files._SUBFOLDERS[name])],
+)
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
+def test_the_binary_cifar_has_its_pixels_and_labels_where_they_belong(name, place, zipped, tmp_path):
+    write_cifar(tmp_path / place, name, zipped)
+    data, parts = datasets.load(name, str(tmp_path)), len(files._RECORDS[name][0])
+    assert data.x_train.shape == (2 * parts, 32, 32, 3) and data.x_test.shape == (2, 32, 32, 3)
+    assert data.y_train.tolist() == [label for number in range(parts) for label in (number, 9)]
+    assert data.y_test.tolist() == [parts, 9] and data.y_test.dtype == np.int64
+    for images in (data.x_train[::2], data.x_test[::2]):
+        assert images[:, 3, 7].tolist() == [[255, 51, 102]] * len(images)
+        assert images.sum() == len(images) * (255 + 51 + 102)
+    assert data.x_train[1, 31, 0].tolist() == [1, 2, 3]
+    np.testing.assert_allclose(data.normalised(data.x_test)[0, 3, 7], [1.0, -0.6, -0.2], atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_is_read_from_a_keras_npz_whose_labels_are_columns(name, classes, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(classes - 8, classes, dtype=np.uint8)[:, None]
+    parts = dict(zip(KEYS, (images, labels, images[:3], labels[:3]), strict=True))
+    np.savez(tmp_path / f"{name}.npz", **parts)
+    data = datasets.load(name, str(tmp_path))
+    assert np.array_equal(data.x_train, images) and data.y_test.tolist() == labels[:3, 0].tolist()
+    np.testing.assert_allclose(data.normalised(images), (images / 255 - 0.5) / 0.5, atol=1e-6)
+    for key, wrong, message in (
+        ("x_train", images[:, :31], r"expected images \[n, 32, 32, 3\]"),
+        ("x_test", images[:3, ..., :1], r"expected images \[n, 32, 32, 3\]"),
+        ("x_train", images / np.float32(255), "expected images of bytes, got floats"),
+        ("y_train", labels + 1, f"expected labels 0 to {classes - 1}, got {classes - 7} to {classes}"),
+        ("y_train", np.eye(8, classes), r"as many integer labels, got \(8, "),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **(parts | {key: wrong}))
+        datasets.load.cache_clear()
+        with pytest.raises(L2OError, match=message):
+            datasets.load(name, str(tmp_path))
+
+
+def test_the_environment_names_the_folder_unless_one_is_given(tmp_path, monkeypatch):
+    write_npz(tmp_path)
+    monkeypatch.setenv("L2O_DATA", str(tmp_path))
+    assert len(datasets.load("mnist").y_train) == 60
+    with pytest.raises(L2OError, match="not found"):
+        datasets.load("mnist", str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("given", [True, False])
+def test_missing_files_are_said_with_the_places_looked_in_and_the_remedy(name, given, tmp_path):
+    with pytest.raises(L2OError) as error:
+        datasets.load(name, str(tmp_path) if given else "")
+    text = str(error.value)
+    places = [str(tmp_path / place) for place in ("", *files._SUBFOLDERS[name])]
+    assert all(place in text for place in places) if given else "no folder was given" in text
+    first = IDX_NAMES[0] if "mnist" in name else files._RECORDS[name][0][0]
+    assert all(part in text for part in (f"{name}.npz", first, "--data-dir", "L2O_DATA")) and "\n" not in text
+
+
+def test_a_set_that_lacks_a_file_is_not_found(tmp_path):
+    write_idx(tmp_path)
+    write_cifar(tmp_path, "cifar10")
+    for name in (IDX_NAMES[3], "data_batch_4.bin"):
+        (tmp_path / name).unlink()
+    for name in ("mnist", "cifar10"):
+        with pytest.raises(L2OError, match="not found"):
+            datasets.load(name, str(tmp_path))
+
+
+def damage_idx(kind: str, raw: bytes) -> bytes:
+    return {
+        "empty": b"",
+        "cut header": raw[:6],
+        "cut": raw[:-1],
+        "longer": raw + b"\0",
+        "magic": b"\0\0\x08\x07" + raw[4:],
+        "shape": raw[:4] + b"\xff\xff\xff\xff" * 3 + raw[16:],
+        "wrapping": raw[:4] + b"\x80\0\0\0" * 3 + b"",  # 2^93 bytes are 0 in 64 bits
+        "text": b"<html>Not found</html>",
+    }[kind]
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize(
+    "kind", ["empty", "cut header", "cut", "longer", "magic", "shape", "wrapping", "text"]
+)
+@pytest.mark.parametrize("file", IDX_NAMES[:2])
+def test_a_broken_idx_file_is_named(file, kind, zipped, tmp_path):
+    write_idx(tmp_path, zipped)
+    path = tmp_path / (file + ".gz" * zipped)
+    raw = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
+    raw = damage_idx(kind, raw)
+    path.write_bytes(gzip.compress(raw) if zipped else raw)
+    with pytest.raises(L2OError, match=f"{file}.*expected an IDX file.*copy the file again"):
+        datasets.load("mnist", str(tmp_path))
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("kind", ["empty", "cut", "longer", "text"])
+@pytest.mark.parametrize(("name", "size"), [("cifar10", 3073), ("cifar100", 3074)])
+def test_broken_records_are_named(name, size, kind, zipped, tmp_path):
+    write_cifar(tmp_path, name, zipped)
+    file = files._RECORDS[name][1][0]
+    path = tmp_path / (file + ".gz" * zipped)
+    raw = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
+    raw = damage_idx(kind, raw)
+    path.write_bytes(gzip.compress(raw) if zipped else raw)
+    message = f"{file}.*expected records of {size} bytes.*got {len(raw)} bytes; copy the file again"
+    with pytest.raises(L2OError, match=message):
+        datasets.load(name, str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "at"), [("cifar10", 0), ("cifar100", 1)])
+def test_a_label_that_is_no_class_is_refused(name, at, tmp_path):
+    write_cifar(tmp_path, name)
+    path = tmp_path / files._RECORDS[name][1][0]
+    raw = bytearray(path.read_bytes())
+    raw[at] = 200
+    path.write_bytes(raw)
+    with pytest.raises(L2OError, match=f"'{name}'.*expected labels 0 to .*got 9 to 200"):
+        datasets.load(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
+def test_a_file_far_too_long_is_refused_before_it_fills_the_memory(name, zipped, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LARGEST", 5000)
+    write_idx(tmp_path, zipped)
+    write_cifar(tmp_path, "cifar10", zipped)
+    with pytest.raises(L2OError, match="more than 5000 bytes"):
+        datasets.load(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("kind", ["cut", "not gzip", "bit"])
+def test_a_broken_gzip_file_is_named(kind, name, tmp_path):
+    write_idx(tmp_path, zipped=True)
+    write_cifar(tmp_path, "cifar10", zipped=True)
+    path = tmp_path / {"mnist": f"{IDX_NAMES[0]}.gz", "cifar10": "data_batch_1.bin.gz"}[name]
+    raw = path.read_bytes()
+    middle = len(raw) // 2
+    broken = {
+        "cut": raw[:middle],
+        "not gzip": b"GIF89a" + raw,
+        "bit": raw[:middle] + bytes([raw[middle] ^ 64]) + raw[middle + 1 :],
+    }
+    path.write_bytes(broken[kind])
+    with pytest.raises(L2OError, match=f"{path.stem}.*copy the file again"):
+        datasets.load(name, str(tmp_path))
+
+
+def test_a_set_that_cannot_be_opened_is_named(tmp_path):
+    write_npz(tmp_path)
+    (tmp_path / "mnist.npz").write_bytes(b"")
+    with pytest.raises(L2OError, match=r"mnist.npz: expected an npz \(Keras\) with the arrays x_train, "):
+        datasets.load("mnist", str(tmp_path))
+
+
+def test_the_real_mnist_is_as_the_table_says(data_dir):
+    data = datasets.load("mnist", str(data_dir))
+    assert data.x_train.shape == (60000, 28, 28, 1) and data.x_test.shape == (10000, 28, 28, 1)
+    assert (data.x_train.min(), data.x_train.max()) == (0, 255)
+    assert np.bincount(data.y_train).min() > 5000 and len(data.split("meta_train")[1]) == 30000

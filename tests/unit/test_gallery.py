@@ -1,0 +1,43 @@
+"""The gallery is what the tables say."""
+
+from pathlib import Path
+
+import pytest
+
+from common import gallery
+from common.baselines import BASELINES
+from common.datasets import DATASETS
+from common.features import FEATURES
+from common.problems import PROBLEMS
+from common.teachers import TEACHERS
+
+FILE = Path(gallery.__file__).with_name("GALLERY.md")
+
+
+def test_the_file_is_what_the_command_prints(capsys):
+    assert gallery.main() == 0
+    assert FILE.read_text(encoding="utf-8") == capsys.readouterr().out, (
+        "the tables have changed: python -m common.gallery > common/GALLERY.md"
+    )
+
+
+@pytest.mark.parametrize("table", [PROBLEMS, TEACHERS, FEATURES, BASELINES, DATASETS], ids=lambda t: t.kind)
+def test_every_row_of_a_table_is_a_line_of_its_own(table):
+    starts = [line.split(" | ")[0] for line in gallery.page().splitlines() if line.startswith("| `")]
+    for name in table:
+        assert f"| `{name}`" in starts
+
+
+def test_the_tables_are_rectangular():
+    page = gallery.page().replace("\\|", "")
+    blocks = [block.splitlines() for block in page.split("\n\n") if block.startswith("| ")]
+    assert len(blocks) == 5
+    for lines in blocks:
+        assert lines[1].replace("|", "").replace("-", "").strip() == ""
+        assert len({line.count("|") for line in lines}) == 1
+
+
+def test_counts_are_those_of_the_literature():
+    lines = gallery.page().splitlines()
+    for name, count in (("lenet", "62,006"), ("vgg16", "14,728,266"), ("mnist-mlp", "24,380")):
+        assert any(line.startswith(f"| `{name}`") and f"| {count} |" in line for line in lines), name

@@ -1,0 +1,220 @@
+"""Halls of fame and Operon's models as rules: formats, dialects guessed, names, provenance, broken lines."""
+
+import hashlib
+import logging
+
+import numpy as np
+import pytest
+
+from common.errors import L2OError
+from interchange import import_hall_of_fame, import_operon_front
+from interchange.expression import name, to_text
+from interchange.rule import Rule
+
+OLD = """Complexity|MSE|Equation
+1|2.5e-2|-0.5
+5|1.25e-2|mult(plus(x0, x1), -0.25)
+6|1e-2|pow(relu(x0), sqrtm(0.5))
+
+"""
+MIDDLE = """Complexity|MSE|Equation
+3|0.25|(x0 ^ 0.5)
+4|0.125|(x0 * sqrt_abs(x1))
+"""
+NEW = """Complexity,Loss,Equation
+1,0.5,"x0"
+4,0.25,"max(x0 * x1, 2.0)"
+6,0.125,"x0 ^ 2 - (x1 * -1.5)"
+"""
+OPERON = """((-0.550909) + (0.186122 * X1))
+(X1 / (sqrt(1 + ((2.0 * X2)) ^ 2)))
+
+"""
+OPERON_CSV = """length,mean_squared_error,model
+3,0.25,"(0.5 * X1)"
+7,0.125,"(abs(X2) ^ (1.5 * X1))"
+"""
+PLAIN = "0.5 * tanh(a)\n-b / 3.0\n"
+FILES = {
+    "hall_of_fame.csv": (OLD, "pysr-0.3", [2, 3, 4], [0.025, 0.0125, 0.01], [1, 5, 5]),
+    "hall_of_fame.csv.bkup": (MIDDLE, "pysr-0.6", [2, 3], [0.25, 0.125], [3, 4]),
+    "hall_of_fame.csv.bak": (NEW, "pysr-2", [2, 3, 4], [0.5, 0.25, 0.125], [1, 5, 6]),
+    "models.txt": (OPERON, "operon", [1, 2], [None, None], [5, 5]),
+    "models.csv": (OPERON_CSV, "operon", [2, 3], [0.25, 0.125], [3, 5]),
+    "plain.txt": (PLAIN, "native", [1, 2], [None, None], [4, 4]),
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def put(text: str, name: str = "file.csv"):
+        (tmp_path / name).write_text(text, newline="")
+        return tmp_path / name
+
+    return put
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_formats_and_dialects_are_told_by_header_and_spelling(file, newline, write):
+    text, dialect, lines, losses, sizes = FILES[file]
+    path = write(text.replace("\n", newline), file)
+    rules = import_hall_of_fame(path)
+    assert [rule.provenance["line"] for rule in rules] == lines
+    assert [rule.provenance.get("loss") for rule in rules] == losses
+    assert [rule.complexity for rule in rules] == sizes
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {(r.provenance["file"], r.provenance["dialect"]) for r in rules} == {(file, dialect)}
+    assert {rule.provenance["file_sha256"] for rule in rules} == {digest}
+    for rule, again in zip(rules, import_hall_of_fame(path, dialect=dialect), strict=True):
+        assert again == rule == Rule.from_json(rule.to_json())
+
+
+def test_constants_are_named_and_variables_are_features(write):
+    _, rule, power = import_hall_of_fame(write(OLD), scale=0.1)
+    assert to_text(rule.expression) == "(x0 + x1) * c0" and rule.constants == {"c0": -0.25}
+    assert rule.features == {"x0": None, "x1": None} and rule.scale == 0.1
+    assert to_text(power.expression) == "pow(relu(x0), sqrt(c0))" and power.features == {"x0": None}
+    x = np.array([[1.0, -2.0]])
+    np.testing.assert_allclose(rule.evaluate({"x0": x, "x1": 2.0 * x}), 0.1 * -0.25 * 3.0 * x, rtol=1e-15)
+    with pytest.raises(L2OError, match="'x0' has no definition"):
+        rule.program()
+
+
+def test_features_with_expressions_make_optimizers(write):
+    rules = import_hall_of_fame(write(OLD), features={"x0": "g", "x1": "lag(g, 1)"})
+    assert to_text(rules[1].inlined()) == "(g + lag(g, 1)) * c0"
+    assert rules[1].state_floats == 1
+
+
+def test_reserved_names_become_columns_unless_they_are_meant(write, caplog):
+    path = write("Complexity,Loss,Equation\n5,0.1,g * t + theta\n")
+    with caplog.at_level(logging.WARNING):
+        (rule,) = import_hall_of_fame(path)
+    assert to_text(rule.expression) == "g_column * t_column + theta_column"
+    assert "variable 't' is called 't_column' in the rules" in caplog.text
+    (rule,) = import_hall_of_fame(path, features={"g": "g", "t": "t / 1000.0", "theta": "theta"})
+    assert to_text(rule.expression) == "g * t_column + theta"
+    assert {name: to_text(tree) for name, tree in rule.features.items()} == {"t_column": "t / 1000.0"}
+
+
+def test_another_complexity_is_one_warning(write, caplog):
+    with caplog.at_level(logging.WARNING):
+        import_hall_of_fame(write(OLD))
+        import_hall_of_fame(write(NEW))
+    first, second = (record.message for record in caplog.records)
+    assert "1 of 3 rules have another number of nodes than the file says" in first
+    assert first.endswith("the first in line 4: 5, there 6")
+    assert "1 of 3 rules" in second and "line 3: 5, there 4" in second
+    caplog.clear()
+    import_hall_of_fame(write(MIDDLE))
+    import_hall_of_fame(write(OPERON_CSV))
+    assert not caplog.records
+
+
+AMBIGUOUS = {
+    "pow with and without a sign": "Complexity|MSE|Equation\n3|0.1|pow(x0, x1)\n",
+    "one per line, sqrt protected or not": "X1 + 1.0\nsqrt(abs(X1))\n",
+    "one per line, refused by Operon alone": "sqrt(X1)\n",
+    "a csv without a program's header": "expression,loss\nlog(X1 + 1),0.1\n",
+}
+
+
+@pytest.mark.parametrize("text", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_what_may_mean_two_things_asks_for_the_dialect(text, write):
+    with pytest.raises(L2OError, match=r"does not tell which program wrote it, .* or .*--dialect") as caught:
+        import_hall_of_fame(write(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_dialect_given_decides(write):
+    path = write(AMBIGUOUS["pow with and without a sign"])
+    texts = [to_text(import_hall_of_fame(path, dialect=d)[0].expression) for d in ("pysr-0.3", "pysr-0.6")]
+    assert texts == ["pow(x0, x1)", "powabs(x0, x1)"]
+    with pytest.raises(L2OError, match=r"^unknown dialect 'pysr' .* known: native, pysr-0\.3"):
+        import_hall_of_fame(path, dialect="pysr")
+
+
+BROKEN = {
+    "an operator nobody knows": (OLD.replace("relu(x0)", "magic(x0)"), ":4: unknown operator 'magic'"),
+    "cut off": (OLD.replace("plus(x0, x1)", "plus(x0,"), ":3: not an expression"),
+    "a column too few": (OLD.replace("5|1.25e-2|", "5|"), ":3: expected 3 columns (complexity"),
+    "a column too many": (OLD.replace("5|", "5|1|"), ":3: expected 3 columns"),
+    "no loss": (OLD.replace("1.25e-2", "nan"), ":3: mse: expected a finite number, got 'nan'"),
+    "no complexity": (OLD.replace("5|", "five|"), ":3: complexity: expected a finite number, got 'five'"),
+    "not a number": (OLD.replace("-0.25", "Inf"), ":3: 'Inf' is no variable"),
+    "outside a domain": (NEW.replace("x0 * x1", "sqrt(x0)"), ":3: sqrt is refused: it is nan"),
+    "a quote open": (NEW.replace('"x0"', '"x0'), ":3: not a row of a table"),
+    "code": (NEW.replace('"x0"', "\"__import__('os')\""), ":2: unexpected character"),
+    "a keyword": (NEW.replace('"x0"', '"lambda"'), ":2: not an expression"),
+    "a variable called as a constant": (NEW.replace("max(x0", "max(c0"), ":3: name 'c0' is both"),
+    "a variable called as an operator": (NEW.replace('"x0"', '"pow"'), ":2: name 'pow'"),
+    "pysr 2 read as such": ("Complexity,Loss,Equation\n1,1,x\n1,1,a ^ 2.5\n", ":3: expected a literal"),
+    "fmin": (OPERON_CSV.replace("(0.5 * X1)", "(min((X1), X2))"), ":2: 'min((X1), X2)': pyoperon"),
+    "nobody reads it": ("tanh(a)\ntanh(\n", ":2: not an expression"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_line_is_refused_with_its_number_and_the_reason(text, message, write):
+    path = write(text)
+    with pytest.raises(L2OError) as caught:
+        import_hall_of_fame(path)
+    assert str(caught.value).startswith(f"{path}{message}") and "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_equations_are_one_clear_line(tmp_path, write):
+    for text, message in (("", "got none"), ("Complexity|MSE|Equation\n", "got none")):
+        with pytest.raises(L2OError, match=f"expected equations, {message}"):
+            import_hall_of_fame(write(text))
+    (tmp_path / "binary").write_bytes(b"tanh(x)\n\xff\xfe")
+    with pytest.raises(L2OError, match="binary:2: expected UTF-8"):
+        import_hall_of_fame(tmp_path / "binary")
+    with pytest.raises(L2OError, match="cannot read"):
+        import_hall_of_fame(tmp_path / "missing.csv")
+    with pytest.raises(L2OError, match="table of a front"):
+        import_hall_of_fame(write("file,complexity,loss,r2,expression\nrule_000.json,1,,,c0 * x\n"))
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"x7": "g"}, "feature 'x7': no equation has that variable; they have: x0, x1"),
+        ({"x0": "g +"}, "feature 'x0': not an expression"),
+        ({"x0": "x1"}, "feature 'x0': unknown name 'x1'"),
+    ],
+)
+def test_faults_in_features_are_named(features, message, write):
+    with pytest.raises(L2OError, match=message):
+        import_hall_of_fame(write(OLD), features=features)
+
+
+def test_operon_text_that_lost_its_digits_is_noticed(write, caplog):
+    with caplog.at_level(logging.WARNING):
+        import_hall_of_fame(write("((0.000000 * X1) ^ 2)\n"))
+    assert "some constants are 0; print models with more digits" in caplog.text
+
+
+def test_a_fitted_regressors_front_keeps_every_digit():
+    sklearn = pytest.importorskip("pyoperon.sklearn", reason="pyoperon is not installed")
+    generator = np.random.default_rng(0)
+    # pyoperon 0.6.2 evaluates a model on a copy it has freed already, unless no copy is needed.
+    x = np.asfortranarray(generator.normal(size=(200, 2)).astype(np.float32))
+    y = (2e-6 * np.tanh(x[:, 0]) + 1e-6 * np.sqrt(np.abs(x[:, 1]))).astype(np.float32)
+    symbols = "add,sub,mul,div,aq,tanh,sqrtabs,logabs,powabs,cbrt,square,constant,variable"
+    settings = {"objectives": ["r2", "length"], "max_length": 15, "population_size": 100, "generations": 5}
+    regressor = sklearn.SymbolicRegressor(
+        allowed_symbols=symbols, optimizer_iterations=2, random_state=1, **settings
+    )
+    regressor.fit(x, y)
+    rules = import_operon_front(regressor, features={"X1": "g"})
+    front = {row["mean_squared_error"]: row["tree"] for row in regressor.pareto_front_}
+    assert len(rules) == len(regressor.pareto_front_)
+    assert [rule.complexity for rule in rules] == sorted(rule.complexity for rule in rules)
+    values = {"X1": x[None, :, 0].astype(float), "X2": x[None, :, 1].astype(float)}
+    for rule in rules:
+        want = regressor.evaluate_model(front[rule.provenance["loss"]], x)
+        got = np.broadcast_to(rule.evaluate({name: values[name] for name in rule.features}), (1, 200))[0]
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-3 * y.std())
+        assert set(rule.features) <= {"X1", "X2"} and rule.features.get("X2") is None
+        assert to_text(rule.features.get("X1", name("g"))) == "g"

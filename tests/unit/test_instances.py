@@ -1,0 +1,148 @@
+"""Problems with everything random about them fixed: initial values, batches, constants."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from common import datasets
+from common.errors import L2OError
+from common.problems import PROBLEMS, Instance, Problem, parameter_specs, problem_row
+
+LARGE = 10**6  # parameters from which on drawing them takes long
+FUNCTIONS = [name for name, row in PROBLEMS.items() if row.kind == "function"]
+
+
+def size(row: Problem) -> int:
+    return sum(int(np.prod(spec.shape)) for spec in parameter_specs(row))
+
+
+SMALL = [name for name, row in PROBLEMS.items() if size(row) < LARGE]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_initial_values_are_drawn_as_the_specs_say(name):
+    row = PROBLEMS[name]
+    values, specs = Instance(row, 3).initial_parameters(), parameter_specs(row)
+    assert [(key, array.shape) for key, array in values.items()] == [(s.name, s.shape) for s in specs]
+    for spec in specs:
+        array = values[spec.name]
+        assert array.dtype == np.float64
+        if spec.std:
+            assert array.std(ddof=1) == pytest.approx(spec.std, rel=5 / np.sqrt(2 * array.size))
+            assert abs(array.mean() - spec.mean) < 5 * spec.std / np.sqrt(array.size)
+            assert len(np.unique(array)) == array.size
+        else:
+            assert np.all(array == spec.mean)
+
+
+def test_initial_values_are_he_or_the_iclr_codes():
+    """The scale of a dense layer, from MATH.md section 6."""
+    he, other = (Instance(PROBLEMS[name], 0).initial_parameters() for name in ("mnist-mlp", "mnist-mlp-iclr"))
+    assert he["layer_0/w"].std() == pytest.approx((2 / 784) ** 0.5, rel=0.05) and not he["layer_0/b"].any()
+    assert other["layer_0/w"].std() == pytest.approx(0.01, rel=0.05) and other["layer_0/b"].any()
+    assert Instance(PROBLEMS["quadratic"], 0).initial_parameters()["x"].std() == pytest.approx(0.01, rel=0.1)
+    assert Instance(PROBLEMS["rastrigin"], 0).initial_parameters()["x"].std() == pytest.approx(1.0, rel=0.1)
+
+
+def test_the_same_seed_gives_the_same_problem_and_another_seed_another():
+    for name in ("quadratic", "digits-conv", "nas"):
+        first, same, other = (Instance(PROBLEMS[name], seed).initial_parameters() for seed in (1, 1, 2))
+        for spec in parameter_specs(PROBLEMS[name]):
+            assert np.array_equal(first[spec.name], same[spec.name])
+            assert np.array_equal(first[spec.name], other[spec.name]) == (spec.std == 0.0)
+    drawn = [array.ravel()[:8].tolist() for key, array in first.items() if key.endswith("/w")]
+    assert len({tuple(start) for start in drawn}) == len(drawn)  # no tensor repeats another
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_constants_of_a_function_are_normal_and_fixed_by_the_seed(name):
+    row = PROBLEMS[name]
+    a, b, c = Instance(row, 1).constants()
+    assert (a.shape, b.shape, c.shape) == ((128, 10, 10), (128, 10), (128, 10))
+    for part, same, other in zip(
+        (a, b, c), Instance(row, 1).constants(), Instance(row, 2).constants(), strict=True
+    ):
+        assert np.array_equal(part, same) and not np.array_equal(part, other)
+        assert abs(part.mean()) < 5 / np.sqrt(part.size)
+        assert part.std() == pytest.approx(1.0, rel=5 / np.sqrt(2 * part.size))
+    assert not np.array_equal(b, c)
+    assert Instance(row, 1).batch_indices(0) is None
+
+
+@pytest.mark.parametrize("r", [0.5, 3.0])
+@pytest.mark.parametrize("name", ["rastrigin", "mnist-mlp-iclr"])
+def test_start_scale_multiplies_every_initial_value_by_a_factor_of_its_own(name, r):
+    def logs(seed: int) -> dict[str, np.ndarray]:
+        plain = Instance(PROBLEMS[name], seed).initial_parameters()
+        scaled = Instance(PROBLEMS[name], seed, start_scale=r).initial_parameters()
+        return {key: np.log(scaled[key] / array) for key, array in plain.items()}
+
+    found, again, other = logs(4), logs(4), logs(5)
+    for key, array in found.items():
+        assert np.array_equal(array, again[key]) and not np.array_equal(array, other[key])
+        assert np.abs(array).max() <= r * (1 + 1e-12) and len(np.unique(array)) > 0.9 * array.size
+        if array.size > 1000:  # uniform
+            assert array.min() < -0.98 * r and array.max() > 0.98 * r
+            assert array.std() == pytest.approx(r / np.sqrt(3), rel=0.05)
+    assert len({array.ravel()[0] for array in found.values()}) == len(found)  # no tensor repeats another's
+    plain, zero = (Instance(PROBLEMS[name], 4, **s).initial_parameters() for s in ({}, {"start_scale": 0.0}))
+    assert all(np.array_equal(zero[key], plain[key]) for key in plain)
+
+
+def test_the_data_of_an_instance_are_its_split_normalised():
+    for split in ("meta_train", "evaluation", "train", "validation", "test"):
+        images, labels = Instance(PROBLEMS["digits-mlp"], 0, split).data()
+        stored, expected = datasets.load("digits").split(split)
+        assert images.dtype == np.float32 and np.array_equal(labels, expected)
+        np.testing.assert_array_equal(images, stored / np.float32(16) - np.float32(0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"), [("digits-mlp", ""), ("mnist-mlp", "synthetic"), ("cifar-small-conv", "synthetic")]
+)
+def test_each_pass_over_the_data_is_a_new_permutation(name, dataset):
+    given = Instance(problem_row(name, dataset), 3, batch_size=10)
+    rows = len(given.data()[1])
+    per_pass = rows // 10
+    passes = [
+        np.concatenate([given.batch_indices(p * per_pass + k) for k in range(per_pass)]) for p in range(3)
+    ]
+    for order in passes:
+        assert len(order) == len(set(order)) == per_pass * 10
+        assert order.min() >= 0 and order.max() < rows
+    assert not any(np.array_equal(passes[a], passes[b]) for a, b in ((0, 1), (1, 2), (0, 2)))
+
+
+def test_batches_are_fixed_by_seed_and_step_alone():
+    def batch(seed: int, step: int, split: str = "meta_train") -> list[int]:
+        given = Instance(PROBLEMS["digits-mlp"], seed, split, 16)
+        return given.batch_indices(step).tolist()
+
+    later = [batch(1, step) for step in (500, 3, 46)]
+    assert later == [batch(1, step) for step in (500, 3, 46)]
+    assert batch(1, 0) != batch(2, 0) and batch(1, 0) != batch(1, 1)
+    assert len(Instance(PROBLEMS["digits-mlp"], 1).batch_indices(0)) == 128
+    assert len(Instance(PROBLEMS["digits-mlp"], 1, batch_size=10**6).batch_indices(9)) == 750
+    for seed in range(12):  # more than the permutations kept at a time
+        batch(seed, 0)
+    assert later == [batch(1, step) for step in (500, 3, 46)]
+
+
+def test_a_row_on_other_data_takes_their_shape_and_classes(tmp_path):
+    x, y = np.zeros((30, 9, 7), np.uint8), np.arange(30) % 4
+    np.savez(tmp_path / "mine.npz", x=x, y=y)
+    row = problem_row("digits-mlp", str(tmp_path / "mine.npz"))
+    assert row == dataclasses.replace(PROBLEMS["digits-mlp"], dataset=str(tmp_path / "mine.npz"))
+    shapes = [spec.shape for spec in parameter_specs(row)]
+    assert (shapes[0], shapes[-1]) == ((63, 30), (4,))
+    assert Instance(row, 0).data()[0].shape == (12, 9, 7, 1)  # half of four fifths
+    assert problem_row("mnist-conv", "cifar10").dataset == "cifar10"
+    assert problem_row("mnist-conv", "synthetic").dataset == "synthetic:28x28x1:10"
+    assert problem_row("mnist-conv") is PROBLEMS["mnist-conv"]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_no_data_to_replace(name):
+    with pytest.raises(L2OError, match=f"--dataset digits: {name} is a function .*; leave --dataset out"):
+        problem_row(name, "digits")

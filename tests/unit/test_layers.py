@@ -1,0 +1,202 @@
+"""Layers as data: parameter counts as in the literature, names in reading order, initial values."""
+
+import itertools
+import json
+import math
+
+import pytest
+
+from common import layers as net
+from common.errors import L2OError
+from common.layers import Layer, ParameterSpec, specs
+from common.problems import PROBLEMS, Problem, parameter_specs
+
+MNIST, CIFAR = (28, 28, 1), (32, 32, 3)
+
+
+def size(parameters: list[ParameterSpec] | tuple[ParameterSpec, ...]) -> int:
+    return sum(math.prod(spec.shape) for spec in parameters)
+
+
+def dense(*widths: int) -> int:
+    """Weights and biases of dense layers between the widths."""
+    return sum((before + 1) * after for before, after in itertools.pairwise(widths))
+
+
+def window(size: int, before: int, after: int) -> int:
+    """Weights of a square convolution."""
+    return size * size * before * after
+
+
+# By hand, from the descriptions in the papers. conv_net on 28x28: 26, 13, 9, 4 pixels a side; with stride 2
+# on 32x32: 15, 7, 2, 1.
+COUNTS = {
+    "quadratic": 1280,
+    "lasso": 1280,
+    "rastrigin": 1280,
+    "square-cos": 1280,
+    "digits-mlp": dense(64, 30, 20, 10),
+    "digits-conv": window(3, 1, 8) + 8 + window(3, 8, 16) + 16 + dense(2 * 2 * 16, 10),
+    "mlp": dense(784, 30, 20, 10),
+    "mlp-iclr": dense(784, 30, 20, 10),
+    "mlp-deep": dense(784, 50, 20, 20, 12, 10),
+    "sigmoid": dense(784, 20, 10),
+    "relu": dense(784, 20, 10),
+    "sigmoid-2": dense(784, 20, 20, 10),
+    "conv": window(3, 1, 16) + 3 * 16 + window(5, 16, 32) + 3 * 32 + dense(4 * 4 * 32, 10),
+    "cifar-conv": window(3, 3, 16) + 3 * 16 + window(5, 16, 32) + 3 * 32 + dense(1 * 1 * 32, 10),
+    "cifar-small-conv": window(3, 3, 6) + 6 + window(3, 6, 12) + 12 + dense(6 * 6 * 12, 5),
+    "lenet": 62_006,
+    "vgg16": 14_728_266,
+    "resnet-18": 11_173_962,
+    "nas": 830_426,
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_problem_has_as_many_parameters_as_its_description_says(name):
+    known = name if name in COUNTS else name.split("-", 1)[1]  # mnist- and fashion- twins
+    assert size(parameter_specs(PROBLEMS[name])) == COUNTS[known]
+
+
+def test_the_small_ones_have_the_published_counts():
+    assert (COUNTS["mlp"], COUNTS["cifar-small-conv"]) == (24_380, 2_993)
+
+
+@pytest.mark.parametrize(("channels", "count"), [(1, 61_706), (3, 62_006)])
+def test_lenet_has_the_count_of_its_paper(channels, count):
+    assert size(specs(net.lenet(), (32, 32, channels), 10)) == count
+
+
+def test_vgg16_has_the_published_count():
+    """Simonyan and Zisserman 2015, table 2: 138 million on ImageNet, without batch norm."""
+    assert size(specs(net.vgg16(4096, 4096, norm=False), (224, 224, 3), 1000)) == 138_357_544
+    assert size(specs(net.vgg16(), CIFAR, 10)) == 14_728_266
+    convolutions = [spec for spec in specs(net.vgg16(), CIFAR, 10) if len(spec.shape) == 4]
+    assert [spec.shape[3] for spec in convolutions] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+
+
+@pytest.mark.parametrize(
+    ("edges", "count"),
+    [
+        (("none",) * 6, 73_306),
+        (("conv3",) * 6, 1_531_546),
+        (("skip", "none", "conv3", "average", "conv3", "conv3"), 802_426),
+    ],
+)
+def test_networks_of_nas_bench_201_have_the_published_counts(edges, count):
+    """The smallest, the largest, and the one of issue 36 of NATS-Bench's repository."""
+    assert size(specs(net.nas_bench_201(edges), CIFAR, 10)) == count
+
+
+def test_layers_are_numbered_in_reading_order_also_inside_graphs():
+    inner, outer = Layer("conv", out=2, size=1, bias=False), Layer("conv", out=2, size=3, pad=1)
+    graph = Layer("graph", nodes=(((0, (inner, net.NORM)),), ((1, ()), (0, (outer,)))))
+    found = specs((graph, net.RELU, net.NORM, net.FLATTEN, net.CLASSES), (4, 5, 3), 7)
+    assert [(spec.name, spec.shape) for spec in found] == [
+        ("layer_0/w", (1, 1, 3, 2)),
+        ("layer_1/gamma", (2,)),
+        ("layer_1/beta", (2,)),
+        ("layer_2/w", (3, 3, 3, 2)),
+        ("layer_2/b", (2,)),
+        ("layer_3/gamma", (2,)),
+        ("layer_3/beta", (2,)),
+        ("layer_4/w", (4 * 5 * 2, 7)),
+        ("layer_4/b", (7,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layer", "end"),
+    [
+        (Layer("conv", out=4, size=3), (7, 4, 4)),
+        (Layer("conv", out=4, size=3, pad=1), (9, 6, 4)),
+        (Layer("conv", out=4, size=5, stride=2, pad=2), (5, 3, 4)),
+        (Layer("pool", size=2), (4, 3, 3)),
+        (Layer("average", size=3, pad=1), (9, 6, 3)),
+        (Layer("average", size=2, stride=2), (4, 3, 3)),
+        (net.NORM, (9, 6, 3)),
+        (Layer("graph", nodes=((), ((0, ()), (1, ())))), (9, 6, 3)),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Layer) else "x".join(map(str, value)),
+)
+def test_a_layer_leaves_images_of_the_size_it_says(layer, end):
+    """Seen by the dense layer behind it; 9x6 images of 3 channels."""
+    assert specs((layer, net.FLATTEN, net.CLASSES), (9, 6, 3), 2)[-2].shape == (math.prod(end), 2)
+    assert specs((layer, net.MEAN, net.CLASSES), (9, 6, 3), 2)[-2].shape == (end[2], 2)
+
+
+def test_a_resnet_is_its_stages_one_after_another():
+    """He et al. 2016: the first block of every stage but the first halves the side and has a shortcut."""
+    shapes = [spec.shape for spec in specs(net.resnet(1, 2), CIFAR, 10) if len(spec.shape) > 1]
+    stem, stages = [(3, 3, 3, 64)], [(3, 3, 64, 64)] * 2
+    stages += [(3, 3, 64, 128), (3, 3, 128, 128), (1, 1, 64, 128), (3, 3, 128, 128), (3, 3, 128, 128)]
+    assert shapes == [*stem, *stages, (128, 10)]
+
+
+def test_he_is_scaled_by_what_comes_in_and_normal_is_not():
+    """He et al. 2015; batch norm starts as the identity in either."""
+    layers = (*net.conv(4, 3, norm=True), *net.mlp(5))
+    assert [(s.name, s.mean, s.std) for s in specs(layers, (4, 4, 3), 2)] == [
+        ("layer_0/w", 0.0, math.sqrt(2 / 27)),
+        ("layer_0/b", 0.0, 0.0),
+        ("layer_1/gamma", 1.0, 0.0),
+        ("layer_1/beta", 0.0, 0.0),
+        ("layer_2/w", 0.0, math.sqrt(2 / 16)),
+        ("layer_2/b", 0.0, 0.0),
+        ("layer_3/w", 0.0, math.sqrt(2 / 5)),
+        ("layer_3/b", 0.0, 0.0),
+    ]
+    other = specs(layers, (4, 4, 3), 2, "normal")
+    assert {(s.name, s.mean) for s in other} == {(s.name, s.mean) for s in specs(layers, (4, 4, 3), 2)}
+    assert all(s.std == 0.01 for s in other)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_row_is_written_as_json(name):
+    """Whole: rows that differ are written differently, and layers without their defaults."""
+    row = PROBLEMS[name].to_dict()
+    assert json.loads(json.dumps(row)) == json.loads(json.dumps(row, default=str)) and row["name"] == name
+    assert len(row["layers"]) == len(PROBLEMS[name].layers)
+    texts = {json.dumps(other.to_dict(), sort_keys=True) for other in PROBLEMS.values()}
+    assert len(texts) == len(PROBLEMS)
+
+
+def test_a_layer_is_written_without_its_defaults():
+    conv = Layer("conv", out=2, size=3, bias=False)
+    assert conv.to_dict() == {"kind": "conv", "out": 2, "size": 3, "bias": False}
+    graph = Layer("graph", nodes=(((0, (conv,)), (0, ())), ((1, ()),)))
+    nodes = [[[0, [conv.to_dict()]], [0, []]], [[1, []]]]
+    assert graph.to_dict() == {"kind": "graph", "nodes": nodes}
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "last"),
+    [
+        (net.conv_net(1), (8, 8, 1), "conv 5x5"),
+        (net.lenet(), (14, 15, 1), "pool 2x2"),
+        (net.vgg16(), (16, 16, 3), "pool 2x2"),
+        (net.nas_bench_201(("skip",) * 6), (1, 4, 3), "average 2x2"),
+    ],
+    ids=["conv_net", "lenet", "vgg16", "nas"],
+)
+def test_images_too_small_for_a_network_are_refused(layers, shape, last):
+    with pytest.raises(L2OError, match=f"got none after {last}; take larger images"):
+        specs(layers, shape, 10)
+    larger = tuple(4 * side for side in shape[:2])
+    assert specs(layers, (*larger, shape[2]), 10)
+
+
+def test_sides_a_network_cannot_halve_are_refused_where_its_paths_would_not_meet():
+    """Average pooling leaves 6 of 13, a strided convolution 7."""
+    nas = net.nas_bench_201(("skip",) * 6)
+    assert specs(nas, (24, 28, 3), 10) and specs(net.resnet(1, 1), (13, 7, 3), 10)
+    with pytest.raises(L2OError, match="expected images whose sides can be halved, got 13x14"):
+        specs(nas, (26, 28, 3), 10)
+
+
+def test_half_of_the_classes_is_what_a_network_with_class_halves_tells_apart():
+    def count(**fields: object) -> int:
+        return Problem("probe", "classifier", "synthetic:4x4x1:7", net.mlp(), **fields).classes()
+
+    assert (count(), count(class_halves=True), PROBLEMS["quadratic"].classes()) == (7, 3, 0)

@@ -1,0 +1,129 @@
+"""Read a teacher of the ICLR 2022 code: ``python -m torch_impl.convert FILE.pth --teacher rp_s``."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.cli import run as run_command
+from common.config import check, option
+from common.errors import L2OError
+from common.teachers import TEACHERS, TeacherRow, variant
+
+# RP numbers its cells recurs.0, recurs.1; DM has recurs and recurs2.
+_CELL = re.compile(r"recurs(?:\.(\d)|(2))?\.(weight_ih|weight_hh|bias_ih|bias_hh)")
+_PARTS = {"weight_ih": "w_input", "weight_hh": "w_hidden"}
+_PLAIN = {"preprocNet.0": "pre", "output": "out"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """What ``python -m torch_impl.convert`` takes."""
+
+    file: str = option("", "the original's checkpoint of an optimizer (.pth)")
+    teacher: str = option("rp_s", "row of the teacher table it was trained as", choices=lambda: TEACHERS)
+    inputs: str = option("", "its features, if not the row's own, such as mt+gt+mom5 (its grad_features)")
+    out: str = option("", "folder or file for the weights; teacher.h5 beside the checkpoint if not given")
+    quiet: bool = option(False, "print nothing but errors")
+    overwrite: bool = option(False, "replace what --out already holds")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def convert(config: ConvertConfig) -> Path:
+    """Write the weights in ``config.file`` as ``teacher.h5``; the file's path.
+
+    Layer sizes are the file's own. The file is read with ``weights_only``, so no code in it runs.
+
+    Raises:
+        L2OError: no such file, not a state dict of the original's, other inputs than its first layer's.
+    """
+    from interchange.weights import FILE_NAME, save_weights
+    from torch_impl.tensors import CREATED_BY
+
+    source = Path(config.file)
+    out = Path(config.out or source.with_name(FILE_NAME))
+    out = out if out.suffix == ".h5" else out / FILE_NAME
+    if out.exists() and not config.overwrite:
+        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
+    weights = canonical(_read(source), config.file)
+    row = fitted(variant(TEACHERS[config.teacher], config.inputs), weights, config.file)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(out, row, weights, f"{CREATED_BY}, from {source.name}")
+    return out
+
+
+def _read(path: Path) -> Mapping[str, np.ndarray]:
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(name): tensor.numpy() for name, tensor in state.items()}
+    except Exception as error:  # torch documents no list of what a missing, broken or unsafe file raises
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+    raise L2OError(
+        f"{path}: expected a state dict of the original's optimizer, saved by torch.save, got a file that "
+        f"cannot be read so ({reason}); check the path, or save net.state_dict() again"
+    )
+
+
+def canonical(state: Mapping[str, np.ndarray], where: str = "state dict") -> dict[str, np.ndarray]:
+    """The original's arrays by our names (FORMATS.md section 2); its two biases per cell are added up."""
+    weights: dict[str, np.ndarray] = {}
+    for name, array in state.items():
+        stem, _, part = name.rpartition(".")
+        if stem in _PLAIN and part in ("weight", "bias"):
+            weights[f"{_PLAIN[stem]}/{part[0]}"] = array
+        elif match := _CELL.fullmatch(name):
+            number = int(match[1] or (1 if match[2] else 0))
+            key = f"lstm_{number}/{_PARTS.get(match[3], 'bias')}"
+            weights[key] = weights[key] + array if key in weights else array
+        else:
+            raise L2OError(
+                f"{where}: expected the weights of an RPOptimizer or DMOptimizer, got {name[:60]!r}; "
+                "save the state dict of the optimizer alone"
+            )
+    return weights
+
+
+def fitted(row: TeacherRow, weights: Mapping[str, np.ndarray], where: str = "state dict") -> TeacherRow:
+    """The row with the layer sizes of the weights; inputs that do not fit raise ``L2OError``."""
+    cells = [name for name in weights if name.endswith("w_hidden")]
+    first = weights.get("pre/w", weights.get("lstm_0/w_input"))
+    if not cells or first is None or first.ndim != 2:
+        found = ", ".join(weights) or "nothing"
+        raise L2OError(f"{where}: expected LSTM cells, got {found}; is it an optimizer's checkpoint?")
+    if first.shape[1] != len(row.inputs):
+        raise L2OError(
+            f"{where}: expected a network of {len(row.inputs)} inputs ({'+'.join(row.inputs)}), got one of "
+            f"{first.shape[1]}; name its features with --inputs or another --teacher"
+        )
+    sizes = tuple(weights[f"lstm_{k}/w_hidden"].shape[1] for k in range(len(cells)))
+    return dataclasses.replace(row, lstm=sizes, pre=len(weights["pre/w"]) if "pre/w" in weights else 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point; the exit code."""
+
+    def body(config: ConvertConfig) -> None:
+        path = convert(config)
+        if not config.quiet:
+            print(f"teacher: {path}")
+
+    return run_command(
+        ConvertConfig,
+        body,
+        argv,
+        prog="python -m torch_impl.convert",
+        description="Read a teacher of the ICLR 2022 code (.pth).",
+        positional=("file",),
+        required=("file",),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
