@@ -159,16 +159,16 @@ def checked(x: np.ndarray, y: np.ndarray, shape: tuple[int, ...], classes: int, 
         if not flat:
             raise L2OError(
                 f"{where}: expected images [n, {', '.join(map(str, shape))}] and labels [n], got {x.shape} "
-                f"and {y.shape}; use the original files"
+                f"and {y.shape}; check the file"
             )
     if y.shape != x.shape[:1] or not y.size or y.dtype.kind not in "iu":
         raise L2OError(
             f"{where}: expected images {x.shape} with as many integer labels, got {y.shape} in {y.dtype}; "
-            "use the original files"
+            "check the file"
         )
     if not 0 <= y.min() <= y.max() < classes:
         raise L2OError(
-            f"{where}: expected labels 0 to {classes - 1}, got {y.min()} to {y.max()}; use the original files"
+            f"{where}: expected labels 0 to {classes - 1}, got {y.min()} to {y.max()}; check the file"
         )
     if x.dtype.kind == "f":
         with np.errstate(over="ignore"):

@@ -111,7 +111,7 @@ def _stored(name: str, shape: tuple[int, int, int], classes: int, spread: float)
         folder, arrays = files.read(name, data_dir)
         where = f"data set {name!r} in {folder}"
         if any(images.dtype.kind == "f" for images in arrays[::2]):
-            raise L2OError(f"{where}: expected images of bytes, got floats; use the original files")
+            raise L2OError(f"{where}: expected images of bytes, got floats; check the file")
         checked = (files.checked(*pair, shape, classes, where) for pair in (arrays[:2], arrays[2:]))
         return Dataset(*(array for pair in checked for array in pair), 255.0, 0.5, spread)
 

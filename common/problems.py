@@ -5,6 +5,7 @@ parameters and batches as NumPy arrays, so both backends start and feed the same
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -182,10 +183,17 @@ class Instance:
                 if spec.std
                 else np.full(spec.shape, spec.mean)
             )
-            if self.start_scale:
-                spread = rng(self.seed, "start_scale", index).uniform(-1.0, 1.0, spec.shape)
-                values[spec.name] *= np.exp(self.start_scale * spread)
-        return values
+        return self.scaled(values)
+
+    def scaled(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Initial values by name, each times its exp(U(-r, r))."""
+        if not self.start_scale:
+            return dict(values)
+        return {
+            name: array
+            * np.exp(self.start_scale * rng(self.seed, "start_scale", k).uniform(-1, 1, array.shape))
+            for k, (name, array) in enumerate(values.items())
+        }
 
     def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A [batch, n, n], b [batch, n] and c [batch, n] of a function."""

@@ -93,8 +93,11 @@ class ProblemTask:
     def initial(self) -> torch.Tensor:
         """The initial parameters, a flat vector [N]; batch norm's running values start anew."""
         self.reset()
-        values = self.instance.initial_parameters() if self._start is None else self._start
-        return flatten({name: values[name] for name in self.names}, self.dtype, self.device)
+        if self._start is None:
+            values = self.instance.initial_parameters()
+        else:
+            values = self.instance.scaled({name: self._start[name] for name in self.names})
+        return flatten(values, self.dtype, self.device)
 
     def loss(self, parameters: list[torch.Tensor], step: int) -> torch.Tensor:
         """The loss, 0-dim, on the mini-batch of ``step`` (from 0)."""
@@ -170,6 +173,8 @@ def table_task(
     """
     seed = derived_seed(config.seed, stream, number)
     row = problem_row(problem or config.problem, config.dataset)
+    if row.kind == "function" and config.batch_size:
+        row = dataclasses.replace(row, batch_size=config.batch_size)
     scale = getattr(config, "start_scale", 0.0)
     instance = Instance(row, seed, split, config.batch_size, config.data_dir, scale)
     start = _start(config.start, row) if config.start else None

@@ -300,3 +300,17 @@ def test_start_scale_reaches_the_tasks_of_an_evaluation():
     scaled, theta = (table_task(c, "evaluate_test", 0).initial() for c in (config, plain))
     ratio = (scaled / theta).log().abs()
     assert float(ratio.max()) <= 2.0 + 1e-9 and float(ratio.mean()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_start_scale_multiplies_a_trained_start_as_well(tmp_path):
+    arrays = trained(tmp_path, conv_task())
+    settings = {"problem": "mnist-conv", "dataset": "synthetic", "dtype": "float64", "start_scale": 0.5}
+    task = table_task(EvaluateConfig(**settings, start=str(tmp_path)), "evaluate_test", 0)
+    whole = np.concatenate([arrays[f"theta/{name}"].ravel() for name in task.names])
+    logs = np.log(task.initial().numpy() / whole)
+    assert 0.45 < np.abs(logs).max() <= 0.5 + 1e-12
+
+
+def test_the_batch_size_of_a_function_is_its_number_of_draws():
+    task = table_task(TrainConfig(problem="lasso", batch_size=5), "meta_train", 0)
+    assert task.shapes == ((5, 10),) and task.loss([torch.zeros(5, 10)], 0).isfinite()
