@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
+from common.problems import Problem, parameter_specs
 from common.storage import ReadError, canonical_json, loads_json
 from interchange.schema import CHECKPOINT, validate
 from interchange.storage import read_hdf5, write_hdf5
@@ -106,3 +107,27 @@ def _set_aside(path: Path) -> None:
         os.replace(path, path.with_name(path.name + ".damaged"))
     except OSError as error:
         warnings.warn(f"cannot rename {path}: {error.strerror}", stacklevel=3)
+
+
+def load_start(folder: str, row: Problem) -> dict[str, np.ndarray]:
+    """Parameters and buffers by name that ``optimize`` left in a run folder, checked against the problem.
+
+    Raises:
+        L2OError: no such run, or one on another problem.
+    """
+    try:
+        arrays, _ = load_checkpoint(folder)
+    except L2OError as error:
+        raise L2OError(f"--start: {error}") from None
+    values = {name.removeprefix("theta/"): array for name, array in arrays.items()}
+    shapes = {spec.name: spec.shape for spec in parameter_specs(row)}
+    for name in [name for name in shapes if name.endswith("/gamma")]:
+        shapes |= {f"buffers/{name.replace('gamma', part)}": shapes[name] for part in ("mean", "var")}
+    for name, shape in shapes.items():
+        if getattr(values.get(name), "shape", None) != shape:
+            got = values[name].shape if name in values else "none"
+            raise L2OError(
+                f"--start {folder}: expected {name} of shape {shape} for {row.name}, got {got}; "
+                "give a run of python -m torch_impl.optimize on the same problem"
+            )
+    return values

@@ -12,10 +12,9 @@ from torch.nn import functional as F
 
 from common import datasets
 from common.datasets import Split
-from common.errors import L2OError
 from common.problems import Instance, Problem, parameter_specs, problem_row
 from common.rng import derived_seed
-from interchange.checkpoint import load_checkpoint
+from interchange.checkpoint import load_start
 from torch_impl.networks import forward
 from torch_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
 
@@ -177,28 +176,8 @@ def table_task(
         row = dataclasses.replace(row, batch_size=config.batch_size)
     scale = getattr(config, "start_scale", 0.0)
     instance = Instance(row, seed, split, config.batch_size, config.data_dir, scale)
-    start = _start(config.start, row) if config.start else None
+    start = load_start(config.start, row) if config.start else None
     return ProblemTask(instance, DTYPES[config.dtype], device_of(config.device), start)
-
-
-def _start(folder: str, row: Problem) -> dict[str, np.ndarray]:
-    """Parameters and buffers that ``optimize`` left in a run folder, checked against the problem."""
-    try:
-        arrays, _ = load_checkpoint(folder)
-    except L2OError as error:
-        raise L2OError(f"--start: {error}") from None
-    values = {name.removeprefix("theta/"): array for name, array in arrays.items()}
-    shapes = {spec.name: spec.shape for spec in parameter_specs(row)}
-    for name in [name for name in shapes if name.endswith("/gamma")]:
-        shapes |= {f"buffers/{name.replace('gamma', part)}": shapes[name] for part in ("mean", "var")}
-    for name, shape in shapes.items():
-        if getattr(values.get(name), "shape", None) != shape:
-            got = values[name].shape if name in values else "none"
-            raise L2OError(
-                f"--start {folder}: expected {name} of shape {shape} for {row.name}, got {got}; "
-                "give a run of python -m torch_impl.optimize on the same problem"
-            )
-    return values
 
 
 @functools.lru_cache(maxsize=8)
@@ -210,7 +189,7 @@ def _images(
 
 
 class ModuleTask:
-    """Any ``nn.Module`` with a loss as an optimizee.
+    """Any model with a loss as an optimizee.
 
     Args:
         module: the model; its parameters' current values are the start. It is not changed, except
@@ -241,11 +220,3 @@ class ModuleTask:
         inputs, target = self._batches[step % len(self._batches)]
         named = dict(zip(self.names, parameters, strict=True))
         return self._loss(torch.func.functional_call(self.module, named, (inputs,)), target)
-
-
-def coordinate_table(shapes: Iterable[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
-    """For every coordinate of the flat vector: number of its tensor, place within the tensor (i4 [N])."""
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    tensor = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    place = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
-    return tensor, place
