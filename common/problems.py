@@ -5,7 +5,7 @@ parameters and batches as NumPy arrays, so both backends start and feed the same
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -152,6 +152,14 @@ def parameter_specs(problem: Problem) -> tuple[ParameterSpec, ...]:
         return (ParameterSpec("x", (problem.batch_size, problem.dims), problem.std),)
     shape = datasets.source(problem.dataset).image_shape
     return tuple(net.specs(problem.layers, shape, problem.classes(), problem.init))
+
+
+def coordinate_table(shapes: Iterable[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """For every coordinate of the flat vector: number of its tensor, place within the tensor (i4 [N])."""
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    tensor = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    place = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+    return tensor, place
 
 
 @dataclasses.dataclass(frozen=True)

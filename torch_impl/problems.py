@@ -241,11 +241,3 @@ class ModuleTask:
         inputs, target = self._batches[step % len(self._batches)]
         named = dict(zip(self.names, parameters, strict=True))
         return self._loss(torch.func.functional_call(self.module, named, (inputs,)), target)
-
-
-def coordinate_table(shapes: Iterable[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
-    """For every coordinate of the flat vector: number of its tensor, place within the tensor (i4 [N])."""
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    tensor = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    place = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
-    return tensor, place

@@ -18,9 +18,9 @@ from common.storage import canonical_json
 from common.teachers import TeacherRow
 from interchange import expression as ex
 from interchange.parse import parse
+from interchange.recording import split_by_run
 from interchange.trajectories import SPLITS, Run, Trajectories, save_trajectories
 from torch_impl.features import FeatureStream
-from torch_impl.record import split_by_run
 from torch_impl.tape import Tape, one_number
 from torch_impl.tensors import CREATED_BY, to_numpy
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from common.errors import L2OError
-from torch_impl.record import choose_coordinates
+from interchange.recording import choose_coordinates
 from torch_impl.tensors import to_numpy
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from common import datasets, reference
 from common.config import EvaluateConfig, TrainConfig
 from common.errors import L2OError
 from common.layers import Layer
-from common.problems import PROBLEMS, Instance, Problem, parameter_specs, problem_row
+from common.problems import PROBLEMS, Instance, Problem, coordinate_table, parameter_specs, problem_row
 from common.rng import derived_seed
 from interchange.checkpoint import save_checkpoint
 
@@ -21,7 +21,6 @@ torch = pytest.importorskip("torch")
 from torch_impl.problems import (  # noqa: E402
     ModuleTask,
     ProblemTask,
-    coordinate_table,
     table_task,
     value_and_gradient,
 )

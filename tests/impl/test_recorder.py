@@ -9,6 +9,7 @@ import pytest
 from common.config import RecordConfig
 from common.errors import L2OError
 from common.teachers import TEACHERS, initial_weights
+from interchange.recording import choose_coordinates
 from interchange.rule import Rule
 from interchange.trajectories import Run, Trajectories, load_trajectories
 from interchange.weights import Teacher
@@ -20,7 +21,7 @@ from torch.nn import functional as F  # noqa: E402
 from torch_impl import Recorder  # noqa: E402
 from torch_impl.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
 from torch_impl.problems import table_task  # noqa: E402
-from torch_impl.record import choose_coordinates, record  # noqa: E402
+from torch_impl.record import record  # noqa: E402
 from torch_impl.rollout import descend, leaves  # noqa: E402
 
 TEACHER = Teacher(TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 1), "0" * 64, "test")
