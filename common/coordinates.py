@@ -35,7 +35,7 @@ def _draw(generator: np.random.Generator, size: int, count: int) -> np.ndarray:
     return generator.permutation(size)[:count]
 
 
-def split_by_run(names: list[str]) -> dict[str, tuple[str, ...]]:
+def split_by_run(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """By run: a fifth (at least one) each for validation and test, the rest for training."""
     held = max(1, round(0.2 * len(names)))
     return {

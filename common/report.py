@@ -32,9 +32,6 @@ _ATTRIBUTES = re.compile(
 _ROLES = {"teacher": "teacher", "rule": "rule", "tuned": "tuned rule"}
 _MATHML = "{http://www.w3.org/1998/Math/MathML}"
 _ENTITY = re.compile(r"&(?!amp;|lt;|gt;)([A-Za-z]\w*;)")  # HTML's names, which XML does not know
-_USAGE = """from torch_impl import SymbolicOptimizer
-optimizer = SymbolicOptimizer(model.parameters(), rule="rule.json", lr=1.0)
-optimizer.step()  # after loss.backward(), as with any torch optimizer"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +106,7 @@ class ReportData:
     timings: Mapping[str, float]
     exports: Mapping[str, str]
     roles: Mapping[str, str] = dataclasses.field(default_factory=_ROLES.copy)
-    usage: str = _USAGE
+    usage: str
 
 
 def write_report(path: str | os.PathLike[str], data: ReportData) -> None:

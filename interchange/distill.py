@@ -50,7 +50,7 @@ class DistillConfig:
     time: float = option(60.0, "seconds in all, search and refit", above=0)
     max_size: int = option(40, "largest rule, in nodes", low=3, high=1000)
     select: str = option("r2", "how the best rule is chosen", choices=lambda: ("r2", "rollout"))
-    backend: str = option("torch", "who rolls candidates out", choices=lambda: ("torch",))
+    backend: str = option("torch", "who rolls candidates out", choices=lambda: ("torch", "tf"))
     problem: str = option("", "problem of the rollouts; the recording's own if not given")
     seed: int = option(0, "seed of the search", low=0)
     threads: int = option(0, "threads; 0 takes every core there is", low=0)

@@ -1,76 +1,11 @@
-"""Plain training with any optimizer: ``python -m torch_impl.optimize adam:lr=0.001 --problem mnist-mlp``.
+"""Plain training with any optimizer: ``python -m torch_impl.optimize adam:lr=0.001 --problem mnist-mlp``."""
 
-What it leaves: the losses of every run, and the trained parameters to start other work from (``--start``).
-"""
-
-import dataclasses
-import math
 import sys
-import time
 from collections.abc import Sequence
-from itertools import zip_longest
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from common.baselines import Spec, parse_spec
-from common.cli import Progress
-from common.cli import run as run_command
 from common.config import OptimizeConfig
-from common.errors import L2OError
-from common.metrics import DIVERGED, figure
-
-if TYPE_CHECKING:
-    from common.runs import Interrupt, RunFolder
-    from torch_impl.sources import Source
-
-_LOSSES = "losses.csv"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trained:
-    """One optimizee after its training.
-
-    Attributes:
-        losses: [step], each before that step's update.
-        outcome: ``ok``, ``diverged`` or ``interrupted``.
-        accuracy: on the test images; nan where there are none, or where it diverged.
-        arrays: ``theta/<name>`` in canonical layout and ``buffers/<name>``, as a checkpoint holds them.
-        seconds: of wall clock.
-    """
-
-    losses: np.ndarray
-    outcome: str
-    accuracy: float
-    arrays: dict[str, np.ndarray]
-    seconds: float
-
-    @property
-    def loss(self) -> float:
-        """The loss at the end: the mean of the last 20, inf where it diverged."""
-        return math.inf if self.outcome == DIVERGED else figure(self.losses, len(self.losses))
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimization:
-    """All runs of one optimizer on a problem.
-
-    Attributes:
-        folder: with ``config.json``, ``metrics.jsonl``, ``losses.csv`` and ``checkpoint/``.
-        runs: in order of seed; the checkpoint holds the one with the lowest loss at the end.
-        exit_code: 0, or 143 / 130 where a signal stopped it.
-    """
-
-    folder: Path
-    runs: list[Trained]
-    exit_code: int = 0
-
-    @property
-    def best(self) -> int:
-        """Number of the run in the checkpoint; one that was interrupted only where there is no other."""
-        keys = [(run.outcome == DIVERGED, run.outcome != "ok", run.loss) for run in self.runs]
-        return keys.index(min(keys))
+from interchange.commands import optimize as shared
+from interchange.commands.optimize import Optimization
 
 
 def optimize(config: OptimizeConfig) -> Optimization:
@@ -82,119 +17,14 @@ def optimize(config: OptimizeConfig) -> Optimization:
         L2OError: an unknown optimizer or problem, missing data, or every run diverged; nothing is then
             written.
     """
-    from common.runs import Interrupt, RunFolder
-    from torch_impl import sources
-    from torch_impl.tensors import device_of
+    from torch_impl import backend
 
-    spec = parse_spec(config.optimizer)
-    device_of(config.device)
-    source = sources.load(spec)
-    _task(config, 0)  # missing data are found before anything is written
-    out = config.out or f"runs/{_short_name(spec)}-{config.problem}-{config.seed}"
-    if config.start and Path(config.start).resolve() == Path(out).resolve():
-        raise L2OError(f"--out {out} is where --start reads from; choose another folder")
-    folder = RunFolder(out, create=True, overwrite=config.overwrite)
-    result = Optimization(folder.path, [])
-    steps = config.runs * config.steps
-    with Interrupt() as interrupt, folder, Progress(spec.kind, steps, quiet=config.quiet) as progress:
-        folder.file(_LOSSES).unlink(missing_ok=True)
-        while len(result.runs) < config.runs and not interrupt.requested:
-            result.runs.append(_train(source, config, len(result.runs), interrupt, progress))
-            if result.runs[result.best].outcome != DIVERGED:
-                _write(folder, config, result)
-    if result.runs[result.best].outcome == DIVERGED:
-        step = len(result.runs[0].losses)
-        raise L2OError(f"{spec.text} diverged on {config.problem} at step {step + 1}; lower its lr")
-    return dataclasses.replace(result, exit_code=interrupt.exit_code if interrupt.requested else 0)
-
-
-def _short_name(spec: Spec) -> str:
-    return spec.target if spec.kind == "baseline" else spec.kind
-
-
-def _task(config: OptimizeConfig, number: int) -> Any:
-    from torch_impl.problems import table_task
-
-    return table_task(config, "optimize", number, config.split)
-
-
-def _train(
-    source: "Source", config: OptimizeConfig, number: int, interrupt: "Interrupt", progress: Progress
-) -> Trained:
-    import torch
-
-    from torch_impl.rollout import descend, leaves
-    from torch_impl.tensors import to_numpy
-
-    task, started = _task(config, number), time.perf_counter()
-    parameters = leaves(task)
-    optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle)
-
-    def stop(loss: float) -> bool:
-        progress.advance(run=f"{number + 1}/{config.runs}", loss=loss)
-        return interrupt.requested
-
-    losses, outcome = descend(task, parameters, optimizer, config.steps, stop)
-    seconds, theta = time.perf_counter() - started, torch.cat([p.detach().reshape(-1) for p in parameters])
-    if not bool(torch.isfinite(theta).all()):  # the last step may have ruined it
-        outcome = DIVERGED
-    accuracy = math.nan if outcome == DIVERGED else task.test_accuracy(theta)
-    arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, parameters, strict=True)}
-    arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
-    return Trained(losses, outcome, accuracy, arrays, seconds)
-
-
-def _write(folder: "RunFolder", config: OptimizeConfig, result: Optimization) -> None:
-    """Bring the folder up to date after a run; the configuration first, which makes it a run's folder."""
-    from common.storage import atomic_write
-    from interchange.checkpoint import save_checkpoint
-
-    if not folder.file("config.json").exists():
-        folder.write_config(dataclasses.asdict(config))
-    for number in range(len(folder.read_metrics()), len(result.runs)):
-        run = result.runs[number]
-        row = {"run": number, "steps": len(run.losses), "loss": run.loss, "accuracy": run.accuracy}
-        folder.log(row | {"outcome": run.outcome, "seconds": run.seconds})
-    header = ",".join(["step", *(f"run_{k}" for k in range(len(result.runs)))])
-    columns = zip_longest(*(map(repr, run.losses.tolist()) for run in result.runs), fillvalue="")
-    lines = [",".join([str(step), *row]) for step, row in enumerate(columns, 1)]
-    atomic_write(folder.file(_LOSSES), "\n".join([header, *lines]) + "\n")
-    if result.best == len(result.runs) - 1:
-        run = result.runs[-1]
-        meta = {
-            "run": result.best,
-            "step": len(run.losses),
-            "loss": run.loss,
-            "optimizer": config.optimizer,
-            "problem": config.problem,
-            "seed": config.seed,
-        }
-        save_checkpoint(folder.path, run.arrays, meta, keep=1)
+    return shared.optimize(config, backend)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry point; the exit code."""
-
-    def body(config: OptimizeConfig) -> int:
-        result = optimize(config)
-        if not config.quiet:
-            for number, run in enumerate(result.runs):
-                accuracy = "" if math.isnan(run.accuracy) else f", test accuracy {run.accuracy:.4f}"
-                outcome = "" if run.outcome == "ok" else f" ({run.outcome})"
-                end = f"loss {run.loss:.4g} after {len(run.losses)} steps{accuracy}{outcome}"
-                print(f"run {number}: {end}" if config.runs > 1 else end)
-            print(f"parameters: {result.folder / 'checkpoint'} (run {result.best}); use them by --start")
-        return result.exit_code
-
-    return run_command(
-        OptimizeConfig,
-        body,
-        argv,
-        prog="python -m torch_impl.optimize",
-        description="Train optimizees with any optimizer; keep their losses and parameters.",
-        positional=("optimizer",),
-        required=("optimizer",),
-    )
+    return shared.main(optimize, "torch", argv)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.coordinates import split_by_run
 from common.errors import L2OError
 from common.features import names as feature_names
 from common.storage import canonical_json
@@ -20,7 +21,6 @@ from interchange import expression as ex
 from interchange.parse import parse
 from interchange.trajectories import SPLITS, Run, Trajectories, save_trajectories
 from torch_impl.features import FeatureStream
-from torch_impl.record import split_by_run
 from torch_impl.tape import Tape, one_number
 from torch_impl.tensors import CREATED_BY, to_numpy
 

@@ -1,6 +1,5 @@
 """Rollouts of native optimizers on table problems: what evaluation and selection repeat many times."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,21 +8,13 @@ import numpy as np
 import torch
 
 from common.metrics import DIVERGED
+from interchange.commands.backend import Rollout
 from torch_impl.optimizers import NonFiniteError
 from torch_impl.problems import ProblemTask, table_task
 from torch_impl.sources import Source
 from torch_impl.tensors import unflatten
 
 INTERRUPTED = "interrupted"
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """One optimizer from one seed: losses [step] before each update, and accuracy at the end."""
-
-    losses: np.ndarray
-    outcome: str
-    accuracy: float
 
 
 def rollout_job(config: Any, source: Source, lr: float, stream: str, number: int, steps: int) -> Rollout:

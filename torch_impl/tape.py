@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.coordinates import choose_coordinates
 from common.errors import L2OError
-from torch_impl.record import choose_coordinates
 from torch_impl.tensors import to_numpy
 
 _log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.config import RecordConfig
+from common.coordinates import choose_coordinates
 from common.errors import L2OError
 from common.teachers import TEACHERS, initial_weights
 from interchange.rule import Rule
@@ -20,7 +21,7 @@ from torch.nn import functional as F  # noqa: E402
 from torch_impl import Recorder  # noqa: E402
 from torch_impl.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
 from torch_impl.problems import table_task  # noqa: E402
-from torch_impl.record import choose_coordinates, record  # noqa: E402
+from torch_impl.record import record  # noqa: E402
 from torch_impl.rollout import descend, leaves  # noqa: E402
 
 TEACHER = Teacher(TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 1), "0" * 64, "test")

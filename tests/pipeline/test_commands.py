@@ -21,6 +21,7 @@ from common.metrics import DIVERGED
 from common.problems import PROBLEMS, Instance
 from common.rng import derived_seed
 from common.teachers import TEACHERS
+from interchange.commands import evaluate as shared
 from interchange.results import load_evaluation
 from interchange.rule import Rule, read_front, write_front
 from interchange.trajectories import Run, load_trajectories
@@ -388,7 +389,7 @@ def test_every_optimizer_gets_as_many_trials_and_its_best_is_not_at_an_edge(tria
     optima = {"sgd": 0.32, "adam": 0.008 * 2**5, "lion": 0.001 / 4}
     loaded = {spec.text: load(spec) for spec in specs}
     with Progress("tune", 0, quiet=True) as progress:
-        grids = MODULES["evaluate"]._tune(loaded, config, parabola(config, optima), progress)
+        grids = shared._tune(loaded, config, parabola(config, optima), progress)
     assert len({len(grid.figures) for grid in grids.values()}) == 1
     assert len(grids["sgd"].figures) >= max(trials, 7)
     for text, grid in grids.items():
@@ -402,9 +403,7 @@ def test_an_optimizer_that_always_diverges_does_not_widen_the_grid_for_ever():
     config = EvaluateConfig(steps=(10,), quiet=True)
     loaded = {"sgd": load(parse_spec("sgd")), "adam": load(parse_spec("adam"))}
     with Progress("tune", 0, quiet=True) as progress:
-        grids = MODULES["evaluate"]._tune(
-            loaded, config, parabola(config, {"sgd": 1e30, "adam": 0.008}), progress
-        )
+        grids = shared._tune(loaded, config, parabola(config, {"sgd": 1e30, "adam": 0.008}), progress)
     assert len(grids["sgd"].figures) == len(grids["adam"].figures) == config.trials
     assert grids["sgd"].best(10) == BASELINES["sgd"].lr
 
@@ -414,7 +413,7 @@ def test_a_grid_whose_losses_fall_without_end_ends_and_so_do_the_others():
     loaded = {"sgd": load(parse_spec("sgd")), "adam": load(parse_spec("adam"))}
     with Progress("tune", 0, quiet=True) as progress:
         run = parabola(config, {"sgd": 1e30, "adam": 0.008}, diverges_from=math.inf)
-        grids = MODULES["evaluate"]._tune(loaded, config, run, progress)
+        grids = shared._tune(loaded, config, run, progress)
     assert max(grids["sgd"].figures) == 14 and len(grids["sgd"].figures) == len(grids["adam"].figures)
 
 

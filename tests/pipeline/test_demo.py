@@ -23,6 +23,7 @@ from common.config import (
     TuneConfig,
     resolve,
 )
+from interchange.commands.demo import command_line
 from interchange.distill import DistillConfig
 from interchange.results import load_evaluation
 from interchange.rule import Rule, read_front
@@ -31,7 +32,7 @@ from interchange.weights import load_weights
 
 pytest.importorskip("torch")
 
-from torch_impl.demo import command_line, main
+from torch_impl.demo import main
 
 PROG = "python -m torch_impl.demo"
 TINY = {"epochs": 2, "time": 4, "steps": 20, "seeds": 2, "jobs": 1}
@@ -58,9 +59,9 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         made.append(resolve(cls, {key: value for key, value in flags.items() if key != "config"}))
         return 0
 
-    command = import_module(module)
-    monkeypatch.setattr(command, "run_command", stand_in)
-    command.main(words)
+    home = module.replace("torch_impl", "interchange.commands")
+    monkeypatch.setattr(import_module(home), "run_command", stand_in)
+    import_module(module).main(words)
     return made[0]
 
 
@@ -178,7 +179,7 @@ def test_flags_of_the_demo_reach_every_stage_that_has_them(tmp_path, monkeypatch
         pass
 
     def stand_in(name: str):
-        def stage(config: Any) -> Any:
+        def stage(config: Any, backend: Any = None) -> Any:
             seen[name] = config
             if name == "evaluate":
                 raise EndOfStageError
@@ -187,7 +188,7 @@ def test_flags_of_the_demo_reach_every_stage_that_has_them(tmp_path, monkeypatch
         return stage
 
     for name in STAGES:
-        module = "interchange.distill" if name == "distill" else f"torch_impl.{name}"
+        module = "interchange.distill" if name == "distill" else f"interchange.commands.{name}"
         monkeypatch.setattr(import_module(module), name, stand_in(name))
     words = [w for k, v in shared.items() for w in ("--" + k.replace("_", "-"), str(v))]
     with pytest.raises(EndOfStageError):

@@ -11,11 +11,12 @@ import pytest
 
 from common.config import TrainConfig, TuneConfig
 from common.teachers import TEACHERS, initial_weights, variant
+from interchange.commands.meta import LATER_FIELDS
 from interchange.weights import Teacher, load_weights, save_weights
 
 pytest.importorskip("torch")
 
-from torch_impl.meta import LATER_FIELDS, MetaTrainer
+from torch_impl.meta import MetaTrainer
 from torch_impl.teachers import TeacherNetwork
 from torch_impl.train import main, train
 

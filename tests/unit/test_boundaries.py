@@ -51,11 +51,9 @@ BOUNDARIES = {
     ),
     "torch_impl": Boundary(
         always=frozenset({"common", "interchange", "numpy", "torch"}),
-        lazily={"joblib": "only sweeps over many jobs need it"},
     ),
     "tf_impl": Boundary(
         always=frozenset({"common", "interchange", "numpy", "tensorflow", "keras"}),
-        lazily={"joblib": "only sweeps over many jobs need it"},
     ),
 }
 

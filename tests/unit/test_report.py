@@ -99,6 +99,7 @@ def data(name="adam", mathml=MATH, text="c0 * m_tilde", **changes):
         "protocol": [name],
         "timings": {name: 4.56},
         "exports": {name: name},
+        "usage": "import rule",
     }
     return report.ReportData(**(fields | changes))
 

@@ -1,0 +1,263 @@
+"""The main job on embedded data: ``demo``.
+
+Train a teacher, record it, distill it into equations, choose one by rollouts, tune its constants,
+compare it with fairly tuned hand-made optimizers, and write an HTML report.
+"""
+
+import dataclasses
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.baselines import BASELINES
+from common.cli import run as run_command
+from common.config import DemoConfig, EvaluateConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
+from common.metrics import SummaryRow, summarise, summary_text
+from common.problems import PROBLEMS, parameter_specs
+from common.report import FrontRow, ReportData, RuleCard, write_report
+
+if TYPE_CHECKING:
+    from interchange.commands.backend import Backend
+    from interchange.commands.train import Run
+    from interchange.results import EvaluationRow
+    from interchange.rule import Rule
+    from interchange.samples import Sequences
+
+_PROTOCOL = [
+    "Meta-training, recording, choice and tuning use half A of the training images, the comparison half B.",
+    "Loss at step S: mean mini-batch loss, before the update, over the 20 steps up to S.",
+    "Every optimizer tries the same number of learning rates, a factor 2 apart, its best not at an edge; "
+    "teacher and rules tune the multiplier on their update. Chosen on validation seeds.",
+    "Reported on test seeds: mean and 95 % t-interval. Diverged runs are counted, not dropped.",
+    "ms/step: median time of one optimizer.step(), optimizers taking turns in one process.",
+]
+
+
+def demo(config: DemoConfig, backend: "Backend") -> Path:
+    """``torch_impl.demo`` and ``tf_impl.demo``: every stage in turn; the path of the report."""
+    from interchange.distill import DistillConfig
+
+    stages = _Stages(config, backend)
+    folder = Path(config.out or "runs/demo")
+    shared = {
+        "seed": config.seed,
+        "quiet": config.quiet,
+        "device": config.device,
+        "data_dir": config.data_dir,
+    }
+    shared |= {"dtype": config.dtype, "batch_size": config.batch_size, "overwrite": config.overwrite}
+    problem = {"problem": config.problem}
+    run = stages.run(
+        "train",
+        TrainConfig(
+            teacher=config.teacher,
+            epochs=config.epochs,
+            lr=2e-3,
+            lr_decay=0.1,
+            validate_every=5,
+            epoch_length=config.steps,
+            out=str(folder),
+            **problem,
+            **shared,
+        ),
+    )
+    if run.exit_code:
+        raise SystemExit(run.exit_code)
+    stages.run("record", RecordConfig(source=str(folder), runs=12, samples=120_000, **shared))
+    common = {k: shared[k] for k in ("seed", "quiet", "overwrite")}
+    trajectories = str(folder / "trajectories.h5")
+    stages.run("distill", DistillConfig(trajectories=trajectories, time=config.time, **common))
+    rules = folder / "rules"
+    ranked = stages.run("select", SelectConfig(front=str(rules), steps=config.steps, **problem, **shared))
+    tuned = stages.run(
+        "tune",
+        TuneConfig(
+            rule=str(rules / "best.json"),
+            epoch_length=config.steps,
+            out=str(folder / "tuned.json"),
+            **problem,
+            **shared,
+        ),
+    )
+    specs = {
+        "teacher": f"teacher:{folder}",
+        "rule": f"rule:{rules / 'best.json'}",
+        "tuned rule": f"rule:{folder / 'tuned.json'}",
+    }
+    rows = stages.run(
+        "evaluate",
+        EvaluateConfig(
+            optimizers=(*specs.values(), *BASELINES),
+            steps=(config.steps,),
+            seeds=config.seeds,
+            jobs=config.jobs,
+            out=str(folder / "evaluation"),
+            **problem,
+            **shared,
+        ),
+    )
+    names = {text: name for name, text in specs.items()}
+    rows = [dataclasses.replace(row, optimizer=names.get(row.optimizer, row.optimizer)) for row in rows]
+    summary = summarise(rows, (config.steps,))
+    report = folder / "report.html"
+    data = report_data(config, run, ranked, tuned, rows, summary, stages)
+    write_report(report, data)
+    if not config.quiet:
+        print()
+        print(summary_text(summary))
+        print(f"\nbest rule: {rules / 'best.json'}\ntuned rule: {folder / 'tuned.json'}\nreport: {report}")
+    return report
+
+
+class _Stages:
+    """Runs stages with a heading, and remembers their commands and times."""
+
+    def __init__(self, config: DemoConfig, backend: "Backend") -> None:
+        self.quiet, self.backend = config.quiet, backend
+        self.commands: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, config: Any) -> Any:
+        """The command called ``name``; what it returns."""
+        from interchange import distill
+        from interchange.commands import evaluate, record, select, train, tune
+
+        modules = {"train": train, "record": record, "select": select, "tune": tune, "evaluate": evaluate}
+        package = "interchange" if name == "distill" else f"{self.backend.NAME}_impl"
+        self.commands.append(command_line(f"{package}.{name}", config))
+        if not self.quiet:
+            print(f"\n== {name}: {self.commands[-1]}", flush=True)
+        started = time.perf_counter()
+        if name == "distill":
+            result = distill.distill(config)
+        else:
+            result = getattr(modules[name], name)(config, self.backend)
+        self.seconds[name] = time.perf_counter() - started
+        return result
+
+
+def command_line(module: str, config: Any) -> str:
+    """The command that runs ``module`` with ``config``, defaults left out."""
+    words = [f"python -m {module}"]
+    positional = {"record": "source", "distill": "trajectories", "select": "front", "tune": "rule"}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in ("quiet", "overwrite") or value == field.default:
+            continue
+        shown = shlex.join(map(str, value if isinstance(value, tuple) else (value,)))
+        flag = "--" + field.name.replace("_", "-")
+        if field.name == positional.get(module.partition(".")[2]):
+            words.insert(1, shown)
+        else:
+            words.append(f"{flag} {shown}")
+    return " ".join(words)
+
+
+def report_data(
+    config: DemoConfig,
+    run: "Run",
+    ranked: "list[Rule]",
+    tuned: "Rule",
+    rows: "list[EvaluationRow]",
+    summary: list[SummaryRow],
+    stages: _Stages,
+) -> ReportData:
+    """Everything the report shows."""
+    import numpy as np
+
+    from common.runs import environment
+    from interchange.commands.select import rollout_loss
+    from interchange.emit import TARGETS, to_mathml
+    from interchange.samples import sequences
+    from interchange.trajectories import load_trajectories
+
+    target = stages.backend.TARGET
+    held_out = sequences(load_trajectories(run.folder / "trajectories.h5"), "test")
+    chosen = ranked[0]
+    problem = PROBLEMS[config.problem]
+    specs = parameter_specs(problem)
+    curves: dict[str, list[Any]] = {}
+    for row in rows:
+        padded = np.full(config.steps, np.nan)
+        padded[: len(row.losses)] = row.losses
+        curves.setdefault(row.optimizer, []).append(padded)
+    return ReportData(
+        title=f"A learned optimizer as an equation: {config.teacher} on {config.problem}",
+        problem=config.problem,
+        problem_lines={
+            "what": problem.note,
+            "parameters": f"{sum(int(np.prod(s.shape)) for s in specs):,} in {len(specs)} tensors",
+            "mini-batch": str(problem.batch_size),
+            "steps compared": str(config.steps),
+        },
+        teacher={k: v for k, v in run.teacher.to_dict().items() if v not in ("", 0)},
+        training_seconds=stages.seconds["train"],
+        metrics=[
+            {"epoch": r["epoch"], "loss": r["loss"], "validation": r.get("validation")} for r in run.history
+        ],
+        front=[
+            FrontRow(
+                complexity=rule.complexity,
+                r2_train=rule.provenance["r2"]["train"],
+                r2_valid=rule.provenance["r2"]["valid"],
+                r2_test=rule.provenance["r2"]["test"],
+                mathml=rule.mathml(),
+                text=str_of(rule),
+                chosen=rule.expression == chosen.expression,
+                rollout_loss=rollout_loss(rule),
+            )
+            for rule in sorted(ranked, key=lambda rule: rule.complexity)
+        ],
+        rules=[
+            _card("distilled rule", chosen, chosen, held_out),
+            _card("tuned rule", tuned, chosen, held_out),
+        ],
+        features={name: to_mathml.emit_feature(name, node) for name, node in tuned.features.items() if node},
+        summary=summary,
+        curves={name: np.stack(values) for name, values in curves.items()},
+        commands=stages.commands,
+        versions=environment()["versions"] | {"python": environment()["python"]},
+        protocol=_PROTOCOL,
+        timings=stages.seconds,
+        usage=stages.backend.USAGE,
+        exports={name: TARGETS[name].emit(tuned) for name in ("latex", "numpy", target)},
+    )
+
+
+def str_of(rule: "Rule") -> str:
+    """The rule's right-hand side in the rule language."""
+    from interchange.expression import to_text
+
+    return to_text(rule.expression)
+
+
+def _card(name: str, rule: "Rule", before: "Rule", held_out: "Sequences") -> RuleCard:
+    from interchange.refit import score
+
+    return RuleCard(
+        name=name,
+        mathml=rule.mathml(),
+        latex=rule.latex(),
+        text=str_of(rule),
+        constants={c: (before.constants[c], value) for c, value in rule.constants.items()},
+        r2=score(rule, held_out),
+        complexity=rule.complexity,
+        state_floats=rule.state_floats,
+    )
+
+
+def main(command: Callable[[DemoConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
+    """The command line of ``command``, the function of the backend called ``name``; the exit code."""
+
+    def body(config: DemoConfig) -> None:
+        command(config)
+
+    return run_command(
+        DemoConfig,
+        body,
+        argv,
+        prog=f"python -m {name}_impl.demo",
+        description="Teacher, recording, equation, tuning, comparison and report on embedded data.",
+    )

@@ -1,0 +1,140 @@
+"""Plain training with any optimizer: ``optimize``.
+
+What it leaves: the losses of every run, and the trained parameters to start other work from (``--start``).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.baselines import Spec, parse_spec
+from common.cli import Progress
+from common.cli import run as run_command
+from common.config import OptimizeConfig
+from common.errors import L2OError
+from common.metrics import DIVERGED
+from interchange.commands.backend import Trained
+
+if TYPE_CHECKING:
+    from common.runs import RunFolder
+    from interchange.commands.backend import Backend, Task
+
+_LOSSES = "losses.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+    """All runs of one optimizer on a problem.
+
+    Attributes:
+        folder: with ``config.json``, ``metrics.jsonl``, ``losses.csv`` and ``checkpoint/``.
+        runs: in order of seed; the checkpoint holds the one with the lowest loss at the end.
+        exit_code: 0, or 143 / 130 where a signal stopped it.
+    """
+
+    folder: Path
+    runs: list[Trained]
+    exit_code: int = 0
+
+    @property
+    def best(self) -> int:
+        """Number of the run in the checkpoint; one that was interrupted only where there is no other."""
+        keys = [(run.outcome == DIVERGED, run.outcome != "ok", run.loss) for run in self.runs]
+        return keys.index(min(keys))
+
+
+def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
+    """``torch_impl.optimize`` and ``tf_impl.optimize``: train fresh optimizees."""
+    from common.runs import Interrupt, RunFolder
+
+    spec = parse_spec(config.optimizer)
+    backend.device_of(config.device)
+    source = backend.load_source(spec)
+    _task(config, backend, 0)  # missing data are found before anything is written
+    out = config.out or f"runs/{_short_name(spec)}-{config.problem}-{config.seed}"
+    if config.start and Path(config.start).resolve() == Path(out).resolve():
+        raise L2OError(f"--out {out} is where --start reads from; choose another folder")
+    folder = RunFolder(out, create=True, overwrite=config.overwrite)
+    result = Optimization(folder.path, [])
+    steps = config.runs * config.steps
+    with Interrupt() as interrupt, folder, Progress(spec.kind, steps, quiet=config.quiet) as progress:
+        folder.file(_LOSSES).unlink(missing_ok=True)
+        while len(result.runs) < config.runs and not interrupt.requested:
+            number = len(result.runs)
+
+            def stop(loss: float, shown: str = f"{number + 1}/{config.runs}") -> bool:
+                progress.advance(run=shown, loss=loss)
+                return interrupt.requested
+
+            task = _task(config, backend, number)
+            result.runs.append(backend.fit(source, task, config.steps, stop))
+            if result.runs[result.best].outcome != DIVERGED:
+                _write(folder, config, result)
+    if result.runs[result.best].outcome == DIVERGED:
+        step = len(result.runs[0].losses)
+        raise L2OError(f"{spec.text} diverged on {config.problem} at step {step + 1}; lower its lr")
+    return dataclasses.replace(result, exit_code=interrupt.exit_code if interrupt.requested else 0)
+
+
+def _short_name(spec: Spec) -> str:
+    return spec.target if spec.kind == "baseline" else spec.kind
+
+
+def _task(config: OptimizeConfig, backend: "Backend", number: int) -> "Task":
+    return backend.table_task(config, "optimize", number, config.split)
+
+
+def _write(folder: "RunFolder", config: OptimizeConfig, result: Optimization) -> None:
+    """Bring the folder up to date after a run; the configuration first, which makes it a run's folder."""
+    from common.storage import atomic_write
+    from interchange.checkpoint import save_checkpoint
+
+    if not folder.file("config.json").exists():
+        folder.write_config(dataclasses.asdict(config))
+    for number in range(len(folder.read_metrics()), len(result.runs)):
+        run = result.runs[number]
+        row = {"run": number, "steps": len(run.losses), "loss": run.loss, "accuracy": run.accuracy}
+        folder.log(row | {"outcome": run.outcome, "seconds": run.seconds})
+    header = ",".join(["step", *(f"run_{k}" for k in range(len(result.runs)))])
+    columns = zip_longest(*(map(repr, run.losses.tolist()) for run in result.runs), fillvalue="")
+    lines = [",".join([str(step), *row]) for step, row in enumerate(columns, 1)]
+    atomic_write(folder.file(_LOSSES), "\n".join([header, *lines]) + "\n")
+    if result.best == len(result.runs) - 1:
+        run = result.runs[-1]
+        meta = {
+            "run": result.best,
+            "step": len(run.losses),
+            "loss": run.loss,
+            "optimizer": config.optimizer,
+            "problem": config.problem,
+            "seed": config.seed,
+        }
+        save_checkpoint(folder.path, run.arrays, meta, keep=1)
+
+
+def main(command: Callable[[OptimizeConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
+    """The command line of ``command``, the function of the backend called ``name``; the exit code."""
+
+    def body(config: OptimizeConfig) -> int:
+        result = command(config)
+        if not config.quiet:
+            for number, run in enumerate(result.runs):
+                accuracy = "" if math.isnan(run.accuracy) else f", test accuracy {run.accuracy:.4f}"
+                outcome = "" if run.outcome == "ok" else f" ({run.outcome})"
+                end = f"loss {run.loss:.4g} after {len(run.losses)} steps{accuracy}{outcome}"
+                print(f"run {number}: {end}" if config.runs > 1 else end)
+            print(f"parameters: {result.folder / 'checkpoint'} (run {result.best}); use them by --start")
+        return result.exit_code
+
+    return run_command(
+        OptimizeConfig,
+        body,
+        argv,
+        prog=f"python -m {name}_impl.optimize",
+        description="Train optimizees with any optimizer; keep their losses and parameters.",
+        positional=("optimizer",),
+        required=("optimizer",),
+    )

@@ -1,0 +1,163 @@
+"""The recording of trajectories: ``record``.
+
+What the optimizer saw (features, gradient) and did (its output), at coordinates drawn in equal shares
+from every parameter tensor.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.baselines import Spec, parse_spec
+from common.cli import Progress
+from common.cli import run as run_command
+from common.config import RecordConfig, TrainConfig, from_dict
+from common.coordinates import choose_coordinates, split_by_run
+from common.errors import L2OError
+from common.problems import coordinate_table
+
+if TYPE_CHECKING:
+    from interchange.commands.backend import Backend, Network, Source
+    from interchange.trajectories import Run
+
+_FILE = "trajectories.h5"
+
+
+def record(config: RecordConfig, backend: "Backend") -> Path:
+    """``torch_impl.record`` and ``tf_impl.record``: record trajectories into a file."""
+    from interchange.trajectories import Trajectories, save_trajectories
+
+    spec, config, out = _resolve(config)
+    if out.exists() and not config.overwrite:
+        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
+    backend.device_of(config.device)
+    source = backend.load_source(spec)
+    runs: dict[str, Run] = {}
+    features: dict[str, str] = {}
+    with Progress(f"record {spec.kind}", config.runs, quiet=config.quiet) as progress:
+        for index in range(config.runs):
+            run, features = _record_one(source, config, backend, index)
+            runs[run.name] = run
+            progress.advance(loss=float(run.loss[-1]))
+    if all(run.diverged for run in runs.values()):
+        raise L2OError(
+            f"every trajectory of {spec.text} on {config.problem} diverged; lower its lr or train it longer"
+        )
+    trajectories = Trajectories(
+        features=features,
+        runs=runs,
+        split=split_by_run(list(runs)),
+        config=_portable(config, spec),
+        seed=config.seed,
+        created_by=backend.CREATED_BY,
+    )
+    save_trajectories(out, trajectories)
+    return out
+
+
+def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
+    """The source, the configuration with the problem filled in, and the output file.
+
+    A bare path is a rule where it ends in ``.json``, else a teacher; its run names the problem and its data.
+    """
+    place = Path(config.source)
+    kind = "rule" if place.suffix == ".json" else "teacher"
+    spec = parse_spec(config.source if ":" in config.source or not place.exists() else f"{kind}:{place}")
+    run = Path(spec.target if spec.kind == "teacher" else "runs")
+    if not config.problem and spec.kind == "teacher" and (run / "config.json").is_file():
+        from common.runs import RunFolder
+
+        its = from_dict(TrainConfig, RunFolder(run).config(), spec.target)
+        config = dataclasses.replace(config, problem=its.problem, dataset=config.dataset or its.dataset)
+    if not config.problem:
+        raise L2OError(f"--problem is missing: {config.source} is no training run that names one")
+    return spec, config, Path(config.out or (run if run.is_dir() else Path("runs")) / _FILE)
+
+
+def _record_one(
+    source: "Source", config: RecordConfig, backend: "Backend", index: int
+) -> "tuple[Run, dict[str, str]]":
+    from common.storage import canonical_json
+    from interchange.trajectories import Run
+
+    task = backend.table_task(config, "record", index)
+    row, seed = task.instance.problem, task.instance.seed
+    tensor, place = coordinate_table(task.shapes)
+    count = max(1, round(config.samples / (config.runs * config.steps)))
+    chosen = choose_coordinates([math.prod(shape) for shape in task.shapes], count, config.seed, index)
+    network, expressions = _network(source, config, backend)
+    steps = list(backend.trace(source, network, task, config.steps, chosen))
+    if not steps:
+        raise L2OError(f"{source.spec.text} diverged on {config.problem} at its first step; lower its lr")
+    x, g, y, losses = map(np.stack, zip(*steps, strict=True))
+    diverged = len(losses) < config.steps
+    return Run(
+        name=f"{index:06d}",
+        problem=config.problem,
+        problem_json=canonical_json(dataclasses.asdict(row)),
+        source_kind=source.spec.kind,
+        source_json=canonical_json(source.row()),
+        source_sha256=source.sha256,
+        seed=seed,
+        init_seed=seed,
+        num_steps=config.steps,
+        scale=network.scale if network else 1.0,
+        diverged=diverged,
+        outcome=f"diverged at step {len(losses) + 1}" if diverged else "ok",
+        x=x,
+        g=g,
+        y=y,
+        loss=losses,
+        step=np.arange(1, len(losses) + 1, dtype=np.int64),
+        param_index=tensor[chosen],
+        flat_index=place[chosen],
+        params_names=task.names,
+        params_shapes=task.shapes,
+    ), expressions
+
+
+def _network(
+    source: "Source", config: RecordConfig, backend: "Backend"
+) -> "tuple[Network | None, dict[str, str]]":
+    """The network of a teacher or a rule, None for a baseline; what the inputs are, name -> expression."""
+    from interchange.expression import to_text
+    from interchange.rule import Rule
+
+    loaded = source.loaded
+    if loaded is None:
+        return None, {"g": "g"}
+    if isinstance(loaded, Rule):
+        network, given = backend.rule_network(loaded, config.device), loaded.features
+        return network, {n: to_text(given[n]) if n in given else "g" for n in network.features.names}
+    network = backend.teacher_network(loaded.row, loaded.weights, config.dtype, config.device)
+    return network, loaded.row.expressions()
+
+
+def _portable(config: RecordConfig, spec: Spec) -> dict[str, Any]:
+    """What the recording depends on, without places and devices: equal in both backends."""
+    values = dataclasses.asdict(config) | {"source": spec.kind, "dataset": Path(config.dataset).name}
+    places = ("out", "data_dir", "start", "device", "quiet", "overwrite")
+    return {k: v for k, v in values.items() if k not in places}
+
+
+def main(command: Callable[[RecordConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
+    """The command line of ``command``, the function of the backend called ``name``; the exit code."""
+
+    def body(config: RecordConfig) -> None:
+        path = command(config)
+        if not config.quiet:
+            print(f"trajectories: {path}")
+
+    return run_command(
+        RecordConfig,
+        body,
+        argv,
+        prog=f"python -m {name}_impl.record",
+        description="Record what an optimizer sees and does, coordinate by coordinate.",
+        positional=("source",),
+        required=("source",),
+    )

@@ -1,0 +1,83 @@
+"""Meta-tuning of a rule's constants: ``tune``.
+
+The same meta-gradient as a teacher's training (MATH.md section 3), on the handful of constants of an
+equation; what comes back is an equation again.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.cli import run as run_command
+from common.config import TuneConfig
+from common.errors import L2OError
+
+if TYPE_CHECKING:
+    from interchange.commands.backend import Backend, Tasks
+    from interchange.rule import Rule
+
+_INFINITE = 1e308  # how a rule file, which is JSON, says that a rollout diverged
+
+
+def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -> "Rule":
+    """``torch_impl.tune`` and ``tf_impl.tune``: tune the constants of a rule."""
+    from interchange.rule import Rule
+
+    rule = Rule.load(config.rule)
+    out = output_file(config)
+    if out.exists() and not config.overwrite:
+        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
+    if not rule.constants:
+        raise L2OError(f"{config.rule}: expected a rule with constants to tune, got none")
+    network = backend.rule_network(rule, config.device)
+    trainer = backend.MetaTrainer(network, config, rates=network.rates, tasks=tasks)
+    trainer.run(label="tune", quiet=config.quiet)
+    if math.isinf(trainer.best_score):
+        raise L2OError(f"{config.rule} diverged in every validation; bring its constants nearer to 0 first")
+    scores = [row["validation"] for row in trainer.history if "validation" in row]
+    tuned = network.tuned(trainer.best)
+    record = {
+        "problem": config.problem,
+        "epochs": config.epochs,
+        "epoch_length": config.epoch_length,
+        "seed": config.seed,
+        "from_sha256": rule.sha256,
+        "validation": {
+            "before": min(trainer.first_score, _INFINITE),
+            "best": trainer.best_score,
+            "by_epoch": [min(score, _INFINITE) for score in scores],
+        },
+        "created_by": backend.CREATED_BY,
+    }
+    # The R2 of the rule that was distilled says nothing about other constants.
+    provenance = {k: v for k, v in rule.provenance.items() if k not in ("r2", "loss")} | {"tuned": record}
+    tuned = dataclasses.replace(tuned, name=f"{rule.name}, tuned"[:200], provenance=provenance)
+    tuned.save(out)
+    return tuned
+
+
+def output_file(config: TuneConfig) -> Path:
+    """``config.out``, or ``tuned.json`` beside the rule."""
+    return Path(config.out or Path(config.rule).parent / "tuned.json")
+
+
+def main(command: Callable[[TuneConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
+    """The command line of ``command``, the function of the backend called ``name``; the exit code."""
+
+    def body(config: TuneConfig) -> None:
+        validation = command(config).provenance["tuned"]["validation"]
+        if not config.quiet:
+            print(f"validation loss {validation['before']:.4g} -> {validation['best']:.4g}")
+            print(f"tuned rule: {output_file(config)}")
+
+    return run_command(
+        TuneConfig,
+        body,
+        argv,
+        prog=f"python -m {name}_impl.tune",
+        description="Tune the constants of a rule by the meta-gradient.",
+        positional=("rule",),
+        required=("rule",),
+    )

@@ -1,0 +1,68 @@
+"""Each backend's module has what the shared commands ask of it (``interchange.commands.backend``)."""
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import get_type_hints
+
+import pytest
+
+from interchange.commands.backend import Backend
+from interchange.commands.meta import MetaTraining
+from interchange.emit import TARGETS
+
+ROOT = Path(__file__).parents[2]
+FRAMEWORKS = {"torch": "torch", "tf": "tensorflow"}
+FUNCTIONS = {name: value for name, value in vars(Backend).items() if inspect.isfunction(value)}
+FUNCTIONS = {name: value for name, value in FUNCTIONS.items() if not name.startswith("_")}
+TEXTS = [name for name, kind in vars(Backend)["__annotations__"].items() if kind is str]
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def backend(request) -> ModuleType:
+    if not (ROOT / f"{request.param}_impl" / "backend.py").is_file():
+        pytest.skip(f"there is no {request.param}_impl/backend.py yet")
+    pytest.importorskip("torch")  # first, where both are there
+    pytest.importorskip(FRAMEWORKS[request.param])
+    return importlib.import_module(f"{request.param}_impl.backend")
+
+
+def faults(backend: ModuleType) -> Iterator[str]:
+    """What the module lacks, or takes otherwise: parameters may only follow, with defaults."""
+    yield from (name for name in TEXTS if not isinstance(getattr(backend, name, None), str))
+    for name, asked in FUNCTIONS.items():
+        wanted = list(inspect.signature(asked).parameters.values())[1:]
+        given = getattr(backend, name, None)
+        have = list(inspect.signature(given).parameters.values()) if given else []
+        same = [p.name for p in have[: len(wanted)]] == [p.name for p in wanted]
+        if not (given and same and all(p.default is not p.empty for p in have[len(wanted) :])):
+            yield name
+
+
+def test_a_backend_has_everything_the_commands_ask_of_it(backend):
+    assert list(faults(backend)) == []
+    assert backend.__name__ == f"{backend.NAME}_impl.backend"
+    assert backend.TARGET in TARGETS
+    assert issubclass(backend.MetaTrainer, MetaTraining) and not inspect.isabstract(backend.MetaTrainer)
+    for name in get_type_hints(MetaTraining):
+        assert callable(getattr(backend.MetaTrainer, name)), name
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *TEXTS])
+def test_whatever_is_missing_is_found(name):
+    pytest.importorskip("torch")
+    whole = importlib.import_module("torch_impl.backend")
+    part = ModuleType("part")
+    vars(part).update({key: value for key, value in vars(whole).items() if key != name})
+    assert list(faults(part)) == [name]
+
+
+def test_another_signature_is_found():
+    pytest.importorskip("torch")
+    part = ModuleType("part")
+    vars(part).update(vars(importlib.import_module("torch_impl.backend")))
+    part.device_of = lambda device: device
+    part.rule_network = lambda rule, device, dtype: None
+    assert list(faults(part)) == ["device_of", "rule_network"]

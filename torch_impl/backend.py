@@ -1,0 +1,130 @@
+"""The torch side of the commands: this module is their ``interchange.commands.backend.Backend``."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+
+from common.metrics import DIVERGED
+from common.teachers import TeacherRow
+from interchange.commands.backend import Trained
+from interchange.rule import Rule
+from torch_impl import rollout
+from torch_impl.meta import MetaTrainer
+from torch_impl.problems import ProblemTask, table_task, value_and_gradient
+from torch_impl.rollout import rollout_job
+from torch_impl.sources import Source
+from torch_impl.sources import load as load_source
+from torch_impl.symbolic import RuleNetwork
+from torch_impl.teachers import TeacherNetwork
+from torch_impl.tensors import CREATED_BY, DTYPES, device_of, to_numpy
+from torch_impl.unroll import Network, mean_figure
+
+__all__ = [
+    "CREATED_BY",
+    "NAME",
+    "TARGET",
+    "USAGE",
+    "MetaTrainer",
+    "device_of",
+    "fit",
+    "load_source",
+    "mean_figure",
+    "rollout_job",
+    "rule_network",
+    "stepper",
+    "table_task",
+    "teacher_network",
+    "trace",
+]
+
+NAME = TARGET = "torch"
+USAGE = """from torch_impl import SymbolicOptimizer
+optimizer = SymbolicOptimizer(model.parameters(), rule="rule.json", lr=1.0)
+optimizer.step()  # after loss.backward(), as with any torch optimizer"""
+
+
+def teacher_network(
+    teacher: TeacherRow, weights: Mapping[str, np.ndarray], dtype: str, device: str
+) -> TeacherNetwork:
+    """A teacher's network; ``dtype`` and ``device`` as on the command line."""
+    return TeacherNetwork(teacher, weights, DTYPES[dtype], device_of(device))
+
+
+def rule_network(rule: Rule, device: str) -> RuleNetwork:
+    """A rule's network; a rule that cannot be one raises ``L2OError``."""
+    return RuleNetwork(rule, device_of(device))
+
+
+def trace(
+    source: Source, network: Network | None, task: ProblemTask, steps: int, coordinates: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
+    """Inputs [n, F], gradient [n] and output [n] at ``coordinates``, and the loss, step by step."""
+    lr, theta = source.spec.lr or source.spec.middle, task.initial()
+    pick = torch.from_numpy(coordinates).to(theta.device)
+    if network is not None:
+        state = network.initial_state(theta)
+    else:
+        theta = theta.requires_grad_()
+        optimizer = source.optimizer([theta], lr)
+    for step in range(steps):
+        loss, g = value_and_gradient(task, theta, step)
+        if not bool(torch.isfinite(loss) & torch.isfinite(g).all()):
+            return
+        with torch.no_grad():
+            if network is not None:
+                x, state = network.inputs(g, state)
+                y, hidden = network.step(network.weights, x, state.network, state.t)
+                state = dataclasses.replace(state, network=hidden)
+                theta = theta + (lr * network.scale) * y
+            else:
+                x, before = g[None], theta.detach().clone()
+                theta.grad = g
+                optimizer.step()
+                y = (theta.detach() - before) / lr
+        if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
+            return
+        yield to_numpy(x[:, pick].T), to_numpy(g[pick]), to_numpy(y[pick]), float(loss)
+
+
+def fit(source: Source, task: ProblemTask, steps: int, stop: Callable[[float], bool]) -> Trained:
+    """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
+    started, parameters = time.perf_counter(), rollout.leaves(task)
+    optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle)
+    losses, outcome = rollout.descend(task, parameters, optimizer, steps, stop)
+    seconds, theta = time.perf_counter() - started, torch.cat([p.detach().reshape(-1) for p in parameters])
+    if not bool(torch.isfinite(theta).all()):  # the last step may have ruined it
+        outcome = DIVERGED
+    accuracy = math.nan if outcome == DIVERGED else task.test_accuracy(theta)
+    arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, parameters, strict=True)}
+    arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
+    return Trained(losses, outcome, accuracy, arrays, seconds)
+
+
+def stepper(
+    source: Source, lr: float, task: ProblemTask
+) -> tuple[Callable[[int], None], Callable[[], float]]:
+    """A fresh optimizer on one gradient of the task, to measure its cost."""
+    parameters = rollout.leaves(task)
+    task.loss(parameters, 0).backward()
+    optimizer = source.optimizer(parameters, lr)
+
+    def advance(count: int) -> None:
+        for _ in range(count):
+            optimizer.step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def floats() -> float:
+        kept = sum(
+            value.numel()
+            for state in optimizer.state.values()
+            for key, value in state.items()
+            if isinstance(value, torch.Tensor) and key not in ("step", "skipped")
+        )
+        return kept / sum(p.numel() for p in parameters)
+
+    return advance, floats
