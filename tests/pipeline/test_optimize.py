@@ -193,6 +193,12 @@ def test_divergence_is_one_line_and_nothing_is_written_or_in_the_way(tmp_path, c
     assert main(["sgd:lr=0.3", *place, "--quiet"]) == 0
 
 
+def test_a_last_step_that_ruins_the_parameters_is_a_divergence(tmp_path, capsys):
+    """Every loss was finite; theta - 3e38 g is not."""
+    place = ["--problem", "quadratic", "--batch-size", "1", "--steps", "1", "--out", str(tmp_path / "o")]
+    assert "diverged on quadratic at step 2" in refused(capsys, "sgd:lr=3e38", *place)
+
+
 BAD = {
     "no optimizer": ([], "OPTIMIZER is missing"),
     "unknown optimizer": (["adan"], "unknown optimizer 'adan'"),
