@@ -128,6 +128,6 @@ def load_start(folder: str, row: Problem) -> dict[str, np.ndarray]:
             got = values[name].shape if name in values else "none"
             raise L2OError(
                 f"--start {folder}: expected {name} of shape {shape} for {row.name}, got {got}; "
-                "give a run of python -m torch_impl.optimize on the same problem"
+                "give a run of optimize on the same problem"
             )
     return values

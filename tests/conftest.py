@@ -7,6 +7,7 @@ from pathlib import Path
 # they wait by default, which makes tests beside other work many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ np.set_printoptions(precision=17)
 
 def pytest_sessionstart() -> None:
     try:
-        import torch
+        import torch  # before TensorFlow, wherever a test has both: one fixed order of import
     except ImportError:
         return
     torch.set_num_threads(1)

@@ -29,7 +29,7 @@ def device_of(name: str) -> torch.device:
 
 
 def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
-    """A torch copy of a NumPy array, cast to ``dtype``."""
+    """A tensor copy of a NumPy array, cast to ``dtype``."""
     return torch.tensor(np.asarray(array), dtype=dtype, device=device)
 
 

@@ -31,5 +31,6 @@ TARGETS: Registry[Target] = Registry(
         "mathml": Target(".html", "to_mathml", "the same as Presentation MathML, to put into a web page"),
         "numpy": Target(".py", "to_numpy", "a standalone optimizer in NumPy"),
         "torch": Target(".py", "to_torch", "a standalone torch.optim.Optimizer"),
+        "tensorflow": Target(".py", "to_tensorflow", "a standalone keras.optimizers.Optimizer"),
     },
 )

@@ -63,6 +63,7 @@ COMPUTED = {
     "interchange/emit/source.py": "looks up a module's file to copy operators from; does not import it",
     "interchange/search/child.py": "the engine asked for and the package it needs, from the tables beside it",
     "torch_impl/__init__.py": "its own modules, from a table in the file",
+    "tf_impl/__init__.py": "its own modules, from a table in the file",
 }
 
 

@@ -134,6 +134,23 @@ def test_torch_updates_are_differentiable_by_constants(tmp_path):
     np.testing.assert_allclose([float(x) for x in got], rule.scale * tangents[:, -1].sum(axis=1), rtol=1e-10)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_tensorflow_files_equal_the_oracle(rule, dtype, tmp_path):
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: extra [tf]")
+    module = load(RULES[rule], "tensorflow", tmp_path)
+    update = tf.function(module.update)
+    theta, updates, thetas = tf.constant(np.linspace(-1, 1, 8), dtype), [], []
+    state = module.init(theta)
+    assert len(state["slots"]) == RULES[rule].state_floats
+    for g in nasty_gradients(dtype):
+        thetas.append(theta.numpy())
+        u, state = update(tf.constant(g), state, theta)
+        theta = theta + 1e-3 * tf.sign(tf.constant(g))
+        updates.append(u.numpy())
+    check(RULES[rule], updates, thetas, dtype)
+
+
 @pytest.fixture
 def optimizer_class(tmp_path):
     pytest.importorskip("torch")
@@ -215,7 +232,10 @@ def test_sparse_gradients_and_negative_settings_are_refused(optimizer_class):
         optimizer_class([theta], lr=-1.0)
 
 
-@pytest.mark.parametrize(("target", "allowed"), [("numpy", {"math", "numpy"}), ("torch", {"torch"})])
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [("numpy", {"math", "numpy"}), ("torch", {"torch"}), ("tensorflow", {"keras", "tensorflow"})],
+)
 def test_files_import_only_their_framework(target, allowed):
     import ast
 
@@ -249,7 +269,7 @@ def test_missing_operators_are_named():
         copied_source("interchange.nothing", ["op_add"])
 
 
-@pytest.mark.parametrize("target", ["numpy", "torch"])
+@pytest.mark.parametrize("target", ["numpy", "torch", "tensorflow"])
 def test_a_rule_over_an_undefined_feature_is_refused(target):
     with pytest.raises(L2OError, match="'mean_g' has no definition"):
         TARGETS[target].emit(Rule.from_text("mean_g", features=FEATURES))

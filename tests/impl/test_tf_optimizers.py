@@ -1,0 +1,448 @@
+"""Rules, teachers and baselines as Keras optimizers: what Keras' users expect of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import L2OError
+from common.teachers import TEACHERS, initial_weights
+from interchange.rule import Rule
+from interchange.weights import Teacher, save_weights
+
+tf = pytest.importorskip("tensorflow")
+
+import keras  # noqa: E402
+from keras.src.testing import TestCase  # noqa: E402
+
+from tf_impl import baselines, torch_formulas  # noqa: E402
+from tf_impl.optimizers import LearnedOptimizer, NonFiniteError, SymbolicOptimizer  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+SGD = Rule.from_text("-g")
+RULE = Rule.from_text(
+    "-c0 * tanh(m_tilde / c1) / (1 + t / 50) - c2 * lag(g, 2)",
+    {"c0": 0.02, "c1": 0.7, "c2": 0.003},
+    {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
+    scale=0.5,
+)
+
+
+def teacher(name: str = "rp_s") -> Teacher:
+    weights = {key: 2.0 * w for key, w in initial_weights(TEACHERS[name], 1).items()}
+    return Teacher(TEACHERS[name], weights, "0" * 64, "test")
+
+
+OPTIMIZERS = {
+    "rule": lambda **k: SymbolicOptimizer(RULE, **k),
+    "teacher": lambda **k: LearnedOptimizer(teacher(), **k),
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+@pytest.fixture(autouse=True)
+def float32():
+    """As a user finds Keras, whatever a test sets."""
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    return x, np.sin(x[:, :2])
+
+
+def network(optimizer: keras.optimizers.Optimizer, **compiled) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.layers.Dense(6, "tanh"), keras.layers.Dense(2)])
+    model.build((None, 4))
+    model.compile(optimizer=optimizer, loss="mse", **({"jit_compile": False} | compiled))
+    return model
+
+
+def fitted(optimizer: keras.optimizers.Optimizer, epochs: int = 3, **compiled) -> keras.Model:
+    model = network(optimizer, **compiled)
+    model.fit(*data(), batch_size=16, epochs=epochs, shuffle=False, verbose=0)
+    return model
+
+
+def flat(arrays) -> np.ndarray:
+    return np.concatenate([np.ravel(a.numpy()) for a in arrays]).astype("float64")
+
+
+def step(optimizer: keras.optimizers.Optimizer, params, gradients) -> None:
+    optimizer.apply([tf.constant(g, p.dtype) for p, g in zip(params, gradients, strict=True)], params)
+
+
+@every_optimizer
+def test_fit_from_a_file_with_validation(make, tmp_path):
+    RULE.save(tmp_path / "rule.json")
+    given = teacher()
+    save_weights(tmp_path / "teacher.h5", given.row, given.weights, "test")
+    if make is OPTIMIZERS["rule"]:
+        optimizer = SymbolicOptimizer(rule=str(tmp_path / "rule.json"), learning_rate=1.0)
+    else:
+        optimizer = LearnedOptimizer(tmp_path, learning_rate=1)
+    model = network(optimizer)
+    told = model.fit(*data(), epochs=4, validation_data=data(), verbose=0, batch_size=16).history
+    assert len(told["val_loss"]) == 4 and np.isfinite(told["val_loss"]).all()
+    assert int(optimizer.iterations) == 16
+    direct = network(make())
+    direct.fit(*data(), epochs=4, validation_data=data(), verbose=0, batch_size=16)
+    np.testing.assert_array_equal(flat(model.weights), flat(direct.weights))
+
+
+def test_a_rule_that_descends_descends():
+    model = network(SymbolicOptimizer(SGD, 0.1))
+    losses = model.fit(*data(), epochs=10, verbose=0, batch_size=16).history["loss"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+CONFIGURED = {
+    "rule": lambda: SymbolicOptimizer(RULE, 0.1, weight_decay=0.2, nonfinite="raise", clipnorm=1.5),
+    "teacher": lambda: LearnedOptimizer(teacher("dm"), 0.3, use_ema=True, name="mine"),
+    "schedule": lambda: SymbolicOptimizer(RULE, keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)),
+    "lion": lambda: baselines.Lion(0.01, 0.8, weight_decay=0.1),
+    "sgd": lambda: torch_formulas.SGD(0.01, 0.9, nesterov=True),
+    "rmsprop": lambda: torch_formulas.RMSprop(0.01, 0.9),
+    "adam": lambda: torch_formulas.Adam(0.01, beta1=0.8, eps=1e-3),
+}
+
+
+@pytest.mark.parametrize("make", CONFIGURED.values(), ids=CONFIGURED)
+def test_keras_own_serialization_test(make):
+    optimizer = make()
+    again = TestCase().run_class_serialization_test(optimizer)
+    text = json.dumps(optimizer.get_config(), allow_nan=False)
+    assert type(optimizer).from_config(json.loads(text)).get_config() == optimizer.get_config()
+    for name in ("momentum", "beta1", "eps", "alpha", "nonfinite", "clipnorm", "weight_decay", "name"):
+        assert getattr(again, name, None) == getattr(optimizer, name, None)
+
+
+def test_a_configuration_has_the_rule_and_the_weights_to_the_bit():
+    optimizer = SymbolicOptimizer(RULE, 0.1)
+    assert SymbolicOptimizer.from_config(optimizer.get_config()).rule == RULE
+    assert optimizer.get_config()["learning_rate"] == 0.1  # not float32's 0.1
+    given = teacher()
+    mixed = {k: w.astype("float32" if "bias" in k else "float64") for k, w in given.weights.items()}
+    whole = LearnedOptimizer(Teacher(given.row, mixed, given.sha256, given.created_by))
+    again = LearnedOptimizer.from_config(json.loads(json.dumps(whole.get_config())))._given
+    assert (again.row, again.sha256, again.created_by) == (given.row, given.sha256, given.created_by)
+    for name, array in mixed.items():
+        assert again.weights[name].dtype == array.dtype
+        np.testing.assert_array_equal(again.weights[name], array)
+
+
+def spoilt(**changes) -> dict:
+    config = LearnedOptimizer(teacher()).get_config()
+    return config | {"teacher": config["teacher"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (spoilt(weights={}), "expected the weights of teacher rp_s, got missing"),
+        (spoilt(weights={"out/w": {"dtype": "O", "shape": [1], "data": ""}}), "not a teacher"),
+        (spoilt(weights={"out/w": {"dtype": "<f4", "shape": [2], "data": "AAAA"}}), "not a teacher"),
+        (spoilt(weights=3), "not a teacher"),
+        (spoilt(row={"name": "x"}), "not a teacher's row"),
+        ({"teacher": None}, "not a teacher"),
+    ],
+    ids=["none", "objects", "size", "number", "row", "nothing"],
+)
+def test_a_configuration_without_a_teacher_is_refused(config, message):
+    with pytest.raises(L2OError, match=message) as error:
+        LearnedOptimizer.from_config(config)
+    assert "\n" not in str(error.value)
+
+
+@every_optimizer
+def test_a_saved_model_goes_on_to_the_same_numbers(make, tmp_path):
+    model = fitted(make(learning_rate=0.5, weight_decay=0.01, use_ema=True))
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert type(again.optimizer) is type(model.optimizer)
+    for one, other in zip(model.optimizer.variables, again.optimizer.variables, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    assert max(int(slot.numpy()) for slot in again.optimizer._steps) == 12
+    for m in (model, again):
+        m.fit(*data(), batch_size=16, epochs=2, shuffle=False, verbose=0)
+    np.testing.assert_array_equal(flat(model.weights), flat(again.weights))
+    assert not np.array_equal(flat(model.weights), flat(fitted(make(learning_rate=0.5), 5).weights))
+
+
+def test_state_of_another_rule_is_refused(tmp_path):
+    optimizers = [SymbolicOptimizer(RULE), SymbolicOptimizer(SGD)]
+    for optimizer in optimizers:
+        optimizer.build([keras.Variable(np.zeros(3))])
+    store: dict[str, np.ndarray] = {}
+    optimizers[0].save_own_variables(store)
+    with pytest.raises(L2OError, match=r"expected state of 4 arrays, got 8; load it into"):
+        optimizers[1].load_own_variables(store)
+
+
+@every_optimizer
+def test_eager_graph_and_xla_agree(make):
+    options = {"learning_rate": 0.5, "weight_decay": 0.01, "clipnorm": 0.5}
+    eager = flat(fitted(make(**options), run_eagerly=True).weights)
+    for jit in (True, False):
+        got = flat(fitted(make(**options), jit_compile=jit).weights)
+        np.testing.assert_allclose(got, eager, rtol=1e-4, atol=1e-6)
+    assert np.abs(eager - flat(network(make()).weights)).max() > 1e-3
+
+
+@every_optimizer
+def test_a_loop_of_ones_own_may_build_it_inside_a_graph(make):
+    params = [keras.Variable(np.ones(3), dtype="float64") for _ in range(2)]
+    optimizer = make()
+    apply = tf.function(lambda: optimizer.apply([tf.ones(3, tf.float64), 2 * tf.ones(3, tf.float64)], params))
+    for _ in range(4):
+        apply()
+    others = [keras.Variable(np.ones(3), dtype="float64") for _ in range(2)]
+    other = make()
+    for _ in range(4):
+        step(other, others, [np.ones(3), 2 * np.ones(3)])
+    np.testing.assert_allclose(flat(params), flat(others), rtol=1e-12)
+    assert [int(slot.numpy()) for slot in optimizer._steps] == [4, 4]
+
+
+@every_optimizer
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_policies_work(make, policy):
+    keras.config.set_dtype_policy(policy)
+    model = fitted(make(learning_rate=0.5))
+    assert all(w.dtype == "float32" for w in model.trainable_weights)
+    keras.config.set_dtype_policy("float32")
+    np.testing.assert_allclose(
+        flat(model.weights), flat(fitted(make(learning_rate=0.5)).weights), rtol=0, atol=0.03
+    )
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    assert [int(slot.numpy()) for slot in inner._steps] == [12] * 4
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_state_is_of_float32_at_least(make, dtype):
+    p = keras.Variable(np.ones((2, 3)), dtype=dtype)
+    optimizer = make()
+    step(optimizer, [p], [np.ones((2, 3))])
+    work = "float64" if dtype == "float64" else "float32"
+    assert {slot.dtype for slot in optimizer._states[0]} == {work} and p.dtype == dtype
+
+
+@every_optimizer
+def test_accumulated_gradients_are_one_step_of_their_mean(make):
+    generator = np.random.default_rng(0)
+    params, others = ([keras.Variable(np.ones(4), dtype="float64")] for _ in range(2))
+    optimizer, other = make(gradient_accumulation_steps=2), make()
+    for _ in range(3):
+        one, two = generator.normal(size=(2, 4))
+        step(optimizer, params, [one])
+        step(optimizer, params, [two])
+        step(other, others, [(one + two) / 2])
+    np.testing.assert_allclose(flat(params), flat(others), rtol=1e-12)
+    assert int(optimizer._steps[0].numpy()) == 3
+
+
+def test_clipping_and_moving_averages_are_keras_own():
+    g = np.array([3.0, 4.0])
+    for options, used in (
+        ({"clipnorm": 1.0}, g / 5),
+        ({"global_clipnorm": 2.5}, g / 2),
+        ({"clipvalue": 3.5}, np.array([3.0, 3.5])),
+        ({"loss_scale_factor": 2.0}, g / 2),
+    ):
+        p = keras.Variable(np.zeros(2), dtype="float64")
+        step(SymbolicOptimizer(SGD, 0.1, **options), [p], [g])
+        np.testing.assert_allclose(p.numpy(), -0.1 * used, rtol=1e-6)
+    p = keras.Variable(np.zeros(2), dtype="float64")
+    optimizer = SymbolicOptimizer(SGD, 1.0, use_ema=True, ema_momentum=0.75)
+    for _ in range(2):
+        step(optimizer, [p], [g])
+    optimizer.finalize_variable_values([p])
+    np.testing.assert_allclose(p.numpy(), -(0.75 * g + 0.25 * 2 * g), rtol=1e-6)
+
+
+@every_optimizer
+def test_weight_decay_is_decoupled_and_can_leave_tensors_out(make):
+    start, g = np.arange(3.0), [np.ones(3), np.ones(3)]
+    params, others = ([keras.Variable(start, dtype="float64", name=n) for n in "ab"] for _ in range(2))
+    optimizer = make(learning_rate=0.5, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["b"])
+    step(optimizer, params, g)
+    step(make(learning_rate=0.5), others, g)
+    np.testing.assert_allclose(params[0].numpy(), others[0].numpy() - 0.05 * start, rtol=1e-13)
+    np.testing.assert_array_equal(params[1].numpy(), others[1].numpy())
+
+
+def test_learning_rates_may_be_schedules_functions_and_set_later():
+    rates, g = [], np.ones(2)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1], [1.0, 0.5, 0.25])
+    for lr in (schedule, lambda: 0.5, 0.3):
+        p = keras.Variable(np.zeros(2), dtype="float64")
+        optimizer = SymbolicOptimizer(SGD, lr)
+        for _ in range(3):
+            before = p.numpy()
+            step(optimizer, [p], [g])
+            rates.append(float((before - p.numpy())[0]))
+    np.testing.assert_allclose(rates, [1.0, 0.5, 0.25, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3], rtol=1e-14)
+    optimizer.learning_rate = 0.7
+    before = p.numpy()
+    step(optimizer, [p], [g])
+    np.testing.assert_allclose(before - p.numpy(), 0.7, rtol=1e-14)
+
+
+@every_optimizer
+def test_sparse_gradients_count_as_dense_ones(make):
+    rows = np.array([[1.0, 2.0], [3.0, 4.0], [0.5, 0.5]])
+    sparse = tf.IndexedSlices(tf.constant(rows), tf.constant([3, 1, 3]), tf.constant([5, 2]))
+    dense = np.zeros((5, 2))
+    np.add.at(dense, [3, 1, 3], rows)
+    params, others = ([keras.Variable(np.ones((5, 2)), dtype="float64")] for _ in range(2))
+    optimizer, other = make(), make()
+    for _ in range(3):
+        optimizer.apply([sparse], params)
+        step(other, others, [dense])
+    np.testing.assert_allclose(flat(params), flat(others), rtol=1e-13)
+
+
+@every_optimizer
+def test_embeddings_are_fitted(make):
+    model = keras.Sequential([keras.layers.Embedding(8, 3), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile(make(learning_rate=0.5), "mse")
+    tokens = np.arange(40).reshape(10, 4) % 7
+    model.fit(tokens, np.ones((10, 1)), verbose=0)
+    assert all(np.isfinite(w.numpy()).all() for w in model.weights)
+
+
+@every_optimizer
+def test_without_a_gradient_value_state_and_t_stay(make):
+    params = [keras.Variable(np.ones(3), dtype="float64"), keras.Variable(np.ones(2), dtype="float64")]
+    optimizer = make(weight_decay=0.1)
+    optimizer.build(params)
+    for _ in range(10):
+        with pytest.warns(UserWarning, match="Gradients do not exist"):
+            optimizer.apply([tf.ones(3, tf.float64), None], params)
+    assert (params[1].numpy() == 1).all() and not any(s.numpy().any() for s in optimizer._states[1])
+    step(optimizer, params, [np.ones(3), np.ones(2)])
+    assert [int(slot.numpy()) for slot in optimizer._steps] == [11, 1] and int(optimizer.iterations) == 11
+    fresh = keras.Variable(np.ones(2), dtype="float64")
+    step(make(weight_decay=0.1), [fresh], [np.ones(2)])
+    np.testing.assert_allclose(params[1].numpy(), fresh.numpy(), rtol=1e-14)
+
+
+@every_optimizer
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_ten_skips_in_a_row_are_told_and_nine_are_not(make, mode):
+    params = [keras.Variable(np.ones(3)), keras.Variable(np.ones(5))]
+    optimizer = make(weight_decay=0.1)
+    optimizer.build(params)
+    apply = lambda *row: optimizer.apply(row, params)  # noqa: E731
+    apply = apply if mode == "eager" else tf.function(apply, jit_compile=mode == "xla")
+    good = tf.ones(3), tf.ones(5)
+    bad = tf.ones(3), tf.constant([1.0, np.nan, 1.0, 1.0, np.inf])
+    for row in [bad] * 9 + [good] + [bad] * 9:
+        before = params[1].numpy()
+        apply(*row)
+        assert (row is bad) == np.array_equal(params[1].numpy(), before)
+    assert [int(slot.numpy()) for slot in optimizer._steps] == [19, 1]
+    assert int(optimizer._skipped[1].numpy()) == 9
+    optimizer.check_finite()
+    told = r"shape \(5,\) was not finite 10 times in a row; lower learning_rate"
+    if mode == "xla":
+        apply(*bad)
+    else:
+        with pytest.raises(
+            {"eager": NonFiniteError, "graph": tf.errors.InvalidArgumentError}[mode], match=told
+        ):
+            apply(*bad)
+    with pytest.raises(NonFiniteError, match=told):
+        optimizer.check_finite()
+    assert all(np.isfinite(p.numpy()).all() for p in params)
+
+
+@every_optimizer
+def test_mode_raise_raises_at_once_and_off_lets_it_through(make):
+    p = keras.Variable(np.ones(3))
+    optimizer = make(nonfinite="raise")
+    step(optimizer, [p], [np.ones(3)])
+    before = p.numpy()
+    with pytest.raises(NonFiniteError, match="not finite 1 times"):
+        step(optimizer, [p], [[1.0, np.nan, 1.0]])
+    assert np.array_equal(p.numpy(), before) and int(optimizer._steps[0].numpy()) == 1
+    optimizer = make(nonfinite="off")
+    for _ in range(12):
+        step(optimizer, [p], [[1.0, np.nan, 1.0]])
+    assert np.isnan(p.numpy()).tolist() == [False, True, False]
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": -0.1}, "learning_rate: expected a number >= 0, got -0.1"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected"),
+        ({"weight_decay": -1e-3}, "weight_decay: expected a number >= 0, got -0.001"),
+        ({"nonfinite": "ignore"}, "nonfinite: expected skip, raise or off, got 'ignore'"),
+        ({"speed": 1}, "not recognized"),
+    ],
+)
+def test_settings_that_make_no_sense_are_value_errors(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_a_rule_over_a_column_without_definition_is_refused():
+    with pytest.raises(L2OError, match="'x0' has no definition"):
+        SymbolicOptimizer(Rule.from_text("-x0", features={"x0": None}))
+
+
+MIRRORED = """
+import sys
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+from interchange.rule import Rule
+from interchange.weights import Teacher
+from tf_impl.optimizers import LearnedOptimizer, SymbolicOptimizer
+
+x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+
+def fitted(make, strategy):
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.layers.Dense(6, "tanh"), keras.layers.Dense(2)])
+        model.compile(make(), "mse")
+    model.fit(x, np.sin(x[:, :2]), batch_size=16, epochs=3, shuffle=False, verbose=0)
+    assert [int(s.numpy()) for s in model.optimizer._steps] == [12] * 4
+    return np.concatenate([w.numpy().ravel() for w in model.weights])
+
+two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert two.num_replicas_in_sync == 2
+for make in (
+    lambda: SymbolicOptimizer(sys.argv[1], 0.5, weight_decay=0.01),
+    lambda: LearnedOptimizer("rp_s", weight_decay=0.01),
+):
+    one, other = fitted(make, tf.distribute.get_strategy()), fitted(make, two)
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+print("the same")
+"""
+
+
+@pytest.mark.slow
+def test_two_mirrored_replicas_are_one_of_twice_the_batch(tmp_path):
+    """In a process of its own: devices are fixed at TensorFlow's first use."""
+    RULE.save(tmp_path / "rule.json")
+    result = subprocess.run(
+        [sys.executable, "-c", MIRRORED, str(tmp_path / "rule.json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0 and result.stdout == "the same\n", result.stderr[-3000:]

@@ -1,0 +1,79 @@
+"""A rule on its way through both backends: recorded in one, tuned in the other, evaluated in the first."""
+
+import numpy as np
+import pytest
+
+from common.config import EvaluateConfig, OptimizeConfig, RecordConfig, SelectConfig, TuneConfig
+from interchange.distill import DistillConfig, distill
+
+torch = pytest.importorskip("torch")
+tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+
+import tf_impl  # noqa: E402
+import torch_impl  # noqa: E402
+
+SHARED = {"problem": "quadratic", "quiet": True, "dtype": "float64"}
+
+
+@pytest.mark.parametrize(("first", "second"), [(tf_impl, torch_impl), (torch_impl, tf_impl)])
+def test_a_rule_of_one_recording_is_tuned_by_the_other_and_evaluated_by_both(first, second, tmp_path):
+    folder = str(tmp_path / "rules")
+    file = first.record(
+        RecordConfig(
+            source="momentum:lr=0.01", runs=4, steps=40, samples=2000, out=str(tmp_path / "t.h5"), **SHARED
+        )
+    )
+    distill(DistillConfig(trajectories=str(file), time=4, max_size=9, threads=1, out=folder, quiet=True))
+    ranked = {
+        package: package.select(SelectConfig(front=folder, steps=20, tasks=1, **SHARED))
+        for package in (second, first)
+    }
+    for one, other in zip(ranked[first], ranked[second], strict=True):
+        assert (one.expression, one.constants) == (other.expression, other.constants)
+        pair = (rule.provenance["loss"]["valid"] for rule in (one, other))
+        assert next(pair) == pytest.approx(next(pair), rel=1e-9)
+    tuned = second.tune(
+        TuneConfig(
+            rule=f"{folder}/best.json",
+            epochs=2,
+            epoch_length=20,
+            pairs=1,
+            validate_every=1,
+            out=str(tmp_path / "tuned.json"),
+            **SHARED,
+        )
+    )
+    assert tuned.expression == ranked[first][0].expression
+    rows = {}
+    for package in (first, second):
+        config = EvaluateConfig(
+            optimizers=(f"rule:{tmp_path / 'tuned.json'}", "adam:lr=0.01"),
+            steps=(20,),
+            seeds=2,
+            trials=0,
+            out=str(tmp_path / package.__name__),
+            **SHARED,
+        )
+        rows[package] = package.evaluate(config)
+    for one, other in zip(rows[first], rows[second], strict=True):
+        assert (one.optimizer, one.seed, one.floats_per_parameter) == (
+            other.optimizer, other.seed, other.floats_per_parameter,
+        )  # fmt: skip
+        np.testing.assert_allclose(other.losses, one.losses, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("first", "second"), [(tf_impl, torch_impl), (torch_impl, tf_impl)])
+def test_what_one_trained_is_where_the_other_starts(first, second, tmp_path):
+    settings = {"problem": "mnist-conv", "dataset": "synthetic", "batch_size": 8, "dtype": "float64"}
+    out = str(tmp_path / "net")
+    done = first.optimize(OptimizeConfig(optimizer="adam:lr=0.01", steps=6, out=out, quiet=True, **settings))
+    on = OptimizeConfig(optimizer="sgd:lr=0.01", steps=3, start=out, quiet=True, **settings)
+    runs = [
+        package.optimize(OptimizeConfig(**{**vars(on), "out": str(tmp_path / package.__name__)})).runs[0]
+        for package in (first, second)
+    ]
+    np.testing.assert_allclose(runs[1].losses, runs[0].losses, rtol=1e-9)
+    assert runs[0].accuracy == runs[1].accuracy
+    for name, array in runs[0].arrays.items():
+        np.testing.assert_allclose(runs[1].arrays[name], array, rtol=0, atol=1e-9, err_msg=name)
+    assert done.runs[0].losses[0] != runs[0].losses[0]

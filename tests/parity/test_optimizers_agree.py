@@ -1,0 +1,232 @@
+"""Rules, teachers and baselines move parameters alike in torch and in Keras, on the same gradients."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from common import reference
+from common.baselines import BASELINES, parse_spec
+from common.teachers import TEACHERS, initial_weights
+from interchange.rule import Rule
+from interchange.trajectories import Trajectories, load_trajectories
+from interchange.weights import Teacher
+
+torch = pytest.importorskip("torch")
+tf = pytest.importorskip("tensorflow")
+
+import keras  # noqa: E402
+
+import tf_impl.baselines as tf_baselines  # noqa: E402
+import tf_impl.optimizers as tf_optimizers  # noqa: E402
+import tf_impl.recorder as tf_recorder  # noqa: E402
+import tf_impl.sources as tf_sources  # noqa: E402
+import torch_impl.baselines as torch_baselines  # noqa: E402
+import torch_impl.optimizers as torch_optimizers  # noqa: E402
+import torch_impl.recorder as torch_recorder  # noqa: E402
+import torch_impl.sources as torch_sources  # noqa: E402
+
+SHAPES = ((4, 3), (5,), ())
+Gradients = Sequence[Sequence[np.ndarray | None]]
+
+RULES = {
+    "a rule of everything": Rule.from_text(
+        "-c0 * tanh(m_tilde / c1) / (1 + t / 50) - c2 * lag(g, 2) + c3 * cummax(abs(g)) - 0.01 * theta",
+        {"c0": 0.02, "c1": 0.7, "c2": 0.003, "c3": -0.001},
+        {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
+        scale=0.5,
+    ),
+    "adam": Rule.from_text(
+        "-ema_hat(g, b1) / (sqrt(ema_hat(square(g), b2)) + 1e-8)", {"b1": 0.9, "b2": 0.999}
+    ),
+    "lion": Rule.from_text("-sign(0.9 * lag(ema(g, 0.99), 1) + 0.1 * g)"),
+    "a number": Rule.from_text("0.1 / t"),
+}
+
+
+def teacher(name: str) -> Teacher:
+    weights = {key: 2.0 * w for key, w in initial_weights(TEACHERS[name], 1).items()}
+    return Teacher(TEACHERS[name], weights, "0" * 64, "test")
+
+
+PAIRS = {
+    **{
+        name: (
+            lambda params, lr, rule=rule, **o: torch_optimizers.SymbolicOptimizer(params, rule, lr, **o),
+            lambda lr, rule=rule, **o: tf_optimizers.SymbolicOptimizer(rule, lr, **o),
+        )
+        for name, rule in RULES.items()
+    },
+    **{
+        name: (
+            lambda params, lr, name=name, **o: torch_optimizers.LearnedOptimizer(
+                params, teacher(name), lr, **o
+            ),
+            lambda lr, name=name, **o: tf_optimizers.LearnedOptimizer(teacher(name), lr, **o),
+        )
+        for name in TEACHERS
+    },
+}
+
+
+def start() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.normal(size=shape) for shape in SHAPES]
+
+
+def gradients(steps: int) -> list[list[np.ndarray]]:
+    generator = np.random.default_rng(1)
+    scales = np.exp(generator.uniform(-8, 2, size=steps))
+    return [[s * generator.normal(size=shape) for shape in SHAPES] for s in scales]
+
+
+def by_torch(make, grads: Gradients, dtype=torch.float64) -> list[list[np.ndarray]]:
+    """The parameters after every step."""
+    params = [torch.nn.Parameter(torch.tensor(a).to(dtype)) for a in start()]
+    optimizer, seen = make(params), []
+    for row in grads:
+        for p, g in zip(params, row, strict=True):
+            p.grad = None if g is None else torch.tensor(np.asarray(g)).to(dtype)
+        optimizer.step()
+        seen.append([p.detach().double().numpy().copy() for p in params])
+    return seen
+
+
+def by_keras(make, grads: Gradients, dtype: str = "float64") -> list[list[np.ndarray]]:
+    """The parameters after every step."""
+    params = [keras.Variable(a, dtype=dtype) for a in start()]
+    optimizer, seen = make(params), []
+    optimizer.build(params)
+    step = tf.function(lambda row: optimizer.apply(row, params))
+    for row in grads:
+        step([None if g is None else tf.constant(g, dtype) for g in row])
+        seen.append([tf.cast(p, tf.float64).numpy() for p in params])
+    return seen
+
+
+def assert_close(got, want, rtol: float, atol: float) -> None:
+    for step, (row, others) in enumerate(zip(got, want, strict=True)):
+        for a, b in zip(row, others, strict=True):
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=f"step {step + 1}")
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_rules_and_teachers_agree_over_50_steps(name):
+    torchs, kerases = PAIRS[name]
+    options = {"weight_decay": 0.1} if name in ("lion", "rp_s") else {}
+    lr = 0.3 if options else 1.0
+    want = by_torch(lambda p: torchs(p, lr, **options), gradients(50))
+    got = by_keras(lambda p: kerases(lr, **options), gradients(50))
+    assert_close(got, want, 1e-10, 1e-12)
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(got[-1], start(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("name", ["a rule of everything", "lion", "dm", "rnnprop"])
+@pytest.mark.parametrize("spoilt", [None, np.nan], ids=["no gradient", "a gradient that is not finite"])
+def test_a_tensor_that_rests_for_nine_steps_goes_on_with_its_own_t(name, spoilt):
+    """Its count and state are those of the steps it took, in both."""
+    bad = None if spoilt is None else np.full(5, spoilt)
+    grads = [[row[0], bad if 2 <= k < 11 else row[1], row[2]] for k, row in enumerate(gradients(20))]
+    torchs, kerases = PAIRS[name]
+    want = by_torch(lambda p: torchs(p, 1.0, weight_decay=0.1), grads)
+    got = by_keras(lambda p: kerases(1.0, weight_decay=0.1), grads)
+    assert_close(got, want, 1e-10, 1e-12)
+    assert np.array_equal(got[1][1], got[10][1]) and not np.array_equal(got[10][1], got[11][1])
+
+
+@pytest.mark.parametrize("name", ["a rule of everything", "rp_s"])
+def test_bfloat16_parameters_are_computed_in_float32(name):
+    """Rounding to 8 bits hides all but a step of a last place."""
+    torchs, kerases = PAIRS[name]
+    want = by_torch(lambda p: torchs(p, 1.0), gradients(20), torch.bfloat16)
+    got = by_keras(lambda p: kerases(1.0), gradients(20), "bfloat16")
+    assert_close(got, want, 2**-7, 1e-5)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("unusual", [False, True], ids=["defaults", "unusual settings"])
+def test_baselines_agree_with_torch_and_the_oracle_over_200_steps(name, unusual):
+    options = dict(BASELINES[name].options)
+    if unusual:
+        values = {
+            "momentum": 0.7,
+            "alpha": 0.8,
+            "eps": 0.03,
+            "beta1": 0.6,
+            "beta2": 0.85,
+            "weight_decay": 0.2,
+        }
+        options = {key: values[key] for key in options if name != "sgd"} or options
+    given = options if unusual else None
+    grads = gradients(200)
+    want = by_torch(lambda p: torch_baselines.make(name, p, 0.05, given), grads)
+    got = by_keras(lambda p: tf_baselines.make(name, p, 0.05, given), grads)
+    assert_close(got, want, 1e-12, 1e-12)
+    thetas, oracles = start(), [reference.Optimizer(name, 0.05, **options) for _ in SHAPES]
+    for row, g in zip(got, grads, strict=True):
+        thetas = [oracle.step(x, y) for oracle, x, y in zip(oracles, thetas, g, strict=True)]
+        assert_close([row], [thetas], 1e-12, 1e-12)
+
+
+SPECS = ["adam:lr=0.03", "sgd:lr=0.1,momentum=0.5", "teacher:rp_s,lr=0.5", "rule:RULE,lr=0.7"]
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_sources_are_the_same_optimizers(text, tmp_path):
+    RULES["adam"].save(tmp_path / "rule.json")
+    spec = parse_spec(text.replace("RULE", str(tmp_path / "rule.json")))
+    ours, theirs = tf_sources.load(spec), torch_sources.load(spec)
+    assert (ours.sha256, ours.row()) == (theirs.sha256, theirs.row())
+    want = by_torch(lambda p: theirs.optimizer(p, spec.lr), gradients(10))
+    got = by_keras(lambda p: ours.optimizer(p, spec.lr), gradients(10))
+    assert_close(got, want, 1e-10, 1e-12)
+
+
+@pytest.mark.parametrize("text", ["nesterov:momentum=0", "adam:beta1=1", "adamw:beta2=2"])
+def test_sources_refuse_the_same_options(text):
+    for sources in (tf_sources, torch_sources):
+        with pytest.raises(ValueError, match=f"^{text}: "):
+            sources.load(parse_spec(text))
+
+
+def recorded(backend: str, runs: int, path) -> Trajectories:
+    """The same gradients given to Adam, as its recorder writes them."""
+    recorder = None
+    for run in range(runs):
+        if backend == "torch":
+            params = [torch.nn.Parameter(torch.tensor(a)) for a in start()]
+            optimizer = torch.optim.Adam(list(zip("abc", params, strict=True)), 0.1)
+        else:
+            params = [keras.Variable(a, dtype="float64", name=n) for n, a in zip("abc", start(), strict=True)]
+            optimizer = tf_baselines.make("adam", params, 0.1)
+        module = torch_recorder if backend == "torch" else tf_recorder
+        if recorder is None:
+            recorder = module.Recorder(optimizer, features="mt+gt+g", coordinates=11, steps=15)
+        else:
+            recorder.start_run(optimizer)
+        for step, row in enumerate(gradients(20)[run:]):
+            recorder.loss(1.0 / (step + 1))
+            if backend == "torch":
+                for p, g in zip(params, row, strict=True):
+                    p.grad = torch.tensor(np.asarray(g))
+                optimizer.step()
+            else:
+                optimizer.apply([tf.constant(g) for g in row], params)
+    return load_trajectories(recorder.save(path))
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_recorders_write_the_same(runs, tmp_path):
+    ours, theirs = (recorded(name, runs, tmp_path / f"{name}.h5") for name in ("keras", "torch"))
+    for field in ("features", "split", "config", "seed"):
+        assert getattr(ours, field) == getattr(theirs, field)
+    assert ours.runs.keys() == theirs.runs.keys() and len(ours.runs) == 3
+    for name, run in ours.runs.items():
+        for field, value in vars(run).items():
+            other = getattr(theirs.runs[name], field)
+            if not isinstance(value, np.ndarray):
+                assert value == other or field == "source_json", field
+                continue
+            assert (value.dtype, value.shape) == (other.dtype, other.shape), field
+            np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-13, err_msg=field)

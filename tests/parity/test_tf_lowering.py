@@ -1,0 +1,320 @@
+"""tf_impl.lowering, features and symbolic against the NumPy oracle and torch: values and derivatives."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from common import features
+from common.errors import L2OError
+from interchange.compiler import Instruction, Program, compile_program
+from interchange.operators import OPERATORS
+from interchange.parse import parse
+from interchange.program import evaluate, evaluate_with_tangents
+from interchange.rule import Rule
+
+# torch before TensorFlow, as everywhere.
+torch = pytest.importorskip("torch")
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: extra [tf]")
+
+import tf_impl.features  # noqa: E402
+import tf_impl.lowering  # noqa: E402
+import tf_impl.symbolic  # noqa: E402
+import torch_impl.features  # noqa: E402
+import torch_impl.symbolic  # noqa: E402
+
+T, N = 60, 12
+CONSTANTS = {"c0": 0.3, "c1": 1.7, "b": 0.9, "b2": 0.999}
+NAMES = ["g", "m", "theta"]
+RULES = {
+    "adam": "-c0 * ema_hat(g, b) / (sqrt(ema_hat(square(g), b2)) + 1e-8)",
+    "lion": "-c0 * sign(0.9 * lag(ema(g, b), 1) + 0.1 * g)",
+    "amsgrad": "-c0 * ema(g, b) / (sqrt(cummax(ema(c1 * square(g), b2))) + 1e-8)",
+    "lags": "c0 * lag(g, 3) + lag(c1 * lag(g, 1) * g, 2) - lag(2.0, 1) + lag(lag(g, 1), 1) + lag(c0, 2)",
+    "nested": "ema(ema_hat(c0 * g, b) * lag(ema(g, b2), 2), 0.5) + cumsum(c1 * cummax(g))",
+    "ties": "max(c0 * g, 0.0) + g * max(c0, 0.3) - m * min(0.3, c0) + cummax(c0) + cummax(min(c1 * g, c0))",
+    "powers": "c0 * powabs(g, c1) + pow(m, c1) * aq(g, c1) * erf(c0 * m)",
+    "slow": "ema(c0, b2) * ema_hat(g, 0.9999) + ema(1.0, 0.999)",
+    "numbers": "exp(2.0) * max(1.0, 2.0) * g + c0 * c1 + tanh(c0 / 3.0)",
+    "time": "c0 * t * sqrt(g) / (1.0 + c1 * t) + theta * c0",
+}
+
+
+def nasty(steps: int = T, seed: int = 0) -> dict[str, np.ndarray]:
+    """Zeros, ties, tiny and huge values, sign changes: name -> [steps, N]."""
+    rng = np.random.default_rng(seed)
+    values = np.array([0.0, -0.0, 1e-12, -1e-12, 1e6, -1e6, 1.0, -1.0, 0.3])
+    data = {name: rng.choice(values, size=(steps, N)) for name in NAMES}
+    for array in data.values():
+        array[:, : N // 2] = rng.normal(size=(steps, N // 2))
+    data["g"][:20, N - 1] = 0.0
+    return data
+
+
+def random_text(rng: np.random.Generator, depth: int, op: str = "") -> str:
+    """An expression with ``op`` at its root, or any operator."""
+    if not op and (depth == 0 or rng.random() < 0.1):
+        return str(rng.choice([*NAMES, "c0 * g", "c1 * m", "g - c0", "t * g", "c1", "0.5"]))
+    op = op or str(rng.choice(list(OPERATORS)))
+    first = random_text(rng, depth - 1)
+    if op in ("exp", "sinh", "cosh", "tan"):
+        first = f"tanh({first})"  # of 1e6 they overflow or only amplify rounding
+    if op == "lag":
+        return f"lag({first}, {rng.integers(1, 4)})"
+    if op in ("ema", "ema_hat"):
+        return f"{op}({first}, {rng.choice(['b', 'b2', '0.95'])})"
+    if op in ("pow", "powabs"):
+        return f"{op}({first}, {rng.choice(['c0', 'c1', '0.5', '2.0'])})"
+    return f"{op}({first})" if OPERATORS[op].arity == 1 else f"{op}({first}, {random_text(rng, depth - 1)})"
+
+
+def noisy(program: Program) -> Program:
+    """The program with every computed register r multiplied by the input ``e{r}``."""
+    instructions, index = [], []
+    for r, ins in enumerate(program.instructions):
+        instructions.append(dataclasses.replace(ins, args=tuple(index[arg] for arg in ins.args)))
+        if ins.op not in ("input", "number", "read"):
+            instructions.append(Instruction("input", name=f"e{r}"))
+            instructions.append(Instruction("mul", (len(instructions) - 2, len(instructions) - 1)))
+        index.append(len(instructions) - 1)
+    return Program(
+        tuple(instructions),
+        tuple(index[r] for r in program.outputs),
+        tuple(ins.name for ins in instructions if ins.op == "input"),
+        tuple(index[r] for r in program.writes),
+    )
+
+
+def rounding(program: Program, inputs: dict, size: float, value: np.ndarray, function) -> np.ndarray:
+    """How far ``function`` moves from ``value`` where every operation errs by about ``size``."""
+    other, rng, moved = noisy(program), np.random.default_rng(1), np.zeros_like(value)
+    for _ in range(4):
+        errors = {n: 1.0 + size * rng.normal(size=(len(inputs["g"]), N)) for n in other.inputs if n[0] == "e"}
+        with np.errstate(all="ignore"):
+            distance = np.abs(function(other, inputs | errors) - value)
+        moved = np.maximum(moved, np.where(np.isnan(distance) & ~np.isnan(value), np.inf, distance))
+    return np.where(np.isnan(value), 0.0, moved)
+
+
+def without_denormals(program: Program, inputs: dict, dtype: type) -> np.ndarray:
+    """Coordinates [N] no register of which is ever tiny: TensorFlow counts those values as 0."""
+    every = dataclasses.replace(program, outputs=tuple(range(len(program.instructions))))
+    low = 1e8 * np.finfo(dtype).tiny
+    tiny = [(np.abs(register) > 0) & (np.abs(register) < low) for register in evaluate(every, inputs, dtype)]
+    return ~np.any(tiny, axis=(0, 1))
+
+
+def run_tf(program: Program, inputs: dict, dtype=tf.float64, constants=CONSTANTS, wrap=None) -> tf.Tensor:
+    """The first output [T, N], step by step; ``wrap`` as ``tf.function`` makes t a tensor."""
+    lowered = tf_impl.lowering.Lowered(program)
+    step = wrap(lambda data, state, t: lowered.step(data | constants, state, t)) if wrap else None
+    data = {name: tf.constant(inputs[name], dtype) for name in NAMES}
+    state, outs = lowered.initial_state(data["g"][0]), []
+    for s in range(len(inputs["g"])):
+        now = {name: array[s] for name, array in data.items()}
+        if wrap:
+            outputs, state = step(now, state, tf.constant(s + 1))
+        else:
+            outputs, state = lowered.step(now | constants, state, s + 1)
+        outs.append(tf.broadcast_to(tf.cast(outputs[0], dtype), now["g"].shape))
+        assert all(array.dtype == dtype and array.shape == now["g"].shape for array in state)
+    return tf.stack(outs)
+
+
+def compiled(text: str) -> Program:
+    return compile_program([parse(text)])
+
+
+SEEDS = np.random.SeedSequence(2).spawn(len(OPERATORS))
+TEXTS = RULES | {
+    op: random_text(np.random.default_rng(seed), 3, op) for op, seed in zip(OPERATORS, SEEDS, strict=True)
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e-13), (np.float32, 1e-6)])
+def test_rules_equal_the_oracle(name, dtype, size):
+    program, inputs = compiled(TEXTS[name]), nasty()
+
+    def oracle(program, inputs):
+        return evaluate(program, CONSTANTS | inputs, dtype)[0]
+
+    expected = oracle(program, inputs)
+    allowed = 10.0 * (rounding(program, inputs, size, expected, oracle) + size * np.abs(expected))
+    got = run_tf(program, inputs, tf.as_dtype(dtype)).numpy()
+    with np.errstate(all="ignore"):
+        same = (np.abs(got - expected) <= allowed) | (got == expected) | (np.isnan(got) & np.isnan(expected))
+    kept = without_denormals(program, CONSTANTS | inputs, dtype)
+    assert (same | ~kept).all(), (TEXTS[name], got[~same], expected[~same], allowed[~same])
+    assert kept.sum() >= N // 2, TEXTS[name]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_gradients_by_constants_equal_the_tangents(name):
+    program, inputs = compiled(TEXTS[name]), nasty()
+    names = [constant for constant in CONSTANTS if constant in program.inputs]
+
+    def tangents(program, inputs):
+        return evaluate_with_tangents(program, CONSTANTS | inputs, names)[1]
+
+    exact = tangents(program, inputs)
+    moved = rounding(program, inputs, 1e-13, exact, tangents)
+    with np.errstate(all="ignore"):
+        steady = np.isfinite(exact) & (moved <= 1e-11 * np.abs(exact).max(1, keepdims=True))
+    kept = steady.all(axis=(0, 1)) & without_denormals(program, CONSTANTS | inputs, np.float64)
+    weight = np.random.default_rng(2).normal(size=(T, kept.sum()))
+    constants = {key: tf.constant(CONSTANTS[key], tf.float64) for key in CONSTANTS}
+    with tf.GradientTape() as tape:
+        tape.watch(list(constants.values()))
+        out = run_tf(program, {key: a[:, kept] for key, a in inputs.items()}, constants=constants)
+    grads = tape.gradient(out, [constants[name] for name in names], weight, unconnected_gradients="zero")
+    for grad, term in zip(grads, weight * exact[:, :, kept], strict=True):
+        atol = 1e-11 * np.abs(term).sum() + 1e-14 * np.abs(weight).sum()
+        np.testing.assert_allclose(float(grad), term.sum(), rtol=0, atol=atol)
+    assert kept.sum() >= N // 3, TEXTS[name]
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("graph", ["any size", "xla"])
+def test_graphs_agree_with_eager_steps_also_with_variables_as_constants(name, graph):
+    program, inputs = compiled(RULES[name]), nasty()
+    inputs = {key: array[:, : N // 2] for key, array in inputs.items()}
+    eager = run_tf(program, inputs)
+    constants = {key: tf.Variable(value, dtype=tf.float64) for key, value in CONSTANTS.items()}
+    vector = tf.TensorSpec([None], tf.float64)
+    signature = [dict.fromkeys(NAMES, vector), (vector,) * len(program.writes), tf.TensorSpec([], tf.int32)]
+    options = {"jit_compile": True} if graph == "xla" else {"input_signature": signature}
+    got = run_tf(program, inputs, constants=constants, wrap=lambda f: tf.function(f, **options))
+    np.testing.assert_allclose(got, eager, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_constants_as_tensors_leave_float32_alone(name):
+    program, inputs = compiled(RULES[name]), nasty()
+    constants = {key: tf.constant(value, tf.float64) for key, value in CONSTANTS.items()}
+    numbers, tensors = (run_tf(program, inputs, tf.float32, given) for given in (CONSTANTS, constants))
+    np.testing.assert_allclose(numbers, tensors, rtol=1e-6, atol=1e-12)
+
+
+def test_parameters_without_dimensions_keep_their_dtype():
+    lowered = tf_impl.lowering.Lowered(compiled(RULES["adam"]))
+    g = tf.constant(0.5)
+    _, state = lowered.step({"g": g} | CONSTANTS, lowered.initial_state(g), 1)
+    assert all(array.dtype == tf.float32 and array.shape == () for array in state)
+
+
+def test_a_lag_of_the_parameter_is_the_value_before():
+    lowered = tf_impl.lowering.Lowered(compiled("lag(theta, 1) + lag(g, 1)"))
+    theta, g = tf.Variable([1.0, 2.0]), tf.Variable([3.0, 4.0])
+    _, state = lowered.step({"g": g, "theta": theta}, lowered.initial_state(theta), 1)
+    theta.assign_add([10.0, 10.0])
+    g.assign([0.0, 0.0])
+    (out,), _ = lowered.step({"g": g, "theta": theta}, state, 2)
+    np.testing.assert_array_equal(out, [4.0, 6.0])
+
+
+SETTINGS = {"beta1": 0.95, "beta2": 0.95, "eps": 1e-12, "p": 10.0}
+STREAMS = {name: features.expression(name, **SETTINGS) for name in features.FEATURES}
+SECOND = {"pow": "1.5", "powabs": "1.5", "lag": "2", "ema": "0.999", "ema_hat": "0.999"}
+STEPS = {
+    op: f"{op}(g)" if row.arity == 1 else f"{op}(g, {SECOND.get(op, 'lag(g, 1)')})"
+    for op, row in OPERATORS.items()
+}
+
+
+@pytest.mark.parametrize("expressions", [STREAMS, STEPS], ids=["features", "operators"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float64, 1e-12)])
+def test_a_thousand_steps_agree_with_torch(expressions, dtype, tolerance):
+    rng = np.random.default_rng(5)
+    g = (rng.normal(size=(1000, 24)) * 10.0 ** rng.uniform(-6, 0.5, size=24)).astype(dtype)
+    g[rng.random(g.shape) < 0.1] = 0.0
+    ours, theirs = (impl.features.FeatureStream(expressions) for impl in (tf_impl, torch_impl))
+    step = tf.function(ours.step)
+    one, other = ours.initial_state(tf.constant(g[0])), theirs.initial_state(torch.from_numpy(g[0]))
+    for s, row in enumerate(g):
+        x, one = step(tf.constant(row), one, tf.constant(s + 1))
+        y, other = theirs.step(torch.from_numpy(row), other, s + 1)
+        assert x.shape == (len(expressions), 24) and x.dtype == tf.as_dtype(dtype)
+        a, b = y.numpy(), x.numpy()
+        with np.errstate(all="ignore"):
+            near = (np.abs(a - b) <= tolerance * np.maximum(1, np.abs(a))) | (a == b)
+        near |= np.isnan(a) & np.isnan(b)
+        assert near.all(), (
+            s + 1,
+            [name for name, good in zip(expressions, near, strict=True) if not good.all()],
+        )
+
+
+def test_no_features_are_an_empty_array():
+    stream = tf_impl.features.FeatureStream({})
+    assert stream.step(tf.zeros([5], tf.float64), (), 1)[0].shape == (0, 5)
+
+
+RNNPROP = Rule.from_text(
+    "c0 * tanh(m_tilde / c1) + c2 * ema(g_tilde, c3) - 1e-3 * ema_hat(g, c3) / t",
+    {"c0": -0.98, "c1": 0.61, "c2": -0.12, "c3": 0.884},  # 0.884 is not the sigmoid of its logit
+    {name: STREAMS[name] for name in ("m_tilde", "g_tilde")} | {"t_1000": None},
+    scale=0.1,
+)
+
+
+def test_lowered_rules_equal_their_evaluation():
+    g = nasty()["g"]
+    lowered = tf_impl.symbolic.lower(RNNPROP)
+    state, outs = lowered.initial_state(tf.constant(g[0])), []
+    for s, row in enumerate(g):
+        (out,), state = lowered.step({"g": tf.constant(row)} | RNNPROP.constants, state, s + 1)
+        outs.append(0.1 * out)
+    np.testing.assert_allclose(tf.stack(outs), RNNPROP.evaluate({"g": g}), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_rule_networks_agree_with_torchs(dtype):
+    ours, theirs = (impl.symbolic.RuleNetwork(RNNPROP) for impl in (tf_impl, torch_impl))
+    assert list(ours.weights) == list(theirs.weights)
+    assert all(w.dtype == tf.float64 and w.shape == () for w in ours.weights.values())
+    assert ours.rates == theirs.rates
+    g = nasty(30)["g"].astype(dtype)
+    weight = np.random.default_rng(0).normal(size=g.shape).astype(dtype)
+    copies = {name: tf.convert_to_tensor(w) for name, w in ours.weights.items()}
+    leaves = {name: w.clone().requires_grad_() for name, w in theirs.weights.items()}
+    one, other = ours.initial_state(tf.constant(g[0])), theirs.initial_state(torch.from_numpy(g[0]))
+    rtol, atol = (1e-10, 1e-13) if dtype == np.float64 else (1e-4, 1e-6)
+    with tf.GradientTape() as tape:
+        tape.watch(list(copies.values()))
+        outs = []
+        for row in g:
+            x, one = ours.inputs(tf.constant(row), one)
+            out, network = ours.step(copies, x, one.network, one.t)
+            one = dataclasses.replace(one, network=network)
+            outs.append(out)
+        total = tf.stack(outs)
+    expected = []
+    for row in g:
+        x, other = theirs.inputs(torch.from_numpy(row), other)
+        out, network = theirs.step(leaves, x, other.network, other.t)
+        other = dataclasses.replace(other, network=network)
+        expected.append(out)
+    expected = torch.stack(expected)
+    assert one.t == other.t == 30
+    assert [a.dtype for a in one.network] == [tf.as_dtype(dtype)] * len(other.network)
+    np.testing.assert_allclose(total, expected.detach(), rtol=rtol, atol=atol)
+    got = tape.gradient(total, list(copies.values()), weight)
+    grads = torch.autograd.grad(expected, list(leaves.values()), torch.from_numpy(weight))
+    np.testing.assert_allclose(np.array(got), np.array([float(x) for x in grads]), rtol=rtol, atol=atol)
+
+
+def test_tuned_rules_have_the_weights_constants_and_untouched_ones_exactly():
+    network = tf_impl.symbolic.RuleNetwork(RNNPROP)
+    start = {name: w.numpy() for name, w in network.weights.items()}
+    assert network.tuned(start) == RNNPROP
+    tuned = network.tuned(start | {"c3": np.array(1.5), "c0": np.array(2.0)})
+    assert tuned.constants["c3"] == pytest.approx(1.0 / (1.0 + np.exp(-1.5)), rel=1e-14)
+    assert (tuned.constants["c0"], tuned.constants["c1"]) == (2.0, 0.61)
+    assert 0.0 < network.tuned(start | {"c3": np.array(-800.0)}).constants["c3"] < 1e-8
+
+
+@pytest.mark.parametrize(("text", "message"), [("theta * c0", "theta"), ("column * c0", "no definition")])
+def test_rules_that_cannot_be_tuned_are_refused(text, message):
+    with pytest.raises(L2OError, match=message):
+        tf_impl.symbolic.RuleNetwork(Rule.from_text(text, {"c0": 1.0}, {"column": None}))

@@ -1,0 +1,146 @@
+"""Meta-training in both backends from one seed gives one teacher; each goes on with the other's files."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from common.config import RecordConfig, TrainConfig
+from common.teachers import TEACHERS, initial_weights
+from interchange import load_trajectories, load_weights
+
+torch = pytest.importorskip("torch")
+tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+
+import tf_impl  # noqa: E402
+import tf_impl.meta  # noqa: E402
+import tf_impl.teachers  # noqa: E402
+import torch_impl  # noqa: E402
+import torch_impl.meta  # noqa: E402
+import torch_impl.teachers  # noqa: E402
+
+PROBLEMS = {"quadratic": "", "digits-mlp": "", "mnist-mlp": "synthetic"}
+BACKENDS = {"torch": (torch_impl, torch.float64), "tf": (tf_impl, tf.float64)}
+
+
+def meta_train(backend: str, config: TrainConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Losses [epoch, step], and the weights after the first epoch."""
+    package, dtype = BACKENDS[backend]
+    row = TEACHERS[config.teacher]
+    network = package.teachers.TeacherNetwork(row, initial_weights(row, config.seed), dtype)
+    trainer = package.meta.MetaTrainer(network, config)
+    losses, after = [], []
+    unroll = trainer._unroll
+
+    def watched(task, position, steps, coordinates):
+        if position.step == 0:
+            after.append(trainer._weights())
+        end, seen, grads = unroll(task, position, steps, coordinates)
+        losses.extend(seen)
+        return end, seen, grads
+
+    trainer._unroll = watched
+    trainer.run(label="", quiet=True)
+    return np.reshape(losses, (config.epochs, -1)), after[1]
+
+
+def agree(config: TrainConfig) -> None:
+    (losses, weights), (other, other_weights) = (meta_train(backend, config) for backend in BACKENDS)
+    if config.problem == "quadratic":
+        assert np.abs(other - losses).max() <= 1e-8 * losses[0, 0]
+    else:
+        np.testing.assert_allclose(other[0, :40], losses[0, :40], rtol=0, atol=1e-6)
+    assert other_weights.keys() == weights.keys()
+    for name, value in weights.items():
+        np.testing.assert_allclose(other_weights[name], value, rtol=0, atol=1e-8, err_msg=name)
+
+
+def settings(teacher: str, problem: str, **fields) -> TrainConfig:
+    given = {"epochs": 2, "epoch_length": 40, "validate_every": 0, "batch_size": 32, "seed": 5}
+    given |= {"teacher": teacher, "problem": problem, "dataset": PROBLEMS[problem], "dtype": "float64"}
+    return TrainConfig(**given | fields)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_training_is_the_same_number_for_number(teacher, problem):
+    agree(settings(teacher, problem))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_training_is_the_same_over_20_epochs(teacher, problem):
+    agree(settings(teacher, problem, epochs=20))
+
+
+def test_scaled_tasks_with_a_convex_term_train_alike():
+    agree(settings("rp_s", "digits-mlp", random_scaling=2.0, convex=True, coordinates=0.3, loss="last"))
+
+
+@pytest.mark.parametrize(("first", "second"), [(torch_impl, tf_impl), (tf_impl, torch_impl)])
+def test_one_backend_goes_on_with_the_others_checkpoint(first, second, tmp_path):
+    """Cut in the middle of the third epoch by a signal, resumed in the other framework."""
+    config = settings("rp_s", "digits-mlp", epochs=4, validate_every=2, validation_tasks=1, quiet=True)
+    whole = first.train(dataclasses.replace(config, out=str(tmp_path / "whole")))
+    package = {"torch_impl": torch_impl, "tf_impl": tf_impl}[first.__name__]
+    unroll, calls = package.meta.MetaTrainer._unroll, []
+
+    def cut(self, *args):
+        calls.append(0)
+        if len(calls) == 6:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+        return unroll(self, *args)
+
+    package.meta.MetaTrainer._unroll = cut
+    try:
+        run = first.train(dataclasses.replace(config, out=str(tmp_path / "cut")))
+    finally:
+        package.meta.MetaTrainer._unroll = unroll
+    assert run.exit_code == 143 and len(run.history) == 2
+    resumed = second.train(TrainConfig(resume=str(tmp_path / "cut"), quiet=True))
+    assert [row["epoch"] for row in resumed.history] == [0, 1, 2, 3]
+    for got, expected in zip(resumed.history, whole.history, strict=True):
+        assert got["loss"] == pytest.approx(expected["loss"], abs=1e-7)
+    for name, value in whole.weights.items():
+        np.testing.assert_allclose(resumed.weights[name], value, rtol=0, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("source", ["teacher:rp_s", "adam:lr=0.01", "lion"])
+@pytest.mark.parametrize("problem", ["quadratic", "digits-mlp"])
+def test_recordings_are_the_same_file_but_for_who_made_it(source, problem, tmp_path):
+    files = {}
+    for name, (package, _) in BACKENDS.items():
+        config = RecordConfig(
+            source=source, problem=problem, runs=3, steps=25, samples=3000, dtype="float64", quiet=True,
+            out=str(tmp_path / f"{name}.h5"),
+        )  # fmt: skip
+        files[name] = load_trajectories(package.record(config))
+    one, other = files["torch"], files["tf"]
+    assert (one.features, one.split, one.config, one.seed) == (
+        other.features, other.split, other.config, other.seed,
+    )  # fmt: skip
+    for name, run in one.runs.items():
+        for field in dataclasses.fields(run):
+            left, right = getattr(run, field.name), getattr(other.runs[name], field.name)
+            if isinstance(left, np.ndarray):
+                assert left.dtype == right.dtype and left.shape == right.shape
+                np.testing.assert_allclose(right, left, rtol=1e-9, atol=1e-9, err_msg=field.name)
+            else:
+                assert left == right, field.name
+
+
+def test_a_teacher_of_one_backend_is_a_teacher_of_the_other(tmp_path):
+    config = settings("rp_s", "quadratic", epochs=1, out=str(tmp_path / "run"), quiet=True)
+    tf_impl.train(config)
+    weights = load_weights(tmp_path / "run")
+    assert "tensorflow" in weights.created_by
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch_impl.LearnedOptimizer(model.parameters(), tmp_path / "run")
+    model(torch.ones(4, 3)).square().mean().backward()
+    before = model.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(model.weight, before)

@@ -1,0 +1,130 @@
+"""The TensorFlow side of the commands: this module is their ``interchange.commands.backend.Backend``."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from common.metrics import DIVERGED
+from common.teachers import TeacherRow
+from interchange.commands.backend import Trained
+from interchange.rule import Rule
+from tf_impl import rollout
+from tf_impl.meta import MetaTrainer
+from tf_impl.problems import ProblemTask, table_task, value_and_gradient
+from tf_impl.rollout import rollout_job
+from tf_impl.sources import Source
+from tf_impl.sources import load as load_source
+from tf_impl.symbolic import RuleNetwork
+from tf_impl.teachers import TeacherNetwork
+from tf_impl.tensors import CREATED_BY, DTYPES, device_of, to_numpy
+from tf_impl.unroll import Network, mean_figure
+
+__all__ = [
+    "CREATED_BY",
+    "NAME",
+    "TARGET",
+    "USAGE",
+    "MetaTrainer",
+    "device_of",
+    "fit",
+    "load_source",
+    "mean_figure",
+    "rollout_job",
+    "rule_network",
+    "stepper",
+    "table_task",
+    "teacher_network",
+    "trace",
+]
+
+NAME = "tf"
+TARGET = "tensorflow"
+USAGE = """from tf_impl import SymbolicOptimizer
+model.compile(optimizer=SymbolicOptimizer(rule="rule.json", learning_rate=1.0), loss=loss)
+model.fit(x, y)  # as with any Keras optimizer"""
+_COUNTERS = ("iteration", "learning_rate", "_step", "_skipped")
+
+
+def teacher_network(
+    teacher: TeacherRow, weights: Mapping[str, np.ndarray], dtype: str, device: str
+) -> TeacherNetwork:
+    """A teacher's network; ``dtype`` and ``device`` as on the command line."""
+    return TeacherNetwork(teacher, weights, DTYPES[dtype], device_of(device))
+
+
+def rule_network(rule: Rule, device: str) -> RuleNetwork:
+    """A rule's network; a rule that cannot be one raises ``L2OError``."""
+    return RuleNetwork(rule, device_of(device))
+
+
+def trace(
+    source: Source, network: Network | None, task: ProblemTask, steps: int, coordinates: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
+    """Inputs [n, F], gradient [n] and output [n] at ``coordinates``, and the loss, step by step."""
+    lr, theta = source.spec.lr or source.spec.middle, task.initial()
+    if network is not None:
+        state = network.initial_state(theta)
+    else:
+        variable = tf.Variable(theta)
+        update = rollout.updater(source.optimizer([variable], lr), [variable])
+    for step in range(steps):
+        loss, g = value_and_gradient(task, theta, step)
+        if not (math.isfinite(float(loss)) and _finite(g)):
+            return
+        if network is not None:
+            x, state = network.inputs(g, state)
+            y, hidden = network.step(network.weights, x, state.network, state.t)
+            state = dataclasses.replace(state, network=hidden)
+            theta = theta + (lr * network.scale) * y
+        else:
+            update([g])
+            x, before, theta = g[None], theta, tf.convert_to_tensor(variable)
+            y = (theta - before) / lr
+        if not (_finite(x) and _finite(y)):
+            return
+        picked = (tf.gather(a, coordinates, axis=-1) for a in (x, g, y))
+        inputs, gradient, output = map(to_numpy, picked)
+        yield inputs.T, gradient, output, float(loss)
+
+
+def _finite(values: tf.Tensor) -> bool:
+    return bool(tf.reduce_all(tf.math.is_finite(values)))
+
+
+def fit(source: Source, task: ProblemTask, steps: int, stop: Callable[[float], bool]) -> Trained:
+    """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
+    started, parameters = time.perf_counter(), rollout.leaves(task)
+    optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle)
+    losses, outcome = rollout.descend(task, parameters, optimizer, steps, stop)
+    seconds, theta = time.perf_counter() - started, tf.concat([tf.reshape(p, [-1]) for p in parameters], 0)
+    if not _finite(theta):  # the last step may have ruined it
+        outcome = DIVERGED
+    accuracy = math.nan if outcome == DIVERGED else task.test_accuracy(theta)
+    arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, parameters, strict=True)}
+    arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
+    return Trained(losses, outcome, accuracy, arrays, seconds)
+
+
+def stepper(
+    source: Source, lr: float, task: ProblemTask
+) -> tuple[Callable[[int], None], Callable[[], float]]:
+    """A fresh optimizer on one gradient of the task, to measure its cost."""
+    parameters = rollout.leaves(task)
+    _, grads = rollout.loss_and_gradients(task, parameters, 0)
+    optimizer = source.optimizer(parameters, lr)
+    update = rollout.updater(optimizer, parameters)
+
+    def advance(count: int) -> None:
+        for _ in range(count):
+            update(grads)
+        float(tf.reduce_sum(parameters[0]))  # waits for the device
+
+    def floats() -> float:
+        kept = [v for v in optimizer.variables if not v.name.endswith(_COUNTERS)]
+        return sum(math.prod(v.shape) for v in kept) / sum(math.prod(p.shape) for p in parameters)
+
+    return advance, floats

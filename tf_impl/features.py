@@ -1,0 +1,38 @@
+"""Streaming input features of teachers and rules, from their expressions over the gradient."""
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from interchange.compiler import compile_program
+from interchange.expression import Node
+from interchange.parse import parse
+from tf_impl.lowering import Lowered
+from tf_impl.operators import as_tensor
+
+
+class FeatureStream:
+    """Feature name -> expression over ``g``, evaluated step by step with shared state.
+
+    Args:
+        expressions: text in the rule language, or parsed nodes.
+    """
+
+    def __init__(self, expressions: Mapping[str, str | Node]) -> None:
+        self.names = tuple(expressions)
+        nodes = [parse(e) if isinstance(e, str) else e for e in expressions.values()]
+        self._lowered = Lowered(compile_program(nodes))
+
+    def initial_state(self, like: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Zero state for gradients shaped as ``like``."""
+        return self._lowered.initial_state(like)
+
+    def step(
+        self, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: int | tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Features [F, *g.shape] of gradient ``g`` at step ``t`` (from 1), and the new state."""
+        outputs, state = self._lowered.step({"g": g}, state, t)
+        shape = tf.shape(g)
+        if not outputs:
+            return tf.zeros(tf.concat([[0], shape], 0), g.dtype), state
+        return tf.stack([tf.broadcast_to(tf.cast(as_tensor(o), g.dtype), shape) for o in outputs]), state

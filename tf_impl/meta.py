@@ -1,0 +1,105 @@
+"""The TensorFlow side of meta-training: unrolls, Adam, copies; the loop is ``interchange.commands.meta``."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from common.runs import RunFolder
+from interchange.commands.backend import Arrays
+from interchange.commands.meta import MetaTraining
+from tf_impl import unroll
+from tf_impl.augment import ConvexTerm, RandomScaling
+from tf_impl.estimators import evolution
+from tf_impl.problems import Task, table_task
+from tf_impl.tensors import DTYPES, State, device_of, to_numpy, to_tensor
+
+Tasks = Callable[[str, int], Task]
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # of Adam, as torch.optim has them
+
+
+class MetaTrainer(MetaTraining):
+    """Adam on a network's weights, by the meta-gradient of one unroll after another.
+
+    Args:
+        network: what is trained; ``network.weights`` are changed in place.
+        config: ``TrainConfig`` or ``TuneConfig``.
+        rates: weight name -> factor on the meta learning rate (1 if absent).
+        tasks: ``tasks(stream, number)`` gives optimizee ``number`` of the stream ``meta_train`` or
+            ``validation``, the same whenever asked; the configured problem's if None.
+        folder: run folder for metrics and checkpoints; None keeps nothing.
+    """
+
+    start, mean_figure = staticmethod(unroll.start), staticmethod(unroll.mean_figure)
+    evolution = staticmethod(evolution)
+    random_scaling, convex_term = RandomScaling, ConvexTerm
+
+    def __init__(
+        self,
+        network: unroll.Network,
+        config: Any,
+        *,
+        rates: dict[str, float] | None = None,
+        tasks: Tasks | None = None,
+        folder: RunFolder | None = None,
+    ) -> None:
+        super().__init__(network, config, rates, tasks or functools.partial(table_task, config), folder)
+        self.dtype, self.device = DTYPES[config.dtype], device_of(config.device)
+        self.first: dict[str, tf.Tensor] = {}
+        self.second: dict[str, tf.Tensor] = {}
+        self.count = 0
+
+    def _weights(self) -> Arrays:
+        return {name: to_numpy(w) for name, w in self.network.weights.items()}
+
+    def _unroll(
+        self, task: Task, position: unroll.Position, steps: int, coordinates: np.ndarray | None
+    ) -> tuple[unroll.Position, list[float], dict[str, tf.Tensor] | None]:
+        end, losses, gradients, inputs = unroll.advance(task, self.network, position, steps)
+        if not (_finite(losses) and _finite(gradients)):
+            return end, [], None
+        c = unroll.cotangents(gradients, self.config.loss)
+        grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
+        return end, losses[:-1].numpy().tolist(), grads
+
+    def _descend(self, grads: dict[str, tf.Tensor], rates: dict[str, float]) -> None:
+        if not all(map(_finite, grads.values())):
+            return
+        self.count += 1
+        root = (1.0 - _BETA2**self.count) ** 0.5
+        for name, w in self.network.weights.items():
+            g, zero = grads[name], tf.zeros_like(w)
+            m = self.first[name] = _BETA1 * self.first.get(name, zero) + (1.0 - _BETA1) * g
+            v = self.second[name] = _BETA2 * self.second.get(name, zero) + (1.0 - _BETA2) * g * g
+            w.assign_sub(rates[name] / (1.0 - _BETA1**self.count) * m / (tf.sqrt(v) / root + _EPS))
+
+    def _moments(self) -> tuple[Arrays, Arrays, int]:
+        first, second = ({n: to_numpy(a) for n, a in part.items()} for part in (self.first, self.second))
+        return first, second, self.count
+
+    def _set(self, weights: Arrays, first: Arrays, second: Arrays, count: int) -> None:
+        for name, w in self.network.weights.items():
+            w.assign(to_tensor(weights[name], w.dtype, self.device))
+            if name in first:
+                self.first[name] = to_tensor(first[name], w.dtype, self.device)
+                self.second[name] = to_tensor(second[name], w.dtype, self.device)
+        self.count = count
+
+    def _position_arrays(self) -> tuple[int, Arrays]:
+        at = self.position
+        arrays = {"theta": at.theta, "gradient": at.gradient, "loss": at.loss}
+        arrays |= {f"state/{name}": a for name, a in at.state.named().items()}
+        return at.state.t, {name: to_numpy(a) for name, a in arrays.items()}
+
+    def _position_from(self, step: int, t: int, arrays: Arrays) -> unroll.Position:
+        here = {name: to_tensor(a, self.dtype, self.device) for name, a in arrays.items()}
+        state = {n.removeprefix("state/"): a for n, a in here.items() if n.startswith("state/")}
+        return unroll.Position(
+            step, here["theta"], State.from_named(t, state), here["loss"], here["gradient"]
+        )
+
+
+def _finite(values: tf.Tensor) -> bool:
+    return bool(tf.reduce_all(tf.math.is_finite(values)))

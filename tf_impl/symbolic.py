@@ -1,0 +1,96 @@
+"""Rules as TensorFlow code: one pure step, and a network with trainable constants."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from common.errors import L2OError
+from interchange.compiler import compile_program
+from interchange.rule import Rule
+from tf_impl.features import FeatureStream
+from tf_impl.lowering import Lowered
+from tf_impl.operators import as_tensor
+from tf_impl.tensors import State, Weights
+
+
+def lower(rule: Rule) -> Lowered:
+    """The whole rule over the raw gradient ``g``, features inlined; its output is before ``scale``."""
+    return Lowered(compile_program([rule.inlined()]))
+
+
+class RuleNetwork:
+    """A rule with its constants as trainable weights, in the shape meta-training asks for.
+
+    The features are outside the meta-gradient, as a teacher's are (first order). A decay b is held as
+    its logit, so that it stays in (0, 1); every weight is a 0-dim float64 variable.
+
+    Raises:
+        L2OError: a feature has no definition over ``g``, or the rule reads ``theta``.
+    """
+
+    def __init__(self, rule: Rule, device: str = "cpu") -> None:
+        body = compile_program([rule.expression])
+        read = [name for name in body.inputs if name not in rule.constants and name != "t"]
+        if "theta" in read:
+            raise L2OError(f"rule {rule.name!r} reads theta; expected one over gradient features to tune")
+        missing = [name for name in read if name != "g" and rule.features.get(name) is None]
+        if missing:
+            raise L2OError(
+                f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g; add it to 'features'"
+            )
+        self.rule, self.scale = rule, rule.scale
+        self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
+        self._body = Lowered(body)
+        self._decays = frozenset(rule.decay_constants)
+        with tf.device(device):
+            self.weights: Weights = {
+                name: tf.Variable(
+                    math.log(value / (1.0 - value)) if name in self._decays else value, dtype=tf.float64
+                )
+                for name, value in rule.constants.items()
+            }
+        # Adam's steps have the size of the learning rate; so they are relative to each constant's own.
+        self.rates = {
+            name: 1.0 if name in self._decays else max(abs(value), 1e-3)
+            for name, value in rule.constants.items()
+        }
+        self._initial = {name: float(w) for name, w in self.weights.items()}
+        self._features, self._step = tf.function(self.features.step), tf.function(self._one_step)
+
+    def initial_state(self, theta: tf.Tensor) -> State:
+        """Zero state for a flat vector [N]."""
+        return State(0, self.features.initial_state(theta), self._body.initial_state(theta))
+
+    def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
+        """Features [F, N] of gradient [N], and the state after their step."""
+        x, features = self._features(g, state.features, tf.constant(state.t + 1, tf.float64))
+        return x, State(state.t + 1, features, state.network)
+
+    def step(
+        self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Output [N] before ``scale``, and the new state, for features x [F, N] at step ``t``."""
+        # Tensors, because a graph would be traced anew for every number and would read a variable itself.
+        weights = {name: tf.convert_to_tensor(w) for name, w in weights.items()}
+        return self._step(weights, x, network, tf.cast(t, tf.float64))
+
+    def _one_step(
+        self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        names = self.features.names
+        inputs = dict(zip(names, tf.unstack(x, len(names)), strict=True)) | self._values(weights)
+        (out,), network = self._body.step(inputs, network, t)
+        return tf.broadcast_to(tf.cast(as_tensor(out), x.dtype), tf.shape(x)[1:]), network
+
+    def _values(self, weights: Weights) -> Weights:
+        return {n: tf.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
+
+    def tuned(self, weights: Mapping[str, np.ndarray]) -> Rule:
+        """The rule with the constants these weights stand for."""
+        moved = {n: tf.convert_to_tensor(w, tf.float64) for n, w in weights.items() if w != self._initial[n]}
+        values = {name: float(value) for name, value in self._values(moved).items()}
+        edge = 1e-9  # a logit far out rounds to a decay of 0 or 1
+        inside = {n: min(max(values[n], edge), 1.0 - edge) for n in values if n in self._decays}
+        return self.rule.with_constants(values | inside)

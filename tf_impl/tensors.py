@@ -1,0 +1,87 @@
+"""Between NumPy and TensorFlow: dtype, device, flat vectors, and the state optimizers carry."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common import __version__
+from common.errors import L2OError
+
+if keras.backend.backend() != "tensorflow":
+    raise L2OError(
+        f"Keras runs on {keras.backend.backend()}; expected tensorflow: unset KERAS_BACKEND or set it to it"
+    )
+
+Weights = dict[str, tf.Tensor]
+
+CREATED_BY = f"symbolic-l2o {__version__}, tensorflow {tf.__version__}"
+DTYPES = {"float32": tf.float32, "float64": tf.float64}
+
+
+def device_of(name: str) -> str:
+    """The device called ``name``; one that is not there raises ``L2OError``."""
+    kind, _, number = name.partition(":")
+    index = int(number) if number.isdigit() else 0
+    known = {"cpu": "CPU", "cuda": "GPU"}
+    if kind not in known or (number and not number.isdigit()):
+        reason = "expected cpu or cuda"
+    elif index >= len(tf.config.list_physical_devices(known[kind])):
+        reason = f"TensorFlow sees no {known[kind]} {index}"
+    else:
+        return f"/{known[kind]}:{index}"
+    raise L2OError(f"--device {name!r} cannot be used ({reason}); use --device cpu")
+
+
+def to_tensor(array: np.ndarray, dtype: tf.DType, device: str = "cpu") -> tf.Tensor:
+    """A tensor copy of a NumPy array, cast to ``dtype``."""
+    with tf.device(device):
+        return tf.constant(np.asarray(array), dtype=dtype)
+
+
+def to_numpy(tensor: tf.Tensor) -> np.ndarray:
+    """A NumPy copy of a tensor, detached and on the host."""
+    return tf.convert_to_tensor(tensor).numpy().copy()
+
+
+def flatten(arrays: Mapping[str, np.ndarray], dtype: tf.DType, device: str) -> tf.Tensor:
+    """All arrays, in order, as one vector [N]."""
+    return to_tensor(np.concatenate([np.ravel(array) for array in arrays.values()]), dtype, device)
+
+
+def unflatten(vector: tf.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[tf.Tensor]:
+    """Views of a vector [N] with the given shapes, in order."""
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    return [tf.reshape(part, shape) for part, shape in zip(tf.split(vector, sizes), shapes, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything an optimizer carries from step to step.
+
+    Attributes:
+        t: number of steps taken.
+        features: state of the feature stream, arrays [N].
+        network: the network's or rule's own state: for a teacher h and c per cell, [H, N].
+    """
+
+    t: int
+    features: tuple[tf.Tensor, ...]
+    network: tuple[tf.Tensor, ...]
+
+    def named(self) -> dict[str, tf.Tensor]:
+        """The arrays by name, for checkpoints."""
+        return {f"features/{i:03d}": a for i, a in enumerate(self.features)} | {
+            f"network/{i:03d}": a for i, a in enumerate(self.network)
+        }
+
+    @classmethod
+    def from_named(cls, t: int, arrays: Mapping[str, tf.Tensor]) -> "State":
+        """The inverse of ``named``."""
+        parts = {
+            group: tuple(arrays[k] for k in sorted(arrays) if k.startswith(group))
+            for group in ("features/", "network/")
+        }
+        return cls(t, parts["features/"], parts["network/"])

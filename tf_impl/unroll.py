@@ -1,0 +1,169 @@
+"""The inner loop and the meta-gradient that needs no optimizee graph (MATH.md section 3).
+
+Inside a rollout nothing is differentiated but the optimizee's loss at one point. The inputs of the
+optimizer network and the gradients g_t are kept; with updates that add up,
+theta_t = theta_0 + sum_{s<t} lr u_s, the meta-gradient of sum_t w_t f_t is
+
+    dL/dphi = sum_s < c_s , d u_s / d phi >,    c_s = lr sum_{t>s} w_t g_t,
+
+one backward pass of the network as a sequence, chunk by chunk over coordinates.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from common.metrics import figure
+from tf_impl.problems import Task, value_and_gradient
+from tf_impl.tensors import State, Weights
+
+_CHUNK = 32_768  # coordinates of one backward pass: bounds its memory
+
+
+class Network(Protocol):
+    """What is trained: a teacher's network, or a rule with its constants as weights."""
+
+    weights: Weights
+    scale: float
+
+    def initial_state(self, theta: tf.Tensor) -> State:
+        """Zero state for a flat vector [N]."""
+
+    def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
+        """Network inputs [F, N] of gradient [N], and the state after the features' step."""
+
+    def step(
+        self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Output [N] before ``scale``, and the new network state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where an epoch stands between two unrolls.
+
+    Attributes:
+        theta: flat parameters [N].
+        loss, gradient: at ``theta`` on the batch of ``step``, already taken by the unroll before
+            (f_T of one unroll is f_0 of the next); None at the start of an epoch.
+    """
+
+    step: int
+    theta: tf.Tensor
+    state: State
+    loss: tf.Tensor | None = None
+    gradient: tf.Tensor | None = None
+
+
+def start(task: Task, network: Network) -> Position:
+    """The position at the start of an epoch."""
+    theta = task.initial()
+    return Position(0, theta, network.initial_state(theta))
+
+
+def advance(
+    task: Task, network: Network, position: Position, steps: int, lr: float = 1.0
+) -> tuple[Position, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Take ``steps`` steps theta += lr * scale * out with no graph.
+
+    Returns:
+        The new position, losses [steps + 1], gradients [steps + 1, N], inputs [steps, F, N].
+    """
+    if position.loss is None:
+        loss, g = value_and_gradient(task, position.theta, position.step)
+        position = dataclasses.replace(position, loss=loss, gradient=g)
+    losses, gradients, inputs = [position.loss], [position.gradient], []
+    for _ in range(steps):
+        position, x = _one_step(task, network, position, lr)
+        losses.append(position.loss)
+        gradients.append(position.gradient)
+        inputs.append(x)
+    return position, tf.stack(losses), tf.stack(gradients), tf.stack(inputs)
+
+
+def cotangents(gradients: tf.Tensor, loss: str) -> tf.Tensor:
+    """c_s [T, N] = sum_{t>s} w_t g_t from gradients [T + 1, N]; w is all 1 (``sum``) or e_T (``last``)."""
+    if loss == "last":
+        return tf.repeat(gradients[-1:], len(gradients) - 1, 0)
+    return tf.cumsum(gradients[1:], reverse=True)
+
+
+def meta_gradient(
+    network: Network,
+    state: State,
+    inputs: tf.Tensor,
+    c: tf.Tensor,
+    coordinates: np.ndarray | None = None,
+) -> dict[str, tf.Tensor]:
+    """sum_s <c_s, d u_s / d weights> by one backward pass of the network as a sequence.
+
+    Args:
+        state: at the start of the unroll.
+        inputs: [T, F, N]; c: [T, N], with the learning rate in it.
+        coordinates: numbers of the coordinates to use, all if None; the result is scaled by N/n, so
+            a random subset is unbiased.
+
+    Returns:
+        Weight name -> gradient.
+    """
+    total = inputs.shape[2]
+    factor = network.scale
+    hidden = state.network
+    if coordinates is not None:
+        inputs, c = tf.gather(inputs, coordinates, axis=2), tf.gather(c, coordinates, axis=1)
+        hidden = tuple(tf.gather(a, coordinates, axis=-1) for a in hidden)
+        factor *= total / len(coordinates)
+    grads = {name: tf.zeros_like(w) for name, w in network.weights.items()}
+    for low in range(0, c.shape[1], _CHUNK):
+        part = slice(low, low + _CHUNK)
+        pieces = _part(
+            network, state.t, tuple(a[..., part] for a in hidden), inputs[..., part], c[:, part] * factor
+        )
+        for name, piece in zip(grads, pieces, strict=True):
+            if piece is not None:  # a constant of a rule may have no gradient, as under greater
+                grads[name] += piece
+    return grads
+
+
+def _part(
+    network: Network, t: int, hidden: tuple[tf.Tensor, ...], inputs: tf.Tensor, c: tf.Tensor
+) -> list[tf.Tensor | None]:
+    """The gradient of one chunk of coordinates, weight by weight."""
+    weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
+    with tf.GradientTape() as tape:
+        tape.watch(list(weights.values()))
+        outs = []
+        for s in range(len(inputs)):
+            out, hidden = network.step(weights, inputs[s], hidden, t + 1 + s)
+            outs.append(out)
+        total = tf.stack(outs)
+    return tape.gradient(total, list(weights.values()), output_gradients=c)
+
+
+def rollout(task: Task, network: Network, steps: int, lr: float = 1.0) -> np.ndarray:
+    """Losses [steps + 1] of one whole rollout, float64, no meta-gradient and nothing else kept."""
+    position = start(task, network)
+    loss, g = value_and_gradient(task, position.theta, 0)
+    position = dataclasses.replace(position, loss=loss, gradient=g)
+    losses = [loss]
+    for _ in range(steps):
+        position, _ = _one_step(task, network, position, lr)
+        losses.append(position.loss)
+    return tf.stack(losses).numpy().astype(np.float64)
+
+
+def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:
+    """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
+    return float(np.mean([figure(rollout(task, network, steps)[:-1], steps) for task in tasks]))
+
+
+def _one_step(task: Task, network: Network, at: Position, lr: float) -> tuple[Position, tf.Tensor]:
+    """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
+    x, state = network.inputs(at.gradient, at.state)
+    out, hidden = network.step(network.weights, x, state.network, state.t)
+    theta = at.theta + (lr * network.scale) * out
+    loss, g = value_and_gradient(task, theta, at.step + 1)
+    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x
