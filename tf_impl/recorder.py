@@ -2,25 +2,16 @@
 loop, ``recorder.save("trajectories.h5")`` after it.
 """
 
-import dataclasses
 import logging
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from common.coordinates import split_by_run
 from common.errors import L2OError
-from common.features import names as feature_names
-from common.storage import canonical_json
-from common.teachers import TeacherRow
-from interchange import expression as ex
-from interchange.parse import parse
-from interchange.trajectories import SPLITS, Run, Trajectories, save_trajectories
+from interchange.recording import Recording
 from tf_impl.features import FeatureStream
 from tf_impl.tensors import CREATED_BY, to_numpy
 from tf_impl.watch import Watch, one_number
@@ -36,7 +27,7 @@ class _Callback(keras.callbacks.Callback):
         self.model.make_train_function(force=True)
 
 
-class Recorder(_Callback):
+class Recorder(_Callback, Recording):
     """Records what any Keras optimizer sees and does, in ``fit`` or a loop of one's own, as a file.
 
     Args:
@@ -56,6 +47,8 @@ class Recorder(_Callback):
     dense layers and convolutions is the canonical one.
     """
 
+    _WHEN = "the Recorder before the first step, or fit with it as a callback"
+
     def __init__(
         self,
         optimizer: keras.optimizers.Optimizer,
@@ -66,13 +59,8 @@ class Recorder(_Callback):
         problem: str = "user",
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        for name, value in {"coordinates": coordinates, "steps": steps}.items():
-            if value < 1:
-                raise L2OError(f"{name}: expected at least 1, got {value}")
-        self._features = _expressions(features)
-        self._coordinates, self._steps, self._problem, self._seed = coordinates, steps, problem, seed
-        self._runs: list[Run] = []
+        _Callback.__init__(self)
+        Recording.__init__(self, features, coordinates, steps, problem, seed, CREATED_BY)
         self._watch: Watch | None = None
         self.start_run(optimizer)
 
@@ -94,113 +82,19 @@ class Recorder(_Callback):
         if self._watch is not None:
             self._watch.loss.assign([one_number(value), 1.0])
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """End the run and write all runs so far; the file's path.
-
-        Three runs or more are split by run. The coordinates of one or two runs are dealt into three runs of
-        the file each, for training, validation and test: held out are then coordinates, not runs.
-
-        Raises:
-            L2OError: nothing was recorded, every run diverged, or the file is there already.
-        """
-        if Path(path).exists() and not overwrite:
-            raise L2OError(f"{path} is there already; replace it with overwrite=True or choose another name")
-        self._end_run()
-        if not self._runs:
-            raise L2OError(
-                "expected steps to record, got none; train between Recorder(optimizer) and save, and make "
-                "the Recorder before the first step, or fit with it as a callback"
-            )
-        if all(run.diverged for run in self._runs):
-            raise L2OError(f"every run {self._runs[0].outcome}; lower the lr or record fewer steps")
-        by_run = len(self._runs) >= 3
-        split = split_by_run([run.name for run in self._runs])
-        runs = self._runs
-        if not by_run:
-            dealt = [_dealt(run) for run in self._runs]
-            runs = [part for parts in dealt for part in parts]
-            split = {name: tuple(parts[k].name for parts in dealt) for k, name in enumerate(SPLITS)}
-        config = {
-            "problem": self._problem,
-            "steps": self._steps,
-            "coordinates": self._coordinates,
-            "seed": self._seed,
-            "held_out": "runs" if by_run else "coordinates",
-        }
-        named = {run.name: run for run in runs}
-        save_trajectories(path, Trajectories(self._features, named, split, config, self._seed, CREATED_BY))
-        return Path(path)
-
     def _end_run(self) -> None:
         watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.end()
-            run = self._run(watch) if watch.recorded else None
-            self._runs += [run] if run is not None else []
+        if watch is None:
+            return
+        watch.end()
+        if watch.recorded:
+            g, y, losses, given = watch.arrays()
+            self._keep(g, y, losses, given, watch.source, watch.places())
 
-    def _run(self, watch: Watch) -> Run | None:
-        """What was seen up to its first value that is not finite; None where that is in the first step."""
-        g, y, losses, given = watch.arrays()
+    def _inputs(self, g: np.ndarray) -> np.ndarray:
         stream = FeatureStream(self._features)
         x, state = [], stream.initial_state(tf.constant(g[0]))
         for t, row in enumerate(g, 1):
             values, state = stream.step(tf.constant(row), state, t)
             x.append(to_numpy(values).T)
-        arrays = {"x": np.stack(x), "g": g, "y": y, "loss": losses}
-        finite = np.all([np.isfinite(a.reshape(len(a), -1)).all(1) for a in arrays.values()], axis=0)
-        diverged = not finite.all()
-        steps = int(finite.argmin()) if diverged else len(finite)
-        if not steps:
-            _log.warning("a run is left out: gradient, output or loss of its first step is not finite")
-            return None
-        outcome = f"diverged at step {steps + 1}" if diverged else "ok"
-        return Run(
-            name=f"{len(self._runs):06d}",
-            problem=self._problem,
-            problem_json="{}",
-            source_kind="user",
-            source_json=canonical_json(watch.source),
-            source_sha256="",
-            seed=self._seed,
-            init_seed=self._seed,
-            num_steps=len(finite),
-            scale=1.0,
-            diverged=bool(diverged),
-            outcome=outcome if given else f"{outcome}; no loss was given, 0 stands for it",
-            step=np.arange(1, steps + 1, dtype=np.int64),
-            **{name: array[:steps] for name, array in arrays.items()},
-            **watch.places(),
-        )
-
-
-def _expressions(features: str | Mapping[str, str]) -> dict[str, str]:
-    """Feature name -> expression over ``g`` and ``t``; any other name in one is refused."""
-    if isinstance(features, str):
-        return TeacherRow("user", feature_names(features), ()).expressions()
-    if not features:
-        raise L2OError("features: expected at least one, got none; 'g' is the gradient itself")
-    for name, text in features.items():
-        strangers = sorted(set(ex.names(parse(text))) - {"g", "t"})
-        if strangers:
-            raise L2OError(f"feature {name!r}: expected only g and t in it, got {strangers[0]!r}")
-    return dict(features)
-
-
-def _dealt(run: Run) -> tuple[Run, Run, Run]:
-    """One run as three of disjoint coordinates, three fifths and a fifth each, alike in every tensor."""
-    count = len(run.param_index)
-    if count < 5:
-        raise L2OError(f"expected at least 5 coordinates to deal out, got {count}; record 3 runs")
-    fifth = np.arange(count) % 5
-    return tuple(
-        dataclasses.replace(
-            run,
-            name=f"{run.name}-{name}",
-            x=run.x[:, columns],
-            g=run.g[:, columns],
-            y=run.y[:, columns],
-            param_index=run.param_index[columns],
-            flat_index=run.flat_index[columns],
-        )
-        for name, columns in zip(SPLITS, (fifth < 3, fifth == 3, fifth == 4), strict=True)
-    )
+        return np.stack(x)

@@ -2,24 +2,15 @@
 loop, ``recorder.save("trajectories.h5")`` after it.
 """
 
-import dataclasses
 import logging
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from common.coordinates import split_by_run
 from common.errors import L2OError
-from common.features import names as feature_names
-from common.storage import canonical_json
-from common.teachers import TeacherRow
-from interchange import expression as ex
-from interchange.parse import parse
-from interchange.trajectories import SPLITS, Run, Trajectories, save_trajectories
+from interchange.recording import Recording
 from torch_impl.features import FeatureStream
 from torch_impl.tape import Tape, one_number
 from torch_impl.tensors import CREATED_BY, to_numpy
@@ -27,7 +18,7 @@ from torch_impl.tensors import CREATED_BY, to_numpy
 _log = logging.getLogger(__name__)
 
 
-class Recorder:
+class Recorder(Recording):
     """Records what any torch optimizer sees and does, by its step hooks, as a file of trajectories.
 
     Args:
@@ -56,12 +47,7 @@ class Recorder:
         problem: str = "user",
         seed: int = 0,
     ) -> None:
-        for name, value in {"coordinates": coordinates, "steps": steps}.items():
-            if value < 1:
-                raise L2OError(f"{name}: expected at least 1, got {value}")
-        self._features = _expressions(features)
-        self._coordinates, self._steps, self._problem, self._seed = coordinates, steps, problem, seed
-        self._runs: list[Run] = []
+        super().__init__(features, coordinates, steps, problem, seed, CREATED_BY)
         self._tape: Tape | None = None
         self._hooks: list[Any] = []
         self.start_run(optimizer)
@@ -89,111 +75,18 @@ class Recorder:
         if self._tape is not None:
             self._tape.loss = one_number(value)
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """End the run and write all runs so far; the file's path.
-
-        Three runs or more are split by run. The coordinates of one or two runs are dealt into three runs of
-        the file each, for training, validation and test: held out are then coordinates, not runs.
-
-        Raises:
-            L2OError: nothing was recorded, every run diverged, or the file is there already.
-        """
-        if Path(path).exists() and not overwrite:
-            raise L2OError(f"{path} is there already; replace it with overwrite=True or choose another name")
-        self._end_run()
-        if not self._runs:
-            raise L2OError("expected steps to record, got none; train between Recorder(optimizer) and save")
-        if all(run.diverged for run in self._runs):
-            raise L2OError(f"every run {self._runs[0].outcome}; lower the lr or record fewer steps")
-        by_run = len(self._runs) >= 3
-        split = split_by_run([run.name for run in self._runs])
-        runs = self._runs
-        if not by_run:
-            dealt = [_dealt(run) for run in self._runs]
-            runs = [part for parts in dealt for part in parts]
-            split = {name: tuple(parts[k].name for parts in dealt) for k, name in enumerate(SPLITS)}
-        config = {
-            "problem": self._problem,
-            "steps": self._steps,
-            "coordinates": self._coordinates,
-            "seed": self._seed,
-            "held_out": "runs" if by_run else "coordinates",
-        }
-        named = {run.name: run for run in runs}
-        save_trajectories(path, Trajectories(self._features, named, split, config, self._seed, CREATED_BY))
-        return Path(path)
-
     def _end_run(self) -> None:
         for hook in self._hooks:
             hook.remove()
         tape, self._tape, self._hooks = self._tape, None, []
         if tape is not None and tape.y:
-            run = self._run(tape)
-            self._runs += [run] if run is not None else []
+            g, y, losses, given = tape.arrays()
+            self._keep(to_numpy(g), to_numpy(y), losses, given, tape.source, tape.places())
 
-    def _run(self, tape: Tape) -> Run | None:
-        """The tape up to its first value that is not finite; None where that is in the first step."""
-        g, y, losses, given = tape.arrays()
-        stream = FeatureStream(self._features)
-        x, state = [], stream.initial_state(g[0])
-        for t, row in enumerate(g, 1):
+    def _inputs(self, g: np.ndarray) -> np.ndarray:
+        stream, rows = FeatureStream(self._features), torch.from_numpy(g)
+        x, state = [], stream.initial_state(rows[0])
+        for t, row in enumerate(rows, 1):
             values, state = stream.step(row, state, t)
             x.append(to_numpy(values.T))
-        arrays = {"x": np.stack(x), "g": to_numpy(g), "y": to_numpy(y), "loss": losses}
-        finite = np.all([np.isfinite(a.reshape(len(a), -1)).all(1) for a in arrays.values()], axis=0)
-        diverged = not finite.all()
-        steps = int(finite.argmin()) if diverged else len(finite)
-        if not steps:
-            _log.warning("a run is left out: gradient, output or loss of its first step is not finite")
-            return None
-        outcome = f"diverged at step {steps + 1}" if diverged else "ok"
-        return Run(
-            name=f"{len(self._runs):06d}",
-            problem=self._problem,
-            problem_json="{}",
-            source_kind="user",
-            source_json=canonical_json(tape.source),
-            source_sha256="",
-            seed=self._seed,
-            init_seed=self._seed,
-            num_steps=len(finite),
-            scale=1.0,
-            diverged=bool(diverged),
-            outcome=outcome if given else f"{outcome}; no loss was given, 0 stands for it",
-            step=np.arange(1, steps + 1, dtype=np.int64),
-            **{name: array[:steps] for name, array in arrays.items()},
-            **tape.places(),
-        )
-
-
-def _expressions(features: str | Mapping[str, str]) -> dict[str, str]:
-    """Feature name -> expression over ``g`` and ``t``; any other name in one is refused."""
-    if isinstance(features, str):
-        return TeacherRow("user", feature_names(features), ()).expressions()
-    if not features:
-        raise L2OError("features: expected at least one, got none; 'g' is the gradient itself")
-    for name, text in features.items():
-        strangers = sorted(set(ex.names(parse(text))) - {"g", "t"})
-        if strangers:
-            raise L2OError(f"feature {name!r}: expected only g and t in it, got {strangers[0]!r}")
-    return dict(features)
-
-
-def _dealt(run: Run) -> tuple[Run, Run, Run]:
-    """One run as three of disjoint coordinates, three fifths and a fifth each, alike in every tensor."""
-    count = len(run.param_index)
-    if count < 5:
-        raise L2OError(f"expected at least 5 coordinates to deal out, got {count}; record 3 runs")
-    fifth = np.arange(count) % 5
-    return tuple(
-        dataclasses.replace(
-            run,
-            name=f"{run.name}-{name}",
-            x=run.x[:, columns],
-            g=run.g[:, columns],
-            y=run.y[:, columns],
-            param_index=run.param_index[columns],
-            flat_index=run.flat_index[columns],
-        )
-        for name, columns in zip(SPLITS, (fifth < 3, fifth == 3, fifth == 4), strict=True)
-    )
+        return np.stack(x)
