@@ -56,7 +56,8 @@ def parser_for(
         else:
             keywords["metavar"] = field.name.split("_")[-1].upper()
         if typing.get_origin(kind) is tuple:
-            keywords["nargs"], kind = "+", typing.get_args(kind)[0]
+            keywords["nargs"] = "*" if field.name in positional else "+"
+            kind = typing.get_args(kind)[0]
         if kind is not bool:
             keywords["type"] = kind
         parser.add_argument(*names, **keywords)

@@ -75,13 +75,20 @@ class _Compiler:
             return self._lag(self.compile(node.args[0]), int(node.args[1].value))
         args = tuple(self.compile(arg) for arg in node.args)
         if node.op in ("ema", "ema_hat"):
-            if self.instructions[args[1]].op not in ("number", "input"):
-                raise L2OError(f"expected a number or a name as decay, got {to_text(node.args[1])}")
-            average = self._stateful("ema", args)
-            return average if node.op == "ema" else self._add("unbias", (average, args[1]))
+            return self._average(node, args)
         if node.op in ("cumsum", "cummax"):
             return self._stateful(node.op, args)
         return self._add(OPERATORS[node.op].name, args)
+
+    def _average(self, node: Node, args: tuple[int, ...]) -> int:
+        if self.instructions[args[1]].op not in ("number", "input"):
+            raise L2OError(f"expected a number or a name as decay, got {to_text(node.args[1])}")
+        if node.args[0].op == "number":  # known at every step, 1 - b**t of it, so it needs no state
+            if node.op == "ema_hat":
+                return args[0]
+            return self._add("div", (args[0], self._add("unbias", (self._add("number", value=1.0), args[1]))))
+        average = self._stateful("ema", args)
+        return average if node.op == "ema" else self._add("unbias", (average, args[1]))
 
     def _lag(self, register: int, steps: int) -> int:
         for _ in range(steps):

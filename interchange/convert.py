@@ -24,8 +24,9 @@ from common.errors import L2OError
 from common.storage import ReadError, RunLock, atomic_write, content_hash, open_regular
 from interchange import expression as ex
 from interchange.dialects import DIALECTS
+from interchange.front import write_front
 from interchange.parse import parse
-from interchange.rule import RAW, Rule, write_front
+from interchange.rule import RAW, Rule
 
 if TYPE_CHECKING:
     from interchange.trajectories import Trajectories

@@ -24,9 +24,10 @@ from common.storage import RunLock
 from interchange import expression as ex
 from interchange.canonical import name_constants, to_node
 from interchange.expression import Node
+from interchange.front import read_front, write_front
 from interchange.parse import parse
 from interchange.refit import improve
-from interchange.rule import Rule, read_front, write_front
+from interchange.rule import Rule
 from interchange.search import ENGINES, PACKAGES
 from interchange.search.child import run_engine
 

@@ -21,8 +21,9 @@ from interchange import expression as ex
 from interchange.canonical import name_constants, to_node
 from interchange.dialects import DIALECTS, operon_tree
 from interchange.expression import Node
+from interchange.front import FRONT_COLUMNS
 from interchange.parse import parse
-from interchange.rule import FRONT_COLUMNS, RAW, Rule
+from interchange.rule import RAW, Rule
 
 _LIMIT = 16 << 20  # bytes; the largest published file has 0.2 MB
 _TEXT, _LOSS = ("equation", "model", "expression"), ("mse", "loss", "mean_squared_error")

@@ -5,32 +5,18 @@ a feature is itself an expression over the raw gradient ``g`` (and ``t``, ``thet
 features given is self-contained.
 """
 
-import csv
 import dataclasses
-import io
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.cli import run as run_command
-from common.config import check, option
 from common.errors import L2OError
-from common.storage import (
-    JSON_LIMIT,
-    atomic_write,
-    canonical_json,
-    content_hash,
-    loads_json,
-    read_file,
-    read_json,
-)
+from common.storage import atomic_write, canonical_json, content_hash, loads_json, read_json
 from interchange import expression as ex
 from interchange.expression import Node
 from interchange.parse import parse
@@ -47,17 +33,13 @@ from interchange.rule_checks import (
     finite,
 )
 
-FRONT_COLUMNS = ("file", "complexity", "loss", "r2", "expression")
-
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
-    "FRONT_COLUMNS",
     "RAW",
     "Rule",
     "RuleError",
-    "read_front",
-    "write_front",
+    "zero_update",
 ]
 
 
@@ -116,9 +98,24 @@ class Rule:
         """Read a rule file; every fault is one ``L2OError`` that names the file.
 
         Args:
+            path: the file; the name of a rule of the gallery is one where no file has it.
             verify: refuse a file whose SHA-256 does not match; False only to write it anew.
         """
+        from interchange.named import NAMED, named
+
+        if not os.path.exists(path):
+            if os.fspath(path) in NAMED:
+                return named(os.fspath(path))
+            if os.sep not in os.fspath(path) and "." not in os.fspath(path):
+                raise RuleError(f"{path}: no such file, nor a rule of the gallery: {', '.join(NAMED)}")
         return cls._from_payload(read_json(path), os.fspath(path), verify)
+
+    @classmethod
+    def named(cls, name: str, **options: float) -> "Rule":
+        """A rule of the gallery (interchange.named), as ``Rule.named("adam", beta1=0.95)``."""
+        from interchange.named import named
+
+        return named(name, **options)
 
     @classmethod
     def from_json(cls, text: str, *, verify: bool = True) -> "Rule":
@@ -238,6 +235,12 @@ class Rule:
             raise RuleError(f"rule {self.name!r}: unknown constant {unknown[0]!r}; known: {known}")
         return dataclasses.replace(self, constants={**self.constants, **values})
 
+    def centered(self) -> "Rule":
+        """The rule minus its update at zero gradient, so that it leaves weights without gradient alone."""
+        from interchange.simplify import centered
+
+        return centered(self)
+
     def latex(self) -> str:
         """``u_t = ...`` in LaTeX, constants rounded to 4 significant digits."""
         from interchange.emit import to_latex
@@ -257,47 +260,6 @@ class Rule:
         return to_sympy.build_rule(self)
 
 
-def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
-    """Write a Pareto front: ``rule_000.json``, ... in the given order, and ``front.csv``.
-
-    Rules of a longer front that was there before are removed.
-
-    The columns r2 and loss are ``provenance["r2"]["valid"]`` and ``provenance["loss"]["valid"]``, empty
-    where absent.
-    """
-    for stale in Path(folder).glob("rule_*.json"):
-        if re.fullmatch(r"rule_\d{3,6}\.json", stale.name) and int(stale.stem[5:]) >= len(rules):
-            stale.unlink()
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(FRONT_COLUMNS)
-    for index, rule in enumerate(rules):
-        file = f"rule_{index:03d}.json"
-        rule.save(Path(folder, file))
-        scores = [_score(rule.provenance.get(key)) for key in ("loss", "r2")]
-        rows.writerow([file, rule.complexity, *scores, ex.to_text(rule.expression)])
-    atomic_write(Path(folder, "front.csv"), table.getvalue().encode())
-
-
-def read_front(folder: str | os.PathLike[str]) -> list[Rule]:
-    """The rules of a folder written by ``write_front``, in its order."""
-    path = Path(folder, "front.csv")
-    rows = list(csv.reader(io.StringIO(read_file(path, JSON_LIMIT).decode(errors="replace"))))
-    if not rows or tuple(rows[0]) != FRONT_COLUMNS:
-        raise RuleError(f"{path}: expected the columns {', '.join(FRONT_COLUMNS)}; is it a front's table?")
-    rules = []
-    for line, row in enumerate(rows[1:], 2):
-        if not row or not re.fullmatch(r"rule_\d{3,6}\.json", row[0]):
-            raise RuleError(f"{path} line {line}: expected a file name such as rule_000.json in column file")
-        rules.append(Rule.load(Path(folder, row[0])))
-    return rules
-
-
-def _score(value: Any) -> Any:
-    value = value.get("valid", "") if isinstance(value, dict) else value
-    return "" if value is None else value
-
-
 def _hash(payload: Mapping[str, Any]) -> str:
     return content_hash({key: value for key, value in payload.items() if key != "sha256"})
 
@@ -305,44 +267,18 @@ def _hash(payload: Mapping[str, Any]) -> str:
 def zero_update(rule: Rule) -> float:
     """The largest update (before lr) the rule makes over 100 steps of zero gradient.
 
-    Other than 0 it moves weights that have no gradient.
+    Other than 0 it moves weights that have no gradient; what is rounding counts as 0.
     """
     zeros = {name: np.zeros((100, 1)) for name in ("g", "theta")}
-    return float(np.abs(rule.evaluate(zeros)).max())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RuleConfig:
-    """What to do with a rule file."""
-
-    action: str = option("", "what to do", choices=lambda: ("check",), empty=True)
-    rule: str = option("", "rule file")
-    rehash: bool = option(False, "write the file's hash anew, after a change by hand")
-
-    def __post_init__(self) -> None:
-        check(self)
+    largest = float(np.abs(rule.evaluate(zeros)).max())
+    return 0.0 if largest <= 1e-12 * abs(rule.scale) else largest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry point; the exit code."""
+    from interchange.rule_command import main as command
 
-    def body(config: RuleConfig) -> None:
-        rule = Rule.load(config.rule, verify=not config.rehash)
-        if config.rehash:
-            rule.save(config.rule)
-        print(f"{config.rule}: {rule.complexity} nodes, {rule.state_floats} floats of state, hash verified")
-        if moves := zero_update(rule):
-            print(f"moves weights at zero gradient: by up to {moves:.3g} x lr")
-
-    return run_command(
-        RuleConfig,
-        body,
-        argv,
-        prog="python -m interchange.rule",
-        description="Check a rule file: its hash, its size, what it does at zero gradient.",
-        positional=("action", "rule"),
-        required=("action", "rule"),
-    )
+    return command(argv)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
     """``torch_impl.select`` and ``tf_impl.select``: the rules of a front, best first."""
     from common.storage import RunLock
-    from interchange.rule import read_front, write_front
+    from interchange.front import read_front, write_front
 
     rules = read_front(config.front)
     backend.table_task(config, "validation", 0)  # missing data are found before the work begins

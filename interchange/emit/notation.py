@@ -5,11 +5,13 @@ accents; ``ema(x, b)`` is ema with index b, ``ema_hat`` the same under a hat; a 
 brackets with the index t-k; ``greater(a, b)`` is Iverson's [a > b]. Numbers are rounded, for print only.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from interchange.expression import Node, number, substitute
 from interchange.operators import OPERATORS
+from interchange.simplify import folded
 
 DIGITS = 4
 ACCENTS = ("tilde", "hat", "bar")
@@ -40,7 +42,33 @@ def equation(expression: Node, constants: Mapping[str, float], scale: float = 1.
     """``u_t = scale * expression`` with the values of the constants put in."""
     tree = substitute(expression, {name: number(value) for name, value in constants.items()})
     tree = tree if scale == 1.0 else Node("mul", (number(scale), tree))
-    return definition("u", tree)
+    return definition("u", _tidied(folded(tree)))
+
+
+def _tidied(node: Node) -> Node:
+    """As one writes it: no factor 1, one number in front of a product, a sign in front of a fraction."""
+    args = tuple(map(_tidied, node.args))
+    node = node if args == node.args else Node(node.op, args)
+    match node.op, *args:
+        case ("mul", Node(op="number", value=1.0), x) | ("mul", x, Node(op="number", value=1.0)):
+            return x
+        case ("div", x, Node(op="number", value=1.0)):
+            return x
+        case ("mul", Node(op="number", value=a), Node(op="mul", args=(Node(op="number", value=b), x))):
+            return Node("mul", (number(a * b), x)) if math.isfinite(a * b) else node
+        case ("mul", Node(op="number", value=a), Node(op="neg", args=(x,))):
+            return _tidied(Node("mul", (number(-a), x)))
+        case ("neg", Node(op="mul", args=(Node(op="number", value=a), x))):
+            return Node("mul", (number(-a), x))
+        case ("mul", Node(op="number", value=-1.0), x):
+            return Node("neg", (x,))
+        case ("neg", Node(op="neg", args=(x,))):
+            return x
+        case ("pow", Node(op="number", value=a), _) if a > 0.0:
+            return Node("powabs", args)
+        case ("div", Node(op="neg", args=(x,)), y):
+            return Node("neg", (Node("div", (x, y)),))
+    return node
 
 
 def definition(symbol: str, node: Node) -> Box:
@@ -169,7 +197,7 @@ _SPECIAL = {
     "cube": lambda a: _power(a, "3"),
     "abs": _magnitude,
     "pow": _signed_power,
-    "powabs": lambda a, b: Box("sup", (_magnitude(a), layout(b))),
+    "powabs": lambda a, b: Box("sup", (_bound(a, _ATOM) if _never_negative(a) else _magnitude(a), layout(b))),
     "sqrt": _root,
     "log": lambda a: _row(
         Box("word", text="log"), _fence(_row(_magnitude(a), Box("symbol", text="+"), _number(1e-8)))

@@ -22,8 +22,9 @@ from common.problems import PROBLEMS, Instance
 from common.rng import derived_seed
 from common.teachers import TEACHERS
 from interchange.commands import evaluate as shared
+from interchange.front import read_front, write_front
 from interchange.results import load_evaluation
-from interchange.rule import Rule, read_front, write_front
+from interchange.rule import Rule
 from interchange.trajectories import Run, load_trajectories
 from interchange.weights import load_weights
 

@@ -14,7 +14,8 @@ from common.errors import L2OError
 from interchange import convert as command
 from interchange import inspect
 from interchange.convert import export_npy, import_npy, main
-from interchange.rule import Rule, read_front
+from interchange.front import read_front
+from interchange.rule import Rule
 from interchange.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
 
 PROG = "python -m interchange.convert"

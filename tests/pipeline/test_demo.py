@@ -25,8 +25,9 @@ from common.config import (
 )
 from interchange.commands.demo import command_line
 from interchange.distill import DistillConfig
+from interchange.front import read_front
 from interchange.results import load_evaluation
-from interchange.rule import Rule, read_front
+from interchange.rule import Rule
 from interchange.trajectories import load_trajectories
 from interchange.weights import load_weights
 

@@ -15,9 +15,10 @@ from common.config import RecordConfig
 from common.errors import L2OError
 from interchange import expression as ex
 from interchange.distill import DistillConfig, distill, main
+from interchange.front import FRONT_COLUMNS, read_front
 from interchange.operators import TEMPORAL
 from interchange.refit import score
-from interchange.rule import FRONT_COLUMNS, Rule, read_front
+from interchange.rule import Rule
 from interchange.samples import sequences
 from interchange.schema import TRAJECTORIES
 from interchange.search import PACKAGES, child

@@ -325,7 +325,11 @@ def test_sympy_knows_what_it_may_simplify():
         ("greater(a, b)", r"\left[a_t > b_t\right]"),
         ("lag(tanh(g), 2)", r"\left[\tanh\left(g_t\right)\right]_{t - 2}"),
         ("theta * t", r"\theta_t\,t"),
-        ("-(-2.0 * a)", r"-\left(-2\,a_t\right)"),
+        ("-(-2.0 * a)", r"2\,a_t"),
+        ("-a / b", r"-\frac{a_t}{b_t}"),
+        ("1.0 * (a / 1)", "a_t"),
+        ("2 * (3 * a)", r"6\,a_t"),
+        ("pow(0.5, a)", "0.5^{a_t}"),
         ("square(square(g))", r"\left(g_t^2\right)^2"),
         ("max(mom5, 0)", r"\max\left(\mathrm{mom5}_t, 0\right)"),
     ],
@@ -335,9 +339,9 @@ def test_latex(text, latex):
     assert rule.latex() == f"u_t = {latex}"
 
 
-def test_latex_rounds_constants_and_shows_the_scale():
+def test_latex_rounds_constants_and_merges_the_scale():
     rule = Rule.from_text("c0 * g", {"c0": -0.123456}, scale=0.01)
-    assert rule.latex() == r"u_t = 0.01\,\left(-0.1235\,g_t\right)"
+    assert rule.latex() == r"u_t = -0.001235\,g_t"
 
 
 @pytest.mark.parametrize("rule", RULES)
