@@ -93,7 +93,7 @@ def _faults(
 
 def _jumps(rule: Rule) -> tuple[float, ...]:
     """Steady gradients at which u changes though g hardly does, found by bisection in float64."""
-    sizes = 10.0 ** np.arange(-12.0, 12.1, 0.25)
+    sizes = 10.0 ** (np.arange(-12 * 64, 12 * 64 + 1) / 64.0)
     grid = np.concatenate([-sizes[::-1], [0.0], sizes])
     found: list[float] = []
     for step in (1, _STEPS):
@@ -108,21 +108,25 @@ def _at_step(rule: Rule, g: np.ndarray, step: int) -> np.ndarray:
 
 
 def _bisected(f: Callable[[np.ndarray], np.ndarray], grid: np.ndarray) -> list[float]:
-    low, high = grid[:-1].copy(), grid[1:].copy()
-    at_low, at_high = f(low), f(high)
+    """Where f changes by more than 1e-3 of its size between two points, however near they are brought."""
+    low, high = grid[:-1], grid[1:]
+    values = f(grid)
+    at_low, at_high = values[:-1], values[1:]
     with np.errstate(all="ignore"):
-        # Steep is no jump: the change has to stay while the interval shrinks to nothing.
         threshold = 1e-3 * np.maximum(np.abs(at_low), np.abs(at_high))
         for _ in range(120):
-            open_ = np.abs(at_high - at_low) > threshold
-            if not open_.any():
+            steep = np.abs(at_high - at_low) > threshold
+            low, high, at_low, at_high, threshold = (
+                part[steep] for part in (low, high, at_low, at_high, threshold)
+            )
+            if not len(low):
                 return []
             middle = low + 0.5 * (high - low)
             value = f(middle)
             left = np.abs(value - at_low) > np.abs(at_high - value)
             high, at_high = np.where(left, middle, high), np.where(left, value, at_high)
             low, at_low = np.where(left, low, middle), np.where(left, at_low, value)
-        jumping = (np.abs(at_high - at_low) > threshold) & np.isfinite(at_high) & np.isfinite(at_low)
+        jumping = np.isfinite(at_high) & np.isfinite(at_low) & (np.abs(at_high - at_low) > threshold)
     # Beyond 1e8 neighbouring numbers are far apart for a periodic function.
     return [float(x) for x in (0.5 * (low + high))[jumping] if abs(x) < 1e8]
 

@@ -174,8 +174,9 @@ def equal_up_to_constants(a: "Rule", b: "Rule") -> bool:
     Order of terms and factors, signs of constants, numbers against named constants and features against
     their definitions make no difference; an overall factor counts as a constant, as lr can be it.
     """
-    (factor, body), (other_factor, other_body) = _shape_of(a), _shape_of(b)
-    return body == other_body and (factor == other_factor or "c" in (factor, other_factor))
+    one, other = _shape_of(a), _shape_of(b)
+    free, other_free = _scaled("c", *one), _scaled("c", *other)
+    return one == other or (free == other_free and (one == free or other == other_free))
 
 
 def _shape_of(rule: "Rule") -> Any:

@@ -1,0 +1,73 @@
+"""The gallery of named rules."""
+
+import numpy as np
+import pytest
+
+from common.errors import L2OError
+from interchange import named
+from interchange.rule import Rule
+
+
+@pytest.mark.parametrize("name", named.NAMED)
+def test_a_named_rule_is_an_optimizer_that_survives_its_file(name, tmp_path):
+    rule = Rule.named(name)
+    assert rule.name == name and rule.provenance["source"]
+    rule.save(tmp_path / "rule.json")
+    assert Rule.load(tmp_path / "rule.json") == rule
+    u = rule.evaluate({"g": np.random.default_rng(0).normal(size=(30, 4)), "theta": np.zeros((30, 4))})
+    assert np.isfinite(u).all() and np.abs(u).max() > 0.0
+
+
+def test_options_replace_the_defaults():
+    rule = Rule.named("momentum", beta=0.5)
+    assert rule.constants == {"gain": 2.0, "beta": 0.5}
+    np.testing.assert_allclose(rule.evaluate({"g": np.ones((3, 1))})[:, 0], [-1.0, -1.5, -1.75])
+
+
+def test_state_is_what_the_optimizers_are_known_for():
+    floats = {name: Rule.named(name).state_floats for name in named.NAMED}
+    assert floats["sgd"] == 0 and floats["adam"] == 2 and floats["amsgrad"] == 3
+    assert floats["momentum"] == floats["nesterov"] == floats["rmsprop"] == floats["adagrad"] == 1
+    assert floats["lion"] == 1
+
+
+def test_the_published_equations_have_their_published_size():
+    for name, nodes in (("dm_48", 48), ("dm_49", 49)):
+        rule = Rule.named(name)
+        lags = sum(
+            text in str(rule.expression) for text in ("lag(g, 1)", "lag(g, 2)", "lag(g, 10)", "lag(g, 13)")
+        )
+        assert lags == 4
+        # There a lag was a column, here it is three nodes; five stand in each equation.
+        assert rule.complexity - 2 * 5 == nodes
+
+
+def test_faults_name_what_is_known():
+    with pytest.raises(L2OError, match=r"unknown rule 'adem' \(did you mean 'adam'\?\); known: sgd, "):
+        Rule.named("adem")
+    with pytest.raises(L2OError, match="rule 'adam': unknown option 'beta'; known: beta1, beta2, eps"):
+        Rule.named("adam", beta=0.9)
+    with pytest.raises(L2OError, match="nor a rule of the gallery: sgd, "):
+        Rule.load("adem")
+
+
+def test_a_file_comes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Rule.load("sgd") == Rule.named("sgd")
+    Rule.from_text("-2 * g", name="mine").save("sgd")
+    assert Rule.load("sgd").name == "mine"
+
+
+def test_psi_sums_over_features_and_lags():
+    rule = named.psi({"g": "g", "m": "ema(g, 0.9)"}, lags=1, gamma=2.0)
+    values = {"w_g_0": 0.4, "w_g_1": 0.3, "w_m_0": -0.2, "w_m_1": 0.1}
+    g = np.random.default_rng(0).normal(size=(6, 2))
+    m = np.zeros_like(g)
+    for t in range(6):
+        m[t] = 0.9 * (m[t - 1] if t else 0.0) + 0.1 * g[t]
+    want = 0.0
+    for key, x in (("g", g), ("m", m)):
+        for k in (0, 1):
+            past = np.concatenate([np.zeros((k, 2)), x[: len(x) - k]])
+            want = want - values[f"w_{key}_{k}"] * 2.0 * np.tanh(past / 2.0)
+    np.testing.assert_allclose(rule.with_constants(values).evaluate({"g": g}), 0.01 * want, rtol=1e-12)
