@@ -30,6 +30,8 @@ FIELDS = {
     "provenance": dict,
     "sha256": str,
 }
+MAX_NAMES = 1000  # of constants, and of features: an expression has no more nodes
+MAX_TEXT = 50_000  # characters of all expressions together
 _OPTIONAL = ("scale", "complexity", "provenance", "sha256")
 _KIND_NAMES = {str: "text", dict: "an object", int: "an integer", (int, float): "a number"}
 
@@ -74,9 +76,15 @@ def check_payload(payload: Any, where: str) -> None:
     for key, kind in FIELDS.items():
         if key in payload and (not isinstance(payload[key], kind) or isinstance(payload[key], bool)):
             raise RuleError(f"{where}: {key}: {str(payload[key])[:40]!r} is not {_KIND_NAMES[kind]}")
+    for key in ("constants", "features"):
+        if len(payload[key]) > MAX_NAMES:
+            raise RuleError(f"{where}: expected at most {MAX_NAMES} {key}, got {len(payload[key])}")
     for key, text in payload["features"].items():
         if not isinstance(text, str | None):
             raise RuleError(f"{where}: feature {key[:64]!r}: expected an expression or null")
+    written = len(payload["expression"]) + sum(len(text or "") for text in payload["features"].values())
+    if written > MAX_TEXT:
+        raise RuleError(f"{where}: expected expressions of at most {MAX_TEXT} characters, got {written}")
 
 
 def check_names(rule: RuleParts) -> None:

@@ -2,14 +2,24 @@
 
 import ast
 import contextlib
+import dataclasses
+import json
+import keyword
+import os
+import random
+import re
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
 from common.errors import L2OError
 from interchange.emit import TARGETS
-from interchange.parse import ParseError, parse
+from interchange.operators import OPERATORS
+from interchange.parse import NAME, ParseError, parse
 from interchange.rule import Rule
 
 HOSTILE_TEXTS = [
@@ -174,6 +184,13 @@ def test_every_changed_byte_is_noticed(rule, tmp_path):
     assert accepted < len(text) // 10  # a change of white space changes nothing
 
 
+def onnx_without_metadata(content: bytes) -> bytes:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: extra [onnx]")
+    model = onnx.load_from_string(content)
+    model.ClearField("metadata_props")
+    return model.SerializeToString(deterministic=True)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -195,7 +212,9 @@ def test_every_changed_byte_is_noticed(rule, tmp_path):
 def test_names_never_become_code(rule, name, target):
     honest = TARGETS[target].emit(rule)
     hostile = TARGETS[target].emit(Rule(name, rule.expression, rule.constants))
-    if not target.startswith(("numpy", "torch", "tensorflow")):
+    if target == "onnx":  # its metadata is the rule file, and nothing else in it knows the name
+        honest, hostile = (onnx_without_metadata(content) for content in (honest, hostile))
+    if TARGETS[target].suffix != ".py":
         assert hostile == honest
         return
     assert hostile.isascii()
@@ -217,3 +236,104 @@ def test_size_of_inlined_programs_stays_small():
     assert len(rule.program().instructions) < 200
     assert len(Rule.from_text("lag(" * 90 + "g" + ", 100)" * 90).program().writes) == 9000
     assert time.perf_counter() - started < 5.0
+
+
+def test_a_thousand_hostile_files_run_no_code_and_end_quickly(tmp_path):
+    command = [sys.executable, str(Path(__file__).with_name("hostile_rules.py")), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["control"] == ["exec", "open"]
+    assert report["events"] == report["slow"] == report["odd"] == []
+    assert report["valid"] + report["errors"] == 1000 and report["errors"] > 800 and report["valid"] > 50
+    assert report["mib"] < 50.0
+    assert not (tmp_path / "CANARY").exists()
+
+
+def hostile_names(count: int) -> list[str]:
+    draw = random.Random(5)
+    pieces = [
+        '"""',
+        "'''",
+        "\n",
+        "\r",
+        "\\",
+        "import os",
+        "os.system('x')",
+        "{",
+        "}",
+        "{0}",
+        "%s",
+        "%(x)s",
+        "#",
+        "*/",
+        "//",
+        "<",
+        ">",
+        "&",
+        "]]>",
+        "-->",
+        "\\end{document}",
+        "$",
+        "\x00",
+        "\x1b[2J",
+        "\u202e",
+        "\u2028",
+        "é",
+        "😀",
+        "\ufeff",
+        '"',
+        "'",
+        "\\N{DASH}",
+        "\\x41",
+        "f'",
+        "):",
+        "    ",
+        "\t",
+        "NAME",
+        "CONSTANTS",
+        "__builtins__",
+        "constants",
+        "class A: pass",
+        "\f",
+        "\x85",
+        ";",
+    ]
+    return ["".join(draw.choices(pieces, k=draw.randint(1, 12))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_thousand_hostile_names_leave_the_syntax_tree_of_the_template(rule, target):
+    def emitted(name: str) -> str | bytes:
+        given = dataclasses.replace(rule, name=name, provenance={"by": name, "n": [name]})
+        content = TARGETS[target].emit(given)
+        return onnx_without_metadata(content) if target == "onnx" else content
+
+    honest = emitted("honest")
+    for name in hostile_names(1000):
+        content = emitted(name)
+        if TARGETS[target].suffix != ".py":
+            assert content == honest
+            continue
+        # All lines are the template's but one, and that one assigns the name as a literal.
+        pairs = zip(content.split("\n"), honest.split("\n"), strict=True)
+        (changed,) = [line for line, other in pairs if line != other]
+        (statement,) = ast.parse(changed).body
+        assert ast.unparse(statement.targets) == "NAME" and ast.literal_eval(statement.value) == name
+
+
+@pytest.mark.parametrize("target", [name for name, row in TARGETS.items() if row.suffix == ".py"])
+def test_names_of_the_template_may_be_names_of_constants_and_features(target):
+    text = TARGETS[target].emit(Rule.named("adam"))
+    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    used |= {node.arg for node in ast.walk(ast.parse(text)) if isinstance(node, ast.arg)}
+    used = {name for name in used if NAME.fullmatch(name) and name not in ("g", "t", "theta")}
+    assert len(used) > 10
+    for name in sorted(used - {*OPERATORS} - {*keyword.kwlist}):
+        plain = Rule.from_text("c * f", {"c": 2.0}, {"f": "tanh(g)"})
+        hostile = Rule.from_text(f"{name} * f", {name: 2.0}, {"f": "tanh(g)"})
+        texts = [re.sub("rule_[0-9a-f]{16}", "", TARGETS[target].emit(r)) for r in (plain, hostile)]
+        trees = [ast.dump(ast.parse(text)) for text in texts]
+        expected = trees[0].replace("'c * f'", f"'{name} * f'").replace("value='c'", f"value='{name}'")
+        assert trees[1] == expected
