@@ -1,35 +1,82 @@
-"""Export a rule: ``python -m interchange.export RULE.json --to TARGET [-o FILE]``."""
+"""Export a rule or a teacher: ``python -m interchange.export SOURCE --to TARGET [-o FILE]``."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from common.cli import run as run_command
-from common.storage import atomic_write
+from common.errors import L2OError
+from common.storage import atomic_write, open_regular
 from interchange.emit import TARGETS
 from interchange.rule import Rule
+
+if TYPE_CHECKING:
+    from interchange.weights import Teacher
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """What to export, as what, and where to."""
 
-    rule: str = field(default="", metadata={"help": "the rule file"})
+    source: str = field(
+        default="",
+        metadata={"help": "rule file or name; for onnx also a teacher: file, run folder or shipped name"},
+    )
     to: str = field(default="", metadata={"help": "target", "choices": lambda: TARGETS})
     out: str = field(default="", metadata={"help": "file to write; without it the text is printed"})
 
 
-def export(rule: Rule, target: str) -> str:
-    """The rule as the text of the target; an unknown target raises ``L2OError`` listing the known ones."""
-    return TARGETS[target].emit(rule)
+def export(source: "Rule | Teacher", target: str) -> str | bytes:
+    """The rule or teacher as the target's text or, for ONNX, bytes.
+
+    Raises:
+        L2OError: no such target (the message lists them), or one that takes no teachers.
+    """
+    return TARGETS[target].emit(source)
+
+
+def load(source: str) -> "Rule | Teacher":
+    """What ``source`` names: ``rule:FILE``, ``teacher:RUN``, or either without the word.
+
+    Without it a folder, an HDF5 file and the name of a shipped teacher are a teacher, anything else a rule.
+    """
+    kind, colon, rest = source.partition(":")
+    if colon and kind in ("rule", "teacher"):
+        return Rule.load(rest) if kind == "rule" else _teacher(rest)
+    if os.path.isdir(source) or _is_hdf5(source):
+        return _teacher(source)
+    from interchange.weights import shipped_file
+
+    return _teacher(source) if shipped_file(source) else Rule.load(source)
+
+
+def _teacher(source: str) -> "Teacher":
+    from interchange.weights import load_weights
+
+    return load_weights(source)
+
+
+def _is_hdf5(path: str) -> bool:
+    try:
+        with open_regular(path) as file:
+            return file.read(len(_HDF5)) == _HDF5
+    except (OSError, L2OError):
+        return False  # whoever opens it next says why
 
 
 def _body(config: ExportConfig) -> int:
-    text = export(Rule.load(config.rule), config.to)
+    content = export(load(config.source), config.to)
     if config.out:
-        atomic_write(config.out, text.encode())
+        atomic_write(config.out, content)
+    elif isinstance(content, bytes):
+        name = f"NAME{TARGETS[config.to].suffix}"
+        raise L2OError(f"--to {config.to}: expected a file to write, because it is no text; add -o {name}")
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(content)
     return 0
 
 
@@ -40,10 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _body,
         argv,
         prog="python -m interchange.export",
-        description="Export a rule as an equation or as a standalone optimizer.",
-        positional=("rule",),
+        description="Export a rule as an equation or as a standalone optimizer, or a teacher to ONNX.",
+        positional=("source",),
         short={"out": "o"},
-        required=("rule", "to"),
+        required=("source", "to"),
     )
 
 

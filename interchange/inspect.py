@@ -1,4 +1,4 @@
-"""Say what is in a file: trajectories, teacher weights, checkpoint, evaluation or rule.
+"""Say what is in a file: trajectories, teacher weights, checkpoint, evaluation, rule or exported ONNX.
 
 ``python -m interchange.inspect FILE``. The content is checked like everywhere else, its hash included.
 """
@@ -6,14 +6,19 @@
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.cli import run as run_command
 from common.config import option
 from common.errors import L2OError
 from common.storage import ReadError, open_regular, read_json
 
+if TYPE_CHECKING:
+    from interchange.rule import Rule
+    from interchange.weights import Teacher
+
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_ONNX = b"\x08"  # the field every ONNX file opens with, the version of its format
 _SHOWN = 20  # runs, arrays or rows listed one by one
 
 
@@ -21,7 +26,7 @@ _SHOWN = 20  # runs, arrays or rows listed one by one
 class InspectConfig:
     """What ``python -m interchange.inspect`` takes."""
 
-    file: str = option("", "trajectories, weights, checkpoint or evaluation (HDF5), or rule (JSON)")
+    file: str = option("", "trajectories, weights, checkpoint, evaluation (HDF5), rule (JSON), ONNX")
 
 
 def describe(path: str) -> str:
@@ -35,8 +40,10 @@ def describe(path: str) -> str:
         lines = _hdf5(path)
     elif start.lstrip().startswith(b"{"):
         lines = _rule(path)
+    elif start.startswith(_ONNX):
+        lines = _onnx(path)
     else:
-        raise L2OError(f"{path}: expected HDF5 or a rule in JSON, got neither; is it the right file?")
+        raise L2OError(f"{path}: expected HDF5, a rule in JSON or ONNX, got none; is it the right file?")
     return "\n".join(_clean(line) for line in lines)
 
 
@@ -51,6 +58,10 @@ def _rule(path: str) -> Iterator[str]:
     rule = Rule.load(path)
     yield f"l2o-rule {rule.name}, complexity {rule.complexity}"
     yield f"  sha256 {rule.sha256} {_hash_state(read_json(path).get('sha256', ''))}"
+    yield from _rule_lines(rule)
+
+
+def _rule_lines(rule: "Rule") -> Iterator[str]:
     yield f"  u = {rule.scale!r} * ({_text(rule.expression)})"
     for name, value in rule.constants.items():
         yield f"  constant {name} = {value!r}"
@@ -58,6 +69,25 @@ def _rule(path: str) -> Iterator[str]:
         yield f"  feature {name} = {'(no expression)' if expression is None else _text(expression)}"
     for name, value in rule.provenance.items():
         yield f"  {name}: {value}"
+
+
+def _onnx(path: str) -> Iterator[str]:
+    from interchange.onnx_files import read_onnx
+
+    found = read_onnx(path)
+    kind, name = ("rule", found.source.name) if found.is_rule else ("teacher", found.source.row.name)
+    state = "as written here for it" if found.as_written else "NOT what this version writes for it"
+    yield f"l2o-onnx {kind} {name}, opset {found.opset}, {found.nodes} nodes, {state}"
+    for word, infos in (("input", found.inputs), ("output", found.outputs)):
+        for value, shape in list(infos.items())[:_SHOWN]:
+            yield f"  {word} {value} [{', '.join(map(str, shape))}]"
+        yield from _more(len(infos), f"{word}s")
+    if found.is_rule:
+        yield from _rule_lines(found.source)
+        yield from (f"  changed in the file: {name} = {value!r}" for name, value in found.changed().items())
+    else:
+        yield f"  sha256 of the teacher's file: {found.source.sha256}"
+        yield from _teacher_lines(found.source)
 
 
 def _text(expression: Any) -> str:
@@ -116,11 +146,14 @@ def _teacher(tree: Any, path: str) -> Iterator[str]:
 
     if command := shipped_command(path):
         yield f"  made by {command}"
-    found = weights_from_tree(tree, path)
-    for name, value in found.row.to_dict().items():
+    yield from _teacher_lines(weights_from_tree(tree, path))
+
+
+def _teacher_lines(teacher: "Teacher") -> Iterator[str]:
+    for name, value in teacher.row.to_dict().items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         yield f"  {name}: {shown}"
-    yield from _arrays(found.weights)
+    yield from _arrays(teacher.weights)
 
 
 def _checkpoint(tree: Any, path: str) -> Iterator[str]:

@@ -94,7 +94,7 @@ def evaluate(program: Program, inputs: Mapping[str, Any], dtype: Any = np.float6
     Returns:
         One array [T, ...] per output.
     """
-    run = _Sequences(program, inputs, np.dtype(dtype))
+    run = Sequences(program, inputs, np.dtype(dtype))
     last_use = {arg: i for i, ins in enumerate(program.instructions) for arg in ins.args}
     for ins in program.instructions:
         if ins.op == "read":
@@ -121,7 +121,7 @@ def evaluate_with_tangents(
     Returns:
         Value [T, N] and tangents [k, T, N].
     """
-    run = _Sequences(program, inputs, np.dtype(np.float64))
+    run = Sequences(program, inputs, np.dtype(np.float64))
     position = {name: k for k, name in enumerate(wrt)}
     with np.errstate(all="ignore"):
         for ins in program.instructions:
@@ -137,7 +137,7 @@ def evaluate_with_tangents(
     return np.broadcast_to(run.values[source], run.shape), tangents
 
 
-class _Sequences:
+class Sequences:
     """Registers over a whole sequence [T, ...]; values without a time axis stay scalars."""
 
     def __init__(self, program: Program, inputs: Mapping[str, Any], dtype: np.dtype) -> None:
@@ -167,9 +167,15 @@ class _Sequences:
         if ins.op == "ema":
             decay = _decay(self.program, ins, self.inputs)
             drive = self.dtype.type(1.0 - decay) * args[0]
-            return _recur(self.dtype.type(decay), np.broadcast_to(drive, self.shape), time_axis=0)
-        running = np.add if ins.op == "cumsum" else np.maximum
-        return running.accumulate(np.broadcast_to(args[0], self.shape), axis=0)
+            return self.recur(self.dtype.type(decay), np.broadcast_to(drive, self.shape))
+        given = np.broadcast_to(args[0], self.shape)
+        if ins.op == "cummax":
+            return np.maximum.accumulate(given, axis=0)
+        return np.add.accumulate(given, axis=0) + self.dtype.type(0)  # 0 + -0.0, as a step adds, is 0.0
+
+    def recur(self, decay: Any, drive: Array) -> Array:
+        """s[t] = decay * s[t-1] + drive[t] from s = 0, along the time axis."""
+        return _recur(decay, drive, time_axis=0)
 
     def tangent(self, ins: Instruction, out: Any) -> Tangents:
         """Derivatives of register ``ins`` by each constant it depends on; absent means zero."""
@@ -221,6 +227,7 @@ def _recur(decay: Any, drive: Array, time_axis: int) -> Array:
     """s[t] = decay * s[t-1] + drive[t] from s = 0, along ``time_axis``."""
     result = np.array(drive)
     moved = np.moveaxis(result, time_axis, 0)
+    moved[:1] += 0.0  # b * 0 + -0.0, as a step adds, is 0.0
     for t in range(1, len(moved)):
         moved[t] += decay * moved[t - 1]
     return result

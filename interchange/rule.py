@@ -241,6 +241,12 @@ class Rule:
 
         return centered(self)
 
+    def simplified(self) -> "Rule":
+        """The rule with a shorter expression of the same values; itself if no shorter one was found."""
+        from interchange.simplify import simplified
+
+        return simplified(self)
+
     def latex(self) -> str:
         """``u_t = ...`` in LaTeX, constants rounded to 4 significant digits."""
         from interchange.emit import to_latex

@@ -119,10 +119,17 @@ def weights_from_tree(tree: Tree, path: str | os.PathLike[str]) -> Teacher:
     validate(tree, TEACHER, path)
     root = tree.attributes[""]
     row = loads_json(root["teacher_json"], f"{path}: teacher_json")
+    return teacher_from_arrays(row, tree.arrays, tree.sha256, root["created_by"], path)
+
+
+def teacher_from_arrays(
+    row: object, arrays: dict[str, np.ndarray], sha256: str, created_by: str, path: object
+) -> Teacher:
+    """A teacher from its row as JSON data and its arrays, both checked; ``path`` is for messages."""
     teacher = _teacher(path, row)
-    _check(path, teacher, tree.arrays)
-    weights = {name: tree.arrays[name] for name in teacher.weight_shapes()}
-    return Teacher(teacher, weights, tree.sha256, root["created_by"])
+    _check(path, teacher, arrays)
+    weights = {name: arrays[name] for name in teacher.weight_shapes()}
+    return Teacher(teacher, weights, sha256, created_by)
 
 
 def _file(path: str | os.PathLike[str]) -> Path:

@@ -1,26 +1,41 @@
-"""Rules as text and as source files: one module per target, each with ``emit(rule) -> str``.
+"""Rules as text and as files: one module per target, each with ``emit(rule) -> str`` or ``bytes``.
 
 Adding a target is one module and one row; modules are imported when used.
 """
 
 import dataclasses
 import importlib
+from typing import TYPE_CHECKING
 
+from common.errors import L2OError
 from common.registry import Registry
 from interchange.rule import Rule
+
+if TYPE_CHECKING:
+    from interchange.weights import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One row: what the file is called and which module of this package writes it."""
+    """One row: what the file is called and which module of this package writes it.
+
+    Attributes:
+        teachers: the module that writes a trained teacher; "" for none.
+    """
 
     suffix: str
     module: str
     note: str
+    teachers: str = ""
 
-    def emit(self, rule: Rule) -> str:
-        """The content of the exported file."""
-        return importlib.import_module(f"{__name__}.{self.module}").emit(rule)
+    def emit(self, source: "Rule | Teacher") -> str | bytes:
+        """The content of the exported file: text, or bytes where the format is binary."""
+        module = self.module if isinstance(source, Rule) else self.teachers
+        if not module:
+            known = ", ".join(name for name, row in TARGETS.items() if row.teachers)
+            name = next(name for name, row in TARGETS.items() if row is self)
+            raise L2OError(f"a teacher has no form as {name}; export it to {known}, or distill a rule first")
+        return importlib.import_module(f"{__name__}.{module}").emit(source)
 
 
 TARGETS: Registry[Target] = Registry(
@@ -32,5 +47,7 @@ TARGETS: Registry[Target] = Registry(
         "numpy": Target(".py", "to_numpy", "a standalone optimizer in NumPy"),
         "torch": Target(".py", "to_torch", "a standalone torch.optim.Optimizer"),
         "tensorflow": Target(".py", "to_tensorflow", "a standalone keras.optimizers.Optimizer"),
+        "optax": Target(".py", "to_optax", "a standalone optax.GradientTransformationExtraArgs in JAX"),
+        "onnx": Target(".onnx", "to_onnx", "one step, float32, opset 18; a teacher's too", "teacher_onnx"),
     },
 )
