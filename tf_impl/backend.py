@@ -46,7 +46,7 @@ TARGET = "tensorflow"
 USAGE = """from tf_impl import SymbolicOptimizer
 model.compile(optimizer=SymbolicOptimizer(rule="rule.json", learning_rate=1.0), loss=loss)
 model.fit(x, y)  # as with any Keras optimizer"""
-_COUNTERS = ("iteration", "learning_rate", "_step", "_skipped")
+_COUNTERS = ("iteration", "learning_rate", "_step")
 
 
 def teacher_network(

@@ -1,16 +1,24 @@
 """What the optimizers of this backend share: theta += lr * u(g) as a Keras optimizer."""
 
 import abc
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from common.errors import L2OError
+from tf_impl.fused import compiling
+from tf_impl.operators import as_tensor
 from tf_impl.tensors import DTYPES
 
 LearningRate = float | keras.optimizers.schedules.LearningRateSchedule
+State = tuple[tf.Tensor, ...]
+
+FUSED_FROM = 65536  # elements: below, half a second of compiling is more than most runs get back
 
 
 class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
@@ -24,7 +32,11 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         learning_rate: a number >= 0, a schedule, or a function without arguments.
         weight_decay: decoupled; None is none.
         keywords: of every Keras optimizer, such as ``clipnorm``, ``use_ema`` and ``name``.
+
+    Pickles keep the state, other than those of Keras; it is there again once ``build`` is called.
     """
+
+    _fuses = False
 
     def __init__(self, learning_rate: LearningRate, weight_decay: float | None, **keywords: Any) -> None:
         if isinstance(learning_rate, int | float):
@@ -33,9 +45,13 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
                 raise ValueError(f"learning_rate: expected a number >= 0, got {learning_rate}")
         if weight_decay is not None and not weight_decay >= 0.0:
             raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay}")
-        super().__init__(learning_rate, weight_decay=weight_decay, **keywords)
-        if isinstance(learning_rate, float):
-            self._untrack_variable(self._learning_rate)
+        number = isinstance(learning_rate, float)
+        # A function, so that Keras makes no variable in float32: one taken back could not be checkpointed.
+        given = (lambda: learning_rate) if number else learning_rate
+        super().__init__(given, weight_decay=weight_decay, **keywords)
+        # Past Keras' tracking, whose checkpoints know no keys but text.
+        vars(self).update(_compiled={}, _pending=None)
+        if number:
             with keras.name_scope(self.name):
                 self._learning_rate = keras.Variable(
                     learning_rate,
@@ -46,13 +62,11 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
                 )
 
     @abc.abstractmethod
-    def _zero_state(self, p: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _zero_state(self, p: tf.Tensor) -> State:
         """Zero state for one parameter."""
 
     @abc.abstractmethod
-    def _update(
-        self, p: tf.Tensor, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: tf.Tensor
-    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+    def _update(self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor) -> tuple[tf.Tensor, State]:
         """Update u in the shape of ``p`` and the new state; ``t`` counts from 1."""
 
     def _settings(self) -> dict[str, Any]:
@@ -67,18 +81,23 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
     def _prepare(self, variables: Sequence[keras.Variable]) -> None:
         """What is to be done once, before the state is made."""
 
-    def _accepts(self, k: int, u: tf.Tensor) -> tf.Tensor | None:
-        """Whether to make the update of tensor ``k``, a scalar; None is yes, without asking."""
-        del k, u
-        return None
+    def _guarded(
+        self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor, fused: bool
+    ) -> tuple[tf.Tensor | None, tf.Tensor, State]:
+        """Whether to make the update, 0-dim (None is yes, without asking), the update, the state to keep."""
+        del fused
+        return None, *self._update(p, g, state, t)
+
+    def _look(self, k: int, tally: tf.Tensor) -> None:
+        """What a step count [t, skipped in a row] of tensor ``k`` is worth telling."""
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Make the state: per tensor a step count and what ``_zero_state`` says."""
+        """Make the state: per tensor a count of steps taken and skipped, and what ``_zero_state`` says."""
         if self.built:
             return
         super().build(variables)
         self._prepare(variables)
-        self._steps = [self._slot(v, "step", (), "int64") for v in variables]
+        self._tallies = [self._slot(v, "step", (2,), "float64") for v in variables]
         self._states = [
             [
                 self._slot(v, f"s{i}", tuple(a.shape), a.dtype.name)
@@ -86,6 +105,9 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
             ]
             for v in variables
         ]
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self.load_own_variables(pending)
 
     def _slot(self, v: keras.Variable, name: str, shape: tuple[int, ...], dtype: str) -> keras.Variable:
         beside = v.value if isinstance(v, keras.Variable) else v
@@ -98,23 +120,48 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
     ) -> None:
         """One update of one tensor; a sparse gradient is made dense, as u(0) need not be 0."""
         k = self._get_variable_index(variable)
-        work = work_dtype(variable)
-        g, theta = tf.cast(_dense(gradient, variable), work), tf.cast(variable, work)
-        old = tuple(tf.convert_to_tensor(slot) for slot in self._states[k])
-        t = tf.convert_to_tensor(self._steps[k]) + 1
-        u, new = self._update(theta, g, old, t)
-        lr = tf.cast(learning_rate, tf.float64)
-        moved = theta + tf.cast(lr, work) * u
-        if self.weight_decay and self._use_weight_decay(variable):
-            moved = theta * tf.cast(1.0 - lr * self.weight_decay, work) + tf.cast(lr, work) * u
-        ok = self._accepts(k, u)
-        if ok is not None:
-            moved, t = tf.where(ok, moved, theta), tf.where(ok, t, t - 1)
-            new = tuple(tf.where(ok, a, b) for a, b in zip(new, old, strict=True))
+        slots = [self._tallies[k], *self._states[k]]
+        lr = tf.cast(as_tensor(learning_rate), tf.float64)
+        decay = float(self.weight_decay or 0.0) if self._use_weight_decay(variable) else 0.0
+        moved, tally, *state = self._stepper(variable, decay)(
+            tf.convert_to_tensor(variable), _dense(gradient, variable), lr, *map(tf.convert_to_tensor, slots)
+        )
         self.assign(variable, moved)
-        self.assign(self._steps[k], t)
-        for slot, array in zip(self._states[k], new, strict=True):
+        for slot, array in zip(slots, (tally, *state), strict=True):
             self.assign(slot, array)
+        self._look(k, tally)
+
+    def _stepper(self, variable: tf.Variable, decay: float) -> Callable[..., tuple[tf.Tensor, ...]]:
+        """``_advance``, by XLA where that is worth its compilation; compiled once for every shape."""
+        size, known = math.prod(variable.shape), self._compiled
+        inside, fits = compiling(), self._fuses and "CPU" in variable.device
+        if inside or not fits or size < FUSED_FROM:
+            return functools.partial(self._advance, decay, inside and fits)
+        key = (tuple(variable.shape), variable.dtype, decay)
+        if key not in known:
+            # A partial of its own for each, as TensorFlow warns where one function is traced often.
+            known[key] = tf.function(functools.partial(self._advance, decay, True), jit_compile=True)
+        return known[key]
+
+    def _advance(
+        self,
+        decay: float,
+        fused: bool,
+        theta: tf.Tensor,
+        g: tf.Tensor,
+        lr: tf.Tensor,
+        tally: tf.Tensor,
+        *state: tf.Tensor,
+    ) -> tuple[tf.Tensor, ...]:
+        """One step as a pure function: the new parameter, count and state."""
+        work = work_dtype(theta)
+        p, t, rate = tf.cast(theta, work), tally[0] + 1.0, tf.cast(lr, work)
+        ok, u, state = self._guarded(p, tf.cast(g, work), state, t, fused)
+        moved = p * tf.cast(1.0 - lr * decay, work) + rate * u if decay else p + rate * u
+        if ok is None:
+            return tf.cast(moved, theta.dtype), tf.stack([t, tally[1]]), *state
+        tally = tf.where(ok, tf.stack([t, tf.zeros_like(t)]), tally + tf.constant([0.0, 1.0], tf.float64))
+        return tf.cast(tf.where(ok, moved, p), theta.dtype), tally, *state
 
     def get_config(self) -> dict[str, Any]:
         """What makes the same optimizer again, JSON-ready and exact."""
@@ -139,7 +186,39 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
                 f"{self.name}: expected state of {len(self.variables)} arrays, got {len(store.keys())}; load "
                 "it into an optimizer with the same rule, teacher and settings"
             )
+        for k, variable in enumerate(self.variables):
+            if tuple(variable.shape) != tuple(np.shape(store[str(k)])):
+                raise L2OError(
+                    f"{self.name}: expected state of shape {tuple(variable.shape)}, got "
+                    f"{np.shape(store[str(k)])}; load it into an optimizer of the same parameters"
+                )
         super().load_own_variables(store)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays: dict[str, np.ndarray] | None = self._pending
+        if self.built:
+            self.save_own_variables(arrays := {})
+        pattern = getattr(self, "_exclude_from_weight_decay_pattern", None)
+        if getattr(self, "_exclude_from_weight_decay", None):
+            raise L2OError(
+                f"{self.name}: expected names in exclude_from_weight_decay, got variables; a pickle "
+                "cannot hold those, so use var_names"
+            )
+        return _unpickled, (type(self), self.get_config(), arrays, pattern and pattern.pattern)
+
+
+def _unpickled(
+    kind: type[CoordinateOptimizer],
+    config: dict[str, Any],
+    arrays: Mapping[str, np.ndarray] | None,
+    excluded: str | None,
+) -> CoordinateOptimizer:
+    """An optimizer from its pickle, its state waiting for ``build``."""
+    optimizer = kind.from_config(config)
+    if excluded:
+        optimizer.exclude_from_weight_decay(var_names=[excluded])
+    vars(optimizer)["_pending"] = arrays
+    return optimizer
 
 
 def work_dtype(variable: tf.Variable | keras.Variable) -> tf.DType:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from interchange.compiler import Program
+from interchange.compiler import Instruction, Program
 from tf_impl.operators import OPERATORS, as_tensor, op_add, op_div, op_max, op_mul
 
 Scalar = float | tf.Tensor
@@ -64,7 +64,7 @@ class Lowered:
                 x, b = args[0], _float64(args[1])
                 value = op_add(op_mul(b, state[ins.slot]), op_mul(1.0 - b, x))
             elif ins.op == "unbias":
-                value = op_div(args[0], _one_minus_power(args[1], t))
+                value = self._unbiased(args[0], _one_minus_power(args[1], t))
             elif ins.op == "cumsum":
                 value = op_add(state[ins.slot], args[0])
             elif ins.op == "cummax":
@@ -72,13 +72,19 @@ class Lowered:
                 x = tf.cast(as_tensor(args[0]), old.dtype)
                 value = tf.where(tf.equal(t, 1), x, op_max(old, x))
             else:
-                value = OPERATORS[ins.op](*args)
+                value = self._pointwise(ins, args)
             values.append(value)
         outputs = tuple(values[i] for i in self.program.outputs)
         new_state = tuple(
             self._kept(values[i], old) for i, old in zip(self.program.writes, state, strict=True)
         )
         return outputs, new_state
+
+    def _pointwise(self, ins: Instruction, args: list[Scalar]) -> Scalar:
+        return OPERATORS[ins.op](*args)
+
+    def _unbiased(self, x: Scalar, factor: Scalar) -> Scalar:
+        return op_div(x, factor)
 
     def _kept(self, value: Scalar, old: tf.Tensor) -> tf.Tensor:
         """A value as state: like ``old``."""

@@ -129,8 +129,12 @@ def op_log1p(a: Value) -> Tensor:
 
 def op_cbrt(a: Value) -> Tensor:
     a = as_tensor(a)
-    zero, safe = _nonzero(a)
-    return tf.where(zero, tf.zeros_like(a), tf.sign(safe) * tf.pow(tf.abs(safe), 1.0 / 3.0))
+    edge = tf.equal(a, 0) | tf.math.is_inf(a)
+    size = tf.abs(tf.where(edge, tf.ones_like(a), a))
+    root = tf.pow(size, 1.0 / 3.0)
+    # 1/3 is rounded, which costs a root of 1e-300 the last two digits; one step of Newton brings them back.
+    root -= (root - size / (root * root)) / 3.0
+    return tf.where(edge, tf.stop_gradient(a), tf.sign(a) * root)
 
 
 def op_exp(a: Value) -> Tensor:
@@ -189,7 +193,11 @@ def op_relu(a: Value) -> Tensor:
 
 def op_softsign(a: Value) -> Tensor:
     a = as_tensor(a)
-    return a / (1.0 + tf.abs(a))
+    # Autodiff of a / (1 + abs(a)) cancels where a is large, so there it is 1 / (1 + 1 / a).
+    large = (tf.abs(a) > 1) & tf.math.is_finite(a)
+    safe, small = tf.where(large, a, tf.ones_like(a)), tf.where(large, tf.zeros_like(a), a)
+    small = small / (1.0 + tf.abs(small))
+    return tf.where(large, tf.sign(safe) / (1.0 + 1.0 / tf.abs(safe)), small)
 
 
 def op_max(a: Value, b: Value) -> Tensor:

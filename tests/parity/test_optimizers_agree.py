@@ -110,6 +110,7 @@ def assert_close(got, want, rtol: float, atol: float) -> None:
             np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=f"step {step + 1}")
 
 
+@pytest.mark.filterwarnings("ignore:rule .* moves weights at zero gradient")
 @pytest.mark.parametrize("name", PAIRS)
 def test_rules_and_teachers_agree_over_50_steps(name):
     torchs, kerases = PAIRS[name]
