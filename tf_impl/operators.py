@@ -159,7 +159,8 @@ def op_asinh(a: Value) -> Tensor:
 
 def op_erf(a: Value) -> Tensor:
     # In float64 tf.math.erf is NaN from about 1e154 on; beyond 27 erf is 1 and its derivative below 1e-308.
-    return tf.math.erf(tf.clip_by_value(as_tensor(a), -27.0, 27.0))
+    a = as_tensor(a)
+    return keep_nan(tf.math.erf(tf.clip_by_value(a, -27.0, 27.0)), a)  # in a loop XLA clips nan to 27
 
 
 def op_erfc(a: Value) -> Tensor:

@@ -1,6 +1,7 @@
 """Optimizers named by a SPEC: teachers, rules and baselines, for recording and evaluation."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,7 +33,9 @@ class Source:
         if self.loaded is None:
             return baselines.make(self.spec.target, params, lr, self.spec.options)
         kind = SymbolicOptimizer if isinstance(self.loaded, Rule) else LearnedOptimizer
-        optimizer = kind(self.loaded, lr)
+        with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
+            warnings.simplefilter("ignore", RuntimeWarning)
+            optimizer = kind(self.loaded, lr)
         optimizer.build(list(params))
         return optimizer
 

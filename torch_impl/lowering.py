@@ -20,6 +20,14 @@ def _one_minus_power(b: Scalar, t: Scalar) -> Scalar:
     return -torch.expm1(torch.as_tensor(t, **where) * torch.log(torch.as_tensor(b, **where)))
 
 
+def _unbiased(average: Scalar, factor: Scalar) -> Scalar:
+    """average / factor."""
+    if not torch.compiler.is_compiling() or not isinstance(factor, torch.Tensor):
+        return average / factor
+    # The sum of one number is something inductor keeps; else it forms the power anew for every few elements.
+    return average * (1.0 / factor).reshape(1).cumsum(0).reshape(())
+
+
 class Lowered:
     """A program as a pure function of inputs, state and step count.
 
@@ -60,7 +68,7 @@ class Lowered:
                 x, b = args
                 value = b * state[ins.slot] + (1.0 - b) * x
             elif ins.op == "unbias":
-                value = args[0] / _one_minus_power(args[1], t)
+                value = _unbiased(args[0], _one_minus_power(args[1], t))
             elif ins.op == "cumsum":
                 value = state[ins.slot] + args[0]
             elif ins.op == "cummax":

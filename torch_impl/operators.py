@@ -28,6 +28,13 @@ def keep_nan(out: Tensor, *args: Tensor) -> Tensor:
     return out
 
 
+def _pair(a: Value, b: Value) -> tuple[Tensor, Tensor]:
+    """Both in one dtype, so that a number below the smallest one of it is 0 in every place."""
+    a, b = as_tensor(a), as_tensor(b)
+    dtype = torch.result_type(a, b)
+    return a.to(dtype), b.to(dtype)
+
+
 def op_add(a: Value, b: Value) -> Value:
     return a + b
 
@@ -66,7 +73,7 @@ def op_sign(a: Value) -> Tensor:
 
 
 def op_pow(a: Value, b: Value) -> Tensor:
-    a, b = as_tensor(a), as_tensor(b)
+    a, b = _pair(a, b)
     zero = a == 0
     safe = torch.where(zero, 1.0, a)
     at_zero = 0.0 * torch.pow(torch.zeros_like(b), b.detach())
@@ -75,7 +82,7 @@ def op_pow(a: Value, b: Value) -> Tensor:
 
 
 def op_powabs(a: Value, b: Value) -> Tensor:
-    a, b = as_tensor(a), as_tensor(b)
+    a, b = _pair(a, b)
     zero = a == 0
     safe = torch.where(zero, 1.0, a)
     at_zero = torch.pow(torch.zeros_like(b), b.detach())
@@ -105,9 +112,12 @@ def op_log1p(a: Value) -> Tensor:
 
 def op_cbrt(a: Value) -> Tensor:
     a = as_tensor(a)
-    zero = a == 0
-    safe = torch.where(zero, 1.0, a)
-    return torch.where(zero, 0.0, torch.sign(safe) * torch.pow(torch.abs(safe), 1.0 / 3.0))
+    edge = (a == 0) | torch.isinf(a)
+    size = torch.abs(torch.where(edge, 1.0, a))
+    root = torch.pow(size, 1.0 / 3.0)
+    # 1/3 is rounded, which costs a root of 1e-300 the last two digits; one step of Newton brings them back.
+    root = root - (root - size / (root * root)) / 3.0
+    return torch.where(edge, a.detach(), torch.sign(a) * root)
 
 
 def op_exp(a: Value) -> Tensor:
@@ -164,7 +174,11 @@ def op_relu(a: Value) -> Tensor:
 
 def op_softsign(a: Value) -> Tensor:
     a = as_tensor(a)
-    return a / (1.0 + torch.abs(a))
+    # Autodiff of a / (1 + abs(a)) cancels where a is large, so there it is 1 / (1 + 1 / a).
+    large = (torch.abs(a) > 1) & torch.isfinite(a)
+    safe, small = torch.where(large, a, 1.0), torch.where(large, 0.0, a)
+    small = small / (1.0 + torch.abs(small))
+    return torch.where(large, torch.sign(safe) / (1.0 + 1.0 / torch.abs(safe)), small)
 
 
 def op_max(a: Value, b: Value) -> Tensor:

@@ -1,153 +1,44 @@
 """Teachers and rules as ordinary ``torch.optim.Optimizer``: drop them into any training loop."""
 
-import abc
 import os
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
 from common.errors import L2OError
-from interchange.rule import Rule
+from interchange.expression import to_text
+from interchange.rule import Rule, zero_update
 from interchange.weights import Teacher, load_weights
+from torch_impl.blocks import Blocks
+from torch_impl.lowering import Lowered
+from torch_impl.pieces import Item, Settings
+from torch_impl.stepping import CoordinateOptimizer, NonFinite, NonFiniteError, number
 from torch_impl.symbolic import lower
 from torch_impl.teachers import TeacherNetwork
 
-_LOOK_EVERY = 100  # steps between two looks of the host at the counters of skipped updates
-_MOST_IN_A_ROW = 10
-NonFinite = Literal["skip", "raise", "off"]
+__all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
+
+AnyRule = Rule | str | os.PathLike[str]
 
 
-class NonFiniteError(RuntimeError):
-    """Updates stayed non-finite."""
-
-
-class _CoordinateOptimizer(torch.optim.Optimizer, abc.ABC):
-    """theta += lr * u(g), one coordinate like another; what both optimizers below share.
-
-    An update with a value that is not finite is skipped for its whole tensor, state included
-    (FORMATS.md section 3, Non-finite updates).
-    """
-
-    _calls = 0
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | torch.Tensor,
-        weight_decay: float,
-        maximize: bool,
-        nonfinite: NonFinite,
-    ) -> None:
-        if isinstance(lr, torch.Tensor) and lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-        if not float(lr) >= 0.0:
-            raise ValueError(f"lr: expected a number >= 0, got {lr}")
-        if not weight_decay >= 0.0:
-            raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay}")
-        if nonfinite not in ("skip", "raise", "off"):
-            raise ValueError(f"nonfinite: expected skip, raise or off, got {nonfinite!r}")
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "nonfinite": nonfinite,
-            "differentiable": False,
-        }
-        super().__init__(params, defaults)
-
-    @abc.abstractmethod
-    def _zero_state(self, p: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Zero state for one parameter."""
-
-    @abc.abstractmethod
-    def _update(
-        self, p: torch.Tensor, g: torch.Tensor, state: tuple[torch.Tensor, ...], t: int | torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Update u in the shape of ``p`` and the new state; ``t`` counts from 1."""
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-        """One update of every parameter that has a gradient; returns the closure's loss.
-
-        Raises:
-            RuntimeError: a gradient is sparse.
-            NonFiniteError: updates stayed non-finite for 10 steps in a row.
-        """
-        self._calls += 1
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step_one(p, group)
-        return loss
-
-    def _step_one(self, p: torch.Tensor, group: dict[str, Any]) -> None:
-        if p.grad.is_sparse:
-            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients; use .to_dense()")
-        state = self.state[p]
-        work = torch.promote_types(p.dtype, torch.float32)
-        if not state:
-            state["step"] = torch.zeros((), device=p.device)
-            state["skipped"] = torch.zeros((), dtype=torch.int64, device=p.device)
-            for i, array in enumerate(self._zero_state(p.to(work))):
-                state[f"s{i}"] = array
-        old = tuple(state[f"s{i}"] for i in range(len(state) - 2))
-        theta, g = p.to(work), p.grad.to(work)
-        t = state["step"] + 1 if p.is_cuda else int(state["step"]) + 1  # no synchronisation
-        u, new = self._update(theta, -g if group["maximize"] else g, old, t)
-        lr = group["lr"]
-        if isinstance(lr, torch.Tensor):
-            lr = lr.reshape(())  # one of shape [1] would give a 0-dim parameter a dimension
-        if group["nonfinite"] != "off":
-            ok = torch.isfinite(u).all()
-            state["skipped"].copy_(torch.where(ok, 0, state["skipped"] + 1))
-            look = group["nonfinite"] == "raise" or self._calls % _LOOK_EVERY == 0 or not p.is_cuda
-            if look and not bool(ok):
-                self._refuse(p, int(state["skipped"]), group["nonfinite"])
-                return
-            if not look:
-                u = torch.where(ok, u, torch.zeros_like(u))
-                new = tuple(torch.where(ok, a, b) for a, b in zip(new, old, strict=True))
-                t = torch.where(ok, t, t - 1)
-        p.copy_(theta * (1.0 - lr * group["weight_decay"]) + lr * u)
-        state["step"].copy_(torch.as_tensor(t))
-        for i, array in enumerate(new):
-            state[f"s{i}"] = array
-
-    def _refuse(self, p: torch.Tensor, in_a_row: int, mode: NonFinite) -> None:
-        if mode == "raise" or in_a_row >= _MOST_IN_A_ROW:
-            raise NonFiniteError(
-                f"{type(self).__name__}: the update of a parameter of shape {tuple(p.shape)} was not finite "
-                f"{in_a_row} times in a row; lower lr, or look for nan or inf in the gradients"
-            )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but state keeps the dtype it was saved in (torch casts it, pytorch#43706).
-
-        State is copied: steps are counted in place, and two optimizers must not count together.
-        """
-        super().load_state_dict(state_dict)
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for number, p in zip(numbers, params, strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
-                self.state[p][key] = value.to(device=p.device, copy=True)
-
-
-class SymbolicOptimizer(_CoordinateOptimizer):
+class SymbolicOptimizer(CoordinateOptimizer):
     """A rule as an optimizer: theta += lr * scale * expression(g).
 
     Args:
-        params: as for any torch optimizer.
+        params: as for any torch optimizer; a group may have its own ``rule``, ``constants`` and ``center``.
         rule: a ``Rule`` or the path of a rule file.
         lr: multiplier on the rule's update; 1 is the rule as distilled or tuned.
+        constants: in place of some of the rule's own; 0-dim tensors may be changed, or differentiated by.
+        center: subtract what the rule does at zero gradient.
         weight_decay: decoupled, theta *= 1 - lr * weight_decay.
         nonfinite: ``skip`` keeps a tensor whose update is not finite as it is, ``raise`` raises at once,
             ``off`` does not look.
+        maximize: ascend.
+        foreach: False works tensor by tensor; otherwise, on the CPU, many at once and large ones in pieces.
+        capturable: decide what to skip by masks on the device, so that a CUDA graph can hold the step.
+        differentiable: let gradients flow through the step: to lr, constants, gradients, parameters, state.
 
     State per parameter: ``rule.state_floats`` arrays in its shape, float32 at least, and a step count.
     """
@@ -155,53 +46,175 @@ class SymbolicOptimizer(_CoordinateOptimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        rule: Rule | str | os.PathLike[str],
+        rule: AnyRule,
         lr: float | torch.Tensor = 1.0,
         *,
+        constants: Mapping[str, float | torch.Tensor] | None = None,
+        center: bool = False,
         weight_decay: float = 0.0,
-        maximize: bool = False,
         nonfinite: NonFinite = "skip",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
-        self.rule = rule if isinstance(rule, Rule) else Rule.load(rule)
-        self._bind()
-        super().__init__(params, lr, weight_decay, maximize, nonfinite)
+        self._bound: dict[tuple[str, bool], _Bound] = {}
+        options = {"maximize": maximize, "foreach": foreach, "capturable": capturable}
+        options |= {"differentiable": differentiable, "center": center} | _named(rule, constants or {})
+        super().__init__(params, lr, weight_decay, nonfinite, **options)
 
-    def _bind(self) -> None:
-        missing = [name for name, node in self.rule.features.items() if node is None]
-        if missing:
-            raise L2OError(
-                f"rule {self.rule.name!r}: feature {missing[0]!r} has no definition over g, so it can be "
-                "evaluated on arrays only; add its expression under 'features'"
-            )
-        self._lowered = lower(self.rule)
+    @property
+    def rule(self) -> Rule:
+        """The rule of the first parameter group, with the constants it was given."""
+        group = self.param_groups[0]
+        return _with_constants(group)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"rule_json": self.rule.to_json()}
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; ``rule``, ``constants`` and ``center`` of the group count before the optimizer's."""
+        if isinstance(param_group, dict):
+            group = self.defaults | param_group
+            own = param_group.get("constants", {} if "rule" in param_group else self.defaults["constants"])
+            param_group.update(_named(group["rule"], own))
+            if not group["center"] and all(_differ(param_group, other) for other in self.param_groups):
+                _warn_of_bias(_with_constants(param_group))
+        super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "rule_json" in state:
-            self.rule = Rule.from_json(state.pop("rule_json"))
-            self._bind()
+        old = state.pop("rule_json", None)  # of pickles from before rules were in the groups
+        self.__dict__.setdefault("_bound", {})
         super().__setstate__(state)
+        if old is not None:
+            self.defaults |= {"center": False, **_named(old, {})}
+        for group in self.param_groups:
+            for key in ("rule", "constants", "center"):
+                group.setdefault(key, self.defaults[key])
 
-    def _zero_state(self, p: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self._lowered.initial_state(p)
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for index, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {index}")
+            shown = {**group, "rule": to_text(self._of(group).rule.expression)}
+            lines += [f"    {key}: {shown[key]}" for key in sorted(shown) if key != "params"]
+        return "\n".join([*lines, ")"])
+
+    def _of(self, group: dict[str, Any]) -> "_Bound":
+        key = group["rule"], group["center"]
+        if key not in self._bound:
+            self._bound[key] = _Bound(*key)
+        return self._bound[key]
+
+    def _zero_state(self, p: torch.Tensor, group: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        return self._of(group).lowered.initial_state(p)
 
     def _update(
-        self, p: torch.Tensor, g: torch.Tensor, state: tuple[torch.Tensor, ...], t: int | torch.Tensor
+        self,
+        p: torch.Tensor,
+        g: torch.Tensor,
+        state: tuple[torch.Tensor, ...],
+        t: int | torch.Tensor,
+        group: dict[str, Any],
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        (out,), state = self._lowered.step({"g": g, "theta": p, **self.rule.constants}, state, t)
-        return self.rule.scale * torch.as_tensor(out, dtype=p.dtype, device=p.device).expand_as(p), state
+        bound = self._of(group)
+        constants = {name: _zero_dim(value) for name, value in group["constants"].items()}
+        (out,), state = bound.lowered.step({"g": g, "theta": p, **constants}, state, t)
+        return bound.scale * torch.as_tensor(out, dtype=p.dtype, device=p.device).expand_as(p), state
+
+    def _many(
+        self,
+        group: dict[str, Any],
+        params: list[torch.Tensor],
+        grads: list[torch.Tensor],
+        states: list[tuple[torch.Tensor, ...]],
+        steps: list[int],
+    ) -> list[bool]:
+        constants = {name: number(value) for name, value in group["constants"].items()}
+        lr, guard = number(group["lr"]), group["nonfinite"] != "off"
+        settings = Settings(1.0 - lr * group["weight_decay"], lr, group["maximize"], guard)
+        accepted = [True] * len(params)
+        alike: dict[tuple[torch.dtype, int], list[int]] = {}
+        for k, (p, t) in enumerate(zip(params, steps, strict=True)):
+            alike.setdefault((p.dtype if p.dtype == torch.float64 else torch.float32, t), []).append(k)
+        for (dtype, t), numbers in alike.items():
+            for exact in (False, True) if guard else (True,):
+                items = [Item(params[k], grads[k], states[k]) for k in numbers]
+                oks = self._of(group).blocks(dtype, exact).step(items, constants, t, settings)
+                # What the fast way refuses may be fine: it gives nan where a state is infinite.
+                numbers = [k for k, ok in zip(numbers, oks, strict=True) if not ok]
+                if not numbers:
+                    break
+            for k in numbers:
+                accepted[k] = False
+        return accepted
 
 
-class LearnedOptimizer(_CoordinateOptimizer):
+class _Bound:
+    """A group's rule, ready to run."""
+
+    def __init__(self, text: str, center: bool) -> None:
+        rule = Rule.from_json(text)
+        self.rule = rule.centered() if center else rule
+        self.lowered: Lowered = lower(self.rule)
+        self.scale = self.rule.scale
+        self._blocks: dict[tuple[torch.dtype, bool], Blocks] = {}
+
+    def blocks(self, dtype: torch.dtype, exact: bool) -> Blocks:
+        key = dtype, exact
+        if key not in self._blocks:
+            self._blocks[key] = Blocks(self.lowered.program, self.scale, dtype, exact)
+        return self._blocks[key]
+
+
+def _named(given: AnyRule, constants: Mapping[str, float | torch.Tensor]) -> dict[str, Any]:
+    """A group's ``rule`` and ``constants``: plain text and numbers, which every way of saving keeps."""
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        rule = Rule.from_json(given)
+    else:
+        rule = given if isinstance(given, Rule) else Rule.load(given)
+    missing = [name for name, node in rule.features.items() if node is None]
+    if missing:
+        raise L2OError(
+            f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g, so it can be "
+            "evaluated on arrays only; add its expression under 'features'"
+        )
+    for name, value in constants.items():
+        if isinstance(value, torch.Tensor) and value.numel() != 1:
+            raise L2OError(f"constant {name!r}: expected one number, got a tensor of {value.numel()}")
+    rule.with_constants({name: number(value) for name, value in constants.items()})
+    return {"rule": rule.to_json(), "constants": {**rule.constants, **constants}}
+
+
+def _with_constants(group: Mapping[str, Any]) -> Rule:
+    values = {name: number(value) for name, value in group["constants"].items()}
+    return Rule.from_json(group["rule"]).with_constants(values)
+
+
+def _differ(group: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return group["rule"] != other["rule"] or group["constants"] != other["constants"]
+
+
+def _warn_of_bias(rule: Rule) -> None:
+    if (moves := zero_update(rule)) > 0.0:
+        warnings.warn(
+            f"rule {rule.name!r} moves weights at zero gradient, by up to {moves:.3g} * lr a step; "
+            "center=True subtracts that",
+            RuntimeWarning,
+            stacklevel=6,
+        )
+
+
+def _zero_dim(value: float | torch.Tensor) -> float | torch.Tensor:
+    """A constant; a tensor as 0-dim float64, in which 1 - b is formed."""
+    return value.reshape(()).to(torch.float64) if isinstance(value, torch.Tensor) else value
+
+
+class LearnedOptimizer(CoordinateOptimizer):
     """A meta-trained teacher as an optimizer: theta += lr * scale * output(LSTM(features(g))).
 
     Args:
         params: as for any torch optimizer.
         teacher: a run folder, a ``teacher.h5`` file, or ``Teacher``.
         lr: multiplier on the teacher's update.
-        weight_decay, maximize, nonfinite: as for ``SymbolicOptimizer``.
+        weight_decay, nonfinite, maximize, capturable, differentiable: as for ``SymbolicOptimizer``.
 
     State per parameter tensor of n elements: h and c of every cell, [hidden, n], and the features'.
     """
@@ -213,12 +226,15 @@ class LearnedOptimizer(_CoordinateOptimizer):
         lr: float | torch.Tensor = 1.0,
         *,
         weight_decay: float = 0.0,
-        maximize: bool = False,
         nonfinite: NonFinite = "skip",
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
         self._given = teacher if isinstance(teacher, Teacher) else load_weights(teacher)
         self._networks: dict[tuple[torch.dtype, torch.device], TeacherNetwork] = {}
-        super().__init__(params, lr, weight_decay, maximize, nonfinite)
+        options = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
+        super().__init__(params, lr, weight_decay, nonfinite, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"teacher": self._given}
@@ -234,12 +250,17 @@ class LearnedOptimizer(_CoordinateOptimizer):
             self._networks[key] = TeacherNetwork(self._given.row, self._given.weights, *key)
         return self._networks[key]
 
-    def _zero_state(self, p: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _zero_state(self, p: torch.Tensor, group: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         zero = self._network(p).initial_state(p.reshape(-1))
         return zero.features + zero.network
 
     def _update(
-        self, p: torch.Tensor, g: torch.Tensor, state: tuple[torch.Tensor, ...], t: int | torch.Tensor
+        self,
+        p: torch.Tensor,
+        g: torch.Tensor,
+        state: tuple[torch.Tensor, ...],
+        t: int | torch.Tensor,
+        group: dict[str, Any],
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         network = self._network(p)
         count = len(state) - 2 * len(network.teacher.lstm)

@@ -1,6 +1,7 @@
 """Optimizers named by a SPEC: teachers, rules and baselines, for recording and evaluation."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,7 +30,9 @@ class Source:
     def optimizer(self, params: Iterable[torch.Tensor], lr: float) -> torch.optim.Optimizer:
         """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update."""
         if isinstance(self.loaded, Rule):
-            return SymbolicOptimizer(params, self.loaded, lr)
+            with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
+                warnings.simplefilter("ignore", RuntimeWarning)
+                return SymbolicOptimizer(params, self.loaded, lr)
         if isinstance(self.loaded, Teacher):
             return LearnedOptimizer(params, self.loaded, lr)
         return baselines.make(self.spec.target, params, lr, self.spec.options)

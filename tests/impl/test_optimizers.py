@@ -252,6 +252,21 @@ def test_a_closure_is_evaluated_with_gradients_and_its_loss_returned(make):
 
 
 @every_optimizer
+@pytest.mark.parametrize("option", ["capturable", "differentiable"])
+def test_masked_and_differentiable_steps_are_the_same_steps(make, option):
+    params, others, grads = parameters(), parameters(), gradients(5)
+    grads[2][1][0] = np.inf
+    for p in params:
+        p.requires_grad_(False)  # a leaf cannot be changed in place while gradients are recorded
+    optimizer, other = make(params, weight_decay=0.1, **{option: True}), make(others, weight_decay=0.1)
+    feed(optimizer, params, grads)
+    feed(other, others, grads)
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q.detach(), rtol=1e-12, atol=1e-14)
+        assert optimizer.state[p]["step"] == other.state[q]["step"]
+
+
+@every_optimizer
 def test_maximize_is_minimizing_the_negative(make):
     params, others = parameters(), parameters()
     feed(make(params, maximize=True, weight_decay=0.1, lr=0.5), params, gradients(5))
@@ -421,6 +436,7 @@ def test_a_rule_over_a_column_without_definition_is_refused():
         ("1 / t", lambda theta, t: theta + 1 / t),
     ],
 )
+@pytest.mark.filterwarnings("ignore:rule 'rule' moves weights:RuntimeWarning")
 def test_rules_may_read_theta_and_t_or_nothing(expression, by_hand):
     params = parameters()
     optimizer = SymbolicOptimizer(params, Rule.from_text(expression))

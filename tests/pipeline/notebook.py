@@ -105,7 +105,7 @@ print(result)
 data = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
 target = data.sum(1, keepdim=True).tanh()
 for make in (
-    lambda params: SymbolicOptimizer(params, tuned),
+    lambda params: SymbolicOptimizer(params, tuned, center=True),
     lambda params: LearnedOptimizer(params, "rp_s"),
     lambda params: torch.optim.Adam(params, lr=0.02),
 ):

@@ -1,0 +1,243 @@
+"""Rules in parameter groups: their own equations and constants, gradients through steps, compiled steps."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from interchange.rule import Rule
+
+torch = pytest.importorskip("torch")
+
+from torch._dynamo.testing import CompileCounter  # noqa: E402
+
+from torch_impl.optimizers import NonFiniteError, SymbolicOptimizer  # noqa: E402
+
+ADAM = Rule.named("adam")
+L2O = Rule.from_text(
+    "-c0 * tanh(m_tilde / c1) / (1 + t / 50) - c2 * asinh(lag(g, 2))",
+    {"c0": 0.2, "c1": 0.7, "c2": 0.3, "b": 0.9},
+    {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
+    scale=0.5,
+)
+AVERAGE = Rule.from_text("-c0 * ema_hat(g, b) - 0.1 * tanh(lag(g, 1))", {"c0": 0.5, "b": 0.8})
+BIASED = Rule.from_text("0.25 - g")
+
+
+def parameters(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
+    draw = np.random.default_rng(0)
+    return [torch.nn.Parameter(torch.tensor(draw.normal(size=s)).to(dtype)) for s in ((4, 3), (5,), ())]
+
+
+def feed(optimizer, params, steps: range) -> None:
+    for step in steps:
+        draw = np.random.default_rng(step)
+        for p in params:
+            p.grad = torch.tensor(np.asarray(draw.normal(size=tuple(p.shape)))).to(p.dtype)
+        optimizer.step()
+
+
+def test_two_groups_with_different_rules_are_two_optimizers(tmp_path):
+    L2O.save(tmp_path / "rule.json")
+    params, others = parameters(), parameters()
+    own = {"params": params[:1], "rule": tmp_path / "rule.json", "constants": {"c0": 0.9}}
+    together = SymbolicOptimizer([own, {"params": params[1:]}], ADAM, lr=0.1, constants={"beta1": 0.5})
+    apart = [
+        SymbolicOptimizer(others[:1], L2O.with_constants({"c0": 0.9}), lr=0.1),
+        SymbolicOptimizer(others[1:], ADAM.with_constants({"beta1": 0.5}), lr=0.1),
+    ]
+    feed(together, params, range(5))
+    for step in range(5):
+        draw = np.random.default_rng(step)
+        for p in others:
+            p.grad = torch.tensor(np.asarray(draw.normal(size=tuple(p.shape))))
+        for optimizer in apart:
+            optimizer.step()
+    assert all(map(torch.equal, params, others))
+    assert together.state[params[0]].keys() - together.state[params[1]].keys() == {"s2", "s3"}
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_constants_may_be_changed_between_steps(foreach):
+    """A number in the group, or a tensor in place."""
+    c0 = torch.tensor(0.5, dtype=torch.float64)
+    params, others = parameters(), parameters()
+    optimizer = SymbolicOptimizer(params, AVERAGE, constants={"c0": c0}, foreach=foreach)
+    other = SymbolicOptimizer(others, AVERAGE, foreach=foreach)
+    feed(optimizer, params, range(3))
+    feed(other, others, range(3))
+    c0.fill_(0.125)
+    optimizer.param_groups[0]["constants"]["b"] = other.param_groups[0]["constants"]["b"] = 0.4
+    other.param_groups[0]["constants"]["c0"] = 0.125
+    feed(optimizer, params, range(3, 6))
+    feed(other, others, range(3, 6))
+    assert all(map(torch.equal, params, others))
+    assert optimizer.rule.constants == {"c0": 0.125, "b": 0.4}
+
+
+def test_a_rule_that_moves_weights_at_zero_gradient_is_warned_of_once():
+    params = parameters()
+    with pytest.warns(RuntimeWarning, match=r"by up to 0\.25 \* lr a step; center=True") as told:
+        SymbolicOptimizer([{"params": [p]} for p in params], BIASED)
+    assert len(told) == 1 and told[0].filename == __file__
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_center_subtracts_what_the_rule_does_at_zero_gradient(foreach):
+    (p,) = params = parameters()[1:2]
+    optimizer = SymbolicOptimizer(params, BIASED, lr=0.1, center=True, foreach=foreach)
+    before = p.detach().clone()
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(p, before)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), before - 0.1, rtol=1e-14, atol=1e-15)
+    assert optimizer.rule == BIASED and copy.deepcopy(optimizer).param_groups[0]["center"]
+
+
+def unrolled(lr, c0, b, start, steps: int = 5) -> torch.Tensor:
+    """Loss after some differentiable steps on a quartic; its graph reaches all arguments."""
+    p = start.clone()
+    p.retain_grad()
+    constants = {"c0": c0, "b": b}
+    optimizer = SymbolicOptimizer(
+        [p], AVERAGE, lr=lr, constants=constants, differentiable=True, weight_decay=0.1
+    )
+    for _ in range(steps):
+        current = p.clone()
+        (p.grad,) = torch.autograd.grad(current.pow(4).sum(), current, create_graph=True)
+        optimizer.step()
+    return p.square().sum()
+
+
+def test_differentiable_hyper_gradients_equal_finite_differences():
+    """By lr, by constants (a decay among them) and by the start, through state and bias corrections."""
+    names = ("lr", "c0", "b")
+    values = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.05, 0.5, 0.8)]
+    start = torch.tensor([0.7, -0.4, 1.1], dtype=torch.float64, requires_grad=True)
+    slopes = torch.autograd.grad(unrolled(*values, start), [*values, start])
+    for k, name in enumerate(names):
+        eps, sides = 1e-6, []
+        for sign in (1.0, -1.0):
+            moved = [v.detach() + sign * eps * (i == k) for i, v in enumerate(values)]
+            sides.append(unrolled(*moved, start).item())
+        numeric = (sides[0] - sides[1]) / (2 * eps)
+        assert slopes[k].item() == pytest.approx(numeric, rel=1e-6), name
+        assert abs(numeric) > 1e-3
+    assert torch.isfinite(slopes[3]).all() and slopes[3].abs().min() > 1e-3
+
+
+def test_differentiable_moves_as_the_plain_step_does():
+    params, others = parameters(), parameters()
+    feed(SymbolicOptimizer(params, L2O, lr=0.1, differentiable=True), params_of(params), range(4))
+    feed(SymbolicOptimizer(others, L2O, lr=0.1, foreach=False), others, range(4))
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-15)
+
+
+def params_of(params):
+    """Leaves cannot be changed in place while gradients are recorded."""
+    for p in params:
+        p.requires_grad_(False)
+    return params
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("path", ["many", "one", "capturable", "compiled", "differentiable"])
+def test_every_path_skips_a_tensor_whose_update_is_not_finite(path, bad):
+    """Value, weight decay, state and t of that tensor stay; the others step; the counter counts."""
+    params, others = parameters(), parameters()
+    options = {"one": {"foreach": False}, "capturable": {"capturable": True}}.get(path, {})
+    optimizer = SymbolicOptimizer(
+        params_of(params),
+        AVERAGE,
+        lr=0.1,
+        weight_decay=0.1,
+        differentiable=path == "differentiable",
+        **options,
+    )
+    other = SymbolicOptimizer(others, AVERAGE, lr=0.1, weight_decay=0.1)
+    step = torch.compile(optimizer.step, backend="eager") if path == "compiled" else optimizer.step
+    torch._dynamo.reset()
+    for number in range(4):
+        for p, q in zip(params, others, strict=True):
+            p.grad = torch.linspace(-1.0, 1.0, p.numel(), dtype=p.dtype).reshape(p.shape) + number
+            q.grad = p.grad.clone()
+        if number in (0, 2):
+            params[1].grad[2], others[1].grad = bad, None
+        step()
+        other.step()
+        if number == 2:
+            assert optimizer.state[params[1]]["skipped"] == 1 and optimizer.state[params[0]]["skipped"] == 0
+    assert optimizer.state[params[1]]["step"] == 2 and optimizer.state[params[0]]["step"] == 4
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-15)
+        for key, value in optimizer.state[p].items():
+            torch.testing.assert_close(value, other.state[q][key], rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("nonfinite", "calls"), [("skip", 20), ("raise", 1)])
+def test_masked_paths_raise_when_the_host_looks(compiled, nonfinite, calls):
+    """Every 100 steps, at every one in mode ``raise``, and when asked."""
+    (p,) = params = parameters()[:1]
+    optimizer = SymbolicOptimizer(params, AVERAGE, nonfinite=nonfinite, capturable=True)
+    optimizer._calls = 80
+    torch._dynamo.reset()
+    step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+    p.grad = torch.full_like(p, torch.nan)
+    for _ in range(calls - 1):
+        step()
+    with pytest.raises(NonFiniteError, match=rf"shape \(4, 3\) was not finite {calls} times in a row"):
+        step()
+    with pytest.raises(NonFiniteError):
+        optimizer.check_finite()
+
+
+@pytest.mark.parametrize("scheduled", ["float", "tensor", ""])
+def test_compiled_steps_are_not_compiled_again_after_the_second(scheduled):
+    """Though t, lr and the numbers computed from them change at every step; values as uncompiled."""
+    params, others = parameters(), parameters()
+    lr = [torch.tensor(0.1, dtype=torch.float64) if scheduled == "tensor" else 0.1 for _ in range(2)]
+    optimizer = SymbolicOptimizer(params, L2O, lr=lr[0], weight_decay=0.01)
+    other = SymbolicOptimizer(others, L2O, lr=lr[1], weight_decay=0.01)
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.9) for o in (optimizer, other) if scheduled]
+    torch._dynamo.reset()
+    optimizer._calls = 96  # so that the host looks for skipped steps at the fourth
+    counter = CompileCounter()
+    step = torch.compile(optimizer.step, backend=counter)
+    frames = []
+    for number in range(7):
+        for p, q in zip(params, others, strict=True):
+            p.grad = torch.cos(torch.arange(p.numel(), dtype=p.dtype).reshape(p.shape) + number)
+            q.grad = p.grad.clone()
+        with torch._dynamo.config.patch(error_on_recompile=number > 1):
+            step()
+        other.step()
+        for schedule in schedules:
+            schedule.step()
+        frames.append(counter.frame_count)
+    assert frames[0] > 0 and frames[1:] == [frames[1]] * 6, frames
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-15)
+    assert optimizer.state[params[0]]["step"] == 7
+
+
+@pytest.mark.slow
+def test_a_step_compiled_by_inductor_is_the_same_step():
+    params, others = parameters(torch.float32), parameters(torch.float32)
+    optimizer, other = (SymbolicOptimizer(x, L2O, lr=0.1) for x in (params, others))
+    torch._dynamo.reset()
+    step = torch.compile(optimizer.step)
+    for number in range(5):
+        for p, q in zip(params, others, strict=True):
+            p.grad = torch.cos(torch.arange(p.numel(), dtype=p.dtype).reshape(p.shape) + number)
+            q.grad = p.grad.clone()
+        if number == 2:
+            params[1].grad[2] = others[1].grad[2] = torch.inf
+        step()
+        other.step()
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+        assert optimizer.state[p]["step"] == other.state[q]["step"]

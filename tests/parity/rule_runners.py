@@ -1,0 +1,267 @@
+"""Every executable target of a rule behind one function: (rule, g, theta) -> u, all [T, N] of one dtype."""
+
+import importlib.util
+import itertools
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from interchange.emit import TARGETS
+from interchange.emit.to_sympy import build_rule, from_sympy
+from interchange.parse import parse
+from interchange.rule import Rule
+from tests.parity.rule_oracle import expect
+
+Array = np.ndarray
+_COUNT = itertools.count()
+
+
+def load(rule: Rule, target: str) -> ModuleType:
+    """The generated file as a module."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "generated.py")
+        path.write_text(TARGETS[target].emit(rule))
+        spec = importlib.util.spec_from_file_location(f"generated_{next(_COUNT)}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
+
+
+def whole_sequences(rule: Rule, g: Array, theta: Array) -> Array:
+    return rule.evaluate({"g": g, "theta": theta}, g.dtype)
+
+
+def numpy_file(rule: Rule, g: Array, theta: Array) -> Array:
+    module, out = load(rule, "numpy"), []
+    state = module.init(theta[0])
+    for row, at in zip(g, theta, strict=True):
+        u, state = module.update(row, state, at)
+        out.append(u)
+    return np.stack(out)
+
+
+def sympy_text(rule: Rule, g: Array, theta: Array) -> Array:
+    """The printed line read back, and the same through SymPy's own tree."""
+    read = parse(TARGETS["sympy"].emit(rule).strip())
+    assert read == parse(str(read))
+    unscaled = Rule(rule.name, read, rule.constants, rule.features)
+    return unscaled.evaluate({"g": g, "theta": theta}, g.dtype)
+
+
+def sympy_tree(rule: Rule, g: Array, theta: Array) -> Array:
+    unscaled = Rule(rule.name, from_sympy(build_rule(rule)), rule.constants, rule.features)
+    return unscaled.evaluate({"g": g, "theta": theta}, g.dtype)
+
+
+def torch_lowered(rule: Rule, g: Array, theta: Array) -> Array:
+    import torch
+
+    from torch_impl.symbolic import lower
+
+    lowered, out = lower(rule), []
+    g, theta = torch.from_numpy(g), torch.from_numpy(theta)
+    state = lowered.initial_state(g[0])
+    for t, (row, at) in enumerate(zip(g, theta, strict=True), 1):
+        (u,), state = lowered.step({**rule.constants, "g": row, "theta": at}, state, t)
+        out.append(rule.scale * torch.as_tensor(u, dtype=g.dtype).expand_as(row))
+    return torch.stack(out).numpy()
+
+
+def torch_file(rule: Rule, g: Array, theta: Array) -> Array:
+    import torch
+
+    module, out = load(rule, "torch"), []
+    g, theta = torch.from_numpy(g), torch.from_numpy(theta)
+    state = module.init(theta[0])
+    for row, at in zip(g, theta, strict=True):
+        u, state = module.update(row, state, at)
+        out.append(u)
+    return torch.stack(out).numpy()
+
+
+def torch_optimizer(rule: Rule, g: Array, theta: Array, **options: object) -> Array:
+    """theta + u: what the parameters are after one step from theta."""
+    import torch
+
+    from torch_impl.optimizers import SymbolicOptimizer
+
+    p = torch.nn.Parameter(torch.from_numpy(theta[0].copy()))
+    with warnings.catch_warnings(action="ignore"):  # rules that move weights at zero gradient say so
+        optimizer, out = SymbolicOptimizer([p], rule, lr=1.0, **{"nonfinite": "off", **options}), []
+    for row, at in zip(g, theta, strict=True):
+        with torch.no_grad():
+            p.copy_(torch.from_numpy(at))
+        p.grad = torch.from_numpy(row)
+        optimizer.step()
+        out.append(p.detach().numpy().copy())
+    return np.stack(out)
+
+
+def _tf_steps(update: Callable, state: object, g: Array, theta: Array, jit: bool = False) -> Array:
+    """All steps in one graph: ``update(g, theta, state, t) -> (u, state)``."""
+    import tensorflow as tf
+
+    @tf.function(jit_compile=jit, autograph=False)
+    def run(g, theta):
+        def step(t, state, out):
+            u, state = update(g[t], theta[t], state, t + 1)
+            return t + 1, state, out.write(t, u)
+
+        out = tf.TensorArray(g.dtype, g.shape[0])
+        return tf.while_loop(lambda t, *_: t < g.shape[0], step, (tf.constant(0), state, out))[2].stack()
+
+    return run(tf.constant(g), tf.constant(theta)).numpy()
+
+
+def tf_lowered(rule: Rule, g: Array, theta: Array, jit: bool = False) -> Array:
+    import tensorflow as tf
+
+    from tf_impl.symbolic import lower
+
+    lowered = lower(rule)
+
+    def update(row, at, state, t):
+        (u,), state = lowered.step({**rule.constants, "g": row, "theta": at}, state, t)
+        return rule.scale * tf.broadcast_to(tf.cast(u, row.dtype), row.shape), state
+
+    return _tf_steps(update, lowered.initial_state(tf.constant(g[0])), g, theta, jit)
+
+
+def tf_compiled(rule: Rule, g: Array, theta: Array) -> Array:
+    return tf_lowered(rule, g, theta, jit=True)
+
+
+def tf_file(rule: Rule, g: Array, theta: Array) -> Array:
+    import tensorflow as tf
+
+    module = load(rule, "tensorflow")
+
+    def update(row, at, state, t):
+        return module.update(row, state, at)
+
+    return _tf_steps(update, module.init(tf.constant(theta[0])), g, theta)
+
+
+def tf_eager(rule: Rule, g: Array, theta: Array) -> Array:
+    import tensorflow as tf
+
+    module = load(rule, "tensorflow")
+    state, out = module.init(tf.constant(theta[0])), []
+    for row, at in zip(g, theta, strict=True):
+        u, state = module.update(tf.constant(row), state, tf.constant(at))
+        out.append(u.numpy())
+    return np.stack(out)
+
+
+def keras_optimizer(rule: Rule, g: Array, theta: Array, **options: object) -> Array:
+    """theta + u: what the variables are after one step from theta."""
+    import keras
+    import tensorflow as tf
+
+    from tf_impl.optimizers import SymbolicOptimizer
+
+    variable, out = keras.Variable(theta[0], dtype=str(theta.dtype)), []
+    with warnings.catch_warnings(action="ignore"):  # rules that move weights at zero gradient say so
+        optimizer = SymbolicOptimizer(rule, learning_rate=1.0, **{"nonfinite": "off", **options})
+    optimizer.build([variable])
+    step = tf.function(lambda row: optimizer.apply([row], [variable]))
+    for row, at in zip(g, theta, strict=True):
+        variable.assign(at)
+        step(tf.constant(row))
+        out.append(variable.numpy())
+    return np.stack(out)
+
+
+def guarded(run: Callable[..., Array]) -> Callable[[Rule, Array, Array], Array]:
+    """``run`` with its guard on, on columns where it has nothing to skip."""
+
+    def some(rule: Rule, g: Array, theta: Array) -> Array:
+        expected = expect(rule, g, theta, add_theta=True)
+        out, fine = expected.u.copy(), (np.isfinite(expected.u) & ~expected.apart).all(axis=0)
+        if fine.any():
+            given = (np.ascontiguousarray(a[:, fine]) for a in (g, theta))
+            out[:, fine] = run(rule, *given, nonfinite="skip")
+        return out
+
+    return some
+
+
+def optax_file(rule: Rule, g: Array, theta: Array) -> Array:
+    import jax
+
+    module = load(rule, "optax")
+
+    def step(state, now):
+        u, state = module.update(now[0], state, now[1])
+        return state, u
+
+    with jax.enable_x64(g.dtype == np.float64):
+        return np.array(jax.jit(lambda *now: jax.lax.scan(step, module.init(now[1][0]), now)[1])(g, theta))
+
+
+def onnx_file(rule: Rule, g: Array, theta: Array) -> Array:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(TARGETS["onnx"].emit(rule), options, ["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    slots, out = [name for name in names if name.startswith("state_")], []
+    state = dict.fromkeys(slots, np.zeros_like(g[0]))
+    for t, (row, at) in enumerate(zip(g, theta, strict=True), 1):
+        given = {"g": row, "theta": at, "t": np.array(t), **state}
+        u, *new = session.run(None, {name: given[name] for name in names})
+        state = dict(zip(slots, new, strict=True))
+        out.append(u)
+    return np.stack(out)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One target.
+
+    Attributes:
+        run: (rule, g, theta) -> [T, N].
+        dtypes: it computes in.
+        add_theta: the result is theta + u.
+        graph: a compiler of graphs or fused calls (b * s + c * g * g) regroup sums and products, so that
+            what leaves the range of the dtype on the way may differ.
+        every: of the rules it takes every so manieth, because it is a variant of another row.
+        k: units it may be off, per dtype.
+    """
+
+    run: Callable[[Rule, Array, Array], Array]
+    dtypes: tuple[type, ...] = (np.float64, np.float32)
+    add_theta: bool = False
+    graph: bool = False
+    every: int = 1
+    k: Mapping[type, float] = field(default_factory=dict)
+
+
+# Around -0.4 log1p of XLA is 125 ulp off in float64; the optax file avoids it there.
+_XLA = {np.float64: 64.0}
+ROWS: dict[str, Row] = {
+    "whole sequences": Row(whole_sequences),
+    "numpy file": Row(numpy_file),
+    "sympy text": Row(sympy_text),
+    "sympy tree": Row(sympy_tree),
+    "torch lowered": Row(torch_lowered),
+    "torch file": Row(torch_file),
+    "torch optimizer": Row(torch_optimizer, add_theta=True, graph=True),
+    "torch opt. guarded": Row(guarded(torch_optimizer), add_theta=True, graph=True),
+    "torch opt. for-loop": Row(partial(torch_optimizer, foreach=False), add_theta=True, every=20),
+    "tensorflow lowered": Row(tf_lowered, graph=True, every=2),
+    "tensorflow xla": Row(tf_compiled, graph=True, every=20, k=_XLA),
+    "tensorflow file": Row(tf_file, graph=True),
+    "tensorflow eager": Row(tf_eager, every=20),
+    "keras optimizer": Row(keras_optimizer, add_theta=True, graph=True, every=20),
+    "keras opt. guarded": Row(guarded(keras_optimizer), add_theta=True, graph=True, every=20),
+    "optax file": Row(optax_file, graph=True),
+    "onnx file": Row(onnx_file, (np.float32,)),
+}

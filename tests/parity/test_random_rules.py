@@ -1,0 +1,169 @@
+"""Every executable target equals the oracle on random rules and nasty inputs; gradients too.
+
+Within k = 8 units; a unit is how far the oracle itself moves where every node errs by 2 ulp. Elements where
+that turns a branch, or makes the update finite or not, are counted apart, at most 3 %.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from interchange import expression as ex
+from interchange.emit import TARGETS
+from interchange.operators import OPERATORS
+from interchange.rule import Rule
+from tests.parity import rule_conformance as conformance
+from tests.parity.random_rules import COLUMNS, DEPTH, STEPS, nasty_inputs, random_rule
+from tests.parity.rule_gradients import ROWS as GRADIENT_ROWS
+from tests.parity.rule_oracle import K, oracle
+from tests.parity.rule_runners import ROWS
+
+NEEDS = {
+    "torch": "torch",
+    "tensorflow": "tensorflow",
+    "keras": "tensorflow",
+    "optax": "optax",
+    "onnx": "onnxruntime",
+}
+RULES, MANY, SHARE = 100, 2000, 3.0
+CASES = [(target, dtype) for target, row in ROWS.items() for dtype in row.dtypes]
+ONCE = [case for case in CASES if case[1] is np.float64 or case[0] == "onnx file"]
+
+
+def need(target: str) -> None:
+    """Skip, and say why, where the target's framework is not installed."""
+    if module := NEEDS.get(target.split()[0]):
+        pytest.importorskip("torch")  # before TensorFlow, as everywhere
+        pytest.importorskip(module, reason=f"{module} is not installed")
+
+
+def check_values(target: str, dtype: type, indices: range) -> None:
+    need(target)
+    outcome = conformance.values(target, dtype, indices)
+    print(f"\n{conformance.HEAD}\n{outcome}")
+    assert outcome.worst <= ROWS[target].k.get(dtype, K), outcome.where
+    assert outcome.share <= SHARE
+
+
+def check_gradients(target: str, indices: range) -> None:
+    need(target)
+    outcome = conformance.gradients(target, indices)
+    print(f"\n{conformance.HEAD}\n{outcome}")
+    assert outcome.worst <= K, outcome.where
+    assert outcome.share <= 25.0  # columns with a kink or something not finite at any of their steps
+
+
+@pytest.mark.parametrize(("target", "dtype"), CASES)
+def test_targets_equal_the_oracle(target, dtype):
+    check_values(target, dtype, range(0, RULES, ROWS[target].every))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "dtype"), CASES)
+def test_targets_equal_the_oracle_on_many_rules(target, dtype):
+    check_values(target, dtype, range(0, MANY, ROWS[target].every))
+
+
+@pytest.mark.parametrize("target", GRADIENT_ROWS)
+def test_gradients_equal_the_oracle(target):
+    check_gradients(target, range(0, RULES, GRADIENT_ROWS[target].every))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", GRADIENT_ROWS)
+def test_gradients_equal_the_oracle_on_many_rules(target):
+    check_gradients(target, range(0, MANY, GRADIENT_ROWS[target].every))
+
+
+def test_the_rules_hold_every_operator_and_leaf():
+    rules = [random_rule(conformance.SEED, index)[0] for index in range(RULES)]
+    used = Counter(node.op for rule in rules for node in ex.walk(rule.expression))
+    assert min(used[op] for op in OPERATORS) >= 4, used
+    names = Counter(name for rule in rules for name in ex.names(rule.expression))
+    assert min(names[name] for name in ("g", "theta", "t", "c0", "b0", "m_tilde", "drift")) >= 3, names
+    assert max(ex.depth(rule.expression) for rule in rules) == DEPTH
+    assert sum(rule.state_floats > 0 for rule in rules) >= RULES // 4
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_inputs_hold_every_nasty_value(dtype):
+    g, theta = nasty_inputs(dtype)
+    assert g.shape == theta.shape == (STEPS, COLUMNS) and g.dtype == theta.dtype == dtype
+    tiny = np.finfo(dtype).tiny
+    for value in (0.0, 1e-12, -1e-12, 1e6, -1e6, 1e20):
+        assert (g == dtype(value)).any(), value
+    assert ((g != 0) & (np.abs(g) < tiny)).any() and (np.signbit(g) & (g == 0)).any()
+    assert np.isfinite(g).all() and np.isfinite(theta).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_lane_without_errors_is_the_oracle(dtype):
+    g, theta = nasty_inputs(dtype)
+    for index in range(20):
+        rule = random_rule(conformance.SEED, index)[0]
+        expected, exact = conformance._expected(index, dtype, False), oracle(rule, g, theta)
+        with np.errstate(all="ignore"):
+            near = np.abs(exact - expected.u) <= 0.5 * expected.unit  # powers of numbers and of arrays differ
+        assert (near | (exact == expected.u) | ~np.isfinite(exact)).all()
+        np.testing.assert_array_equal(np.isnan(exact), np.isnan(expected.u))
+
+
+@pytest.mark.parametrize("target", ["sympy", "latex", "mathml", "numpy", "torch", "tensorflow"])
+def test_every_rule_is_emitted(target):
+    assert all(TARGETS[target].emit(random_rule(conformance.SEED, index)[0]) for index in range(RULES))
+
+
+def _changed(node: ex.Node, change) -> ex.Node:
+    args = tuple(_changed(arg, change) for arg in node.args)
+    return change(ex.Node(node.op, args, node.name, node.value))
+
+
+def decay(node: ex.Node) -> ex.Node:
+    if node.op in ("ema", "ema_hat") and node.args[1].op == "number":
+        return ex.call(node.op, node.args[0], ex.number(node.args[1].value * (1.0 - 1e-6)))
+    return node
+
+
+def lag(node: ex.Node) -> ex.Node:
+    return ex.call("lag", node.args[0], ex.number(node.args[1].value + 1)) if node.op == "lag" else node
+
+
+def ties(node: ex.Node) -> ex.Node:
+    return (
+        ex.call("sub", ex.number(1.0), ex.call("greater", *node.args[::-1])) if node.op == "greater" else node
+    )
+
+
+def bias(node: ex.Node) -> ex.Node:
+    return ex.call("ema", *node.args) if node.op == "ema_hat" else node
+
+
+@pytest.mark.parametrize("change", [decay, lag, ties, bias])
+def test_a_planted_fault_is_seen(change, monkeypatch):
+    def faulty(rule, g, theta):
+        other = Rule(rule.name, _changed(rule.expression, change), rule.constants, rule.features, rule.scale)
+        return other.evaluate({"g": g, "theta": theta}, g.dtype)
+
+    monkeypatch.setitem(ROWS, "faulty", type(ROWS["numpy file"])(faulty))
+    assert conformance.values("faulty", np.float64, range(RULES)).worst > 100.0
+
+
+def test_an_update_that_hides_nan_is_seen(monkeypatch):
+    def faulty(rule, g, theta):
+        return np.nan_to_num(
+            rule.evaluate({"g": g, "theta": theta}, g.dtype), nan=0.0, posinf=np.inf, neginf=-np.inf
+        )
+
+    monkeypatch.setitem(ROWS, "faulty", type(ROWS["numpy file"])(faulty))
+    assert conformance.values("faulty", np.float64, range(RULES)).worst == np.inf
+
+
+def test_a_wrong_derivative_is_seen(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from torch_impl.operators import OPERATORS as TORCH
+    from torch_impl.operators import as_tensor
+
+    # The value is right everywhere, the derivative at 0 is 1.
+    monkeypatch.setitem(TORCH, "abs", lambda a: torch.where((a := as_tensor(a)) >= 0, a, -a))
+    assert conformance.gradients("torch lowered", range(RULES)).worst > 100.0
