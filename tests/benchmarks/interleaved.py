@@ -9,7 +9,7 @@ from typing import Any
 
 
 def compare(cases: Mapping[str, Callable[[], Any]], rounds: int = 15, warm_up: int = 3) -> dict[str, float]:
-    """Median seconds of a call of each case; every round calls each case once, so that noise hits all alike."""
+    """Median seconds of a call of each case; a round calls each case once, so that noise hits all alike."""
     for case in cases.values():
         for _ in range(warm_up):
             case()
