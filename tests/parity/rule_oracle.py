@@ -26,6 +26,8 @@ SIDES = {
 }
 # What comes down to 0 and goes up again: sign, log or 1 / x of it then has a branch that no lane need hit.
 _TOUCHING = ("abs", "sqrt", "square")
+# Autodiff takes slopes from values, which cancels where they are near 1: the same written another way.
+_SLOPES = {"sigmoid": lambda out: out * (1.0 - out), "tanh": lambda out: (1.0 - out) * (1.0 + out)}
 # What compilers of graphs and fused calls regroup.
 _REWRITTEN = ("add", "sub", "mul", "div", "square", "cube", "cumsum", "exp", "pow", "powabs")
 KINKS = SIDES | {
@@ -98,12 +100,15 @@ class Disturbed(Sequences):
 
     def tangent(self, ins: Instruction, out: Array) -> dict[int, Array]:
         tangents = super().tangent(ins, out)
-        if ins.op == "sigmoid":
-            # Autodiff takes the slope from the value, s (1 - s), of which little is left where s is near 1.
+        if ins.op in _SLOPES:
             given = self.tangents[ins.args[0]]
-            tangents = {
-                k: np.where(self.second, out * (1.0 - out) * given[k], d) for k, d in tangents.items()
-            }
+            slope = _SLOPES[ins.op](out)
+            tangents = {k: np.where(self.second, slope * given[k], d) for k, d in tangents.items()}
+        if len(set(ins.args)) < len(ins.args) and ins.op in OPERATORS and ins.op not in TEMPORAL:
+            # Of x - x one derivative cancels the other, each with an error of its own where they are summed.
+            given = self.tangents[ins.args[0]]
+            one, other = OPERATORS[ins.op].derivative(*(self.values[arg] for arg in ins.args), out)
+            tangents = {k: one * self._err(d) + other * self._err(d) for k, d in given.items()}
         return {k: self._err(d) for k, d in tangents.items()}
 
     def _number(self, ins: Instruction) -> Any:
