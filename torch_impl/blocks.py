@@ -14,9 +14,8 @@ from torch_impl.eager import Kernel
 from torch_impl.pieces import Item, Plan, Settings, cut, flat, room
 from torch_impl.proofs import Proofs
 
-ALONE = 2**16  # elements from which a tensor is not gathered with others: the copies cost more than the calls
-PIECE = 2**17  # elements, at least: a few such vectors fit the cache, and a call costs little beside them
-GRAIN = 2**15  # elements per thread, at least: ATen starts no second thread below it
+ALONE = 2**16  # elements from which a tensor is not gathered with others: copies cost more than calls
+PIECE = 2**17  # elements per thread: few calls, and a dozen such vectors fit a cache of 6 MB
 STAGED = 2**23  # floats that one tensor's new state and update may take while they wait to be accepted
 
 
@@ -43,7 +42,7 @@ class Blocks:
     ) -> list[bool]:
         """Step ``t`` of every item; False where the update was not finite and nothing was changed."""
         self._values.fill(constants, t)
-        piece = max(PIECE, GRAIN * torch.get_num_threads())
+        piece = PIECE * min(torch.get_num_threads(), 8)
         accepted = [True] * len(items)
         packs: list[list[int]] = [[]]
         room = piece

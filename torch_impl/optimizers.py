@@ -127,21 +127,22 @@ class SymbolicOptimizer(CoordinateOptimizer):
         states: list[tuple[torch.Tensor, ...]],
         steps: list[int],
     ) -> list[bool]:
-        constants = {name: number(value) for name, value in group["constants"].items()}
-        lr, guard = number(group["lr"]), group["nonfinite"] != "off"
+        given, lr, guard = group["constants"], number(group["lr"]), group["nonfinite"] != "off"
+        constants = {name: c if type(c) is float else number(c) for name, c in given.items()}
         settings = Settings(1.0 - lr * group["weight_decay"], lr, group["maximize"], guard)
-        accepted = [True] * len(params)
+        bound, accepted = self._of(group), [True] * len(params)
         alike: dict[tuple[torch.dtype, int], list[int]] = {}
         for k, (p, t) in enumerate(zip(params, steps, strict=True)):
             alike.setdefault((p.dtype if p.dtype == torch.float64 else torch.float32, t), []).append(k)
         for (dtype, t), numbers in alike.items():
             for exact in (False, True) if guard else (True,):
                 items = [Item(params[k], grads[k], states[k]) for k in numbers]
-                oks = self._of(group).blocks(dtype, exact).step(items, constants, t, settings)
+                oks = bound.blocks(dtype, exact).step(items, constants, t, settings)
+                if all(oks):
+                    numbers = []
+                    break
                 # What the fast way refuses may be fine: it gives nan where a state is infinite.
                 numbers = [k for k, ok in zip(numbers, oks, strict=True) if not ok]
-                if not numbers:
-                    break
             for k in numbers:
                 accepted[k] = False
         return accepted

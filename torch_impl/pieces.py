@@ -37,6 +37,9 @@ class Plan:
     def __init__(self, kernel: Kernel, values: Values, dtype: torch.dtype) -> None:
         self.kernel, self.dtype, self._values = kernel, dtype, values
         self._size = 1 + max([1, *kernel.slots, *kernel.buffers, *values.tensors])
+        # Backwards: a lag takes over the old value of the slot before it.
+        moves = enumerate(zip(kernel.slots, kernel.new, strict=True))
+        self._moves = [(k, new) for k, (slot, new) in moves if new != slot][::-1]
         self._buffers: dict[int, Tensor] = {}
         self._views: dict[int, Vectors] = {}
         self._shaped: dict[tuple[torch.Size, ...], tuple[Vectors, dict[int, list[Tensor]]]] = {}
@@ -102,10 +105,8 @@ class Plan:
 
     def commit(self, r: Vectors, item: Item, settings: Settings) -> None:
         """The new state and parameter."""
-        # Backwards: a lag takes over the old value of the slot before it.
-        for k in reversed(range(len(item.state))):
-            if self.kernel.new[k] != self.kernel.slots[k]:
-                item.state[k].copy_(r[self.kernel.new[k]])
+        for k, place in self._moves:
+            item.state[k].copy_(r[place])
         theta = r[1]  # the parameter itself, or a copy of higher precision
         if settings.shrink != 1.0:
             theta.mul_(settings.shrink)
@@ -124,7 +125,7 @@ def room(buffers: dict[int, Tensor], place: int, n: int, dtype: torch.dtype) -> 
 def flat(item: Item) -> Item | None:
     """The item's tensors as vectors over the same memory; None where their layouts differ or have holes."""
     tensors = [item.p, item.g, *item.state]
-    if all(x.is_contiguous() for x in tensors):
+    if all(map(Tensor.is_contiguous, tensors)):
         if item.p.dim() == 1:
             return item
         p, g, *state = [x.view(-1) for x in tensors]

@@ -79,21 +79,24 @@ class Values:
 
     def fill(self, constants: Mapping[str, float], t: int) -> None:
         """Make them the numbers of step ``t``."""
-        self._set(0, float(t))
-        order = self._varying
-        if constants != self._constants or math.isnan(self.floats[-1]):
+        floats, order = self.floats, self._varying
+        floats[0] = float(t)
+        if 0 in self._of_index:
+            self._of_index[0].fill_(t)
+        if constants != self._constants or math.isnan(floats[-1]):
             order, self._constants = self._every, dict(constants)
             for index, name in self._scalars.names.items():
                 self._set(index, constants[name])
         for index, compute in order:
-            self._set(index, compute(self.floats))
+            value = compute(floats)
+            if value != floats[index]:
+                self._set(index, value)
 
     def _set(self, index: int, value: float) -> None:
-        if value != self.floats[index]:
-            self.floats[index] = value
-            if index in self._of_index:
-                fits = abs(value) <= self._far or math.isnan(value)
-                self._of_index[index].fill_(value if fits else math.copysign(math.inf, value))
+        self.floats[index] = value
+        if index in self._of_index:
+            fits = abs(value) <= self._far or math.isnan(value)
+            self._of_index[index].fill_(value if fits else math.copysign(math.inf, value))
 
 
 def _computation(op: str, args: tuple[int, ...]) -> _Compute:

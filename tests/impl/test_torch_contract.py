@@ -30,7 +30,6 @@ ADAM = RULES["adam"]
 def small_pieces(monkeypatch):
     """Tensors of a few elements are cut as those of millions are."""
     monkeypatch.setattr(blocks, "PIECE", 8)
-    monkeypatch.setattr(blocks, "GRAIN", 1)
 
 
 def problem(contiguous: bool = True, dtype: torch.dtype = torch.float32):

@@ -90,7 +90,6 @@ def assert_alike(params, others, one, other, rtol: float) -> None:
 
 def pieces(monkeypatch, size: int, staged: int = 2**20) -> None:
     monkeypatch.setattr(blocks, "PIECE", size)
-    monkeypatch.setattr(blocks, "GRAIN", 1)
     monkeypatch.setattr(blocks, "STAGED", staged)
 
 
