@@ -157,20 +157,20 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         skipped: list[Tensor],
     ) -> bool:
         if any(p.is_complex() for p in params):
-            params, grads = (
-                [torch.view_as_real(x) if x.is_complex() else x for x in xs] for xs in (params, grads)
-            )
+            params, grads = list(map(_real, params)), list(map(_real, grads))
         times = [int(step.item()) + 1 for step in steps]
         accepted = self._many(group, params, grads, states, times)
         if accepted is None:
             return False
-        for p, step, skips, ok in zip(params, steps, skipped, accepted, strict=True):
-            if not ok:
-                self._skip(p, skips, group)
-                continue
-            step.add_(_ONE)
-            if skips.item():
-                skips.zero_()
+        for step, skips, ok in zip(steps, skipped, accepted, strict=True):
+            if ok:
+                step.add_(_ONE)
+                if skips.item():
+                    skips.zero_()
+        if not all(accepted):  # after the others have been counted, because this may raise
+            for p, skips, ok in zip(params, skipped, accepted, strict=True):
+                if not ok:
+                    self._skip(p, skips, group)
         return True
 
     def _step_one(

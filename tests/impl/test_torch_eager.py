@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from torch_impl import blocks, proofs  # noqa: E402
 from torch_impl.certificate import FAR, bounds  # noqa: E402
-from torch_impl.optimizers import SymbolicOptimizer  # noqa: E402
+from torch_impl.optimizers import NonFiniteError, SymbolicOptimizer  # noqa: E402
 from torch_impl.symbolic import lower  # noqa: E402
 
 CONSTANTS = {"c0": -0.7, "c1": 1.8, "b": 0.9}
@@ -236,6 +236,22 @@ def test_a_bad_coordinate_leaves_all_pieces_of_its_tensor_alone(size, staged, pl
         assert all(torch.equal(kept[1][k], v) for k, v in one.state[params[0]].items() if k != "skipped")
         assert [int(one.state[p]["step"]) - 3 for p in params] == [0, times, times]
     assert one.state[params[0]]["skipped"] == 2
+
+
+def test_tensors_beside_one_that_raises_are_stepped_and_counted():
+    params, others, one, other = pair(
+        Rule.named("adam"), [(3,), (4,), (2,)], torch.float64, nonfinite="raise"
+    )
+    feed(params, others, one, other, 0)
+    for p, q in zip(params, others, strict=True):
+        p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    params[1].grad[0], others[1].grad = torch.nan, None
+    with pytest.raises(NonFiniteError):
+        one.step()
+    other.step()
+    assert [int(one.state[p]["step"]) for p in params] == [2, 1, 2]
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
 def test_updates_may_be_as_large_as_the_dtype_allows(monkeypatch):
