@@ -107,6 +107,20 @@ def teacher_step(
     return np.tanh(out) if teacher.output == "tanh" else out, new_cells
 
 
+def replay(teacher: TeacherRow, weights: Mapping[str, Array], g: Array) -> tuple[Array, Array]:
+    """Inputs [T, N, F] and outputs [T, N] before ``scale`` of a teacher from zero state, for g [T, N]."""
+    features = Features(teacher.beta1, teacher.beta2, teacher.eps, teacher.p)
+    cells = zero_cells(teacher, g.shape[1])
+    inputs, outputs = [], []
+    for row in g:
+        values = features.step(row)
+        x = np.stack([values[name] for name in teacher.inputs], axis=1)
+        out, cells = teacher_step(teacher, weights, x, cells)
+        inputs.append(x)
+        outputs.append(out)
+    return np.stack(inputs), np.stack(outputs)
+
+
 def unroll(
     teacher: TeacherRow,
     weights: Mapping[str, Array],

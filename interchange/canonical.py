@@ -5,6 +5,7 @@ functions, sums are flattened and like terms merged, so that a constant is paid 
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,15 @@ def _simplify(tree: Any, columns: Sequence[Node]) -> _Scaled:
             return _Scaled(a.factor * b.factor, a.node or b.node)
         node = ex.call("square", a.node) if a.node == b.node else ex.call("mul", a.node, b.node)
         return _Scaled(a.factor * b.factor, node)
+    if op == "div" and (parts[0].node or parts[1].node):
+        a, b = parts
+        ratio = a.factor / b.factor if b.factor else 0.0
+        if ratio and math.isfinite(ratio):
+            if b.node is None:
+                return _Scaled(ratio, a.node)
+            if a.node is None:
+                return _Scaled(1.0, ex.call("div", ex.number(ratio), b.node))
+            return _Scaled(ratio, ex.call("div", a.node, b.node))
     if op == "square" and parts[0].node is not None:
         return _Scaled(parts[0].factor ** 2, ex.call("square", parts[0].node))
     if op == "abs" and parts[0].node is not None:

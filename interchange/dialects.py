@@ -1,4 +1,4 @@
-"""How other programs spell expressions: PySR in its old, middle and new form, Operon, SymPy.
+"""How other programs spell expressions: PySR in its old, middle and new form, Operon, gplearn, SymPy.
 
 Every spelling maps to rows of the operator table with exactly the meaning it has in that program, or is
 refused with the reason; nothing is read as something similar. The whitelist parser reads all of them.
@@ -8,6 +8,7 @@ refused with the reason; nothing is read as something similar. The whitelist par
 * ``pysr-2``: infix, from PySR 0.12 on; powers, roots and logarithms are nan outside their domain. At a pole
   (1/0, log of 0) it gives nan, the row an infinity.
 * ``operon``: what pyoperon prints, ``a / (sqrt(1 + b ^ 2))`` for its ``aq`` and so on.
+* ``gplearn``: prefix calls; ``div, log, inv`` give a constant near 0, which is written out with ``greater``.
 * ``sympy``: ``str`` of what ``Rule.sympy()`` gives; functions under our names keep our meaning.
 """
 
@@ -26,6 +27,7 @@ _NO_ROW = "the operator table has no row of exactly this meaning; search again w
 _PROTECTED = "it is nan outside its domain and our operator is not; write it of abs(...) or a square"
 _NOT_FINITE = frozenset({"nan", "NaN", "inf", "Inf"})
 _ONE = number(1.0)
+_GUARD = 0.001
 
 
 def _rows(*ops: str, **spelled: str) -> dict[str, Builder]:
@@ -122,6 +124,26 @@ def _operon_power(base: Node, exponent: Node) -> Node:
     return _power(base, exponent)
 
 
+def _protected(outside: float, build: Callable[[Node], Node]) -> Callable[[Node], Node]:
+    """gplearn's: ``build(a)`` where abs(a) > 0.001, else a constant; for finite arguments, exactly."""
+
+    def chosen(a: Node) -> Node:
+        if a.op == "number":
+            return build(a) if abs(a.value) > _GUARD else number(outside)
+        inside = call("greater", call("abs", a), number(_GUARD))
+        beside = call("sub", _ONE, inside)  # added to what is not used, it keeps that finite
+        value = call("mul", inside, build(call("add", a, beside)))
+        return call("add", value, beside) if outside else value
+
+    return chosen
+
+
+def _protected_division(*args: Node) -> Node:
+    if len(args) != 2:
+        raise L2OError(f"div takes 2 arguments, got {len(args)}")
+    return _protected(1.0, lambda divisor: call("div", args[0], divisor))(args[1])
+
+
 def _folded(op: str) -> Builder:
     def build(*args: Node) -> Node:
         if not args:
@@ -183,6 +205,15 @@ DIALECTS: Registry[Dialect] = Registry(
             caret=True,
             refused=_refused("acos", "asin", "ceil", "floor")
             | dict.fromkeys(("max", "min", "fmax", "fmin"), _SWAPPED),
+            reserved=_NOT_FINITE,
+        ),
+        "gplearn": Dialect(
+            _rows("add", "sub", "mul", "sqrt", "abs", "neg", "max", "min", "sin", "cos", "tan", sig="sigmoid")
+            | {
+                "div": _protected_division,
+                "log": _of_one(_protected(0.0, lambda a: call("logabs", a)), "log"),
+                "inv": _of_one(_protected(0.0, lambda a: call("div", _ONE, a)), "inv"),
+            },
             reserved=_NOT_FINITE,
         ),
         "sympy": Dialect(

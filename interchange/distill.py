@@ -107,8 +107,8 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     # The rows of a table have no past.
     past = {"lags": (), "decays": ()} if trajectories.samples is not None else {}
     columns = samples.dictionary(list(trajectories.features), **past)
-    values = samples.column_values(columns, data["train"].features)
-    rows, target = samples.choose_rows(values, target, _MAX_ROWS, config.seed)
+    chosen = samples.choose_rows(data["train"], _MAX_ROWS, config.seed)
+    rows, target = samples.row_values(columns, data["train"].features, chosen), chosen.of(target)
     settings = {
         "time": max(1.0, _SEARCH_SHARE * config.time),
         "max_length": max(3, round(_LENGTH_PER_NODE * config.max_size)),

@@ -15,7 +15,7 @@ from common.metrics import r2
 from interchange import expression as ex
 from interchange.expression import Node
 from interchange.program import Program, compile_program, evaluate_with_tangents
-from interchange.rule import Rule
+from interchange.rule import RAW, Rule
 from interchange.samples import Sequences
 
 _LARGEST_LOGIT = 9.0  # a decay above 0.99988 cannot be told from a running sum within a trajectory
@@ -23,7 +23,8 @@ _LARGEST_LOGIT = 9.0  # a decay above 0.99988 cannot be told from a running sum 
 
 def predict(rule: Rule, data: Sequences) -> np.ndarray:
     """The rule's output before ``scale`` over whole sequences, [T, N]."""
-    return rule.evaluate({name: data.features[name] for name in rule.features}) / rule.scale
+    given = {name: data.features[name] for name in (*rule.features, *RAW) if name in data.features}
+    return rule.evaluate(given) / rule.scale
 
 
 def score(rule: Rule, data: Sequences) -> float:

@@ -1,107 +1,255 @@
-"""The search's child process: rows in, trees out, nothing shared with the parent but two files.
+"""The search's child process: a task in, texts out, nothing shared with the parent but files.
 
-Engines can crash or hang, and some must not live beside a deep-learning framework; the parent kills
-the child when its time is up.
+Engines can crash, hang or eat memory, and some must not live beside a deep-learning framework; the parent
+kills the child when its time is up and keeps what was reported until then.
 """
 
+import dataclasses
 import importlib
 import importlib.util
 import json
 import logging
-import math
 import os
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import L2OError
-from common.storage import loads_json
-from interchange.search import ENGINES, PACKAGES
+from common.storage import atomic_write, loads_json
+from interchange.expression import Node
+from interchange.parse import parse
+from interchange.search import Engine, Task, find_engine
 
 _GRACE = 20.0  # seconds beyond the search's own limit, for imports and the last generation
+_POLL = 0.25  # seconds
+_ARRAYS = ("rows", "y", "weights")
+_SETTINGS = tuple(
+    field.name for field in dataclasses.fields(Task) if field.name not in (*_ARRAYS, "features", "target")
+)
+_REFUSED = "refused: "  # before the one line of an ``L2OError`` in the child
+_NO_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "Unable to allocate")
 
 _log = logging.getLogger(__name__)
 
 
 def run_engine(
     engine: str,
-    rows: np.ndarray,
-    target: np.ndarray,
-    settings: dict[str, Any],
+    task: Task,
     tick: Callable[[], None] = lambda: None,
-) -> list[Any]:
-    """Run ``engine`` in a child process; its trees.
+    live: Callable[[list[str]], None] = lambda texts: None,
+) -> list[Node]:
+    """Run ``engine`` in a child process; the expressions it found, over ``task.names``.
+
+    Past its time, out of memory, crashed, or interrupted (Ctrl-C), it is ended and what it reported until
+    then is returned. Texts that are no expressions over the names are dropped and logged.
 
     Args:
-        rows: [n, columns], finite; target: [n], finite, not constant.
-        settings: at least ``time`` (seconds), ``max_length``, ``seed``, ``threads``.
-        tick: called about once a second while the search runs, at most ``int(time)`` times.
+        tick: called about once a second while the search runs, at most ``int(task.time)`` times.
+        live: called with the reported texts when they changed.
 
     Raises:
-        L2OError: unknown engine, its package is missing, the data are not finite, or it failed.
+        L2OError: unknown engine, its package is missing, bad data, or it failed before it reported anything.
+        KeyboardInterrupt: interrupted before it reported anything.
     """
-    ENGINES[engine]
-    if importlib.util.find_spec(PACKAGES[engine]) is None:
-        raise L2OError(f"engine {engine!r} needs {PACKAGES[engine]}: pip install symbolic-l2o[{engine}]")
-    if not (np.isfinite(rows).all() and np.isfinite(target).all()):
+    row = find_engine(engine)
+    if row.package and importlib.util.find_spec(row.package) is None:
+        remedy = row.install or f"symbolic-l2o[{engine}]"
+        raise L2OError(f"engine {engine!r} needs {row.package}: pip install {remedy}")
+    _check(task, row)
+    with tempfile.TemporaryDirectory(prefix="l2o-search-") as folder:
+        _write(engine, row, task, Path(folder))
+        with Path(folder, "messages.txt").open("wb") as messages:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "interchange.search.child", folder],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=messages,
+                env=_environment(task),
+                start_new_session=True,  # Ctrl-C is for the parent, which then ends the child
+            )
+        interrupted = False
+        try:
+            in_time = _wait(child, Path(folder), task.time, tick, live)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            _end(child)
+        texts = _read(Path(folder, "result.json"), engine) if child.returncode == 0 else None
+        if texts is not None:
+            return _parsed(texts, task, engine)
+        texts = _read(Path(folder, "partial.json"), engine) or []
+        if interrupted:
+            if not texts:
+                raise KeyboardInterrupt
+            _log.warning("engine %r was interrupted; goes on with the %d equations found", engine, len(texts))
+            return _parsed(texts, task, engine)
+        reason = _reason(engine, task, child.returncode, in_time, Path(folder, "messages.txt"))
+        if not texts:
+            raise L2OError(reason)
+        _log.warning("%s; goes on with the %d equations found until then", reason, len(texts))
+        return _parsed(texts, task, engine)
+
+
+def _check(task: Task, row: Engine) -> None:
+    """Arrays of one length, finite, weights that are weights."""
+    rows, columns = task.rows.shape
+    if (len(task.columns), task.y.shape, task.weights.shape) != (columns, (rows,), (rows,)) or not rows:
+        raise L2OError(
+            f"expected rows [n, {len(task.columns)}], y [n] and weights [n] with n > 0, "
+            f"got {task.rows.shape}, {task.y.shape} and {task.weights.shape}; choose rows again"
+        )
+    arrays = [task.rows, task.y, task.weights]
+    arrays += [task.target, *task.features.values()] if row.sequences else []
+    if not all(np.isfinite(array).all() for array in arrays):
         raise L2OError(
             "expected finite features and targets, got nan or inf; record again without divergence"
         )
-    with tempfile.TemporaryDirectory(prefix="l2o-search-") as folder:
-        np.savez(Path(folder, "data.npz"), rows=rows, target=target)
-        Path(folder, "settings.json").write_text(json.dumps(settings | {"engine": engine}), encoding="utf-8")
-        command = [sys.executable, "-m", "interchange.search.child", folder]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-        ) as child:
-            try:
-                messages = _wait(child, settings["time"], tick)
-            except subprocess.TimeoutExpired:
-                raise L2OError(
-                    f"engine {engine!r} ran {_GRACE:.0f} s over its limit and was killed"
-                ) from None
-            finally:
-                child.kill()  # also where the wait was interrupted
-        output = Path(folder, "trees.json")
-        if child.returncode or not output.exists():
-            last = (messages.strip().splitlines() or ["no message"])[-1]
-            raise L2OError(f"engine {engine!r} failed with exit code {child.returncode}: {last}")
-        return loads_json(output.read_text(encoding="utf-8"), f"output of engine {engine!r}")
+    if (task.weights < 0.0).any() or not task.weights.any():
+        raise L2OError("expected weights of 0 or more, some of them above 0; got others")
 
 
-def _wait(child: subprocess.Popen[str], seconds: float, tick: Callable[[], None]) -> str:
-    """Wait for the child, ticking; its messages. ``TimeoutExpired`` after ``seconds`` and the grace."""
-    for second in range(int(seconds + _GRACE)):
+def _environment(task: Task) -> dict[str, str]:
+    """The child's: the parent's modules, and no more threads than the task has."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(task.threads))
+    path = os.pathsep.join(p for p in sys.path if p)
+    return os.environ | threads | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
+
+
+def _write(engine: str, row: Engine, task: Task, folder: Path) -> None:
+    arrays = {name: getattr(task, name) for name in _ARRAYS}
+    if row.sequences:
+        arrays["target"] = task.target
+        arrays |= {f"feature_{k}": task.features[name] for k, name in enumerate(task.names)}
+    np.savez(folder / "data.npz", **arrays)
+    settings = {name: getattr(task, name) for name in _SETTINGS}
+    settings |= {"engine": engine, "module": row.module, "address_space": row.address_space}
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _wait(
+    child: subprocess.Popen[bytes],
+    folder: Path,
+    seconds: float,
+    tick: Callable[[], None],
+    live: Callable[[list[str]], None],
+) -> bool:
+    """Wait for the child, ticking; False if it still runs after ``seconds`` and the grace."""
+    started, ticks, seen = time.monotonic(), 0, 0
+    while (passed := time.monotonic() - started) < seconds + _GRACE:
         try:
-            return child.communicate(timeout=1.0)[1]
+            child.wait(_POLL)
+            return True
         except subprocess.TimeoutExpired:
-            if second < int(seconds):
-                tick()
-    return child.communicate(timeout=1.0)[1]
+            pass
+        for _ in range(ticks, min(int(passed), int(seconds))):
+            tick()
+            ticks += 1
+        partial = folder / "partial.json"
+        if partial.exists() and (changed := partial.stat().st_mtime_ns) != seen:
+            seen = changed
+            live(_read(partial, "search") or [])
+    return False
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the child and what it started; also where the wait was interrupted."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdin.close()
+
+
+def _read(file: Path, engine: str) -> list[str] | None:
+    if not file.exists():
+        return None
+    texts = loads_json(file.read_text(encoding="utf-8"), f"output of engine {engine!r}")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise L2OError(f"engine {engine!r}: expected a list of texts, got {str(texts)[:80]!r}; correct it")
+    return texts
+
+
+def _reason(engine: str, task: Task, code: int, in_time: bool, messages: Path) -> str:
+    if not in_time:
+        return f"engine {engine!r} ran {_GRACE:.0f} s over its limit and was killed"
+    text = messages.read_text(encoding="utf-8", errors="replace")
+    if code and any(sign in text for sign in _NO_MEMORY):
+        return (
+            f"engine {engine!r} needed more than its {task.memory / 2**30:.3g} GiB of memory; "
+            "give it more, or fewer rows"
+        )
+    last = (text.strip().splitlines() or ["no message"])[-1]
+    if last.startswith(_REFUSED):
+        return f"engine {engine!r}: {last.removeprefix(_REFUSED)}"
+    return f"engine {engine!r} failed with exit code {code}: {last}"
+
+
+def _parsed(texts: list[str], task: Task, engine: str) -> list[Node]:
+    """Those that are expressions over the names, each once."""
+    nodes: dict[Node, None] = {}
+    for text in texts:
+        try:
+            nodes[parse(text, (*task.names, "t"))] = None  # the step is known wherever a rule runs
+        except L2OError as error:
+            _log.warning("engine %r: an equation is dropped: %s", engine, error)
+    return list(nodes)
 
 
 def main(folder: str) -> None:
-    """Read ``data.npz`` and ``settings.json``, search, write ``trees.json``."""
+    """Read the task from the files of ``folder``, search, write ``result.json``."""
+    tempfile.tempdir = folder  # the parent removes it, also where an engine was killed
     settings = json.loads(Path(folder, "settings.json").read_text(encoding="utf-8"))
-    with np.load(Path(folder, "data.npz"), allow_pickle=False) as data:
-        rows, target = data["rows"], data["target"]
-    trees = importlib.import_module(ENGINES[settings["engine"]]).search(rows, target, settings)
-    finite = [tree for tree in trees if _is_finite(tree)]
-    Path(folder, "trees.json").write_text(json.dumps(finite), encoding="utf-8")
+    engine, module, limited = (settings.pop(name) for name in ("engine", "module", "address_space"))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if limited:
+        _limit_memory(settings["memory"])
+    task = Task(**dict(_arrays(Path(folder, "data.npz"), settings["names"])), **_tuples(settings))
+    partial = Path(folder, "partial.json")
+    options = task.options if engine.count(":") < 2 else task.options | {"class": engine.split(":", 1)[1]}
+    texts = importlib.import_module(module).search(
+        dataclasses.replace(task, options=options),
+        lambda texts: atomic_write(partial, json.dumps(texts)),
+    )
+    atomic_write(Path(folder, "result.json"), json.dumps(texts))
 
 
-def _is_finite(tree: Any) -> bool:
-    """Whether all constants of a tree are finite; local search can drive one off to infinity."""
-    if tree[0] in ("c", "x"):
-        return math.isfinite(tree[1])
-    return all(map(_is_finite, tree[1:]))
+def _end_with_parent() -> None:
+    """The parent holds the other end of stdin: it closes when the parent is gone."""
+    os.read(sys.stdin.fileno(), 1)
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _limit_memory(size: int) -> None:
+    """No more than ``size`` bytes of addresses beyond those taken by now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    limit = pages * resource.getpagesize() + size
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _arrays(file: Path, names: list[str]) -> Iterator[tuple[str, Any]]:
+    with np.load(file, allow_pickle=False) as data:
+        yield from ((name, data[name]) for name in _ARRAYS)
+        yield "target", data["target"] if "target" in data else np.zeros((0, 0))
+        kept = {name: f"feature_{k}" for k, name in enumerate(names) if f"feature_{k}" in data}
+        yield "features", {name: data[key] for name, key in kept.items()}
+
+
+def _tuples(settings: dict[str, Any]) -> dict[str, Any]:
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except L2OError as error:
+        sys.exit(f"{_REFUSED}{error}")

@@ -1,44 +1,97 @@
 """Operon through pyoperon 0.6: genetic programming with local search of constants (Burlacu et al. 2020).
 
 Runs only inside the search's child process. Trees are read from the nodes, because the printed model
-rounds its constants to a few decimals.
+rounds its constants to a few decimals. The run is cut into equal parts, each going on from the population
+before, so that the front is reported and a budget of evaluations ends at the same place every time. All
+parts but the last see a few rows, other ones each: the local search takes most of the time, and many
+generations on few rows find more than few on all; the front is judged on all rows.
 """
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-# fmin and fmax are swapped in 0.6.2, and division is left to the bounded aq.
-SYMBOLS = "add,sub,mul,aq,tanh,square,abs,constant,variable"
+from common.errors import L2OError
+from common.rng import derived_seed, rng
+from interchange.dialects import operon_tree
+from interchange.expression import Node
+from interchange.search import Task
+from interchange.search.columns import Archive, Standard, resampled, standardised
+
+# fmin and fmax are swapped in 0.6.2.
+SYMBOLS = "add,sub,mul,div,tanh,square,abs,exp,constant,variable"
+_POPULATION = 1000
+_GENERATIONS = 10  # of a part
+_LENGTH_PER_NODE = 0.75  # Operon counts a weighted column as 1 where we count 3 to 5 nodes
+_FEW_ROWS = 1000
+_FEW_UNTIL = 0.8  # of the time or the evaluations
+_SEED = 2**32
 
 
-def search(rows: np.ndarray, target: np.ndarray, settings: dict[str, Any]) -> list[Any]:
-    """A Pareto front of trees.
+def search(task: Task, report: Callable[[list[str]], None]) -> list[str]:
+    """The front of all parts, by our sizes and errors.
 
     Args:
-        rows: [n, columns]; target: [n], standardised.
-        settings: ``time`` in seconds, ``max_length``, ``seed``, ``threads``, ``symbols``.
+        task: ``options`` are keywords of ``pyoperon.sklearn.SymbolicRegressor``.
     """
     from pyoperon.sklearn import SymbolicRegressor
 
-    regressor = SymbolicRegressor(
-        allowed_symbols=settings.get("symbols") or SYMBOLS,
-        objectives=["r2", "length"],
-        max_length=settings["max_length"],
-        max_depth=10,
-        population_size=1000,
-        pool_size=1000,
-        generations=10**6,
-        max_evaluations=10**9,
-        max_time=max(1, int(settings["time"])),
-        optimizer_iterations=5,
-        epsilon=1e-5,
-        n_threads=settings["threads"],
-        random_state=settings["seed"],
-    )
-    regressor.fit(rows.astype(np.float32), target.astype(np.float32))
-    columns = {code: int(name[1:]) - 1 for code, name in regressor.variables_.items()}
-    return [read_tree(row["tree"].Nodes, columns) for row in regressor.pareto_front_]
+    started = time.monotonic()
+    data, archive = standardised(task), Archive(task, report)
+    rows, y = resampled(task, (data.rows.astype(np.float32), data.y.astype(np.float32)))
+    few = min(_FEW_ROWS, len(y))
+    settings = _settings(task)
+    per_part = settings["population_size"] * settings["generations"]
+    regressor = SymbolicRegressor(**settings, warm_start=True)
+    part, done = 0, 0
+    while True:
+        left = task.time - (time.monotonic() - started)
+        if part and left < 0.5:
+            break
+        if task.evaluations:
+            rest = -(-(task.evaluations - done) // settings["population_size"])
+            regressor.generations = max(1, min(settings["generations"], rest))
+        regressor.max_time = max(1, int(left))
+        regressor.random_state = derived_seed(task.seed, "operon", part) % _SEED
+        spent = done / task.evaluations if task.evaluations else 1.0 - left / task.time
+        chosen = rng(task.seed, "operon rows", part).choice(len(y), few, replace=False)
+        if spent >= _FEW_UNTIL or not np.ptp(y[chosen]):
+            chosen = np.arange(len(y))
+        regressor.fit(rows[chosen], y[chosen])
+        archive.add(front(regressor, data))
+        part, done = part + 1, done + per_part
+        if task.evaluations and done >= task.evaluations:
+            break
+    return archive.texts()
+
+
+def _settings(task: Task) -> dict[str, Any]:
+    return {
+        "allowed_symbols": SYMBOLS,
+        "objectives": ["r2", "length"],
+        "max_length": max(5, round(_LENGTH_PER_NODE * task.max_size)),
+        "max_depth": 10,
+        "population_size": _POPULATION,
+        "generations": _GENERATIONS,
+        "max_evaluations": 10**12,  # Operon's own count includes the local search
+        "optimizer_iterations": 5,
+        "epsilon": 0.0,  # goes on where the error is small: shorter equations may be as good
+        "n_threads": task.threads,
+    } | task.options
+
+
+def front(regressor: Any, data: Standard) -> list[Node]:
+    """A fitted regressor's front over columns ``x0, x1, ...``, without trees of infinite constants."""
+    columns = {code: index for index, code in enumerate(regressor.variables_)}
+    nodes = []
+    for row in regressor.pareto_front_:
+        try:
+            nodes.append(data.node(operon_tree(read_tree(row["tree"].Nodes, columns))))
+        except L2OError:  # local search can drive a constant off to infinity
+            continue
+    return nodes
 
 
 def read_tree(nodes: Any, columns: dict[int, int]) -> Any:

@@ -13,15 +13,17 @@ import pytest
 
 from common.config import RecordConfig
 from common.errors import L2OError
+from common.registry import Registry
 from interchange import expression as ex
 from interchange.distill import DistillConfig, distill, main
 from interchange.front import FRONT_COLUMNS, read_front
 from interchange.operators import TEMPORAL
+from interchange.parse import parse
 from interchange.refit import score
 from interchange.rule import Rule
 from interchange.samples import sequences
 from interchange.schema import TRAJECTORIES
-from interchange.search import PACKAGES, child
+from interchange.search import ENGINES, child
 from interchange.storage import read_hdf5, write_hdf5
 from interchange.trajectories import Samples, Trajectories, load_trajectories, save_trajectories
 
@@ -137,7 +139,7 @@ def test_overwriting_leaves_no_rule_of_the_front_before(distilled, recording, tm
     """A shorter front over a longer one: its last files would belong to no front."""
     folder = tmp_path / "rules"
     shutil.copytree(distilled[0], folder)
-    monkeypatch.setattr("interchange.distill.run_engine", lambda *_: [["mul", ["c", -1.0], ["x", 0]]])
+    monkeypatch.setattr("interchange.distill.run_engine", lambda *_, **__: [parse("-1.0 * g")])
     front, _ = distill(
         DistillConfig(trajectories=str(recording), out=str(folder), overwrite=True, quiet=True, threads=1)
     )
@@ -185,20 +187,11 @@ def test_an_engine_that_fails_is_one_clear_line(body, message, recording, tmp_pa
     assert not out.exists()
 
 
-def test_trees_with_constants_that_are_not_finite_are_dropped(tmp_path, monkeypatch):
-    body = """
-        self.variables_ = {5: "X1"}
-        node = lambda **fields: type("Node", (), fields)
-        nodes = lambda value: type("Tree", (), {"Nodes": [node(Type="Constant", Value=value, Arity=0)]})
-        self.pareto_front_ = [{"tree": nodes(value)} for value in (1.5, float("nan"), float("inf"))]
-    """
-    fake_engine(tmp_path, monkeypatch, body.strip())
-    settings = {"time": 1.0, "max_length": 5, "seed": 0, "threads": 1}
-    assert child.run_engine("operon", np.ones((4, 1)), np.arange(4.0), settings) == [["c", 1.5]]
-
-
 def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(PACKAGES, "operon", "no_such_package_anywhere")
+    rows = dict(ENGINES) | {
+        "operon": dataclasses.replace(ENGINES["operon"], package="no_such_package_anywhere")
+    }
+    monkeypatch.setattr("interchange.search.ENGINES", Registry("engine", rows))
     message = refused(capsys, str(recording), "--out", str(tmp_path / "rules"))
     assert "engine 'operon' needs no_such_package_anywhere: pip install symbolic-l2o[operon]" in message
     assert not list(tmp_path.iterdir())
@@ -206,7 +199,7 @@ def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_
 
 def test_an_empty_result_is_an_error_that_says_what_to_do(recording, tmp_path, monkeypatch):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
-    monkeypatch.setattr("interchange.distill.run_engine", lambda *_: [["c", 1.0]])
+    monkeypatch.setattr("interchange.distill.run_engine", lambda *_, **__: [parse("1.0")])
     with pytest.raises(L2OError, match="no rule of at most 40 nodes was found; raise --time or --max-size"):
         distill(DistillConfig(trajectories=str(recording), out=str(tmp_path), quiet=True, threads=1))
 
@@ -254,7 +247,7 @@ def test_a_broken_recording_is_one_line_and_nothing_is_written(damage, message, 
 
 BAD = {
     "no file": ([], "TRAJECTORIES is missing"),
-    "unknown engine": (["f", "--engine", "pysr"], "unknown engine 'pysr'; known: operon"),
+    "unknown engine": (["f", "--engine", "luck"], "unknown engine 'luck'; known: operon, pysr"),
     "no time": (["f", "--time", "0"], "--time: expected a number above 0"),
     "size 2": (["f", "--max-size", "2"], "--max-size: expected at least 3"),
     "unknown choice": (["f", "--select", "luck"], "--select: expected one of r2, rollout"),
@@ -291,9 +284,9 @@ def test_a_table_of_samples_is_distilled_without_lags_and_averages(table, monkey
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
     seen = []
 
-    def engine(name, rows, *others):
-        seen.append(rows.shape)
-        return child.run_engine(name, rows, *others)
+    def engine(name, task, *others, **more):
+        seen.append(task.rows.shape)
+        return child.run_engine(name, task, *others, **more)
 
     monkeypatch.setattr("interchange.distill.run_engine", engine)
     front, best = distill(
@@ -318,8 +311,8 @@ def test_rollouts_for_a_table_need_a_problem(table, capsys):
 
 def test_selection_by_rollout_takes_the_lowest_loss_of_the_front(recording, tmp_path, monkeypatch):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
-    trees = [["mul", ["c", -1.0], ["x", 0]], ["add", ["mul", ["c", -1.0], ["x", 0]], ["tanh", ["x", 1]]]]
-    monkeypatch.setattr("interchange.distill.run_engine", lambda *_: trees)
+    nodes = [parse("-1.0 * g"), parse("-1.0 * g + tanh(m)")]
+    monkeypatch.setattr("interchange.distill.run_engine", lambda *_, **__: nodes)
     config = DistillConfig(
         trajectories=str(recording), out=str(tmp_path), select="rollout", threads=1, quiet=True
     )

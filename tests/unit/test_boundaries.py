@@ -48,7 +48,7 @@ BOUNDARIES = {
             "sklearn": "slow to import",
         },
         places={
-            "interchange/search/": frozenset({"pyoperon", "pysr"}),
+            "interchange/search/": frozenset({"pyoperon", "pysr", "juliapkg"}),
             "interchange/emit/jax_operators.py": frozenset({"jax"}),
         },
     ),
@@ -64,7 +64,9 @@ BOUNDARIES = {
 COMPUTED = {
     "interchange/emit/__init__.py": "its own modules, from the table of targets",
     "interchange/emit/source.py": "looks up a module's file to copy operators from; does not import it",
+    "interchange/search/auto.py": "the genetic engine it goes on with, from the table beside it",
     "interchange/search/child.py": "the engine asked for and the package it needs, from the tables beside it",
+    "interchange/search/regressor.py": "the regressor the user names, in the search's child only",
     "torch_impl/__init__.py": "its own modules, from a table in the file",
     "tf_impl/__init__.py": "its own modules, from a table in the file",
 }

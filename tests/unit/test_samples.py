@@ -10,7 +10,15 @@ import pytest
 from common.errors import L2OError
 from interchange import expression as ex
 from interchange.distill import DistillConfig, distill
-from interchange.samples import DECAYS, LAGS, choose_rows, column_values, dictionary, sequences
+from interchange.samples import (
+    DECAYS,
+    LAGS,
+    Sequences,
+    choose_rows,
+    dictionary,
+    row_values,
+    sequences,
+)
 from interchange.trajectories import Run, Samples, Trajectories, save_trajectories
 
 STEPS, COORDINATES = 9, 4
@@ -127,50 +135,123 @@ def test_columns_are_every_feature_its_lags_and_its_moving_averages():
     assert len(dictionary(["a"])) == 1 + len(LAGS) + len(DECAYS)
 
 
-def test_column_values_equal_lags_and_averages_computed_by_hand(four):
-    features = sequences(four, "train").features
-    columns = dictionary(list(features))
-    values = column_values(columns, features)
-    assert values.shape == (len(columns), STEPS, 2 * COORDINATES)
-    for node, got in zip(columns, values, strict=True):
-        x = features[ex.names(node)[0]]
-        want = np.zeros_like(x)
-        for t in range(STEPS):
-            if node.op == "name":
-                want[t] = x[t]
-            elif node.op == "lag":
-                k = int(node.args[1].value)
-                want[t] = x[t - k] if t >= k else 0.0
-            else:
-                b = node.args[1].value
-                want[t] = b * (want[t - 1] if t else 0.0) + (1.0 - b) * x[t]
+def by_hand(node: ex.Node, features: dict[str, np.ndarray]) -> np.ndarray:
+    """A feature, its lag or its moving average, [T, N]."""
+    x = features[ex.names(node)[0]]
+    want = np.zeros_like(x)
+    for t in range(len(x)):
+        if node.op == "name":
+            want[t] = x[t]
+        elif node.op == "lag":
+            k = int(node.args[1].value)
+            want[t] = x[t - k] if t >= k else 0.0
+        else:
+            b = node.args[1].value
+            want[t] = b * (want[t - 1] if t else 0.0) + (1.0 - b) * x[t]
+    return want
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 30])
+def test_row_values_equal_lags_and_averages_computed_by_hand(chunk, four, monkeypatch):
+    monkeypatch.setattr("interchange.samples._CHUNK", chunk)  # one coordinate at a time, and all at once
+    data = sequences(four, "train")
+    columns = dictionary(["a", "b", "g"])
+    rows = choose_rows(data, 20, seed=0)
+    values = row_values(columns, data.features, rows)
+    assert values.shape == (20, len(columns))
+    for node, got in zip(columns, values.T, strict=True):
+        want = by_hand(node, data.features)[rows.steps, rows.coordinates]
         np.testing.assert_allclose(got, want, rtol=1e-13, err_msg=ex.to_text(node))
 
 
-@pytest.mark.parametrize(
-    ("count", "per_step"), [(STEPS * 3, 3), (STEPS * 3 + 5, 3), (10**6, COORDINATES), (STEPS, 1)]
-)
-def test_rows_are_spread_evenly_over_steps_and_pair_columns_with_their_target(count, per_step):
-    step, coordinate = np.mgrid[:STEPS, :COORDINATES]
-    values = np.stack([step, coordinate]).astype(float)
-    rows, target = choose_rows(values, 100.0 * step + coordinate, count, seed=3)
-    assert rows.shape == (STEPS * per_step, 2) and len(rows) <= count
-    np.testing.assert_array_equal(target, 100.0 * rows[:, 0] + rows[:, 1])
-    assert np.bincount(rows[:, 0].astype(int)).tolist() == [per_step] * STEPS
-    assert len({tuple(row) for row in rows}) == len(rows)
+def test_the_raw_gradient_is_a_feature_unless_one_has_its_name(four):
+    train = sequences(four, "train")
+    np.testing.assert_array_equal(train.features["g"][:, COORDINATES:], four.runs["000002"].g)
+    own = Trajectories({"g": "", "b": ""}, four.runs, four.split)
+    np.testing.assert_array_equal(sequences(own, "valid").features["g"], four.runs["000004"].x[:, :, 0])
+    assert "g" not in sequences(make_table(40), "train").features
 
 
-def test_never_more_rows_than_asked_for_even_from_long_runs():
-    values = np.arange(50.0)[None, :, None].repeat(3, axis=2)
-    rows, _ = choose_rows(values, values[0], 10, seed=0)
-    assert len(rows) == 10 and rows[0, 0] < 10 and rows[-1, 0] >= 40
+def test_layers_tell_tensors_apart_and_join_those_of_one_problem():
+    tensors = {"params_names": ("w", "b"), "params_shapes": ((COORDINATES,), (COORDINATES,))}
+    index = np.array([1, 0, 0, 1], np.int32)
+    same = [dataclasses.replace(make_run(k), param_index=index, **tensors) for k in (1, 2)]
+    other = dataclasses.replace(make_run(3), problem="digits-mlp", param_index=index, **tensors)
+    data = sequences(make(*same, other, train=("000001", "000002", "000003")), "train")
+    assert data.layers.tolist() == [1, 0, 0, 1, 1, 0, 0, 1, 3, 2, 2, 3]
+    assert data.part(np.array([0, 8])).layers.tolist() == [1, 3]
+
+
+def test_joined_sequences_stand_side_by_side_and_are_cut_to_the_shorter(four):
+    train, valid = sequences(four, "train"), sequences(four, "valid")
+    short = Sequences({n: x[:5] for n, x in valid.features.items()}, valid.target[:5], valid.layers)
+    both = train.joined(short)
+    assert both.target.shape == (5, 3 * COORDINATES)
+    for name in ("a", "b", "g"):
+        np.testing.assert_array_equal(both.features[name][:, 8:], valid.features[name][:5])
+        np.testing.assert_array_equal(both.features[name][:, :8], train.features[name][:5])
+    np.testing.assert_array_equal(both.target[:, 8:], valid.target[:5])
+    assert both.layers.tolist() == [0] * 8 + [1] * 4
+    with pytest.raises(L2OError, match="got none of 'g'; compute it first"):
+        train.joined(Sequences({"a": valid.features["a"], "b": valid.features["b"]}, valid.target))
+
+
+def heavy(steps: int = 100, coordinates: int = 60) -> Sequences:
+    """Two tensors, the second of 3 coordinates; a few huge values; magnitudes that fall with the step."""
+    generator = np.random.default_rng(0)
+    scale = np.exp(-np.arange(steps) / 30.0)[:, None]
+    target = scale * generator.standard_t(2.0, (steps, coordinates))
+    layers = (np.arange(coordinates) >= coordinates - 3).astype(int)
+    return Sequences({"a": generator.normal(size=(steps, coordinates))}, target + layers, layers)
+
+
+@pytest.mark.parametrize("count", [1, 7, 50, 600, 5000, 6000, 10**6])
+def test_as_many_rows_as_asked_for_and_none_twice(count):
+    data = heavy()
+    rows = choose_rows(data, count, seed=0)
+    assert len(rows.steps) == min(count, data.target.size) == len(rows.weights)
+    assert len({*zip(rows.steps.tolist(), rows.coordinates.tolist(), strict=True)}) == len(rows.steps)
+    assert rows.weights.sum() == pytest.approx(data.target.size)
+    assert rows.weights.max() <= 2.0 * data.target.size / len(rows.weights) * (1.0 + 1.0 / count) + 1.0
+    np.testing.assert_array_equal(rows.of(data.target), data.target[rows.steps, rows.coordinates])
+
+
+def test_weighted_sums_estimate_those_over_all_rows():
+    """Means over 200 draws, within 4 standard errors; without weights they are far off."""
+    data = heavy()
+    step = np.broadcast_to(np.arange(100.0)[:, None], data.target.shape)
+    for values in (data.target, data.target**2, step, data.features["a"] ** 2):
+        draws = [(choose_rows(data, 400, seed), values) for seed in range(200)]
+        sums = np.array([rows.weights @ rows.of(v) for rows, v in draws])
+        error = 4.0 * sums.std() / math.sqrt(len(sums)) + 1e-9 * np.abs(values).sum()
+        assert abs(sums.mean() - values.sum()) < error
+    squares = np.array([np.mean(rows.of(data.target) ** 2) for rows, _ in draws])
+    assert squares.mean() > 1.5 * np.mean(data.target**2)
+
+
+def test_small_tensors_early_steps_and_tails_get_more_than_their_share():
+    data = heavy()
+    rows = choose_rows(data, 600, seed=0)
+    assert len(rows.steps) == 600
+    small = (data.layers[rows.coordinates] == 1).mean()
+    assert small > 3 * 3 / 60
+    assert (rows.steps < 10).mean() > 1.5 * 10 / 100
+    size = np.abs(data.target)
+    largest = size >= np.quantile(size, 0.995)
+    assert rows.of(largest).sum() > 0.8 * largest.sum()
+
+
+def test_within_a_stratum_rows_are_spread_evenly_over_the_steps():
+    plain = Sequences({"a": np.zeros((100, 50))}, np.ones((100, 50)))
+    found = np.bincount(choose_rows(plain, 500, seed=2).steps, minlength=100)
+    assert found[50:].max() - found[50:].min() <= 1 and found.min() >= 1
 
 
 def test_rows_depend_on_the_seed_alone():
-    values = np.random.default_rng(0).normal(size=(2, STEPS, COORDINATES))
-    one, same, other = (choose_rows(values, values[0], 18, seed)[1] for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
-    assert not np.array_equal(one, other)
+    one, same, other = (choose_rows(heavy(), 100, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.steps, same.steps)
+    np.testing.assert_array_equal(one.coordinates, same.coordinates)
+    assert not np.array_equal(one.coordinates, other.coordinates)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, math.pi])

@@ -1,0 +1,208 @@
+"""``python -m interchange.sanity``: known rules are found again, in their true form, and judged rightly."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from common.errors import L2OError
+from interchange import expression as ex
+from interchange import sanity
+from interchange.parse import parse
+from interchange.rule import Rule
+from interchange.samples import Sequences
+from interchange.sanity import Found, SanityConfig, choose, find, main, table_text
+from interchange.sanity_rules import KNOWN, Known, gradients, is_true_form, r2_each, shown
+from interchange.search.signs import best_ratio
+from interchange.search.templates import drafts, pursuit
+
+TEMPLATES = SanityConfig(engine="templates", threads=1)
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """The command hands warnings to logging for the rest of its process, which here is the tests'."""
+    yield
+    logging.captureWarnings(False)
+
+
+def test_gradients_are_correlated_and_scaled_by_coordinate():
+    g = gradients(0, "given", 4000, 300)
+    z = g / g.std(0)
+    rho = (z[1:] * z[:-1]).mean(0)
+    nearest = np.abs(rho[:, None] - np.array([0.0, 0.5, 0.9])).argmin(1)
+    assert (np.bincount(nearest, minlength=3) > 60).all()
+    assert np.abs(rho - np.array([0.0, 0.5, 0.9])[nearest]).max() < 0.1
+    sizes = np.log(g.std(0))
+    assert sizes.std() == pytest.approx(1.0, abs=0.15)
+    assert [sizes[nearest == k].mean() for k in range(3)] == pytest.approx([0.0] * 3, abs=0.35)
+
+
+def test_gradients_start_at_zero():
+    g = gradients(1, "given", 60, 3000) / np.abs(gradients(1, "given", 60, 3000)).mean(0)
+    assert np.abs(g[0]).mean() < 0.9 * np.abs(g[30:]).mean()  # not yet what they settle at
+
+
+def test_what_is_held_out_is_not_what_is_given():
+    data = shown(KNOWN["sgd"].rule, 0)
+    assert data["train"].target.size + data["valid"].target.size == 10_000
+    held = np.sort(data["test"].features["g"][-1])
+    given = np.concatenate([data[part].features["g"][-1] for part in ("train", "valid")])
+    assert not np.isin(held, given).any()
+    assert (data["test"].features["g"] != shown(KNOWN["sgd"].rule, 1)["test"].features["g"]).all()
+    np.testing.assert_array_equal(data["test"].target, -0.01 * data["test"].features["g"])
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("-0.3 * g", "sgd"),
+        ("lag(g, 1) + 2.1 * lag(g, 2) + 0.9 * exp(lag(g, 4)) + square(g)", "mixed"),
+        ("-2.4 * ema(g, 0.6005)", "momentum(0.6)"),
+        ("ema_hat(g, 0.9) / sqrt(ema_hat(square(g), 0.9))", "adam(0.9)"),
+        ("-1.01 * ema_hat(g, 0.9) / (1e-9 + sqrt(ema_hat(square(g), 0.9)))", "adam(0.9)"),
+        ("-sign(0.1 * g + ema(g, 0.99))", "lion"),
+        ("sign(-0.11 * g - lag(ema(g, 0.99), 1))", "lion"),
+        ("-ema_hat(g, 0.9) / (1 + 0.01 * t) / sqrt(ema_hat(square(g), 0.99))", "adam, schedule"),
+    ],
+)
+def test_the_true_form_is_known_however_it_is_written(text, name):
+    assert is_true_form(Rule.from_text(text), KNOWN[name].rule)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("-0.01 * g + 0.001 * lag(g, 1)", "sgd"),
+        ("lag(g, 1) + 2 * lag(g, 2) + exp(lag(g, 3)) + square(g)", "mixed"),
+        ("lag(g, 1) + 2 * lag(g, 2) + exp(lag(g, 4))", "mixed"),
+        ("-2.5 * ema(g, 0.602)", "momentum(0.6)"),
+        ("-2.5 * ema_hat(g, 0.6)", "momentum(0.6)"),
+        ("-ema(g, 0.9) / sqrt(ema_hat(square(g), 0.9))", "adam(0.9)"),
+        ("-ema_hat(g, 0.9) / sqrt(ema_hat(square(g), 0.95))", "adam(0.9)"),
+        ("-ema_hat(g, 0.9) / (0.1 + sqrt(ema_hat(square(g), 0.9)))", "adam(0.9)"),
+        ("-sign(ema(g, 0.99))", "lion"),
+        ("-tanh(0.1 * g + ema(g, 0.99))", "lion"),
+        ("-ema_hat(g, 0.9) / sqrt(ema_hat(square(g), 0.99))", "adam, schedule"),
+    ],
+)
+def test_another_form_is_not_the_true_one(text, name):
+    assert not is_true_form(Rule.from_text(text), KNOWN[name].rule)
+
+
+def test_no_known_rule_passes_for_another():
+    # Momentum and Adam stand there twice with other decays or in two tables.
+    same = {frozenset({"adam(0.9)", "adam(0.9, 0.9)"})}
+    for one in KNOWN:
+        for other in KNOWN:
+            expected = one == other or frozenset({one, other}) in same
+            assert is_true_form(KNOWN[one].rule, KNOWN[other].rule) == expected, (one, other)
+
+
+@pytest.mark.parametrize("name", ["mixed", "momentum(0.6)", "lion"])
+def test_a_known_rule_is_found_in_its_true_form(name):
+    found = find(KNOWN[name], TEMPLATES, seed=2)  # mixed: a seed that an average led astray once
+    assert found.true, found.expression
+    assert found.r2 >= KNOWN[name].bar
+    assert found.nodes <= 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(KNOWN))
+def test_every_known_rule_is_found_in_time(name):
+    found = find(KNOWN[name], TEMPLATES, seed=0)
+    assert found.true, found.expression
+    assert found.r2 >= KNOWN[name].bar
+    assert found.r2_each >= KNOWN[name].bar
+
+
+@pytest.mark.slow
+def test_the_engine_auto_finds_adam_in_a_child_process():
+    pytest.importorskip("pyoperon")
+    found = find(KNOWN["adam, schedule"], SanityConfig(time=20.0, threads=1), seed=1)
+    assert found.true, found.expression
+
+
+def test_a_lion_between_the_grids_decays_is_found():
+    truth = Rule.named("lion", beta1=0.85, beta2=0.973)
+    found = find(Known(truth), TEMPLATES, seed=0)
+    decays = [n.args[1].value for n in ex.walk(parse(found.expression, ("g",))) if n.op == "ema"]
+    assert decays == pytest.approx([0.973], abs=2e-3)
+    assert found.r2 > 0.995
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_ratio_has_the_fewest_wrong_signs_of_all(seed):
+    rng = np.random.default_rng(seed)
+    z, v = rng.normal(size=(2, 200))
+    v[:9] = 0.0
+    sign = np.sign(z + 0.7 * v + 0.3 * rng.normal(size=200))
+    ratio, wrong = best_ratio(z, v, sign)
+    tries = np.concatenate([np.linspace(-50.0, 50.0, 200_001), [ratio]])
+    counts = [(np.sign(z + r * v) != sign).sum() for r in tries[::20]]
+    assert wrong == (np.sign(z + ratio * v) != sign).sum() <= min(counts)
+
+
+def test_a_pursuit_drops_what_it_took_too_early():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 500))
+    between = a + b + 0.01 * rng.normal(size=500)
+    *_, (chosen, weights, error) = pursuit(np.stack([between, a, b]), 2.0 * a + 2.0 * b, 3)
+    assert sorted(chosen) == [1, 2]
+    assert weights == pytest.approx([2.0, 2.0], abs=1e-9)
+    assert error < 1e-20
+
+
+def test_drafts_end_with_their_time():
+    data = shown(KNOWN["adam(0.9)"].rule, 0)["train"]
+    assert 0 < len(drafts(data, ("g",), seconds=0.0)) < 5
+
+
+def test_the_shortest_of_the_equally_good_is_chosen_by_coordinate():
+    g = gradients(0, "given")
+    g[:, 0] *= 1e6  # all that a pooled R2 sees
+    y = np.where(np.arange(g.shape[1]) == 0, 2.0 * g, g)
+    data = {"valid": Sequences({"g": g}, y)}
+    texts = ["2 * g", "g", "g + 0 * lag(g, 1)", "g / (t - 5)"]
+    best = choose([Rule.from_text(text) for text in texts], data)
+    assert ex.to_text(best.expression) == "g"
+    assert r2_each(best, data["valid"]) == pytest.approx((99 + 0.75) / 100, abs=0.01)
+    with pytest.raises(L2OError, match="finite"):
+        choose([Rule.from_text("g / (t - 5)")], data)
+
+
+def test_the_command_writes_what_it_prints(tmp_path, capsys):
+    file = tmp_path / "table.json"
+    assert main(["--engine", "templates", "--quick", "--rules", "sgd", "--json", str(file)]) == 0
+    payload = json.loads(file.read_text())
+    assert (payload["format"], payload["format_version"]) == ("l2o-sanity", 1)
+    (row,) = payload["rows"]
+    assert (row["rule"], row["true"], row["passed"], row["paper_r2"]) == ("sgd", 1, True, 1.0)
+    assert row["seconds"] == row["runs"][0]["seconds"] < 30.0
+    head, line = capsys.readouterr().out.splitlines()
+    assert "paper R2" in head
+    assert line.split()[:4] == ["sgd", "1.000000", "1.000000", "3"]
+
+
+def test_a_missed_bar_is_shown_and_is_no_failure(monkeypatch, capsys):
+    run = Found("g", 0.99989999, 0.5, 3, 1.0, False)
+    runs = iter([run, dataclasses.replace(run, r2=1.0, true=True), dataclasses.replace(run, r2=-1.0)])
+    monkeypatch.setattr(sanity, "find", lambda *_: next(runs))
+    assert main(["--rules", "lags"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1:10] == [
+        *("0.999899", "0.500000", "3", "1.0", "1", "of", "3", "0.9999", "MISSED"),
+    ]
+
+
+def test_one_is_shown_for_one_only():
+    known = KNOWN["sgd"]
+    row = sanity._row("sgd", known, [Found("g", 1.0 - 2e-8, 1.0 - 1e-10, 3, 1.0, True)])
+    assert table_text([row]).splitlines()[1].split()[1:3] == ["0.999999", "1.000000"]
+
+
+def test_an_unknown_rule_is_one_line_before_anything_is_searched(monkeypatch, capsys):
+    monkeypatch.setattr(sanity, "find", lambda *_: pytest.fail("searched"))
+    assert main(["--rules", "sgd", "sdg"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

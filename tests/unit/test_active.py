@@ -1,0 +1,149 @@
+"""Active sampling: whom it asks, where, and that the answers are the oracle's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from common import reference
+from common.errors import L2OError
+from common.rng import rng
+from interchange import active
+from interchange.rule import Rule
+from interchange.samples import Sequences
+from interchange.trajectories import Run, Trajectories
+from interchange.weights import Teacher, save_weights
+
+STEPS, COORDINATES = 60, 12
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return Teacher.named("rp_s")
+
+
+def gradients() -> np.ndarray:
+    """[T, N]: correlated in time, of scales from 0.01 to 1, falling."""
+    generator = np.random.default_rng(0)
+    g = generator.normal(size=(STEPS, COORDINATES))
+    for t in range(1, STEPS):
+        g[t] = 0.7 * g[t - 1] + 0.5 * g[t]
+    return g * 10.0 ** generator.uniform(-2.0, 0.0, COORDINATES) * np.exp(-np.arange(STEPS) / 60.0)[:, None]
+
+
+@pytest.fixture(scope="module")
+def data(teacher: Teacher) -> Sequences:
+    return active.answer(teacher, gradients(), teacher.row.expressions())
+
+
+def front(teacher: Teacher, *texts: str) -> list[Rule]:
+    features = teacher.row.expressions()
+    return [Rule.from_text(text, {}, features, scale=0.01) for text in texts]
+
+
+RULES = ("-0.3 * m_tilde", "-0.3 * tanh(m_tilde) - 0.04 * g_tilde", "-0.3 * ema(g_tilde, 0.8)")
+
+
+def test_answers_are_the_oracles(teacher, data):
+    """Step by step as ``reference.unroll`` walks, against ``replay``, which walks by itself."""
+    g = gradients()
+
+    def recorded(theta: np.ndarray, step: int) -> tuple[float, np.ndarray]:
+        return 0.0, g[min(step, STEPS - 1)]
+
+    start = np.zeros(COORDINATES)
+    _, thetas = reference.unroll(teacher.row, teacher.weights, start, recorded, STEPS)
+    updates = np.diff(thetas, axis=0)
+    np.testing.assert_allclose(updates / teacher.row.scale, data.target, rtol=1e-9, atol=1e-12)
+    x, y = reference.replay(teacher.row, teacher.weights, g)
+    assert x.shape == (STEPS, COORDINATES, 2) and y.shape == (STEPS, COORDINATES)
+    for k, name in enumerate(teacher.row.inputs):
+        np.testing.assert_allclose(data.features[name], x[:, :, k], rtol=1e-9)
+
+
+def test_new_sequences_are_pieces_of_recorded_ones_rescaled_and_flipped():
+    g = gradients()
+    found = active.perturbed(g, 200, rng(3, "active"))
+    assert found.shape == (STEPS, 200) and np.isfinite(found).all()
+    ratios = g[1:] / g[:-1]  # a factor leaves them alone
+    same = np.isclose((found[1:] / found[:-1])[:, :, None], ratios.reshape(-1), rtol=1e-9)
+    kept = same.any(axis=2)
+    moved = (same.argmax(axis=2) // COORDINATES - np.arange(STEPS - 1)[:, None])[kept]
+    assert moved.min() < -20 and moved.max() > 20  # early pieces late and late ones early
+    assert set(np.sum(~kept, axis=0)) == {0, 1, 2, 3, 4}  # the cuts between 1 to 5 pieces
+    whole = found[:, (~kept).sum(axis=0) == 0]
+    sources = np.abs((whole[1] / whole[0])[:, None] - ratios[0]).argmin(axis=1)
+    factors = whole[0] / g[0][sources]
+    size = np.abs(factors)
+    assert 0.1 <= size.min() < 0.3 and 3.0 < size.max() <= 10.0
+    assert 0.2 < (factors > 0.0).mean() < 0.8
+    np.testing.assert_array_equal(found, active.perturbed(g, 200, rng(3, "active")))
+
+
+def test_one_step_can_be_perturbed_too():
+    assert active.perturbed(np.ones((1, 3)), 5, rng(0, "active")).shape == (1, 5)
+
+
+def test_rules_disagree_more_at_the_chosen_sequences_than_at_random_or_recorded_ones(teacher, data):
+    rules = front(teacher, *RULES)
+    features = teacher.row.expressions()
+    found = active.disputed(rules, teacher, data, features, 40, seed=0)
+    random = active.answer(teacher, active.perturbed(data.features["g"], 400, rng(1, "active")), features)
+    chosen, other, recorded = (active.disagreement(rules, part, 1.5) for part in (found, random, data))
+    assert np.median(chosen) > np.quantile(other, 0.75)  # one in 8 each: the 92nd of 100 in the median
+    assert chosen.mean() > recorded.mean()
+    assert found.target.shape == (STEPS, 40) and set(found.features) == {"g", "m_tilde", "g_tilde"}
+    _, y = reference.replay(teacher.row, teacher.weights, found.features["g"])
+    np.testing.assert_array_equal(found.target, y)
+    assert data.joined(found).target.shape == (STEPS, COORDINATES + 40)
+    assert len(np.unique(found.features["g"][0])) > 30  # not the same few over and over
+
+
+def test_disagreement_is_the_spread_over_the_rules_and_a_wild_rule_counts_as_the_bound(teacher, data):
+    one, two = front(teacher, "1.0 * sign(g)", "0.5 * sign(g)")
+    got = active.disagreement([one, two], data, 1.5)
+    np.testing.assert_allclose(got, np.sqrt(np.mean((0.25 * np.sign(data.features["g"])) ** 2, axis=0)))
+    assert not active.disagreement([one, one], data, 1.5).any()
+    wild = front(teacher, "exp(1e6 * g) * sign(g)", "sqrt(g) / (g - g)")
+    assert active.disagreement([one, *wild], data, 1.5).max() <= 1.5
+
+
+def make(teacher_sha256: str, kind: str = "teacher") -> Trajectories:
+    zeros = np.zeros((1, 1))
+    run = Run(
+        "000000", "quadratic", "{}", kind, "{}", teacher_sha256, 0, 0, 1, 0.01, False, "ok",
+        zeros[:, :, None], zeros, zeros, np.ones(1), np.ones(1, int), np.zeros(1, np.int32),
+        np.zeros(1, np.int32), ("x",), ((1,),),
+    )  # fmt: skip
+    return Trajectories({"a": "g"}, {"000000": run}, {"train": ("000000",)})
+
+
+def test_the_teacher_is_found_by_its_hash(teacher, tmp_path):
+    assert active.find_teacher(make(teacher.sha256)).sha256 == teacher.sha256
+    weights = {name: 2.0 * array for name, array in teacher.weights.items()}
+    mine = save_weights(tmp_path / "teacher.h5", teacher.row, weights, "test")
+    assert active.find_teacher(make(mine), tmp_path).sha256 == mine
+    with pytest.raises(L2OError, match="name the run that was recorded"):
+        active.find_teacher(make(teacher.sha256), tmp_path)
+    with pytest.raises(L2OError, match="expected the run folder of the recorded teacher"):
+        active.find_teacher(make(mine))
+
+
+def test_what_has_no_one_teacher_is_refused(teacher):
+    two = make(teacher.sha256)
+    other = dataclasses.replace(two.runs["000000"], name="000001", source_sha256="0" * 64)
+    two = dataclasses.replace(two, runs={**two.runs, "000001": other})
+    for trajectories in (make("", "baseline"), two, Trajectories({"a": ""}, {})):
+        with pytest.raises(L2OError, match="expected a recording of one teacher, got"):
+            active.find_teacher(trajectories)
+
+
+def test_bad_questions_are_refused(teacher, data):
+    rules = front(teacher, *RULES)
+    features = teacher.row.expressions()
+    bare = Sequences({"m_tilde": data.target}, data.target)
+    for some, given, count in ((rules[:1], data, 5), (rules, bare, 5), (rules, data, 0), (rules, data, 5000)):
+        with pytest.raises(L2OError, match="expected two rules or more, recorded gradients and a count"):
+            active.disputed(some, teacher, given, features, count, seed=0)
+    with pytest.raises(L2OError, match="expected features with an expression over g, got none for 'm_tilde'"):
+        active.disputed(rules, teacher, data, features | {"m_tilde": ""}, 5, seed=0)
