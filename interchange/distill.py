@@ -22,13 +22,13 @@ from common.errors import L2OError
 from common.problems import PROBLEMS
 from common.storage import RunLock
 from interchange import expression as ex
-from interchange.canonical import name_constants, to_node
+from interchange.canonical import name_constants
 from interchange.expression import Node
 from interchange.front import read_front, write_front
 from interchange.parse import parse
 from interchange.refit import improve
 from interchange.rule import Rule
-from interchange.search import ENGINES, PACKAGES
+from interchange.search import ENGINES, Task, find_engine
 from interchange.search.child import run_engine
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from interchange.trajectories import Trajectories
 
 _MAX_ROWS = 8_000
-_LENGTH_PER_NODE = 0.6  # Operon counts a weighted column as 1 where we count 3 to 5 nodes
+_COLUMNS = 24  # that an engine sees, at most, beside the features themselves
 _SEARCH_SHARE = 0.4  # of the time; the rest refits and prunes
 _REFIT_UNTIL = 0.85  # of the time; what is under way then still ends within it
 _WITHIN = 0.01  # a shorter rule is preferred if its R2 is no further below the best (MATH.md section 5)
@@ -103,21 +103,10 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     target = data["train"].target
     if target.min() == target.max():  # the standard deviation of equal numbers need not be 0
         raise L2OError(f"{config.trajectories}: the targets are all equal; train or tune their source first")
-    spread = float(target.std())
-    # The rows of a table have no past.
-    past = {"lags": (), "decays": ()} if trajectories.samples is not None else {}
-    columns = samples.dictionary(list(trajectories.features), **past)
-    chosen = samples.choose_rows(data["train"], _MAX_ROWS, config.seed)
-    rows, target = samples.row_values(columns, data["train"].features, chosen), chosen.of(target)
-    settings = {
-        "time": max(1.0, _SEARCH_SHARE * config.time),
-        "max_length": max(3, round(_LENGTH_PER_NODE * config.max_size)),
-        "seed": config.seed,
-        "threads": _threads(config),
-    }
-    with Progress("search", int(settings["time"]), quiet=config.quiet) as progress:
-        trees = run_engine(config.engine, rows, target / spread, settings, progress.advance)
-    drafts = _drafts([to_node(tree, columns, spread) for tree in trees], trajectories, config)
+    task = make_task(trajectories, data["train"], config)
+    with Progress("search", int(task.time), quiet=config.quiet) as progress:
+        nodes = run_engine(config.engine, task, progress.advance)
+    drafts = _drafts(nodes, trajectories, config)
     rules = _improve_all(drafts, data, config, started + _REFIT_UNTIL * config.time)
     front: list[Rule] = []
     best = 0.0  # a rule worse than the mean of the target is none
@@ -128,6 +117,32 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     if not front:
         raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise --time or --max-size")
     return front
+
+
+def make_task(trajectories: "Trajectories", train: "Sequences", config: DistillConfig) -> Task:
+    """What the engine is asked: few rows that cover tensors, phases and tails, and few columns of many."""
+    from interchange import samples
+    from interchange.columns import screen, wide_dictionary
+
+    names = list(dict.fromkeys([*trajectories.features, *train.features]))
+    # The rows of a table have no past.
+    columns = wide_dictionary(names) if trajectories.samples is None else list(map(ex.name, names))
+    rows = samples.choose_rows(train, _MAX_ROWS, config.seed)
+    values, target = samples.row_values(columns, train.features, rows), rows.of(train.target)
+    kept = screen(columns, values, target, rows.weights, max(_COLUMNS, len(names)))
+    return Task(
+        names=tuple(names),
+        features=train.features,
+        target=train.target,
+        columns=tuple(ex.to_text(columns[k]) for k in kept),
+        rows=values[:, kept],
+        y=target,
+        weights=rows.weights,
+        time=max(1.0, _SEARCH_SHARE * config.time),
+        max_size=config.max_size,
+        seed=config.seed,
+        threads=_threads(config),
+    )
 
 
 def renumbered(rule: Rule) -> Rule:
@@ -150,8 +165,9 @@ def _drafts(nodes: list[Node], trajectories: "Trajectories", config: DistillConf
     from importlib.metadata import version
 
     features = {name: parse(text) if text else None for name, text in trajectories.features.items()}
+    package = find_engine(config.engine).package
     provenance = {
-        "engine": f"{config.engine} {version(PACKAGES[config.engine])}",
+        "engine": f"{config.engine} {version(package)}" if package else config.engine,
         "seed": config.seed,
         "trajectories_sha256": trajectories.sha256,
     }
@@ -164,7 +180,7 @@ def _drafts(nodes: list[Node], trajectories: "Trajectories", config: DistillConf
     for node in nodes:
         named, constants = name_constants(node)
         used = {name: features[name] for name in features if name in ex.names(named)}
-        if used:
+        if used or "g" in ex.names(named):
             rule = Rule("draft", named, constants, used, scale=scale, provenance=provenance)
             drafts.setdefault(rule.expression, rule)
     return sorted(drafts.values(), key=lambda rule: rule.complexity)

@@ -148,6 +148,6 @@ def _restrict(rule: Rule, node: Node) -> Rule | None:
     used = set(ex.names(node))
     constants = {name: value for name, value in rule.constants.items() if name in used}
     features = {name: value for name, value in rule.features.items() if name in used}
-    if not features or not constants:  # nothing to fit or to tune is left
+    if not (features or "g" in used) or not constants:  # nothing to fit or to tune is left
         return None
     return dataclasses.replace(rule, expression=node, constants=constants, features=features)

@@ -311,7 +311,7 @@ def test_rollouts_for_a_table_need_a_problem(table, capsys):
 
 def test_selection_by_rollout_takes_the_lowest_loss_of_the_front(recording, tmp_path, monkeypatch):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
-    nodes = [parse("-1.0 * g"), parse("-1.0 * g + tanh(m)")]
+    nodes = [parse("-1.0 * g"), parse("-1.0 * tanh(3.0 * g) - 4.0 * ema(g, 0.9)")]
     monkeypatch.setattr("interchange.distill.run_engine", lambda *_, **__: nodes)
     config = DistillConfig(
         trajectories=str(recording), out=str(tmp_path), select="rollout", threads=1, quiet=True
