@@ -28,7 +28,7 @@ from interchange.front import read_front, write_front
 from interchange.parse import parse
 from interchange.refit import improve
 from interchange.rule import Rule
-from interchange.search import ENGINES, Task, find_engine
+from interchange.search import Task, find_engine
 from interchange.search.child import run_engine
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class DistillConfig:
     """Distillation (MATH.md section 4)."""
 
     trajectories: str = option("", "file of recorded trajectories")
-    engine: str = option("operon", "search engine", choices=lambda: ENGINES)
+    engine: str = option("operon", "search engine: operon, auto, linear, pysr, or sklearn:MODULE:CLASS")
     time: float = option(60.0, "seconds in all, search and refit", above=0)
     max_size: int = option(40, "largest rule, in nodes", low=3, high=1000)
     select: str = option("r2", "how the best rule is chosen", choices=lambda: ("r2", "rollout"))
@@ -62,6 +62,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        find_engine(self.engine)
 
 
 def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
