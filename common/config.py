@@ -167,6 +167,8 @@ class SelectConfig(OnProblem):
     front: str = option("", "folder with front.csv and its rules")
     steps: int = option(200, "inner steps of a rollout", low=1)
     tasks: int = option(4, "validation optimizees per candidate", low=1)
+    more: int = option(12, "further ones for each candidate that may be the best", low=0)
+    jobs: int = option(1, "processes", low=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,15 @@
-"""Active sampling: new gradient sequences at which the rules of a front disagree, answered by their teacher.
+"""Active sampling: gradient sequences along the rules' own rollouts, answered by their teacher.
 
-A recording shows the teacher only where its own optimization led. It can be asked anywhere (the NumPy LSTM
-of common.reference), so the search asks where its candidates differ most (query by committee, Seung et al.
-1992) and fits the answers too.
+A recording shows the teacher only where its own optimization led. A rule errs a little, is led elsewhere, and
+does there what nothing has fitted. The teacher can be asked anywhere (the NumPy LSTM of common.reference), so
+it is asked what it would have done there (DAgger, Ross et al. 2011), where the candidates differ most (query
+by committee, Seung et al. 1992), and the answers are fitted too.
 """
 
-import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -23,19 +24,20 @@ from interchange.samples import Sequences
 from interchange.trajectories import Trajectories
 from interchange.weights import SHIPPED, Teacher, load_weights
 
-POOL = 8  # candidates per sequence that is asked for
+POOL = 4  # candidates per sequence that is asked for
 MOST = 4096  # sequences in one call
-_BLOCKS = (1, 5)  # pieces a sequence is spliced from, at least and at most
 _BOUND = 1.5  # times the largest recorded |y|: beyond it a rule is wrong, how far does not matter
 
 _log = logging.getLogger(__name__)
 
 
-def find_teacher(trajectories: Trajectories, path: str | os.PathLike[str] = "") -> Teacher:
+def find_teacher(
+    trajectories: Trajectories, path: str | os.PathLike[str] = "", beside: str | os.PathLike[str] = ""
+) -> Teacher:
     """The teacher that was recorded, told by its hash.
 
     Args:
-        path: its weights or run folder; "" looks among the shipped ones.
+        path: its weights or run folder; "" looks in the folder ``beside`` and among the shipped ones.
 
     Raises:
         L2OError: the recording is not of one teacher, or this is another one.
@@ -53,11 +55,16 @@ def find_teacher(trajectories: Trajectories, path: str | os.PathLike[str] = "") 
                 "name the run that was recorded"
             )
         return teacher
+    if beside and Path(beside, "teacher.h5").is_file():
+        teacher = load_weights(beside)
+        if teacher.sha256 == sha256:
+            return teacher
     for name in SHIPPED:
         if Teacher.named(name).sha256 == sha256:
             return Teacher.named(name)
     raise L2OError(
-        f"expected the run folder of the recorded teacher {sha256[:12]}, got none; name its folder or weights"
+        f"expected the run folder of the recorded teacher {sha256[:12]}, got none; "
+        "name its folder or weights (--teacher)"
     )
 
 
@@ -82,26 +89,6 @@ def _features(g: np.ndarray, features: Mapping[str, str]) -> dict[str, np.ndarra
     return {"g": g} | dict(zip(features, evaluate(program, {"g": g}), strict=True))
 
 
-def perturbed(g: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """New gradient sequences [T, count] spliced from recorded ones [T, N].
-
-    Each has 1 to 5 pieces, cut anywhere from any coordinate, early or late; each piece is rescaled by
-    10^U(-1, 1) and half of them change sign.
-    """
-    steps, coordinates = g.shape
-    result = np.empty((steps, count))
-    for k in range(count):
-        most = min(_BLOCKS[1], steps)
-        cuts = generator.choice(steps - 1, generator.integers(_BLOCKS[0], most + 1) - 1, replace=False) + 1
-        edges = [0, *sorted(cuts.tolist()), steps]
-        for start, stop in itertools.pairwise(edges):
-            begin = generator.integers(steps - (stop - start) + 1)
-            piece = g[begin : begin + stop - start, generator.integers(coordinates)]
-            factor = 10.0 ** generator.uniform(-1.0, 1.0) * generator.choice((-1.0, 1.0))
-            result[start:stop, k] = factor * piece
-    return result
-
-
 def disagreement(rules: Sequence[Rule], data: Sequences, bound: float) -> np.ndarray:
     """[N]: root mean square over steps of the standard deviation across rules, outputs cut at ``bound``."""
     total, squares = np.zeros_like(data.target), np.zeros_like(data.target)
@@ -116,34 +103,30 @@ def disagreement(rules: Sequence[Rule], data: Sequences, bound: float) -> np.nda
 def disputed(
     rules: Sequence[Rule],
     teacher: Teacher,
-    data: Sequences,
+    g: np.ndarray,
     features: Mapping[str, str],
+    bound: float,
     count: int,
     seed: int,
 ) -> Sequences:
-    """``count`` new sequences at which the rules disagree, with the teacher's answers; at most ``MOST``.
+    """At most ``count`` sequences of ``g`` at which the rules disagree, with the teacher's answers.
 
     Each is the most disputed of ``POOL`` random ones, so that they stay different from each other.
 
     Args:
         rules: at least two, over the features and ``g``.
-        data: recorded sequences with ``g``, which the new ones are spliced from.
+        g: gradients [T, N] along rollouts.
         features: of the recording (``Trajectories.features``).
+        bound: largest |y| of the recording; a rule far beyond is wrong, how far does not matter.
     """
-    if len(rules) < 2 or "g" not in data.features or not 1 <= count <= MOST:
+    if len(rules) < 2 or not 1 <= count <= MOST or not g.size:
         raise L2OError(
-            f"expected two rules or more, recorded gradients and a count of 1 to {MOST}, got {len(rules)} "
-            f"rules, {'g' if 'g' in data.features else 'no g'} and {count}; search and record first"
+            f"expected two rules or more, gradients and a count of 1 to {MOST}, got {len(rules)} rules, "
+            f"gradients {g.shape} and {count}; search and roll out first"
         )
-    generator = rng(seed, "active")
-    bound = _BOUND * float(np.abs(data.target).max())
-    chosen = []
-    for _ in range(0, count, 256):  # bounds the memory
-        wanted = min(256, count - sum(map(len, chosen)))
-        g = perturbed(data.features["g"], POOL * wanted, generator).T
-        pool = Sequences(_features(g.T, features), np.zeros(g.T.shape))  # only the chosen ones get answers
-        doubt = disagreement(rules, pool, bound).reshape(wanted, POOL)
-        chosen.append(g.reshape(wanted, POOL, -1)[np.arange(wanted), doubt.argmax(axis=1)])
-    found = answer(teacher, np.concatenate(chosen).T, features)
-    _log.info("asked the teacher at %d new sequences where %d rules disagree", count, len(rules))
+    doubt = disagreement(rules, Sequences(_features(g, features), np.zeros(g.shape)), _BOUND * bound)
+    groups = np.array_split(rng(seed, "active").permutation(g.shape[1]), min(count, g.shape[1]))
+    chosen = [group[doubt[group].argmax()] for group in groups]
+    found = answer(teacher, g[:, chosen], features)
+    _log.info("asked the teacher at %d sequences where %d rules disagree", len(chosen), len(rules))
     return found

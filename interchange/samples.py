@@ -1,13 +1,13 @@
 """Trajectories -> the sequences a rule is fitted on and the rows a search engine sees.
 
 Splits are by run, never by row (MATH.md section 4). Runs that diverged are left out, and said so. A table
-of samples has no runs: it is cut into contiguous blocks of rows. Engines see few rows, chosen by strata;
-all rows are there to refit and to score.
+of samples has no runs: its last rows are held out, and the others validate by folds (interchange.folds).
+Engines see few rows, chosen by strata; all rows are there to refit and to score.
 """
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from interchange.trajectories import Run, Samples, Trajectories
 
 LAGS = (1, 2, 3)
 DECAYS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
-BLOCKS = {"train": (0.0, 0.7), "valid": (0.7, 0.85), "test": (0.85, 1.0)}  # of the rows of a table
+# Of the rows of a table. Those for validation are the ones for training, one fold after another.
+BLOCKS = {"train": (0.0, 0.85), "valid": (0.0, 0.85), "test": (0.85, 1.0)}
 PHASES = (0.1, 0.5)  # of the steps: where early and middle end
 TAILS = 0.02  # of the rows, about: the largest |y| and |x|, shared among target and features
 _PER_STRATUM = 8  # rows; with fewer on average the strata are too fine
@@ -50,6 +51,11 @@ class Sequences:
         return Sequences(
             features, self.target[:, columns], None if self.layers is None else self.layers[columns]
         )
+
+    def only(self, names: Iterable[str]) -> "Sequences":
+        """The given features and the raw gradient, where they are there; no array is copied."""
+        features = {name: self.features[name] for name in (*names, "g") if name in self.features}
+        return Sequences(features, self.target, self.layers)
 
     def joined(self, other: "Sequences") -> "Sequences":
         """Both, coordinate after coordinate, cut to the shorter; the other's tensors count as new ones."""

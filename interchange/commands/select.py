@@ -1,47 +1,131 @@
 """The choice from a front by rolling its rules out: ``select``.
 
-The loss of every rule on validation problems goes into the front's files, where ``interchange`` reads it.
+Every rule is rolled out on a few validation problems, those that may be the best on many more. The losses go
+into the front's files, where ``interchange`` reads them.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from common.cli import Progress
 from common.cli import run as run_command
 from common.config import SelectConfig
 from common.errors import L2OError
+from common.metrics import t_quantile
+from common.problems import PROBLEMS
 
 if TYPE_CHECKING:
     from interchange.commands.backend import Backend
     from interchange.rule import Rule
+    from interchange.trajectories import Trajectories
+
+_FINALISTS = 8
 
 
 def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
-    """``torch_impl.select`` and ``tf_impl.select``: the rules of a front, best first."""
+    """``torch_impl.select`` and ``tf_impl.select``: the chosen rule, then the others by their loss."""
     from common.storage import RunLock
     from interchange.front import read_front, write_front
 
     rules = read_front(config.front)
     backend.table_task(config, "validation", 0)  # missing data are found before the work begins
-    scored = []
     with Progress("select", len(rules), quiet=config.quiet) as progress:
-        for rule in rules:
-            loss = validation_loss(rule, config, backend)
-            progress.advance(nodes=str(rule.complexity), loss=loss)
-            stored = {"valid": loss if math.isfinite(loss) else None, "steps": config.steps}
-            record = rule.provenance | {"loss": stored | {"problem": config.problem, "tasks": config.tasks}}
-            scored.append(dataclasses.replace(rule, provenance=record))
-    ranked = sorted(scored, key=rollout_loss)
-    if not ranked or math.isinf(rollout_loss(ranked[0])):
-        raise L2OError(f"{config.front}: every rule diverges on {config.problem}; distill with another seed")
+        first = _figures(rules, range(config.tasks), config, backend, progress)
+        if not np.isfinite(first).all(1).any():
+            raise L2OError(
+                f"{config.front}: every rule diverges on {config.problem}; distill with another seed"
+            )
+        places = hopeful(first) if config.more else list(np.flatnonzero(np.isfinite(first).all(1)))
+        progress.total += len(places) if len(places) > 1 else 0
+        more = range(config.tasks, config.tasks + config.more * (len(places) > 1))
+        last = _figures([rules[k] for k in places], more, config, backend, progress)
+    final = np.concatenate([first[places], last], axis=1)
+    records = [{"valid": _mean(row), "tasks": config.tasks} for row in first]
+    for k, row in zip(places, final, strict=True):
+        records[k] |= {"final": _mean(row), "final_tasks": len(row)}
+    where = {"steps": config.steps, "problem": config.problem}
+    scored = [
+        dataclasses.replace(rule, provenance=rule.provenance | {"loss": record | where})
+        for rule, record in zip(rules, records, strict=True)
+    ]
+    best = scored[places[choose(final, [rules[k].complexity for k in places])]]
     folder = config.out or config.front
     with RunLock(folder):
         write_front(folder, scored)
-        ranked[0].save(Path(folder, "best.json"))
-    return ranked
+        best.save(Path(folder, "best.json"))
+    return [best, *sorted((rule for rule in scored if rule is not best), key=rollout_loss)]
+
+
+def _figures(
+    rules: "Sequence[Rule]", numbers: range, config: SelectConfig, backend: "Backend", progress: Progress
+) -> np.ndarray:
+    """Losses [rule, task] at ``config.steps`` on these validation tasks; inf where a rollout diverges."""
+    if not rules or not numbers:
+        return np.zeros((len(rules), len(numbers)))
+    from common.parallel import parallel
+
+    rows, jobs = [], [(rule, numbers, config, backend) for rule in rules]
+    with parallel(min(config.jobs, len(rules)), ordered=True) as run:
+        for rule, row in zip(rules, run(_roll_out, jobs), strict=True):
+            rows.append(row)
+            progress.advance(nodes=str(rule.complexity), loss=float(np.mean(row)))
+    return np.array(rows)
+
+
+def _roll_out(rule: "Rule", numbers: range, config: SelectConfig, backend: "Backend") -> list[float]:
+    """The loss of one rule on each task; what the worker processes run."""
+    network = backend.rule_network(rule, config.device)
+    tasks = (backend.table_task(config, "validation", number) for number in numbers)
+    return [backend.mean_figure([task], network, config.steps) for task in tasks]
+
+
+def hopeful(figures: np.ndarray) -> list[int]:
+    """The rules that may be the best, in their order: at most 8, none that diverged.
+
+    Args:
+        figures: [rule, task]; at least one rule has only finite ones.
+    """
+    means, behind, error = _compared(figures)
+    tasks = figures.shape[1]
+    limit = t_quantile(tasks - 1) * error if tasks > 1 else np.full(len(means), np.inf)
+    near = [k for k in np.argsort(means, kind="stable") if np.isfinite(means[k]) and behind[k] <= limit[k]]
+    return sorted(map(int, near[:_FINALISTS]))
+
+
+def choose(figures: np.ndarray, complexity: Sequence[int]) -> int:
+    """The smallest rule whose loss is within one standard error of the lowest, paired by task.
+
+    Args:
+        figures: [rule, task]; a rule with one that is not finite is out.
+    """
+    means, behind, error = _compared(figures)
+    near = [k for k in range(len(means)) if behind[k] <= error[k]]
+    return min(near, key=lambda k: (complexity[k], means[k]))
+
+
+def _compared(figures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean log loss of each rule, how far it is behind the lowest, and the standard error of that.
+
+    Rules start from the same values and see the same batches, so differences within a task vary far less
+    than the losses do. Losses that are not all above 0 are taken as they are.
+    """
+    values = np.log(figures) if (figures > 0).all() else figures
+    means, tasks = values.mean(1), figures.shape[1]
+    with np.errstate(invalid="ignore"):  # inf less inf is nan, which is near nothing
+        differences = values - values[np.argmin(means)]
+        error = differences.std(1, ddof=1) / math.sqrt(tasks) if tasks > 1 else np.zeros(len(means))
+    return means, differences.mean(1), error
+
+
+def _mean(row: np.ndarray) -> float | None:
+    """The mean as JSON knows it: None where a rollout diverged."""
+    return float(np.mean(row)) if np.isfinite(row).all() else None
 
 
 def rollout_loss(rule: "Rule") -> float:
@@ -50,10 +134,16 @@ def rollout_loss(rule: "Rule") -> float:
     return math.inf if loss is None else loss
 
 
-def validation_loss(rule: "Rule", config: SelectConfig, backend: "Backend") -> float:
-    """Mean over validation tasks of the loss at ``config.steps``; inf if one diverges."""
-    tasks = (backend.table_task(config, "validation", number) for number in range(config.tasks))
-    return backend.mean_figure(tasks, backend.rule_network(rule, config.device), config.steps)
+def recorded(trajectories: "Trajectories", problem: str) -> list[str]:
+    """The flags of ``select`` that put its rollouts where ``problem`` was recorded: data and batch size."""
+    run = next((run for run in trajectories.runs.values() if run.problem == problem), None)
+    if run is None or problem not in PROBLEMS:
+        return []
+    row = json.loads(run.problem_json)  # "{}" where a user's own loop was recorded
+    dataset = row.get("dataset") if isinstance(row, dict) else None
+    batch_size = trajectories.config.get("batch_size")
+    flags = [f"--dataset={dataset}"] if dataset and dataset != PROBLEMS[problem].dataset else []
+    return flags + ([f"--batch-size={batch_size}"] if batch_size else [])
 
 
 def main(command: Callable[[SelectConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
@@ -62,7 +152,7 @@ def main(command: Callable[[SelectConfig], Any], name: str, argv: Sequence[str] 
     def body(config: SelectConfig) -> None:
         best = command(config)[0]
         if not config.quiet:
-            print(f"lowest loss {best.provenance['loss']['valid']:.4g}: {best.name}")
+            print(f"chosen: {best.name}, loss {best.provenance['loss']['final']:.4g}")
 
     return run_command(
         SelectConfig,

@@ -5,6 +5,7 @@ What both find are drafts: constants, decays included, are fitted afterwards on 
 
 import dataclasses
 import importlib
+import time
 from collections.abc import Callable
 
 from interchange.expression import complexity, to_text
@@ -13,17 +14,23 @@ from interchange.search import ENGINES, Task
 from interchange.search.templates import drafts
 
 _FORMS_OVER = 1.5  # times the largest size: pruning shortens what is longer
+_FORMS_SHARE = 0.25  # of the time
+_FEWEST_TRIES, _PER_TRY = 60, 50  # of forms; evaluations of the genetic search for one of them
 _GENETIC = "operon"
 
 
 def search(task: Task, report: Callable[[list[str]], None]) -> list[str]:
     """Templates and a genetic search, as texts over the features; the templates are reported at once."""
+    started = time.monotonic()
     found: list[str] = []
     if len(task.target) > 1:
         data = Sequences(task.features, task.target)
-        forms = drafts(data, task.names, task.time / 4.0)
+        if task.evaluations:
+            forms = drafts(data, task.names, tries=max(_FEWEST_TRIES, task.evaluations // _PER_TRY))
+        else:
+            forms = drafts(data, task.names, _FORMS_SHARE * task.time)
         found = [to_text(node) for node in forms if complexity(node) <= _FORMS_OVER * task.max_size]
         report(found)
     genetic = importlib.import_module(ENGINES[_GENETIC].module)
-    rest = dataclasses.replace(task, time=max(1.0, 0.75 * task.time))
+    rest = dataclasses.replace(task, time=max(1.0, task.time - (time.monotonic() - started)))
     return found + genetic.search(rest, lambda texts: report(found + texts))

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,12 +32,20 @@ from interchange.search import Engine, Task, find_engine
 
 _GRACE = 20.0  # seconds beyond the search's own limit, for imports and the last generation
 _POLL = 0.25  # seconds
+_PREFIX = "l2o-search-"  # of the folders with a task's files
 _ARRAYS = ("rows", "y", "weights")
 _SETTINGS = tuple(
     field.name for field in dataclasses.fields(Task) if field.name not in (*_ARRAYS, "features", "target")
 )
 _REFUSED = "refused: "  # before the one line of an ``L2OError`` in the child
-_NO_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "Unable to allocate")
+_NO_MEMORY = (
+    "MemoryError",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "Unable to allocate",
+    "failed to map segment",
+    "can't start new thread",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +74,7 @@ def run_engine(
         remedy = row.install or f"symbolic-l2o[{engine}]"
         raise L2OError(f"engine {engine!r} needs {row.package}: pip install {remedy}")
     _check(task, row)
-    with tempfile.TemporaryDirectory(prefix="l2o-search-") as folder:
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
         _write(engine, row, task, Path(folder))
         with Path(folder, "messages.txt").open("wb") as messages:
             child = subprocess.Popen(
@@ -119,14 +128,16 @@ def _check(task: Task, row: Engine) -> None:
 
 def _environment(task: Task) -> dict[str, str]:
     """The child's: the parent's modules, and no more threads than the task has."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(task.threads))
+    # A budget of evaluations is for equal results, and sums of several threads differ in the last digits.
+    sums = 1 if task.evaluations else task.threads
+    threads = {"OMP_NUM_THREADS": task.threads, "OPENBLAS_NUM_THREADS": sums, "MKL_NUM_THREADS": sums}
     path = os.pathsep.join(p for p in sys.path if p)
-    return os.environ | threads | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
+    return os.environ | {n: str(k) for n, k in threads.items()} | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
 
 
 def _write(engine: str, row: Engine, task: Task, folder: Path) -> None:
     arrays = {name: getattr(task, name) for name in _ARRAYS}
-    if row.sequences:
+    if row.sequences and len(task.target) > 1:  # rows without a past are all in ``rows``
         arrays["target"] = task.target
         arrays |= {f"feature_{k}": task.features[name] for k, name in enumerate(task.names)}
     np.savez(folder / "data.npz", **arrays)
@@ -208,7 +219,7 @@ def main(folder: str) -> None:
     tempfile.tempdir = folder  # the parent removes it, also where an engine was killed
     settings = json.loads(Path(folder, "settings.json").read_text(encoding="utf-8"))
     engine, module, limited = (settings.pop(name) for name in ("engine", "module", "address_space"))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(Path(folder),), daemon=True).start()
     if limited:
         _limit_memory(settings["memory"])
     task = Task(**dict(_arrays(Path(folder, "data.npz"), settings["names"])), **_tuples(settings))
@@ -221,9 +232,11 @@ def main(folder: str) -> None:
     atomic_write(Path(folder, "result.json"), json.dumps(texts))
 
 
-def _end_with_parent() -> None:
-    """The parent holds the other end of stdin: it closes when the parent is gone."""
+def _end_with_parent(folder: Path) -> None:
+    """End when the parent is gone, with the files it can no longer remove: its end of stdin then closes."""
     os.read(sys.stdin.fileno(), 1)
+    for _ in range(3 if folder.name.startswith(_PREFIX) else 0):  # the search may still be writing
+        shutil.rmtree(folder, ignore_errors=True)
     os.killpg(os.getpid(), signal.SIGKILL)
 
 

@@ -5,6 +5,7 @@ on size need it; constants are folded back in float64. Sizes and errors are ours
 """
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -91,6 +92,7 @@ class Archive:
 
     def __init__(self, task: Task, report: Callable[[list[str]], None]) -> None:
         self._task, self._report = task, report
+        self._lock = threading.Lock()
         self._columns = {f"x{k}": parse(text, task.names) for k, text in enumerate(task.columns)}
         self._inputs = {f"x{k}": task.rows[None, :, k] for k in range(len(task.columns))}
         self._seen: set[Node] = set()
@@ -98,6 +100,10 @@ class Archive:
 
     def add(self, nodes: Iterable[Node]) -> None:
         """Judge expressions over columns ``x0, x1, ...``, and report if the front changed."""
+        with self._lock:  # islands share it
+            self._add(nodes)
+
+    def _add(self, nodes: Iterable[Node]) -> None:
         before = self.texts()
         for node in nodes:
             if node in self._seen:

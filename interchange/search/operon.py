@@ -1,14 +1,17 @@
 """Operon through pyoperon 0.6: genetic programming with local search of constants (Burlacu et al. 2020).
 
 Runs only inside the search's child process. Trees are read from the nodes, because the printed model
-rounds its constants to a few decimals. The run is cut into equal parts, each going on from the population
-before, so that the front is reported and a budget of evaluations ends at the same place every time. All
-parts but the last see a few rows, other ones each: the local search takes most of the time, and many
-generations on few rows find more than few on all; the front is judged on all rows.
+rounds its constants to a few decimals. Every thread has a population of its own, an island: Operon with
+several threads for one population waits at every generation, and one population alone settles too soon.
+A run is cut into equal parts, each going on from the population before, so that the front is reported and
+a budget of evaluations ends at the same place every time. All parts but the last see a few rows, other ones
+each: the local search takes most of the time, and many generations on few rows find more than few on all;
+the front is judged on all rows.
 """
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from interchange.search.columns import Archive, Standard, resampled, standardise
 
 # fmin and fmax are swapped in 0.6.2.
 SYMBOLS = "add,sub,mul,div,tanh,square,abs,exp,constant,variable"
-_POPULATION = 1000
+_POPULATION = 500
 _GENERATIONS = 10  # of a part
 _LENGTH_PER_NODE = 0.75  # Operon counts a weighted column as 1 where we count 3 to 5 nodes
 _FEW_ROWS = 1000
@@ -31,15 +34,25 @@ _SEED = 2**32
 
 
 def search(task: Task, report: Callable[[list[str]], None]) -> list[str]:
-    """The front of all parts, by our sizes and errors.
+    """The front of all islands and parts, by our sizes and errors.
 
     Args:
         task: ``options`` are keywords of ``pyoperon.sklearn.SymbolicRegressor``.
     """
-    from pyoperon.sklearn import SymbolicRegressor
-
     started = time.monotonic()
     data, archive = standardised(task), Archive(task, report)
+    # A budget of evaluations must give the same whatever the threads.
+    islands = 1 if task.evaluations else task.threads
+    with ThreadPoolExecutor(islands) as pool:
+        for done in [pool.submit(_evolve, task, data, archive, started, island) for island in range(islands)]:
+            done.result()
+    return archive.texts()
+
+
+def _evolve(task: Task, data: Standard, archive: Archive, started: float, island: int) -> None:
+    """One population, part after part; Operon lets go of the interpreter while it runs."""
+    from pyoperon.sklearn import SymbolicRegressor
+
     rows, y = resampled(task, (data.rows.astype(np.float32), data.y.astype(np.float32)))
     few = min(_FEW_ROWS, len(y))
     settings = _settings(task)
@@ -54,9 +67,9 @@ def search(task: Task, report: Callable[[list[str]], None]) -> list[str]:
             rest = -(-(task.evaluations - done) // settings["population_size"])
             regressor.generations = max(1, min(settings["generations"], rest))
         regressor.max_time = max(1, int(left))
-        regressor.random_state = derived_seed(task.seed, "operon", part) % _SEED
+        regressor.random_state = derived_seed(task.seed, "operon", island, part) % _SEED
         spent = done / task.evaluations if task.evaluations else 1.0 - left / task.time
-        chosen = rng(task.seed, "operon rows", part).choice(len(y), few, replace=False)
+        chosen = rng(task.seed, "operon rows", island, part).choice(len(y), few, replace=False)
         if spent >= _FEW_UNTIL or not np.ptp(y[chosen]):
             chosen = np.arange(len(y))
         regressor.fit(rows[chosen], y[chosen])
@@ -64,7 +77,6 @@ def search(task: Task, report: Callable[[list[str]], None]) -> list[str]:
         part, done = part + 1, done + per_part
         if task.evaluations and done >= task.evaluations:
             break
-    return archive.texts()
 
 
 def _settings(task: Task) -> dict[str, Any]:
@@ -76,9 +88,9 @@ def _settings(task: Task) -> dict[str, Any]:
         "population_size": _POPULATION,
         "generations": _GENERATIONS,
         "max_evaluations": 10**12,  # Operon's own count includes the local search
-        "optimizer_iterations": 5,
+        "optimizer_iterations": 2,
         "epsilon": 0.0,  # goes on where the error is small: shorter equations may be as good
-        "n_threads": task.threads,
+        "n_threads": task.threads if task.evaluations else 1,
     } | task.options
 
 

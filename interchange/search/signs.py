@@ -11,7 +11,7 @@ import numpy as np
 
 from interchange import expression as ex
 from interchange.expression import Node
-from interchange.program import compile_program, evaluate
+from interchange.samples import Rows, row_values
 
 _PAIRS_FROM = 12  # single columns that are combined with every other one
 _ROUNDS = 5  # of refining a decay, each three times finer
@@ -43,16 +43,17 @@ def sign_forms(
     values: np.ndarray,
     y: np.ndarray,
     features: Mapping[str, np.ndarray],
-    rows: np.ndarray,
+    rows: Rows,
 ) -> list[tuple[Node, float]]:
     """Sums of one, two and three columns whose sign is y's, decays refined; with the part of wrong rows.
 
     Args:
-        columns: what may be summed; values: [columns, len(rows)]; y: [len(rows)].
-        features: name -> [T, N]; rows: which of T * N the values are of.
+        columns: what may be summed; values: [columns, n]; y: [n].
+        features: name -> [T, N]; rows: which n cells of them the values are of.
     """
     kept = (y != 0.0) & np.isfinite(values).all(0)
-    sign, x, rows = np.sign(y[kept]), values[:, kept], rows[kept]
+    sign, x = np.sign(y[kept]), values[:, kept]
+    rows = Rows(rows.steps[kept], rows.coordinates[kept], rows.weights[kept])
     if not len(sign):
         return []
     wrong = (np.sign(x) != sign).sum(1)
@@ -119,12 +120,11 @@ def _decay(node: Node) -> float | None:
     return next((part.args[1].value for part in ex.walk(node) if part.op in ("ema", "ema_hat")), None)
 
 
-def _values(terms: Sequence[Node], features: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    program = compile_program(list(terms))
-    return np.stack([np.asarray(out).reshape(-1)[rows] for out in evaluate(program, features)])
+def _values(terms: Sequence[Node], features: Mapping[str, np.ndarray], rows: Rows) -> np.ndarray:
+    return row_values(terms, features, rows).T
 
 
-def _refined(form: _Form, sign: np.ndarray, features: Mapping[str, np.ndarray], rows: np.ndarray) -> _Form:
+def _refined(form: _Form, sign: np.ndarray, features: Mapping[str, np.ndarray], rows: Rows) -> _Form:
     """The form with the decays of its two terms moved to the middle of where fewest rows are wrong."""
     step = 1.0  # in logits; the grid's own steps are about as wide
     for _ in range(_ROUNDS if form.errors else 0):

@@ -9,16 +9,17 @@ RMSprop, Adagrad, Adam and Lion come out exactly, up to the grid of decays, whic
 """
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from common.rng import rng
 from interchange import expression as ex
 from interchange.expression import Node
-from interchange.program import compile_program, evaluate
-from interchange.samples import Sequences
+from interchange.samples import Rows, Sequences, row_values
 from interchange.search.signs import sign_forms
 
 LAGS = tuple(range(1, 21))
@@ -31,6 +32,7 @@ _EPS = 1e-8
 _EXACT = 1e-14  # relative squared error
 _KEPT = 3  # drafts per number of terms
 _ROWS = 20_000  # for the fits; a refit sees all
+_CELLS = 200_000  # of the whole sequences that the rows are of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +66,22 @@ def _times(factor: float, node: Node) -> Node:
 
 
 def drafts(
-    data: Sequences, inputs: Sequence[str], seconds: float = math.inf, most_terms: int = 12
+    data: Sequences,
+    inputs: Sequence[str],
+    seconds: float = math.inf,
+    most_terms: int = 12,
+    tries: int | None = None,
 ) -> list[Node]:
     """Expressions over ``inputs``, the best few per number of terms, best first.
 
     Args:
         data: with all ``inputs`` among its features; sequences from the first step.
         seconds: after which no further form is tried; the forms with most divisors come last.
+        tries: forms after which none is tried; with it and no limit of time the result is always the same.
     """
     deadline = time.monotonic() + seconds
     fits = []
-    for fit in _fits(data, inputs, most_terms):
+    for fit in itertools.islice(_fits(data, inputs, most_terms), tries):
         if np.isfinite(fit.error):
             fits.append(fit)
         if time.monotonic() > deadline:
@@ -88,17 +95,11 @@ def drafts(
 
 
 def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_Fit]:
-    y = data.target.reshape(-1)
-    steps = np.arange(1.0, len(data.target) + 1.0)[:, None]
-    t = np.broadcast_to(steps, data.target.shape).reshape(-1)
-    rows = np.linspace(0, len(y) - 1, min(len(y), _ROWS)).astype(int)
+    rows = _rows(data)
+    y, t = rows.of(data.target), rows.steps + 1.0
     names = [ex.name(name) for name in inputs]
     filtered = [node for name in names for node in numerators(name)]
     columns = _values(filtered, data.features, rows)
-    y, t = y[rows], t[rows]
-    sizes: list[Node | None] = [None, *(node for name in names for node in running_sizes(name))]
-    size_values = _values([node for node in sizes if node is not None], data.features, rows)
-    divisors = [np.ones_like(y), *(size_values + _EPS)]
     lags = np.arange(len(filtered)) % (len(filtered) // len(names)) <= len(LAGS)
     for family in (lags, ~lags | (np.arange(len(filtered)) % (len(filtered) // len(names)) == 0)):
         for chosen, weights, error in pursuit(np.where(family[:, None], columns, np.nan), y, most_terms):
@@ -120,12 +121,16 @@ def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_
     for family in (plain, np.ones_like(plain)):
         for chosen, weights, error in pursuit(np.where(family[:, None], x * weight, np.nan), y * weight, 8):
             yield _Fit(error, tuple(with_functions[i] for i in chosen), weights)
-    for schedule in SCHEDULES:
+    sizes: list[Node | None] = [None, *(node for name in names for node in running_sizes(name))]
+    size_values = _values([node for node in sizes if node is not None], data.features, rows)
+    divisors = [np.ones_like(y), *(size_values + _EPS)]
+    for schedules in (SCHEDULES[:1], SCHEDULES[1:]):
         for size, divisor in zip(sizes, divisors, strict=True):
-            count = most_terms if size is None and not schedule else 4
-            x = columns / divisor
-            for chosen, weights, error in pursuit(x, y * (1.0 + schedule * t), count):
-                yield _Fit(error, tuple(filtered[i] for i in chosen), weights, size, schedule)
+            x = _Columns(columns / divisor, np.isfinite(y))
+            for schedule in schedules:
+                count = most_terms if size is None and not schedule else 4
+                for chosen, weights, error in x.pursuit(y * (1.0 + schedule * t), count):
+                    yield _Fit(error, tuple(filtered[i] for i in chosen), weights, size, schedule)
 
 
 def numerators(x: Node) -> list[Node]:
@@ -164,10 +169,20 @@ def _links(y: np.ndarray) -> Iterator[tuple[str, float, np.ndarray]]:
             yield "tanh", factor, np.arctanh(np.clip(y / factor, -1.0 + 1e-9, 1.0 - 1e-9))
 
 
-def _values(nodes: Sequence[Node], features: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+def _rows(data: Sequences) -> Rows:
+    """Rows drawn from sequences that are spread evenly, or all of them."""
+    steps, coordinates = data.target.shape
+    count = min(coordinates, max(1, _CELLS // steps))
+    taken = np.linspace(0, coordinates - 1, count).astype(int)
+    # Evenly spaced ones would show each sequence at a few steps only.
+    drawn = rng(0, "forms").choice(steps * count, min(steps * count, _ROWS), replace=False)
+    cells = np.sort(drawn)
+    return Rows(cells // count, taken[cells % count], np.ones(len(cells)))
+
+
+def _values(nodes: Sequence[Node], features: Mapping[str, np.ndarray], rows: Rows) -> np.ndarray:
     """[len(nodes), rows] of expressions over whole sequences."""
-    program = compile_program(nodes)
-    return np.stack([np.asarray(out).reshape(-1)[rows] for out in evaluate(program, features)])
+    return np.ascontiguousarray(row_values(nodes, features, rows).T)
 
 
 def pursuit(x: np.ndarray, y: np.ndarray, count: int) -> Iterator[tuple[list[int], tuple[float, ...], float]]:
@@ -180,36 +195,54 @@ def pursuit(x: np.ndarray, y: np.ndarray, count: int) -> Iterator[tuple[list[int
     Yields:
         The columns so far, their weights, and the squared error relative to that of 0.
     """
-    with np.errstate(all="ignore"):
-        fine = np.isfinite(x).mean(1) > 0.99
-        usable = np.flatnonzero(fine)
-        rows = np.isfinite(x[usable]).all(0) & np.isfinite(y)
-        x, y = x[np.ix_(usable, np.flatnonzero(rows))], y[rows]
-        norms = np.sqrt(np.square(x).mean(1))
-        alive = np.isfinite(norms) & (norms > 0.0)
-    usable, x, norms = usable[alive], x[alive], norms[alive]
-    total = float(y @ y)
-    if not len(usable) or total <= 0.0:
-        return
-    x = x / norms[:, None]
-    gram, target = x @ x.T, x @ y
-    chosen: list[int] = []
-    weights = np.zeros(0)
-    for _ in range(min(count, len(usable))):
-        gain = np.abs(target - gram[:, chosen] @ weights) if chosen else np.abs(target)
-        gain[chosen] = -1.0
-        chosen.append(int(gain.argmax()))
-        weights = np.linalg.lstsq(gram[np.ix_(chosen, chosen)], target[chosen], rcond=1e-13)[0]
-        residual = y - weights @ x[chosen]
-        error = float(residual @ residual) / total
-        yield [int(usable[i]) for i in chosen], tuple(map(float, weights / norms[chosen])), error
-        if error < _EXACT:
-            # Columns taken before the right ones were there weigh nothing beside them.
-            kept = np.abs(weights) * np.sqrt(len(y)) > 1e-6 * np.sqrt(total)
-            if not kept.all():
-                chosen = [i for i, keep in zip(chosen, kept, strict=True) if keep]
-                weights = np.linalg.lstsq(x[chosen].T, y, rcond=1e-13)[0]
-                residual = y - weights @ x[chosen]
-                error = float(residual @ residual) / total
-                yield [int(usable[i]) for i in chosen], tuple(map(float, weights / norms[chosen])), error
+    yield from _Columns(x, np.isfinite(y)).pursuit(y, count)
+
+
+class _Columns:
+    """Columns [columns, rows] with their products, which pursuits of several targets share."""
+
+    def __init__(self, x: np.ndarray, rows: np.ndarray) -> None:
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(x)
+            usable = np.flatnonzero(finite.mean(1) > 0.99)
+            self.rows = np.flatnonzero(finite[usable].all(0) & rows)
+            x = x[np.ix_(usable, self.rows)]
+            norms = np.sqrt(np.square(x).mean(1))
+            alive = np.isfinite(norms) & (norms > 0.0)
+        self.usable, self.norms = usable[alive], norms[alive]
+        self.x = x[alive] / self.norms[:, None]
+        self.gram = self.x @ self.x.T
+
+    def pursuit(self, y: np.ndarray, count: int) -> Iterator[tuple[list[int], tuple[float, ...], float]]:
+        """As the function of that name, for a target that is finite in the rows."""
+        x, gram, y = self.x, self.gram, y[self.rows]
+        total, target = float(y @ y), x @ y
+        if not len(x) or total <= 0.0:
             return
+        chosen: list[int] = []
+        weights = np.zeros(0)
+        for _ in range(min(count, len(x))):
+            gain = np.abs(target - gram[:, chosen] @ weights) if chosen else np.abs(target)
+            gain[chosen] = -1.0
+            chosen.append(int(gain.argmax()))
+            weights = np.linalg.lstsq(gram[np.ix_(chosen, chosen)], target[chosen], rcond=1e-13)[0]
+            error = self._error(chosen, weights, y) / total
+            yield self._found(chosen, weights, error)
+            if error < _EXACT:
+                # Columns taken before the right ones were there weigh nothing beside them.
+                kept = np.abs(weights) * np.sqrt(len(y)) > 1e-6 * np.sqrt(total)
+                if not kept.all():
+                    chosen = [i for i, keep in zip(chosen, kept, strict=True) if keep]
+                    weights = np.linalg.lstsq(x[chosen].T, y, rcond=1e-13)[0]
+                    yield self._found(chosen, weights, self._error(chosen, weights, y) / total)
+                return
+
+    def _error(self, chosen: list[int], weights: np.ndarray, y: np.ndarray) -> float:
+        residual = y - weights @ self.x[chosen]
+        return float(residual @ residual)
+
+    def _found(
+        self, chosen: list[int], weights: np.ndarray, error: float
+    ) -> tuple[list[int], tuple[float, ...], float]:
+        scaled = weights / self.norms[chosen]
+        return [int(self.usable[i]) for i in chosen], tuple(map(float, scaled)), error

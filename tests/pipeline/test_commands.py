@@ -676,7 +676,7 @@ def test_the_commands_run_as_modules_and_say_what_they_wrote(front, rule, tmp_pa
     assert "Traceback" not in result.stderr and "WARNING" not in result.stderr
     lines = iter(result.stdout.splitlines())
     assert next(lines) == f"trajectories: {trajectories}" and next(lines) == "exit 0"
-    assert next(lines).startswith("lowest loss ") and next(lines) == "exit 0"
+    assert next(lines).startswith("chosen: ") and next(lines) == "exit 0"
     assert next(lines).startswith("validation loss ")
     assert next(lines) == f"tuned rule: {tuned}" and next(lines) == "exit 0"
     table = list(lines)

@@ -139,7 +139,7 @@ def test_overwriting_leaves_no_rule_of_the_front_before(distilled, recording, tm
     """A shorter front over a longer one: its last files would belong to no front."""
     folder = tmp_path / "rules"
     shutil.copytree(distilled[0], folder)
-    monkeypatch.setattr("interchange.distill.run_engine", lambda *_, **__: [parse("-1.0 * g")])
+    monkeypatch.setattr("interchange.discover.run_engine", lambda *_, **__: [parse("-1.0 * g")])
     front, _ = distill(
         DistillConfig(trajectories=str(recording), out=str(folder), overwrite=True, quiet=True, threads=1)
     )
@@ -199,7 +199,7 @@ def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_
 
 def test_an_empty_result_is_an_error_that_says_what_to_do(recording, tmp_path, monkeypatch):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
-    monkeypatch.setattr("interchange.distill.run_engine", lambda *_, **__: [parse("1.0")])
+    monkeypatch.setattr("interchange.discover.run_engine", lambda *_, **__: [parse("1.0")])
     with pytest.raises(L2OError, match="no rule of at most 40 nodes was found; raise --time or --max-size"):
         distill(DistillConfig(trajectories=str(recording), out=str(tmp_path), quiet=True, threads=1))
 
@@ -250,7 +250,7 @@ BAD = {
     "unknown engine": (["f", "--engine", "luck"], "unknown engine 'luck'; known: operon, pysr"),
     "no time": (["f", "--time", "0"], "--time: expected a number above 0"),
     "size 2": (["f", "--max-size", "2"], "--max-size: expected at least 3"),
-    "unknown choice": (["f", "--select", "luck"], "--select: expected one of r2, rollout"),
+    "unknown choice": (["f", "--select", "luck"], "--select: expected one of r2, knee, rollout"),
 }
 
 
@@ -288,11 +288,11 @@ def test_a_table_of_samples_is_distilled_without_lags_and_averages(table, monkey
         seen.append(task.rows.shape)
         return child.run_engine(name, task, *others, **more)
 
-    monkeypatch.setattr("interchange.distill.run_engine", engine)
+    monkeypatch.setattr("interchange.discover.run_engine", engine)
     front, best = distill(
         DistillConfig(trajectories=str(table), time=4.0, max_size=15, threads=1, seed=1, quiet=True)
     )
-    assert seen == [(420, 3)]
+    assert seen == [(510, 3)]
     assert best.provenance["r2"]["test"] > 0.99 and best.scale == 0.1
     used = {node.op for rule in front for node in ex.walk(rule.expression)}
     assert not used & TEMPORAL
@@ -306,13 +306,13 @@ def test_a_table_of_samples_is_distilled_without_lags_and_averages(table, monkey
 
 def test_rollouts_for_a_table_need_a_problem(table, capsys):
     message = refused(capsys, str(table), "--select", "rollout", "--time", "1")
-    assert "--select rollout needs --problem, because a table of samples comes from none" in message
+    assert "rollouts need --problem, because a table of samples comes from none" in message
 
 
 def test_selection_by_rollout_takes_the_lowest_loss_of_the_front(recording, tmp_path, monkeypatch):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
     nodes = [parse("-1.0 * g"), parse("-1.0 * tanh(3.0 * g) - 4.0 * ema(g, 0.9)")]
-    monkeypatch.setattr("interchange.distill.run_engine", lambda *_, **__: nodes)
+    monkeypatch.setattr("interchange.discover.run_engine", lambda *_, **__: nodes)
     config = DistillConfig(
         trajectories=str(recording), out=str(tmp_path), select="rollout", threads=1, quiet=True
     )

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import L2OError
 from interchange import expression as ex
-from interchange import sanity
+from interchange import sanity, sanity_search
 from interchange.parse import parse
 from interchange.rule import Rule
 from interchange.samples import Sequences
@@ -189,7 +189,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 def test_a_missed_bar_is_shown_and_is_no_failure(monkeypatch, capsys):
     run = Found("g", 0.99989999, 0.5, 3, 1.0, False)
     runs = iter([run, dataclasses.replace(run, r2=1.0, true=True), dataclasses.replace(run, r2=-1.0)])
-    monkeypatch.setattr(sanity, "find", lambda *_: next(runs))
+    monkeypatch.setattr(sanity_search, "find", lambda *_: next(runs))
     assert main(["--rules", "lags"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1:10] == [
         *("0.999899", "0.500000", "3", "1.0", "1", "of", "3", "0.9999", "MISSED"),
@@ -203,6 +203,61 @@ def test_one_is_shown_for_one_only():
 
 
 def test_an_unknown_rule_is_one_line_before_anything_is_searched(monkeypatch, capsys):
-    monkeypatch.setattr(sanity, "find", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr(sanity_search, "find", lambda *_: pytest.fail("searched"))
     assert main(["--rules", "sgd", "sdg"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_rows_do_not_depend_on_which_job_ends_first(monkeypatch):
+    monkeypatch.setattr(
+        sanity_search, "find", lambda known, config, seed: found(10 * len(known.rule.name) + seed)
+    )
+    ticks = []
+
+    def found(nodes):
+        return Found("g", 1.0, 1.0, nodes, 1.0, True)
+
+    def backwards(function, jobs):
+        return (function(*job) for job in reversed(jobs))
+
+    config = SanityConfig(rules=("sgd", "lion"), engine="templates", seeds=2)
+    rows = sanity.measure(config, backwards, ticks.append)
+    assert ticks == ["lion, seed 1", "lion, seed 0", "sgd, seed 1", "sgd, seed 0"]
+    sizes = [10 * len(KNOWN[name].rule.name) for name in ("sgd", "lion")]
+    assert [[run["nodes"] for run in row["runs"]] for row in rows] == [[n, n + 1] for n in sizes]
+
+
+@pytest.mark.parametrize("cluster", ["", "dask"])
+def test_jobs_at_once_give_the_same_rows_but_for_times(cluster):
+    if cluster:
+        pytest.importorskip("distributed", reason="distributed is not installed: symbolic-l2o[dask]")
+    names = ("sgd", "momentum(0.6)")
+    alone = SanityConfig(engine="templates", rules=names, seeds=2, threads=1, quiet=True)
+    several = dataclasses.replace(alone, jobs=2, cluster=cluster)
+    (rows, _), (others, _) = sanity.tables(alone), sanity.tables(several)
+    assert [row["rule"] for row in others] == list(names)
+    for row, other in zip(rows, others, strict=True):
+        assert [run["nodes"] for run in other["runs"]] == [run["nodes"] for run in row["runs"]]
+        assert [run["true"] for run in other["runs"]] == [True, True] and other["true"] == row["true"]
+        for key in (
+            "r2",
+            "r2_each",
+        ):  # as many threads or not, sums of numbers may differ in their last digits
+            assert other[key] == pytest.approx(row[key], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-size", "2"], "max_size: expected 0 or at least 3, got 2"),
+        (["--cluster", "slurm"], "expected a cluster of the form dask"),
+        (["--engine", "templates", "--trajectories", "t.h5"], "--engine templates is for known rules"),
+        (["--trajectories", "nowhere.h5"], "nowhere.h5"),
+        (["--jobs", "0"], "jobs"),
+    ],
+)
+def test_bad_arguments_are_one_line_before_anything_is_searched(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sanity, "parallel", lambda *_: pytest.fail("searched"))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -35,6 +35,9 @@ BOUNDARIES = {
         lazily={
             "rich": "progress bars are drawn on terminals only",
             "joblib": "only sweeps over many jobs need it",
+            "dask": "an extra: sweeps over many machines",
+            "distributed": "an extra: sweeps over many machines",
+            "ray": "an extra: sweeps over many machines",
             "matplotlib": "an extra, and slow to import",
             "sklearn": "only the embedded digits are read from it",
         },
@@ -62,6 +65,7 @@ BOUNDARIES = {
 
 # Imports by computed name, which reading the source cannot follow.
 COMPUTED = {
+    "common/parallel.py": "asks whether the cluster's package is there; does not import it",
     "interchange/emit/__init__.py": "its own modules, from the table of targets",
     "interchange/emit/source.py": "looks up a module's file to copy operators from; does not import it",
     "interchange/search/auto.py": "the genetic engine it goes on with, from the table beside it",
@@ -318,7 +322,8 @@ def modules_of(package: str) -> list[str]:
 
 
 FRAMEWORKS = {"torch", "tensorflow", "keras", "jax"}
-EXTRAS = {"matplotlib", "sklearn", "rich", "joblib", "pyoperon", "pysr", "onnx", "onnxruntime"}
+EXTRAS = {"matplotlib", "sklearn", "rich", "joblib", "dask", "distributed", "ray"}
+EXTRAS |= {"pyoperon", "pysr", "onnx", "onnxruntime"}
 OTHERS = {"torch_impl", "tf_impl"}
 
 

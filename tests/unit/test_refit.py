@@ -146,11 +146,71 @@ def test_after_the_deadline_nothing_is_fitted_but_the_draft_is_scored(splits, mo
 
 
 def test_once_the_deadline_passes_pruning_ends(splits, monkeypatch):
-    clock = iter([0.0, 1.0, 3.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    versions = improve(TRUE, splits, 2.0, max_size=100)
+    clock, judge = [0.0], module.score
+
+    def late(rule: Rule, data: Sequences) -> float:
+        clock[0] += data is splits["test"]  # once per version
+        return judge(rule, data)
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module, "score", late)
+    versions = improve(TRUE, splits, 1.5, max_size=100)
     assert len(versions) == 2 and versions[1].complexity < versions[0].complexity
-    assert next(clock, None) is None
+
+
+def test_a_fit_ends_at_the_deadline_with_the_best_so_far(splits, monkeypatch):
+    clock, begin = [0.0], TRUE.with_constants({"c0": -0.5, "c3": 0.5})
+    equations = module._normal_equations
+
+    def slow(*arguments: object) -> object:
+        clock[0] += 1.0
+        return equations(*arguments)
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module, "_normal_equations", slow)
+    scores = []
+    for end in (0.5, 5.5, 99.0):
+        clock[0] = 0.0
+        scores.append(score(refit(begin, splits["train"], deadline=end), splits["train"]))
+        assert clock[0] <= end + 1.0
+    assert scores[0] == score(begin, splits["train"]) < scores[1] < scores[2]
+
+
+def test_parts_of_the_coordinates_give_the_same_fit_and_the_same_predictions(splits, monkeypatch):
+    begin, data = TRUE.with_constants({"c0": -0.5, "c3": 0.5}), splits["train"]
+    whole, found = predict(begin, data), refit(begin, data, iterations=12)
+    assert score(found, data) > score(begin, data) + 0.01
+    names, point = ["c0", "c1", "c2", "c3"], np.array([-0.5, 0.7, 1.6, 0.3])
+    asked = (compile_program([TRUE.expression]), names, [False, False, False, True], point, data, math.inf)
+    sums = module._normal_equations(*asked)
+    monkeypatch.setattr(module, "_CHUNK", 1)  # one coordinate at a time
+    np.testing.assert_array_equal(predict(begin, data), whole)
+    for part, expected in zip(module._normal_equations(*asked), sums, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-9)
+    parts = refit(begin, data, iterations=12)
+    np.testing.assert_allclose(list(parts.constants.values()), list(found.constants.values()), rtol=1e-9)
+
+
+def test_many_sequences_are_fitted_in_part_first_and_never_worse(splits, monkeypatch):
+    begin, seen = TRUE.with_constants({"c0": -0.5, "c3": 0.5}), []
+    data = made(TRUE, 7, coordinates=40)
+    factors = np.where(np.arange(40) == 0, -1.0, 1.1)  # the first part misleads
+    data = dataclasses.replace(data, target=data.target * factors)
+    equations = module._normal_equations
+
+    def noted(*arguments: object) -> object:
+        seen.append(arguments[4].target.shape[1])
+        return equations(*arguments)
+
+    monkeypatch.setattr(module, "_normal_equations", noted)
+    monkeypatch.setattr(module, "_FEW", 2 * 60)
+    found = refit(begin, data)
+    assert set(seen) == {2, 40} and seen.index(40) == seen.count(2)
+    assert seen.count(40) < seen.count(2) + 10
+    monkeypatch.setattr(module, "_FEW", 60)
+    best = TRUE.with_constants({"c0": -0.99})
+    assert score(refit(best, data, iterations=1), data) >= score(best, data)
+    assert score(found, data) > 0.9
 
 
 def test_sizes_above_the_largest_are_pruned_but_not_returned(splits):

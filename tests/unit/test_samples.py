@@ -109,11 +109,12 @@ def make_table(rows: int) -> Trajectories:
 def test_a_table_is_cut_into_contiguous_blocks_of_one_step():
     parts = {split: sequences(make_table(40), split) for split in ("train", "valid", "test")}
     assert {split: part.target.shape for split, part in parts.items()} == {
-        "train": (1, 28),
-        "valid": (1, 6),
+        "train": (1, 34),
+        "valid": (1, 34),
         "test": (1, 6),
     }
-    rows = np.concatenate([part.features["a"][0] for part in parts.values()])
+    np.testing.assert_array_equal(parts["train"].features["a"], parts["valid"].features["a"])  # by folds
+    rows = np.concatenate([parts[split].features["a"][0] for split in ("train", "test")])
     np.testing.assert_array_equal(rows, np.arange(40.0))
     for part in parts.values():
         assert part.target.dtype == part.features["b"].dtype == np.float64
@@ -194,6 +195,14 @@ def test_joined_sequences_stand_side_by_side_and_are_cut_to_the_shorter(four):
     assert both.layers.tolist() == [0] * 8 + [1] * 4
     with pytest.raises(L2OError, match="got none of 'g'; compute it first"):
         train.joined(Sequences({"a": valid.features["a"], "b": valid.features["b"]}, valid.target))
+
+
+def test_only_some_features_are_the_same_arrays_and_the_gradient_stays(four):
+    train = sequences(four, "train")
+    some = train.only(["b"])
+    assert list(some.features) == ["b", "g"] and some.layers is train.layers
+    assert some.features["b"] is train.features["b"] and some.target is train.target
+    assert list(sequences(make_table(40), "train").only(["b", "c"]).features) == ["b"]
 
 
 def heavy(steps: int = 100, coordinates: int = 60) -> Sequences:

@@ -15,6 +15,8 @@ import pytest
 from common.errors import L2OError
 from common.registry import Registry
 from interchange.expression import to_text
+from interchange.parse import parse
+from interchange.samples import Sequences, choose_rows, row_values
 from interchange.search import ENGINES, Engine, Task, child, find_engine
 from interchange.search.child import run_engine
 
@@ -86,6 +88,13 @@ def test_an_engine_of_sequences_gets_them(toy):
     assert found(task()) == ["0.0 * b"]
 
 
+def test_a_table_is_not_sent_whole_to_an_engine_of_sequences(toy):
+    """All that it could use of rows without a past is in the chosen rows."""
+    toy("    return [str(float(task.target.size + len(task.features))) + ' * b']\n", sequences=True)
+    table = {name: x.reshape(1, -1) for name, x in task().features.items()}
+    assert found(task(features=table, target=task().target.reshape(1, -1))) == ["0.0 * b"]
+
+
 def test_what_is_no_expression_over_the_names_is_dropped_and_logged(toy, caplog):
     toy("    return ['a', 'nan * a', 'c0 * a', '__import__(\"os\")', 'a', 'a if b else 1', 'g']\n")
     with caplog.at_level(logging.WARNING):
@@ -154,7 +163,7 @@ def test_ctrl_c_before_anything_was_found_ends_the_command(toy):
         run_engine("toy", task(), interrupt)
 
 
-def test_the_child_ends_when_its_parent_is_killed(toy, tmp_path):
+def test_the_child_ends_with_its_files_when_its_parent_is_killed(toy, tmp_path):
     pid = tmp_path / "pid"
     toy(f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n{FOUND}    time.sleep(600)\n")
     code = (
@@ -166,13 +175,18 @@ def test_the_child_ends_when_its_parent_is_killed(toy, tmp_path):
         "run_engine('toy', s.Task(('a',), {}, x, ('a',), x, x[:, 0], x[:, 0], time=600.0))"
     )
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
-    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path})
+    files = tmp_path / "files"
+    files.mkdir()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path, "TMPDIR": str(files)}
+    )
     try:
-        until(lambda: pid.exists() and pid.read_text() != "", 60.0)
+        until(lambda: any(files.rglob("partial.json")) and pid.read_text() != "", 60.0)
     finally:
         parent.kill()
         parent.wait()
     until(lambda: gone(int(pid.read_text())), 20.0)
+    assert not list(files.iterdir())
 
 
 def until(condition, seconds: float) -> None:
@@ -187,6 +201,32 @@ def test_ticks_come_once_a_second_and_no_more_than_the_seconds_asked(toy):
     ticks = []
     run_engine("toy", task(time=2.0), lambda: ticks.append(1))
     assert len(ticks) == 2
+
+
+@pytest.mark.parametrize("engine", ["operon", "linear", "auto"])
+def test_a_seed_and_a_budget_give_the_same_texts_whatever_the_time_and_the_threads(engine):
+    if find_engine(engine).package:
+        pytest.importorskip("pyoperon", reason="pyoperon is not installed")
+    generator = np.random.default_rng(1)
+    features = {name: generator.normal(size=(100, 120)) for name in ("a", "b")}
+    sums = np.cumsum(features["b"], axis=0)
+    data = Sequences(features, np.tanh(features["a"]) + 0.02 * sums)
+    chosen = choose_rows(data, 1500, seed=0)
+    columns = ("a", "lag(b, 1)", "ema(a, 0.9)", "cumsum(b)")
+    asked = task(
+        features=features,
+        target=data.target,
+        columns=columns,
+        rows=row_values([parse(text) for text in columns], features, chosen),
+        y=chosen.of(data.target),
+        weights=chosen.weights,
+        time=300.0,
+        evaluations=2_000,
+        seed=3,
+    )
+    other = dataclasses.replace(asked, time=900.0, threads=2)
+    first, again = ([to_text(node) for node in run_engine(engine, each)] for each in (asked, other))
+    assert len(first) > 2 and first == again
 
 
 @pytest.mark.parametrize("engine", ["operon", "linear", "auto", "regressor"])

@@ -10,7 +10,9 @@ from interchange import expression as ex
 from interchange.dialects import DIALECTS
 from interchange.parse import parse
 from interchange.program import compile_program, evaluate
-from interchange.search import Task
+from interchange.samples import Sequences
+from interchange.search import Task, templates
+from interchange.search.auto import search as auto
 from interchange.search.child import run_engine
 from interchange.search.columns import Archive, as_tree, resampled, standardised
 from interchange.search.linear import search as linear
@@ -106,6 +108,58 @@ def test_operons_trees_with_constants_that_are_not_finite_are_left_out():
     fitted.pareto_front_ = [model(value) for value in (1.5, float("nan"), float("inf"))]
     data = standardised(task(lambda x: x[:, 1]))
     assert front(fitted, data) == [ex.number(1.5 * data.spread)]
+
+
+def test_forms_are_fitted_to_few_rows_of_few_sequences_spread_over_all():
+    for shape in ((500, 3_000), (100, 80), (250_000, 4), (1, 50_000)):
+        rows = templates._rows(Sequences({}, np.zeros(shape)))
+        cells = np.unique(rows.steps * shape[1] + rows.coordinates)
+        assert len(cells) == len(rows.steps) == min(np.prod(shape), templates._ROWS)
+        counts = np.bincount(rows.coordinates, minlength=shape[1])
+        assert (counts > 0).sum() <= max(1, templates._CELLS // shape[0])
+        quarters = np.array_split(counts, 4) if shape[0] < 1000 else [counts]
+        for part in quarters:
+            assert part.sum() == pytest.approx(len(cells) / len(quarters), rel=0.05)
+        first = rows.steps[rows.coordinates == rows.coordinates.min()]
+        assert shape[0] == 1 or np.ptp(first) > 0.8 * shape[0]
+
+
+def test_forms_know_no_clock_where_the_tries_are_given(monkeypatch):
+    data = Sequences({"a": np.random.default_rng(0).normal(size=(30, 9))}, np.ones((30, 9)))
+    data = dataclasses.replace(
+        data, target=np.tanh(data.features["a"]) + np.cumsum(data.features["a"], axis=0)
+    )
+    clock = iter(range(10**6))
+    monkeypatch.setattr(templates.time, "monotonic", lambda: float(next(clock)))
+    few, more = (templates.drafts(data, ("a",), tries=tries) for tries in (20, 60))
+    assert few == templates.drafts(data, ("a",), tries=20) and 0 < len(few) < len(more)
+    assert templates.drafts(data, ("a",), seconds=19.5) == few  # one second a form
+
+
+def test_autos_forms_know_no_clock_where_there_is_a_budget(monkeypatch):
+    generator = np.random.default_rng(0)
+    features = {name: generator.normal(size=(30, 9)) for name in ("a", "b")}
+    clock = iter(range(10**6))
+    monkeypatch.setattr(templates.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("interchange.search.operon.search", lambda task, report: [])
+    sums = np.cumsum(features["b"], axis=0)
+    asked = task(lambda x: x[:, 1], features=features, target=np.tanh(features["a"]) + sums, max_size=40)
+    short, long = (
+        auto(dataclasses.replace(asked, time=seconds, evaluations=2_000), lambda texts: None)
+        for seconds in (20.0, 900.0)
+    )
+    assert len(short) > 5 and short == long
+    assert auto(asked, lambda texts: None) != short  # the clock cuts them off
+
+
+def test_a_pursuit_of_shared_columns_is_the_one_of_its_own():
+    x = np.random.default_rng(0).normal(size=(8, 300))
+    x[2, :100] = np.nan
+    shared = templates._Columns(x, np.ones(300, bool))
+    for y in (x[1] - 2.0 * x[5], np.square(x[0]) + x[7]):
+        assert list(shared.pursuit(y, 4)) == list(templates.pursuit(x, y, 4))
+    (chosen, weights, error), *_ = reversed(list(shared.pursuit(x[1] - 2.0 * x[5], 4)))
+    assert sorted(zip(chosen, np.round(weights, 9), strict=True)) == [(1, 1.0), (5, -2.0)] and error < 1e-20
 
 
 class Stub:

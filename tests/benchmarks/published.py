@@ -1,0 +1,251 @@
+"""Our front against the published one of rnnprop_a (Zheng et al. 2022): the same rows, inputs and sizes.
+
+    python tests/benchmarks/published.py FOLDER [--seconds 60] [--seeds 3] [--threads 0] [--max-size 100]
+        [--engine operon] [--json FILE] [--plot FILE.png]
+
+FOLDER holds ``rnnprop_a.npy`` and ``rnnprop_a_published_front.csv``. The published equations were fitted on
+the first 85 % of the rows, and so are ours; the best of ours is chosen by five folds of these. The last 15 %
+are seen by neither and only reported. Sizes are those of our language for both.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from joblib import Parallel, delayed
+
+from interchange import expression as ex
+from interchange.canonical import name_constants
+from interchange.convert import import_npy
+from interchange.discover import make_task
+from interchange.distill import DistillConfig
+from interchange.halls import import_hall_of_fame
+from interchange.refit import improve, predict, refit
+from interchange.rule import Rule
+from interchange.samples import Sequences, sequences
+from interchange.search.child import run_engine
+from interchange.trajectories import Trajectories
+
+TABLE, FRONT = "rnnprop_a.npy", "rnnprop_a_published_front.csv"
+INPUTS = {**{f"g{k}": k for k in range(5)}, "mean_g": 21, "mean_g2": 22, "t_column": 23}
+TARGET = 28
+STEPS = 1e4  # what the published equations divide their column t by
+LARGEST, SHORT = 100, 60  # nodes: where fronts are compared, and where the held-out bar is
+HELD_OUT = 8.4e-6  # the bar
+KEYS = ("train", "held")
+SEARCH_SHARE, REFIT_UNTIL = 0.75, 0.92  # of the time
+FOLDS, REFITS = 5, 5
+CAP = 0.995  # of the rows have an error below it
+GAIN = 1e-4  # relative, for which a longer rule is on the front
+
+
+def load(folder: Path) -> Trajectories:
+    """The published inputs and target as a table of samples."""
+    table = np.load(folder / TABLE, allow_pickle=False)
+    columns = [table[:, k] / (STEPS if name == "t_column" else 1.0) for name, k in INPUTS.items()]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "table.npy")
+        np.save(file, np.stack([*columns, table[:, TARGET]], axis=1))
+        return import_npy(file, names=tuple(INPUTS))
+
+
+def parts(trajectories: Trajectories) -> tuple[Sequences, Sequences]:
+    """The rows the published equations were fitted on, and those that are left."""
+    train, valid, test = (sequences(trajectories, split) for split in ("train", "valid", "test"))
+    features = {name: np.concatenate([x, valid.features[name]], axis=1) for name, x in train.features.items()}
+    return Sequences(features, np.concatenate([train.target, valid.target], axis=1)), test
+
+
+def errors(rule: Rule, data: Sequence[Sequences]) -> list[float]:
+    """Mean squared error on each part."""
+    with np.errstate(all="ignore"):
+        return [float(np.mean(np.square(part.target - predict(rule, part)))) for part in data]
+
+
+def candidates(trajectories: Trajectories, train: Sequences, config: DistillConfig) -> list[Rule]:
+    """Rules of an engine's search and of the pruning of what it finds; all that is seen is ``train``."""
+    deadline = time.monotonic() + REFIT_UNTIL * config.time
+    task = make_task(trajectories, train, config)
+    nodes = run_engine(config.engine, dataclasses.replace(task, time=SEARCH_SHARE * config.time))
+    drafts = []
+    for node in nodes:
+        named, constants = name_constants(node)
+        used = {name: None for name in trajectories.features if name in ex.names(named)}
+        if used:
+            drafts.append(Rule("draft", named, constants, used))
+    work = Parallel(n_jobs=task.threads)
+    data = {"train": train, "valid": train}
+    versions = work(delayed(improve)(rule, data, deadline, config.max_size) for rule in drafts)
+    return [rule for several in versions for rule in several]
+
+
+def left_out(rule: Rule, data: Sequences) -> np.ndarray:
+    """[rows], squared error on each row with constants fitted on four fifths without it."""
+    fold = np.arange(data.target.shape[1]) % FOLDS
+    squares = np.empty(len(fold))
+    for number in range(FOLDS):
+        fitted = refit(rule, data.part(np.flatnonzero(fold != number)), iterations=REFITS)
+        part = data.part(np.flatnonzero(fold == number))
+        squares[fold == number] = np.square(part.target - predict(fitted, part)).reshape(-1)
+    return np.nan_to_num(squares, nan=np.inf)
+
+
+def shortest_as_good(squares: Sequence[np.ndarray]) -> int:
+    """Index of the first of ``squares`` (by size) that is no more than a standard error above the lowest.
+
+    The error is that of the differences row by row: a gain that a few large rows make is none yet.
+    """
+    best = squares[int(np.argmin([part.mean() for part in squares]))]
+    excess = [part - best for part in squares]
+    return next(k for k, more in enumerate(excess) if more.mean() <= more.std() / np.sqrt(len(more)))
+
+
+def capped(squares: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The same with the largest errors cut off: five rows of a thousand have a third of the sum of all."""
+    best = min(squares, key=lambda part: part.mean())
+    return [np.minimum(part, np.quantile(best, CAP)) for part in squares]
+
+
+def run(trajectories: Trajectories, config: DistillConfig) -> dict[str, Any]:
+    """One search: its front with errors, the sizes of the best rule and of the best short one."""
+    started = time.monotonic()
+    data = parts(trajectories)
+    shortest: dict[int, tuple[float, Rule]] = {}
+    for rule in candidates(trajectories, data[0], config):
+        error, size = errors(rule, data[:1])[0], rule.complexity
+        if error < shortest.get(size, (np.inf,))[0]:
+            shortest[size] = error, rule
+    front, squares, limit = [], [], np.inf
+    for size, (error, rule) in sorted(shortest.items()):
+        if error < limit * (1.0 - GAIN):
+            limit = error
+            squares.append(left_out(rule, data[0]))
+            train, held = errors(rule, data)
+            point = {"size": size, "train": train, "held": held, "folds": float(squares[-1].mean())}
+            front.append(point | {"equation": str(rule.expression), "constants": dict(rule.constants)})
+    passed = time.monotonic() - started
+    squares = capped(squares)
+    count = sum(point["size"] <= SHORT for point in front)
+    offered = {"best": front[shortest_as_good(squares)]["size"]}
+    offered["short"] = front[int(np.argmin([part.mean() for part in squares[:count]]))]["size"]
+    return {"seconds": passed, **offered, "front": front}
+
+
+def lowest(front: Sequence[dict[str, Any]], size: float, key: str = "train") -> float:
+    """The lowest error of a front's rules of at most ``size`` nodes; infinite if it has none."""
+    return min((point[key] for point in front if point["size"] <= size), default=np.inf)
+
+
+def verdict(result: dict[str, Any], published: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the bars are about, of one search."""
+    front = result["front"]
+    held = {point["size"]: point["held"] for point in front}
+    compared = [point for point in published if point["size"] <= LARGEST]
+    return {
+        "worst train ratio": max(lowest(front, point["size"]) / point["train"] for point in compared),
+        "best: nodes": result["best"],
+        "best: held-out": held[result["best"]],
+        f"lowest by folds of <= {SHORT}: nodes": result["short"],
+        f"lowest by folds of <= {SHORT}: held-out": held[result["short"]],
+        f"lowest held-out of <= {SHORT}": lowest(front, SHORT, "held"),
+        "held-out optimum: nodes": min(held, key=held.__getitem__),
+        "held-out optimum": min(held.values()),
+        "seconds": result["seconds"],
+    }
+
+
+def table(results: Sequence[dict[str, Any]], published: Sequence[dict[str, Any]]) -> str:
+    """Published and our errors at the published sizes (median over the searches), then the verdicts."""
+    lines = ["nodes  published train  held-out    ours train  lowest held-out up to there  (x 1e6)"]
+    for point in published:
+        ours = [
+            statistics.median(lowest(run["front"], point["size"], key) for run in results) for key in KEYS
+        ]
+        cells = [1e6 * value for value in (point["train"], point["held"], *ours)]
+        if point["size"] <= LARGEST:
+            lines.append("{:5d}  {:15.3f}  {:8.3f}  {:12.3f}  {:8.3f}".format(point["size"], *cells))
+    verdicts = [verdict(result, published) for result in results]
+    for name in verdicts[0]:
+        values = [each[name] for each in verdicts]
+        shown = "  ".join(f"{value:.4g}" for value in values)
+        lines.append(f"{name:38s} {shown}  median {statistics.median(values):.4g}")
+    return "\n".join(lines)
+
+
+def plot(results: Sequence[dict[str, Any]], published: Sequence[dict[str, Any]], path: Path) -> None:
+    """Both fronts, error over size: the rows of the fit on the left, the held-out ones on the right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    titles = ("first 85 % of the rows", "held-out 15 %")
+    for axis, key, title in zip(figure.subplots(1, 2), KEYS, titles, strict=True):
+        sizes = [point["size"] for point in published]
+        axis.plot(sizes, [1e6 * point[key] for point in published], "k.-", label="published", markersize=3)
+        for number, result in enumerate(results):
+            found = result["front"]
+            xs, ys = [p["size"] for p in found], [1e6 * p[key] for p in found]
+            axis.plot(xs, ys, f"C{number}.-", alpha=0.6, markersize=3, label=f"ours, seed {number}")
+            best = next(p for p in found if p["size"] == result["best"])
+            label = "offered as best" if number == len(results) - 1 else None
+            axis.plot(best["size"], 1e6 * best[key], f"C{number}o", markersize=7, label=label)
+        if key == "held":
+            axis.axhline(1e6 * HELD_OUT, color="0.6", linestyle=":", linewidth=1, label="bar")
+            axis.set_ylim(7.5, 11.5)
+        axis.set(title=title, xlabel="nodes", ylabel="mean squared error x 1e6", xlim=(0, 150))
+        axis.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--max-size", type=int, default=LARGEST)
+    parser.add_argument("--engine", default="operon")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    trajectories = load(options.folder)
+    data = parts(trajectories)
+    published = []
+    for rule in import_hall_of_fame(options.folder / FRONT):
+        train, held = errors(rule, data)
+        published.append({"size": rule.complexity, "train": train, "held": held})
+    config = DistillConfig(
+        trajectories=TABLE,
+        engine=options.engine,
+        time=options.seconds,
+        threads=options.threads,
+        max_size=options.max_size,
+        quiet=True,
+    )
+    results = []
+    for seed in range(options.seeds):
+        results.append(run(trajectories, dataclasses.replace(config, seed=seed)))
+        print(f"seed {seed}: {verdict(results[-1], published)}", file=sys.stderr, flush=True)
+        if options.json:
+            settings = {key: getattr(options, key) for key in ("engine", "seconds", "threads", "max_size")}
+            verdicts = [verdict(result, published) for result in results]
+            content = {"settings": settings, "verdicts": verdicts, "runs": results, "published": published}
+            options.json.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(results, published))
+    if options.plot:
+        plot(results, published, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""How distillation is steered: budgets, restarts, questions to the teacher, live line, Ctrl-C, choice."""
+
+import contextlib
+import re
+
+import pytest
+
+from common.cli import Progress
+from common.config import RecordConfig
+from common.errors import L2OError
+from interchange import discover
+from interchange.choice import knee, shortest_within
+from interchange.distill import DistillConfig, distill, main
+from interchange.expression import to_text
+from interchange.live import LiveLine
+from interchange.parse import parse
+from interchange.rule import Rule
+from interchange.trajectories import load_trajectories
+
+pytest.importorskip("torch")
+pytest.importorskip("pyoperon", reason="pyoperon is not installed: pip install symbolic-l2o[operon]")
+
+from torch_impl.record import record
+
+SETTINGS = {"max_size": 15, "threads": 2, "quiet": True, "overwrite": True}
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory) -> str:
+    """Trajectories of the shipped teacher dm."""
+    out = tmp_path_factory.mktemp("recording") / "trajectories.h5"
+    settings = {
+        "source": "teacher:dm",
+        "problem": "quadratic",
+        "runs": 5,
+        "steps": 30,
+        "samples": 2_000,
+        "seed": 1,
+    }
+    return str(record(RecordConfig(**settings, out=str(out), quiet=True)))
+
+
+def texts(front: list[Rule]) -> list[str]:
+    """Equations with their constants, to the last bit."""
+    return [f"{to_text(rule.expression)} {rule.constants}" for rule in front]
+
+
+def test_a_seed_and_a_number_of_evaluations_give_the_same_rules_again(recording, tmp_path):
+    """Whatever the clock says: the second run has three times the seconds, which neither needs."""
+    fronts = []
+    for seconds, seed in ((40.0, 3), (120.0, 3), (40.0, 4)):
+        front, _ = distill(
+            DistillConfig(
+                trajectories=recording,
+                engine="auto",
+                evaluations=2_000,
+                time=seconds,
+                seed=seed,
+                out=str(tmp_path),
+                **SETTINGS | {"max_size": 9},
+            )
+        )
+        fronts.append(texts(front))
+    assert fronts[0] == fronts[1] != fronts[2]
+
+
+def test_restarts_are_searches_with_other_seeds_whose_equations_are_joined(recording, tmp_path, monkeypatch):
+    seen = []
+
+    def engine(name, task, *others):
+        seen.append((task.seed, task.threads))
+        return [parse(f"-{len(seen)}.5 * ema(clip_g, 0.5)" if len(seen) < 3 else "-2.0 * clip_g")]
+
+    monkeypatch.setattr(discover, "run_engine", engine)
+    monkeypatch.setattr("interchange.rollouts.cores", lambda: 1)  # in this process
+    config = DistillConfig(
+        trajectories=recording, restarts=3, seed=7, out=str(tmp_path), **SETTINGS | {"threads": 0}
+    )
+    front, _ = distill(config)
+    assert seen[0] == (7, 1) and len({seed for seed, _ in seen}) == 3
+    assert [rule.complexity for rule in front] == [3, 5]  # one form of the first two, and the third's
+
+
+def test_the_cores_are_shared_out_among_restarts(recording):
+    trajectories = load_trajectories(recording)
+    train = discover_train(trajectories)
+    for restarts, threads, want in ((1, 4, 4), (2, 4, 2), (3, 4, 1), (9, 4, 1)):
+        config = DistillConfig(trajectories=recording, restarts=restarts, threads=threads)
+        assert discover.make_task(trajectories, train, config).threads == want
+
+
+def discover_train(trajectories):
+    from interchange import samples
+
+    return samples.sequences(trajectories, "train")
+
+
+def test_the_budget_goes_to_the_engine(recording):
+    trajectories = load_trajectories(recording)
+    config = DistillConfig(trajectories=recording, memory=1.5, evaluations=1_001, time=100.0, max_size=33)
+    train = discover_train(trajectories)
+    whole, half = (discover.make_task(trajectories, train, config, share) for share in (1.0, 0.5))
+    assert (whole.memory, whole.evaluations, whole.max_size) == (3 << 29, 1_001, 33)
+    assert (half.evaluations, half.time) == (501, whole.time / 2.0)
+
+
+def test_the_teacher_is_asked_where_the_rules_of_the_first_search_disagree(recording, tmp_path, monkeypatch):
+    seen = []
+
+    def engine(name, task, *others):
+        seen.append((task.target.shape, task.time))
+        return [parse(text) for text in ("-2.0 * clip_g", "-tanh(2.0 * log_g)", "-3.0 * ema(clip_g, 0.5)")]
+
+    monkeypatch.setattr(discover, "run_engine", engine)
+    distill(DistillConfig(trajectories=recording, active=24, out=str(tmp_path), **SETTINGS))
+    (first, seconds), (second, _) = seen
+    assert second == (first[0], first[1] + 24) and seconds < 15.0
+
+
+def test_a_recording_that_is_no_teachers_cannot_be_asked(recording, tmp_path, capsys):
+    settings = {"source": "adam", "problem": "quadratic", "runs": 5, "steps": 10, "samples": 500}
+    file = str(record(RecordConfig(**settings, out=str(tmp_path / "adam.h5"), quiet=True)))
+    before = sorted(tmp_path.rglob("*"))
+    code = main([file, "--active", "10", "--out", str(tmp_path / "rules"), "--quiet"])
+    err = capsys.readouterr().err
+    assert code == 2 and err.count("\n") == 1 and "expected a recording of one teacher, got" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_live_line_shows_nodes_and_r2_of_the_front_so_far(recording):
+    trajectories = load_trajectories(recording)
+    config = DistillConfig(trajectories=recording, **SETTINGS)
+    task = discover.make_task(trajectories, discover_train(trajectories), config)
+    line = LiveLine(task, Progress("search", 1, quiet=True))
+    assert line.text == "nothing yet"
+    line.update(["no equation (", "g * g * g"])  # the second is worse than the mean
+    assert line.text == "nothing yet"
+    line.update(["-0.2 * clip_g", "-0.2 * clip_g + 0.0 * g"])
+    assert re.fullmatch(r"3:0\.\d{3}", line.text)
+
+
+def test_the_live_line_is_printed_while_the_engine_searches(recording, tmp_path, capsys):
+    config = DistillConfig(
+        trajectories=recording, engine="auto", time=12.0, out=str(tmp_path), **SETTINGS | {"quiet": False}
+    )
+    distill(config)
+    err = capsys.readouterr().err
+    assert re.search(r"^search: \d/4 .*nodes:R2 .*\d+:0\.\d{3}", err, re.MULTILINE), err
+
+
+def test_ctrl_c_in_the_refit_keeps_what_is_fitted(recording, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(
+        discover, "run_engine", lambda *_: [parse("-2.0 * clip_g"), parse("-2.0 * ema(clip_g, 0.5)")]
+    )
+
+    def parallel_that_is_interrupted(kept: int):
+        @contextlib.contextmanager
+        def parallel(*_):
+            def run(function, jobs):
+                for _, job in zip(range(kept), jobs, strict=False):
+                    yield function(*job)
+                raise KeyboardInterrupt
+
+            yield run
+
+        return parallel
+
+    config = DistillConfig(trajectories=recording, out=str(tmp_path), **SETTINGS)
+    monkeypatch.setattr(discover, "parallel", parallel_that_is_interrupted(1))
+    assert [rule.complexity for rule in distill(config)[0]] == [
+        3,
+        5,
+    ]  # the second draft and what it is cut to
+    assert "goes on with what was found" in caplog.text
+    monkeypatch.setattr(discover, "parallel", parallel_that_is_interrupted(0))
+    with pytest.raises(KeyboardInterrupt):
+        distill(config)
+
+
+def front_of(*points: tuple[int, float]) -> list[Rule]:
+    """Rules of given nodes (odd) and R2 on the validation runs."""
+    rules = []
+    for nodes, r2 in points:
+        text = " + ".join(["g"] * ((nodes + 1) // 2))
+        rules.append(Rule("front", parse(text), {}, provenance={"r2": {"valid": r2}}))
+        assert rules[-1].complexity == nodes
+    return rules
+
+
+def test_the_knee_is_where_the_front_bends(recording, tmp_path, monkeypatch):
+    front = front_of((1, 0.2), (5, 0.8), (9, 0.9), (21, 0.95), (41, 0.97))
+    assert knee(front).complexity == 9 and shortest_within(front).complexity == 41
+    assert knee(front[:2]) == front[1] and knee(front[:1]) == front[0]
+    monkeypatch.setattr("interchange.distill.search_front", lambda *_: front)
+    _, best = distill(DistillConfig(trajectories=recording, select="knee", out=str(tmp_path), **SETTINGS))
+    assert best == front[2] == Rule.load(tmp_path / "best.json")
+
+
+BAD = {
+    "memory": (["--memory", "0"], "--memory: expected a number above 0"),
+    "restarts": (["--restarts", "0"], "--restarts: expected at least 1"),
+    "cluster": (["--cluster", "slurm"], "expected a cluster of the form dask"),
+    "active": (["--active", "-1"], "--active: expected at least 0"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_arguments_are_one_line(arguments, message, capsys):
+    assert main(["file.h5", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_memory_too_small_says_so(recording, tmp_path):
+    config = DistillConfig(trajectories=recording, memory=0.01, time=5.0, out=str(tmp_path), **SETTINGS)
+    with pytest.raises(L2OError, match=r"needed more than its 0\.01 GiB of memory; give it more"):
+        distill(config)

@@ -1,0 +1,134 @@
+"""The choice from a front by rollouts: who goes on to the second round, who is chosen, and on which data."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from common.config import RecordConfig, SelectConfig
+from interchange.commands.select import choose, hopeful, recorded
+from interchange.front import read_front, write_front
+from interchange.rule import Rule
+from interchange.trajectories import load_trajectories
+
+pytest.importorskip("torch", reason="needs torch")
+
+from torch_impl import record, select
+
+TASKS = np.array([0.5, 1.0, 2.0, 4.0])  # hardness, common to all rules
+
+
+def test_a_short_rule_within_the_noise_of_the_best_is_chosen():
+    noisy = TASKS * np.array([1.1, 0.95, 1.08, 0.96])
+    clearly_worse = TASKS * 1.05
+    figures = np.array([clearly_worse, noisy, TASKS])
+    assert choose(figures, [3, 5, 40]) == 1
+    assert choose(figures[[0, 2]], [3, 40]) == 1
+    assert choose(figures, [3, 41, 40]) == 2
+
+
+def test_differences_are_paired_by_task_and_relative():
+    """Hard tasks differ in thousands; 1 % on each of them still tells the rules apart."""
+    hard = np.array([1.0, 30.0, 1000.0, 40000.0])
+    jitter = 1 + 1e-4 * np.array([1.0, -1.0, 2.0, -2.0])
+    assert choose(np.array([hard * 1.01, hard * jitter]), [3, 40]) == 1
+    assert hopeful(np.array([hard * 1.01, hard * jitter])) == [1]
+
+
+def test_losses_below_zero_are_compared_as_they_are():
+    figures = np.array([[-3.0, -5.0, 1.0], [-3.5, -5.6, 0.4]])
+    assert choose(figures, [3, 40]) == 1
+    assert hopeful(figures) == [1]
+
+
+def test_rules_that_diverge_are_never_chosen_and_do_not_go_on():
+    broken = TASKS * 0.1
+    broken[2] = np.inf
+    figures = np.array([broken, TASKS, TASKS * 3])
+    assert hopeful(figures) == [1]
+    assert choose(figures, [3, 5, 40]) == 1
+    assert hopeful(figures[:, 2:3]) == [1, 2]
+
+
+def test_at_most_eight_go_on_the_best_ones_in_the_order_of_the_front():
+    jitter = np.array([1.2, 0.8, 1.1, 0.9])
+    figures = np.array([TASKS * jitter ** (k % 3) * (1 + 0.001 * k) for k in range(20, 0, -1)])
+    kept = hopeful(figures)
+    assert len(kept) == 8 and kept == sorted(kept)
+    assert hopeful(figures[:, :1]) == list(np.sort(np.argsort(figures[:, 0])[:8]))
+
+
+STEPS = {"descent": -1.0, "as good": -1.001, "slow": -0.02, "uphill": 50.0}
+
+
+@pytest.fixture
+def front(tmp_path):
+    rules = [
+        Rule.from_text("c0 * g" + " + c0 * g" * k, {"c0": c0 / (k + 1)}, name=name, provenance={})
+        for k, (name, c0) in enumerate(STEPS.items())
+    ]
+    write_front(tmp_path / "front", rules)
+    return tmp_path / "front"
+
+
+TINY = {"problem": "quadratic", "steps": 30, "tasks": 1, "more": 4, "quiet": True}
+
+
+def test_the_best_rules_are_rolled_out_on_more_tasks(front, tmp_path):
+    best, *others = select(SelectConfig(front=str(front), **TINY))
+    assert [best.name, *(rule.name for rule in others)][-1] == "uphill"
+    losses = {rule.name: rule.provenance["loss"] for rule in read_front(front)}
+    assert [losses[name].get("final_tasks") for name in STEPS] == [5, 5, 5, None]
+    assert all(losses[name]["tasks"] == 1 for name in STEPS)
+    alone = tmp_path / "alone"
+    select(SelectConfig(front=str(front), out=str(alone), **TINY | {"tasks": 5, "more": 0}))
+    for rule in read_front(alone)[:3]:  # the later tasks follow on the first
+        assert rule.provenance["loss"]["valid"] == pytest.approx(losses[rule.name]["final"], rel=1e-12)
+        assert rule.provenance["loss"]["valid"] != losses[rule.name]["valid"]
+
+
+def test_worker_processes_find_the_same_bytes(front, tmp_path):
+    folders = [tmp_path / f"jobs{jobs}" for jobs in (1, 2)]
+    for jobs, folder in enumerate(folders, 1):
+        select(SelectConfig(front=str(front), out=str(folder), jobs=jobs, **TINY))
+    for file in ("best.json", "front.csv", "rule_000.json", "rule_003.json"):
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+
+
+def test_rollouts_go_where_the_recording_was_made(front, tmp_path):
+    Rule.from_text("c0 * g", {"c0": -0.1}).save(tmp_path / "rule.json")
+    small = {"steps": 3, "runs": 3, "samples": 90, "quiet": True}
+    flags = {}
+    for name, settings in {
+        "own": {},
+        "other": {"dataset": "synthetic", "batch_size": 16},
+    }.items():
+        out = tmp_path / f"{name}.h5"
+        source = f"rule:{tmp_path / 'rule.json'}"
+        record(RecordConfig(source=source, problem="digits-mlp", out=str(out), **small, **settings))
+        flags[name] = recorded(load_trajectories(out), "digits-mlp")
+    assert flags == {"own": [], "other": ["--dataset=synthetic:8x8x1:10", "--batch-size=16"]}
+    assert recorded(load_trajectories(tmp_path / "other.h5"), "quadratic") == []
+    from torch_impl.select import main
+
+    shared = ["--problem", "digits-mlp", "--steps", "3", "--tasks", "1", "--more", "0", "--quiet"]
+    losses = {}
+    for name, given in flags.items():
+        assert main([str(front), *shared, *given]) == 0
+        losses[name] = read_front(front)[0].provenance["loss"]["valid"]
+    assert losses["own"] != losses["other"]
+
+
+def test_a_recording_that_tells_no_data_leaves_the_problem_its_own(tmp_path):
+    Rule.from_text("c0 * g", {"c0": -0.1}).save(tmp_path / "rule.json")
+    source, out = f"rule:{tmp_path / 'rule.json'}", tmp_path / "t.h5"
+    small = {"steps": 3, "runs": 3, "samples": 90, "out": str(out), "quiet": True}
+    record(RecordConfig(source=source, problem="digits-mlp", dataset="synthetic", **small))
+    one = load_trajectories(out)
+    mine = '{"dataset": "mnist"}'
+    for problem, text in (("mine", mine), ("digits-mlp", "{}"), ("digits-mlp", "[]")):
+        runs = {
+            name: dataclasses.replace(run, problem=problem, problem_json=text)
+            for name, run in one.runs.items()
+        }
+        assert recorded(dataclasses.replace(one, runs=runs), problem) == []
