@@ -93,6 +93,8 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
             damping *= 10.0
             continue
         candidate = point + move
+        if not np.isfinite(candidate).all():  # a derivative is infinite somewhere, as the root's at 0
+            return rule
         candidate[decays] = np.clip(candidate[decays], -_LARGEST_LOGIT, _LARGEST_LOGIT)
         new = _normal_equations(program, names, decays, candidate, data, deadline)
         if time.monotonic() > deadline:

@@ -227,3 +227,13 @@ def test_drafts_whose_output_is_not_finite_are_dropped(splits):
     assert score(rule, splits["valid"]) == -math.inf
     for version in improve(rule, splits, time.monotonic() + 60.0, max_size=100):
         assert math.isfinite(version.provenance["r2"]["valid"])
+
+
+def test_where_no_step_is_finite_the_rule_stays_as_it_is(splits, monkeypatch):
+    """A derivative can be infinite where the error is finite; a decay that is nan would be an error."""
+    rule = Rule.from_text("c0 * ema(m, c1)", {"c0": 1.0, "c1": 0.5}, {"m": None})
+    monkeypatch.setattr(
+        module, "_normal_equations", lambda *_: (1.0, np.full((2, 2), np.nan), np.full(2, np.nan))
+    )
+    assert refit(rule, splits["train"]) == rule
+    assert improve(rule, splits, math.inf, 20)[0].constants == rule.constants
