@@ -30,7 +30,7 @@ class DistillConfig:
     """Distillation (MATH.md section 4)."""
 
     trajectories: str = option("", "file of recorded trajectories")
-    engine: str = option("operon", "search engine: operon, auto, linear, pysr, or sklearn:MODULE:CLASS")
+    engine: str = option("auto", "search engine: auto, operon, linear, pysr, or sklearn:MODULE:CLASS")
     time: float = option(60.0, "seconds in all, search and refit", above=0)
     max_size: int = option(40, "largest rule, in nodes", low=3, high=1000)
     evaluations: int = option(0, "candidates to try, after which a seed gives the same rules again", low=0)

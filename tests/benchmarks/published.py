@@ -4,8 +4,8 @@
         [--engine operon] [--json FILE] [--plot FILE.png]
 
 FOLDER holds ``rnnprop_a.npy`` and ``rnnprop_a_published_front.csv``. The published equations were fitted on
-the first 85 % of the rows, and so are ours; the best of ours is chosen by five folds of these. The last 15 %
-are seen by neither and only reported. Sizes are those of our language for both.
+the first 85 % of the rows, and so are ours, by the product's own distillation; the best of ours is chosen by
+five folds of these. The last 15 % are seen by neither and only reported. Sizes are those of our language.
 """
 
 import argparse
@@ -20,18 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 
-from interchange import expression as ex
-from interchange.canonical import name_constants
+from interchange.choice import shortest_within, valid_r2
 from interchange.convert import import_npy
-from interchange.discover import make_task
+from interchange.discover import search_front
 from interchange.distill import DistillConfig
 from interchange.halls import import_hall_of_fame
-from interchange.refit import improve, predict, refit
+from interchange.refit import predict
 from interchange.rule import Rule
 from interchange.samples import Sequences, sequences
-from interchange.search.child import run_engine
 from interchange.trajectories import Trajectories
 
 TABLE, FRONT = "rnnprop_a.npy", "rnnprop_a_published_front.csv"
@@ -41,10 +38,6 @@ STEPS = 1e4  # what the published equations divide their column t by
 LARGEST, SHORT = 100, 60  # nodes: where fronts are compared, and where the held-out bar is
 HELD_OUT = 8.4e-6  # the bar
 KEYS = ("train", "held")
-SEARCH_SHARE, REFIT_UNTIL = 0.75, 0.92  # of the time
-FOLDS, REFITS = 5, 5
-CAP = 0.995  # of the rows have an error below it
-GAIN = 1e-4  # relative, for which a longer rule is on the front
 
 
 def load(folder: Path) -> Trajectories:
@@ -57,85 +50,24 @@ def load(folder: Path) -> Trajectories:
         return import_npy(file, names=tuple(INPUTS))
 
 
-def parts(trajectories: Trajectories) -> tuple[Sequences, Sequences]:
-    """The rows the published equations were fitted on, and those that are left."""
-    train, valid, test = (sequences(trajectories, split) for split in ("train", "valid", "test"))
-    features = {name: np.concatenate([x, valid.features[name]], axis=1) for name, x in train.features.items()}
-    return Sequences(features, np.concatenate([train.target, valid.target], axis=1)), test
-
-
 def errors(rule: Rule, data: Sequence[Sequences]) -> list[float]:
     """Mean squared error on each part."""
     with np.errstate(all="ignore"):
         return [float(np.mean(np.square(part.target - predict(rule, part)))) for part in data]
 
 
-def candidates(trajectories: Trajectories, train: Sequences, config: DistillConfig) -> list[Rule]:
-    """Rules of an engine's search and of the pruning of what it finds; all that is seen is ``train``."""
-    deadline = time.monotonic() + REFIT_UNTIL * config.time
-    task = make_task(trajectories, train, config)
-    nodes = run_engine(config.engine, dataclasses.replace(task, time=SEARCH_SHARE * config.time))
-    drafts = []
-    for node in nodes:
-        named, constants = name_constants(node)
-        used = {name: None for name in trajectories.features if name in ex.names(named)}
-        if used:
-            drafts.append(Rule("draft", named, constants, used))
-    work = Parallel(n_jobs=task.threads)
-    data = {"train": train, "valid": train}
-    versions = work(delayed(improve)(rule, data, deadline, config.max_size) for rule in drafts)
-    return [rule for several in versions for rule in several]
-
-
-def left_out(rule: Rule, data: Sequences) -> np.ndarray:
-    """[rows], squared error on each row with constants fitted on four fifths without it."""
-    fold = np.arange(data.target.shape[1]) % FOLDS
-    squares = np.empty(len(fold))
-    for number in range(FOLDS):
-        fitted = refit(rule, data.part(np.flatnonzero(fold != number)), iterations=REFITS)
-        part = data.part(np.flatnonzero(fold == number))
-        squares[fold == number] = np.square(part.target - predict(fitted, part)).reshape(-1)
-    return np.nan_to_num(squares, nan=np.inf)
-
-
-def shortest_as_good(squares: Sequence[np.ndarray]) -> int:
-    """Index of the first of ``squares`` (by size) that is no more than a standard error above the lowest.
-
-    The error is that of the differences row by row: a gain that a few large rows make is none yet.
-    """
-    best = squares[int(np.argmin([part.mean() for part in squares]))]
-    excess = [part - best for part in squares]
-    return next(k for k, more in enumerate(excess) if more.mean() <= more.std() / np.sqrt(len(more)))
-
-
-def capped(squares: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The same with the largest errors cut off: five rows of a thousand have a third of the sum of all."""
-    best = min(squares, key=lambda part: part.mean())
-    return [np.minimum(part, np.quantile(best, CAP)) for part in squares]
-
-
-def run(trajectories: Trajectories, config: DistillConfig) -> dict[str, Any]:
-    """One search: its front with errors, the sizes of the best rule and of the best short one."""
+def run(trajectories: Trajectories, config: DistillConfig, data: Sequence[Sequences]) -> dict[str, Any]:
+    """One search: its front with errors, and the sizes of the best rule and of the best short one."""
     started = time.monotonic()
-    data = parts(trajectories)
-    shortest: dict[int, tuple[float, Rule]] = {}
-    for rule in candidates(trajectories, data[0], config):
-        error, size = errors(rule, data[:1])[0], rule.complexity
-        if error < shortest.get(size, (np.inf,))[0]:
-            shortest[size] = error, rule
-    front, squares, limit = [], [], np.inf
-    for size, (error, rule) in sorted(shortest.items()):
-        if error < limit * (1.0 - GAIN):
-            limit = error
-            squares.append(left_out(rule, data[0]))
-            train, held = errors(rule, data)
-            point = {"size": size, "train": train, "held": held, "folds": float(squares[-1].mean())}
-            front.append(point | {"equation": str(rule.expression), "constants": dict(rule.constants)})
+    rules = search_front(trajectories, config, started)
     passed = time.monotonic() - started
-    squares = capped(squares)
-    count = sum(point["size"] <= SHORT for point in front)
-    offered = {"best": front[shortest_as_good(squares)]["size"]}
-    offered["short"] = front[int(np.argmin([part.mean() for part in squares[:count]]))]["size"]
+    front = []
+    for rule in rules:
+        train, held = errors(rule, data)
+        point = {"size": rule.complexity, "train": train, "held": held, "folds": valid_r2(rule)}
+        front.append(point | {"equation": str(rule.expression), "constants": dict(rule.constants)})
+    short = max((rule for rule in rules if rule.complexity <= SHORT), key=valid_r2)
+    offered = {"best": shortest_within(rules).complexity, "short": short.complexity}
     return {"seconds": passed, **offered, "front": front}
 
 
@@ -220,7 +152,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     trajectories = load(options.folder)
-    data = parts(trajectories)
+    data = [sequences(trajectories, split) for split in ("train", "test")]
     published = []
     for rule in import_hall_of_fame(options.folder / FRONT):
         train, held = errors(rule, data)
@@ -235,7 +167,7 @@ def main() -> None:
     )
     results = []
     for seed in range(options.seeds):
-        results.append(run(trajectories, dataclasses.replace(config, seed=seed)))
+        results.append(run(trajectories, dataclasses.replace(config, seed=seed), data))
         print(f"seed {seed}: {verdict(results[-1], published)}", file=sys.stderr, flush=True)
         if options.json:
             settings = {key: getattr(options, key) for key in ("engine", "seconds", "threads", "max_size")}

@@ -117,7 +117,7 @@ def test_every_rule_file_loads_with_its_hash_and_says_where_it_comes_from(record
         rules = [Rule.load(folder / name) for name in sorted(names)]
     for rule in rules:
         assert rule.provenance.keys() == {"engine", "seed", "trajectories_sha256", "rule_sha256", "r2"}
-        assert rule.provenance["engine"] == f"operon {version('pyoperon')}"
+        assert rule.provenance["engine"] == f"auto {version('pyoperon')}"
         assert rule.provenance["seed"] == 1
         assert rule.provenance["trajectories_sha256"] == trajectories.sha256
         assert rule.provenance["rule_sha256"] == KNOWN.sha256
@@ -183,7 +183,7 @@ def test_an_engine_that_fails_is_one_clear_line(body, message, recording, tmp_pa
     fake_engine(tmp_path, monkeypatch, body)
     monkeypatch.setattr(child, "_GRACE", 1.0 if "sleep" in body else 60.0)
     out = tmp_path / "rules"
-    assert message in refused(capsys, str(recording), "--time", "1", "--out", str(out))
+    assert message in refused(capsys, str(recording), "--engine", "operon", "--time", "1", "--out", str(out))
     assert not out.exists()
 
 
@@ -192,7 +192,7 @@ def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_
         "operon": dataclasses.replace(ENGINES["operon"], package="no_such_package_anywhere")
     }
     monkeypatch.setattr("interchange.search.ENGINES", Registry("engine", rows))
-    message = refused(capsys, str(recording), "--out", str(tmp_path / "rules"))
+    message = refused(capsys, str(recording), "--engine", "operon", "--out", str(tmp_path / "rules"))
     assert "engine 'operon' needs no_such_package_anywhere: pip install symbolic-l2o[operon]" in message
     assert not list(tmp_path.iterdir())
 
