@@ -84,10 +84,12 @@ def test_another_name_or_address_is_one_line(cluster, monkeypatch):
         check_cluster(cluster)
 
 
-@pytest.mark.parametrize(("cluster", "package"), [("dask", "distributed"), ("ray:auto", "ray")])
-def test_without_the_package_the_message_names_the_extra(cluster, package, monkeypatch):
+@pytest.mark.parametrize(
+    ("cluster", "package", "extra"), [("dask", "distributed", "dask"), ("ray:auto", "ray", "ray")]
+)
+def test_without_the_package_the_message_names_the_extra(cluster, package, extra, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else name)
-    with pytest.raises(L2OError, match=rf"needs {package}: pip install symbolic-l2o\[cluster\]"):
+    with pytest.raises(L2OError, match=rf"needs {package}: pip install symbolic-l2o\[{extra}\]"):
         check_cluster(cluster)
 
 
