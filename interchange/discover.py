@@ -4,21 +4,18 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from common.cli import Progress
-from common.errors import L2OError
-from common.parallel import parallel
+from common.parallel import parallel, threads_of_a_job
 from common.rng import derived_seed
 from interchange import expression as ex
 from interchange.canonical import name_constants
-from interchange.choice import valid_r2
 from interchange.expression import Node
-from interchange.folds import cross_validated
 from interchange.live import LiveLine
 from interchange.parse import parse
 from interchange.refit import improve, polish
@@ -46,45 +43,37 @@ _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
 
-def search_front(trajectories: "Trajectories", config: "DistillConfig", started: float) -> list[Rule]:
-    """The Pareto front (complexity, R2 on the validation runs or, of a table, folds), shortest first.
+def sequence_front(
+    trajectories: "Trajectories", data: "dict[str, Sequences]", config: "DistillConfig", started: float
+) -> list[Rule]:
+    """The Pareto front (complexity, R2 on the validation runs), shortest first.
 
     Args:
+        data: ``train``, ``valid`` and ``test``.
         started: ``time.monotonic()`` from which ``config.time`` counts.
     """
-    from interchange import samples
-
-    data = {split: samples.sequences(trajectories, split) for split in ("train", "valid", "test")}
-    target = data["train"].target
-    if target.min() == target.max():  # the standard deviation of equal numbers need not be 0
-        raise L2OError(f"{config.trajectories}: the targets are all equal; train or tune their source first")
     nodes = _search(trajectories, data["train"], config, 0.5 if config.active else 1.0)
-    drafts = _drafts(nodes, trajectories, config)
+    drafts = to_drafts(nodes, trajectories, config)
     if config.active:
-        soon = _deadline(config, time.monotonic(), _QUICK_SHARE)
-        first = pareto_front(_improve_all(drafts, data, config, soon))
+        # As if begun so much earlier that its share of the time ends when the quick refit is to end.
+        soon = time.monotonic() - (_REFIT_UNTIL - _QUICK_SHARE) * config.time
+        first = pareto_front(improve_all([(rule, data) for rule in drafts], config, soon))
         asked = time.monotonic()
-        data["train"] = _asked(first, trajectories, data["train"], config)
+        data = data | {"train": _asked(first, trajectories, data["train"], config)}
         started += time.monotonic() - asked  # rollouts come on top, as those of --select rollout
-        drafts = _drafts(_search(trajectories, data["train"], config, 0.5), trajectories, config)
+        drafts = to_drafts(_search(trajectories, data["train"], config, 0.5), trajectories, config)
         drafts = [*first, *drafts]
-    rules = pareto_front(_improve_all(drafts, data, config, _deadline(config, started, _REFIT_UNTIL)))
-    rules = pareto_front(_polished(rules, data, config, started))
-    if trajectories.samples is not None:
-        rules = pareto_front(cross_validated(rule, data["train"]) for rule in rules)
-    front = [dataclasses.replace(renumbered(rule), name=f"{rule.complexity} nodes") for rule in rules]
-    if not front:
-        raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise --time or --max-size")
-    return front
+    rules = pareto_front(improve_all([(rule, data) for rule in drafts], config, started))
+    return pareto_front(polish_all(rules, data, config, started))
 
 
-def pareto_front(rules: Iterable[Rule]) -> list[Rule]:
-    """The Pareto front, shortest first; a rule worse than the mean of the target is none."""
+def pareto_front(rules: Iterable[Rule], split: str = "valid") -> list[Rule]:
+    """The Pareto front by R2 on ``split``, shortest first; what is worse than the mean is left out."""
     front: list[Rule] = []
     best = 0.0
-    for rule in sorted(rules, key=lambda r: (r.complexity, -valid_r2(r))):
-        if valid_r2(rule) > best + 1e-6:
-            best = valid_r2(rule)
+    for rule in sorted(rules, key=lambda r: (r.complexity, -r.provenance["r2"][split], str(r.expression))):
+        if rule.provenance["r2"][split] > best + 1e-6:
+            best = rule.provenance["r2"][split]
             front.append(rule)
     return front
 
@@ -119,7 +108,7 @@ def make_task(
         evaluations=math.ceil(share * config.evaluations),
         max_size=config.max_size,
         seed=config.seed,
-        threads=max(1, threads(config) // min(config.restarts, threads(config))),
+        threads=threads(config),
         memory=int(config.memory * 2**30),
     )
 
@@ -148,16 +137,23 @@ def _search(
         dataclasses.replace(task, seed=derived_seed(config.seed, "restart", k) % _SEED if k else task.seed)
         for k in range(config.restarts)
     ]
-    found: dict[Node, None] = {}
-    workers = min(config.restarts, threads(config))
-    with (
-        Progress("search", len(tasks), quiet=config.quiet) as progress,
-        parallel(workers, config.cluster) as run,
-    ):
-        for nodes in _until_interrupted(run(run_engine, ((config.engine, task) for task in tasks)), found):
-            found |= dict.fromkeys(nodes)
-            progress.advance(equations=str(len(found)))
-    return list(found)
+    return list(dict.fromkeys(node for nodes in search_all(tasks, config) for node in nodes))
+
+
+def search_all(tasks: list[Task], config: "DistillConfig") -> list[list[Node]]:
+    """What the engine finds for each task; fewer after Ctrl-C.
+
+    Here they share threads and time, and all together take the time of one; on a cluster each has its own.
+    """
+    workers = min(len(tasks), threads(config))
+    share, each = workers / len(tasks), threads(config) // workers
+    if ":" in config.cluster:
+        share, each = 1.0, threads_of_a_job(config.threads, workers, config.cluster)
+    jobs = [
+        (config.engine, dataclasses.replace(task, time=max(1.0, share * task.time), threads=each))
+        for task in tasks
+    ]
+    return _parallel("search", run_engine, jobs, config, workers, config.cluster, ordered=True)
 
 
 def _asked(
@@ -175,7 +171,7 @@ def _asked(
     return train.joined(more)
 
 
-def _drafts(nodes: Iterable[Node], trajectories: "Trajectories", config: "DistillConfig") -> list[Rule]:
+def to_drafts(nodes: Iterable[Node], trajectories: "Trajectories", config: "DistillConfig") -> list[Rule]:
     """Rules with named constants over the teacher's features; equal forms once."""
     from importlib.metadata import version
 
@@ -201,28 +197,28 @@ def _drafts(nodes: Iterable[Node], trajectories: "Trajectories", config: "Distil
     return list(drafts.values())
 
 
-def _improve_all(
-    drafts: list[Rule], data: "dict[str, Sequences]", config: "DistillConfig", deadline: float
+def improve_all(
+    drafts: "list[tuple[Rule, dict[str, Sequences]]]", config: "DistillConfig", started: float
 ) -> list[Rule]:
-    """Every draft refitted and pruned within the time left; those short enough, with R2 of each split."""
+    """Every draft refitted and pruned on its data within the time left; those short enough, with their R2."""
+    deadline = _deadline(config, started, _REFIT_UNTIL)
     # Time may not suffice: short rules are fitted soon, and long ones are pruned to all sizes.
-    ordered = sorted(drafts, key=lambda rule: rule.complexity)
+    ordered = sorted(drafts, key=lambda pair: pair[0].complexity)
     turns = [ordered[k // 2] if k % 2 else ordered[-1 - k // 2] for k in range(len(ordered))]
-    jobs = ((rule, _read(rule, data), deadline, config.max_size) for rule in turns)
-    return [rule for versions in _parallel("refit", improve, jobs, len(drafts), config) for rule in versions]
+    jobs = [(rule, _read(rule, data), deadline, config.max_size) for rule, data in turns]
+    return [rule for versions in _parallel("refit", improve, jobs, config) for rule in versions]
 
 
-def _polished(
-    rules: list[Rule], data: "dict[str, Sequences]", config: "DistillConfig", started: float
+def polish_all(
+    rules: list[Rule], data: "Mapping[str, Sequences]", config: "DistillConfig", started: float
 ) -> list[Rule]:
     """The rules fitted to all there is within the time left."""
-    deadline = _deadline(config, started, _POLISH_UNTIL)
-    jobs = ((rule, _read(rule, data), deadline) for rule in rules)
-    found = _parallel("polish", polish, jobs, len(rules), config)
+    jobs = [(rule, _read(rule, data), _deadline(config, started, _POLISH_UNTIL)) for rule in rules]
+    found = _parallel("polish", polish, jobs, config)
     return found if len(found) == len(rules) else rules
 
 
-def _read(rule: Rule, data: "dict[str, Sequences]") -> "dict[str, Sequences]":
+def _read(rule: Rule, data: "Mapping[str, Sequences]") -> "dict[str, Sequences]":
     """What the rule reads: no more is sent to a process."""
     return {split: part.only(rule.features) for split, part in data.items()}
 
@@ -233,11 +229,21 @@ def _deadline(config: "DistillConfig", started: float, share: float) -> float:
 
 
 def _parallel(
-    label: str, function: Callable[..., _Result], jobs: Iterable[tuple], count: int, config: "DistillConfig"
+    label: str,
+    function: Callable[..., _Result],
+    jobs: list[tuple],
+    config: "DistillConfig",
+    workers: int = 0,
+    cluster: str = "",
+    *,
+    ordered: bool = False,
 ) -> list[_Result]:
-    """Results as they come, fewer after Ctrl-C."""
+    """Results of all jobs, fewer after Ctrl-C."""
     results: list[_Result] = []
-    with Progress(label, count, quiet=config.quiet) as progress, parallel(threads(config)) as run:
+    with (
+        Progress(label, len(jobs), quiet=config.quiet) as progress,
+        parallel(workers or threads(config), cluster, ordered=ordered) as run,
+    ):
         for result in _until_interrupted(run(function, jobs), results):
             results.append(result)
             progress.advance()

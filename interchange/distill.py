@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.cli import run as run_command
 from common.config import check, option
@@ -17,10 +18,12 @@ from common.errors import L2OError
 from common.parallel import check_cluster
 from common.storage import RunLock
 from interchange.choice import knee, shortest_within
-from interchange.discover import search_front
 from interchange.front import read_front, write_front
 from interchange.rule import Rule
 from interchange.search import find_engine
+
+if TYPE_CHECKING:
+    from interchange.trajectories import Trajectories
 
 _SELECT = ("r2", "knee", "rollout")
 
@@ -87,6 +90,30 @@ def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
         return front, best
     rollouts.select(config, trajectories, folder)
     return read_front(folder), Rule.load(folder / "best.json")
+
+
+def search_front(trajectories: "Trajectories", config: DistillConfig, started: float) -> list[Rule]:
+    """The front of rules, shortest first, with R2 of each split.
+
+    Args:
+        started: ``time.monotonic()`` from which ``config.time`` counts.
+
+    Raises:
+        L2OError: the targets are all equal, or nothing was found.
+    """
+    from interchange import samples
+    from interchange.discover import renumbered, sequence_front
+    from interchange.folds import table_front
+
+    data = {split: samples.sequences(trajectories, split) for split in ("train", "valid", "test")}
+    target = data["train"].target
+    if target.min() == target.max():  # the standard deviation of equal numbers need not be 0
+        raise L2OError(f"{config.trajectories}: the targets are all equal; train or tune their source first")
+    find = sequence_front if trajectories.samples is None else table_front
+    rules = find(trajectories, data, config, started)
+    if not rules:
+        raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise --time or --max-size")
+    return [dataclasses.replace(renumbered(rule), name=f"{rule.complexity} nodes") for rule in rules]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

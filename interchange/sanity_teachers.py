@@ -14,8 +14,7 @@ from typing import Any
 from common.errors import L2OError
 from common.parallel import Run
 from common.storage import loads_json
-from interchange.discover import search_front
-from interchange.distill import DistillConfig
+from interchange.distill import DistillConfig, search_front
 from interchange.rule import Rule
 from interchange.samples import sequences
 from interchange.sanity_search import SanityConfig, text

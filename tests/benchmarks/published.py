@@ -23,8 +23,7 @@ import numpy as np
 
 from interchange.choice import shortest_within, valid_r2
 from interchange.convert import import_npy
-from interchange.discover import search_front
-from interchange.distill import DistillConfig
+from interchange.distill import DistillConfig, search_front
 from interchange.halls import import_hall_of_fame
 from interchange.refit import predict
 from interchange.rule import Rule

@@ -1,6 +1,7 @@
 """How distillation is steered: budgets, restarts, questions to the teacher, live line, Ctrl-C, choice."""
 
 import contextlib
+import dataclasses
 import re
 
 import pytest
@@ -81,12 +82,26 @@ def test_restarts_are_searches_with_other_seeds_whose_equations_are_joined(recor
     assert [rule.complexity for rule in front] == [3, 5]  # one form of the first two, and the third's
 
 
-def test_the_cores_are_shared_out_among_restarts(recording):
+def test_cores_and_time_are_shared_out_among_restarts(recording, monkeypatch):
     trajectories = load_trajectories(recording)
-    train = discover_train(trajectories)
-    for restarts, threads, want in ((1, 4, 4), (2, 4, 2), (3, 4, 1), (9, 4, 1)):
-        config = DistillConfig(trajectories=recording, restarts=restarts, threads=threads)
-        assert discover.make_task(trajectories, train, config).threads == want
+    config = DistillConfig(trajectories=recording, quiet=True)
+    task = discover.make_task(trajectories, discover_train(trajectories), config)
+    seen = []
+
+    @contextlib.contextmanager
+    def parallel(workers, cluster, *, ordered):
+        yield lambda function, jobs: [seen.append((workers, job[1].threads, job[1].time)) for job in jobs]
+
+    monkeypatch.setattr(discover, "parallel", parallel)
+    for count, threads, workers, each, share in ((2, 4, 2, 2, 1.0), (3, 4, 3, 1, 1.0), (8, 4, 4, 1, 0.5)):
+        seen.clear()
+        discover.search_all([task] * count, dataclasses.replace(config, threads=threads))
+        assert seen == [(workers, each, share * task.time)] * count
+    seen.clear()
+    monkeypatch.setattr("interchange.distill.check_cluster", lambda name: None)
+    config = dataclasses.replace(config, threads=2, cluster="dask:tcp://there:8786")
+    discover.search_all([task] * 8, config)
+    assert seen == [(2, 2, task.time)] * 8  # machines of their own
 
 
 def discover_train(trajectories):
@@ -155,7 +170,7 @@ def test_ctrl_c_in_the_refit_keeps_what_is_fitted(recording, tmp_path, monkeypat
 
     def parallel_that_is_interrupted(kept: int):
         @contextlib.contextmanager
-        def parallel(*_):
+        def parallel(*_, **__):
             def run(function, jobs):
                 for _, job in zip(range(kept), jobs, strict=False):
                     yield function(*job)
