@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _MAX_ROWS = 8_000
 _COLUMNS = 24  # that an engine sees, at most, beside the features themselves
 _SEARCH_SHARE = 0.4  # of the time; the rest refits and prunes
-_TABLE_SHARE = 0.7  # the same for a table, whose rules are fitted soon
-_REFIT_UNTIL, _POLISH_UNTIL = 0.85, 0.95  # of the time; what is under way then still ends within it
+_TABLE_SHARE = 0.8  # the same for a table, whose rules are fitted soon
+_REFIT_UNTIL, _POLISH_UNTIL = 0.9, 0.97  # of the time; what is under way then still ends within it
 _COMMITTEE = 6  # rules of the first search that are rolled out and say where they disagree
 _QUICK_SHARE = 0.1  # of the time, for the first refit of these
 _SEED = 2**31
