@@ -1,10 +1,21 @@
-"""Which rule of a front is the best one, by R2 and size alone."""
+"""What is on a front, and which rule of it is the best one, by R2 and size alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from interchange.rule import Rule
 
 WITHIN = 0.01  # a shorter rule is preferred if its R2 is no further below the best (MATH.md section 5)
+
+
+def pareto_front(rules: Iterable[Rule], split: str = "valid") -> list[Rule]:
+    """The Pareto front by R2 on ``split``, shortest first; what is worse than the mean is left out."""
+    front: list[Rule] = []
+    best = 0.0
+    for rule in sorted(rules, key=lambda r: (r.complexity, -r.provenance["r2"][split], str(r.expression))):
+        if rule.provenance["r2"][split] > best + 1e-6:
+            best = rule.provenance["r2"][split]
+            front.append(rule)
+    return front
 
 
 def shortest_within(front: Sequence[Rule]) -> Rule:
@@ -17,8 +28,9 @@ def knee(front: Sequence[Rule]) -> Rule:
     """The rule farthest above the straight line between the front's ends, R2 on validation runs over nodes.
 
     Both axes run from 0 to 1 over the front (Satopaa et al. 2011, "Finding a 'kneedle' in a haystack"); a
-    front of two rules or fewer has no knee and gives its last.
+    front of two rules or fewer has no knee and gives its last. Longer rules that are no better do not count.
     """
+    front = pareto_front(front) or front
     low, high = front[0], front[-1]
     if len(front) < 3:
         return high

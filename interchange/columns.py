@@ -21,16 +21,15 @@ _FUNCTIONS = ("sign", "abs", "square", "tanh")
 _EPS = 1e-12
 
 
-def wide_dictionary(features: Sequence[str], past: bool = True) -> list[Node]:
-    """All columns over ``features``, each feature itself first; without ``past``, of the same row only."""
+def wide_dictionary(features: Sequence[str]) -> list[Node]:
+    """All columns over ``features``, each feature itself first."""
     nodes = [ex.name(feature) for feature in features]
     columns = list(nodes)
     for x in nodes:
         columns += [ex.call(op, x) for op in _FUNCTIONS]
-        if past:
-            columns += _filtered(x)
-            columns += _sizes(x)
-            columns += _ratios(x)
+        columns += _filtered(x)
+        columns += _sizes(x)
+        columns += _ratios(x)
     return columns
 
 

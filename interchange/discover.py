@@ -4,25 +4,25 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.cli import Progress
-from common.parallel import parallel, threads_of_a_job
+from common.errors import L2OError
 from common.rng import derived_seed
 from interchange import expression as ex
 from interchange.canonical import name_constants
+from interchange.choice import pareto_front
 from interchange.expression import Node
-from interchange.live import LiveLine
 from interchange.parse import parse
 from interchange.refit import improve, polish
 from interchange.rollouts import threads
 from interchange.rule import Rule
 from interchange.search import Task, find_engine
-from interchange.search.child import run_engine
+from interchange.searching import run_jobs, search_all
 
 if TYPE_CHECKING:
     from interchange.distill import DistillConfig
@@ -34,11 +34,11 @@ _COLUMNS = 24  # that an engine sees, at most, beside the features themselves
 _SEARCH_SHARE = 0.4  # of the time; the rest refits and prunes
 _TABLE_SHARE = 0.8  # the same for a table, whose rules are fitted soon
 _REFIT_UNTIL, _POLISH_UNTIL = 0.9, 0.97  # of the time; what is under way then still ends within it
+_LEAST_SHARE = 0.05  # of the time, for each step however long the one before took
 _COMMITTEE = 6  # rules of the first search that are rolled out and say where they disagree
 _QUICK_SHARE = 0.1  # of the time, for the first refit of these
 _SEED = 2**31
-
-_Result = TypeVar("_Result")
+_WEEK = 604_800.0  # seconds: no limit
 
 _log = logging.getLogger(__name__)
 
@@ -58,24 +58,17 @@ def sequence_front(
         # As if begun so much earlier that its share of the time ends when the quick refit is to end.
         soon = time.monotonic() - (_REFIT_UNTIL - _QUICK_SHARE) * config.time
         first = pareto_front(improve_all([(rule, data) for rule in drafts], config, soon))
-        asked = time.monotonic()
-        data = data | {"train": _asked(first, trajectories, data["train"], config)}
+        asked, about = time.monotonic(), {}
+        try:
+            data = data | {"train": _asked(first, trajectories, data["train"], config)}
+            about = {"active": config.active}
+        except L2OError as error:
+            _log.warning("goes on without active sampling: %s", error)
         started += time.monotonic() - asked  # rollouts come on top, as those of --select rollout
-        drafts = to_drafts(_search(trajectories, data["train"], config, 0.5), trajectories, config)
-        drafts = [*first, *drafts]
+        drafts = [*first, *to_drafts(_search(trajectories, data["train"], config, 0.5), trajectories, config)]
+        drafts = [dataclasses.replace(rule, provenance=rule.provenance | about) for rule in drafts]
     rules = pareto_front(improve_all([(rule, data) for rule in drafts], config, started))
     return pareto_front(polish_all(rules, data, config, started))
-
-
-def pareto_front(rules: Iterable[Rule], split: str = "valid") -> list[Rule]:
-    """The Pareto front by R2 on ``split``, shortest first; what is worse than the mean is left out."""
-    front: list[Rule] = []
-    best = 0.0
-    for rule in sorted(rules, key=lambda r: (r.complexity, -r.provenance["r2"][split], str(r.expression))):
-        if rule.provenance["r2"][split] > best + 1e-6:
-            best = rule.provenance["r2"][split]
-            front.append(rule)
-    return front
 
 
 def make_task(
@@ -104,7 +97,8 @@ def make_task(
         rows=values[:, kept],
         y=target,
         weights=rows.weights,
-        time=max(1.0, share * part * config.time),
+        # A budget of evaluations is to end at the same place whatever the clock says.
+        time=_WEEK if config.evaluations else max(1.0, share * part * config.time),
         evaluations=math.ceil(share * config.evaluations),
         max_size=config.max_size,
         seed=config.seed,
@@ -129,31 +123,11 @@ def _search(
 ) -> list[Node]:
     """What the engine finds, in all restarts."""
     task = make_task(trajectories, train, config, share)
-    if config.restarts == 1:
-        with Progress("search", int(task.time), quiet=config.quiet) as progress:
-            line = LiveLine(task, progress)
-            return run_engine(config.engine, task, line.tick, line.update)
     tasks = [
         dataclasses.replace(task, seed=derived_seed(config.seed, "restart", k) % _SEED if k else task.seed)
         for k in range(config.restarts)
     ]
     return list(dict.fromkeys(node for nodes in search_all(tasks, config) for node in nodes))
-
-
-def search_all(tasks: list[Task], config: "DistillConfig") -> list[list[Node]]:
-    """What the engine finds for each task; fewer after Ctrl-C.
-
-    Here they share threads and time, and all together take the time of one; on a cluster each has its own.
-    """
-    workers = min(len(tasks), threads(config))
-    share, each = workers / len(tasks), threads(config) // workers
-    if ":" in config.cluster:
-        share, each = 1.0, threads_of_a_job(config.threads, workers, config.cluster)
-    jobs = [
-        (config.engine, dataclasses.replace(task, time=max(1.0, share * task.time), threads=each))
-        for task in tasks
-    ]
-    return _parallel("search", run_engine, jobs, config, workers, config.cluster, ordered=True)
 
 
 def _asked(
@@ -162,6 +136,8 @@ def _asked(
     """The training sequences, and some along rollouts of the best rules, answered by the teacher."""
     from interchange import active, rollouts
 
+    if len(rules) < 2:
+        raise L2OError(f"expected two rules or more that can disagree, found {len(rules)}; raise --time")
     teacher = active.find_teacher(trajectories, config.teacher, Path(config.trajectories).parent)
     committee = rules[-_COMMITTEE:]
     steps, count = len(train.target), active.POOL * config.active
@@ -173,12 +149,9 @@ def _asked(
 
 def to_drafts(nodes: Iterable[Node], trajectories: "Trajectories", config: "DistillConfig") -> list[Rule]:
     """Rules with named constants over the teacher's features; equal forms once."""
-    from importlib.metadata import version
-
     features = {name: parse(text) if text else None for name, text in trajectories.features.items()}
-    package = find_engine(config.engine).package
     provenance = {
-        "engine": f"{config.engine} {version(package)}" if package else config.engine,
+        "engine": _shown(config.engine),
         "seed": config.seed,
         "trajectories_sha256": trajectories.sha256,
     }
@@ -197,6 +170,18 @@ def to_drafts(nodes: Iterable[Node], trajectories: "Trajectories", config: "Dist
     return list(drafts.values())
 
 
+def _shown(engine: str) -> str:
+    """The engine with the version of its package, as far as there is one."""
+    package = find_engine(engine).package
+    try:
+        number = version(package) if package else ""
+    except PackageNotFoundError:  # a module of one's own
+        number = ""
+    if not number:
+        return engine
+    return f"{engine} {number}" if package.endswith(engine) else f"{engine} ({package} {number})"
+
+
 def improve_all(
     drafts: "list[tuple[Rule, dict[str, Sequences]]]", config: "DistillConfig", started: float
 ) -> list[Rule]:
@@ -206,7 +191,7 @@ def improve_all(
     ordered = sorted(drafts, key=lambda pair: pair[0].complexity)
     turns = [ordered[k // 2] if k % 2 else ordered[-1 - k // 2] for k in range(len(ordered))]
     jobs = [(rule, _read(rule, data), deadline, config.max_size) for rule, data in turns]
-    return [rule for versions in _parallel("refit", improve, jobs, config) for rule in versions]
+    return [rule for versions in run_jobs("refit", improve, jobs, config) for rule in versions]
 
 
 def polish_all(
@@ -214,7 +199,7 @@ def polish_all(
 ) -> list[Rule]:
     """The rules fitted to all there is within the time left."""
     jobs = [(rule, _read(rule, data), _deadline(config, started, _POLISH_UNTIL)) for rule in rules]
-    found = _parallel("polish", polish, jobs, config)
+    found = run_jobs("polish", polish, jobs, config)
     return found if len(found) == len(rules) else rules
 
 
@@ -225,36 +210,6 @@ def _read(rule: Rule, data: "Mapping[str, Sequences]") -> "dict[str, Sequences]"
 
 def _deadline(config: "DistillConfig", started: float, share: float) -> float:
     """``time.monotonic()`` to end at; with a budget of evaluations nothing depends on the clock."""
-    return math.inf if config.evaluations else started + share * config.time
-
-
-def _parallel(
-    label: str,
-    function: Callable[..., _Result],
-    jobs: list[tuple],
-    config: "DistillConfig",
-    workers: int = 0,
-    cluster: str = "",
-    *,
-    ordered: bool = False,
-) -> list[_Result]:
-    """Results of all jobs, fewer after Ctrl-C."""
-    results: list[_Result] = []
-    with (
-        Progress(label, len(jobs), quiet=config.quiet) as progress,
-        parallel(workers or threads(config), cluster, ordered=ordered) as run,
-    ):
-        for result in _until_interrupted(run(function, jobs), results):
-            results.append(result)
-            progress.advance()
-    return results
-
-
-def _until_interrupted(results: Iterable[_Result], kept: object) -> Iterator[_Result]:
-    """The results; Ctrl-C ends them early, unless nothing is kept yet."""
-    try:
-        yield from results
-    except KeyboardInterrupt:
-        if not kept:
-            raise
-        _log.warning("interrupted; goes on with what was found until now")
+    if config.evaluations:
+        return math.inf
+    return max(started + share * config.time, time.monotonic() + _LEAST_SHARE * config.time)

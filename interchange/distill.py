@@ -106,9 +106,13 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     from interchange.folds import table_front
 
     data = {split: samples.sequences(trajectories, split) for split in ("train", "valid", "test")}
-    target = data["train"].target
-    if target.min() == target.max():  # the standard deviation of equal numbers need not be 0
-        raise L2OError(f"{config.trajectories}: the targets are all equal; train or tune their source first")
+    for split in ("train", "valid"):
+        target = data[split].target
+        if target.min() == target.max():  # the standard deviation of equal numbers need not be 0
+            raise L2OError(
+                f"{config.trajectories}: the targets for {split} are all equal; train or tune their source, "
+                "or record more of it"
+            )
     find = sequence_front if trajectories.samples is None else table_front
     rules = find(trajectories, data, config, started)
     if not rules:
@@ -125,7 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for rule in front:
                 scores = rule.provenance["r2"]
                 mark = "*" if rule.expression == best.expression else " "
-                r2 = "  ".join(f"{split} {scores[split]:.4f}" for split in ("valid", "test"))
+                r2 = "  ".join(
+                    f"{split} -" if scores[split] is None else f"{split} {scores[split]:.4f}"
+                    for split in ("valid", "test")
+                )
                 print(f"{mark} {rule.complexity:3d} nodes  R2 {r2}")
             print(f"best: {Path(config.out or Path(config.trajectories).parent / 'rules') / 'best.json'}")
 

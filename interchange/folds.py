@@ -13,9 +13,11 @@ import numpy as np
 
 from common.rng import derived_seed
 from interchange import discover
+from interchange.choice import pareto_front
 from interchange.refit import predict
 from interchange.rule import Rule
 from interchange.samples import Sequences
+from interchange.searching import search_all
 
 if TYPE_CHECKING:
     from interchange.distill import DistillConfig
@@ -34,21 +36,25 @@ def table_front(
     The R2 called ``valid`` is that of the rule's size: of left-out rows, by what the searches without them
     give up to this size.
     """
-    splits = folds(data["train"])
-    drafts = []
-    tasks = [discover.make_task(trajectories, split["train"], config) for split in splits]
+    splits = [fold | {"test": data["test"]} for fold in folds(data["train"])]
+    tasks = [discover.make_task(trajectories, split["train"], config) for split in splits] * config.restarts
     tasks = [
         dataclasses.replace(task, seed=derived_seed(config.seed, "fold", k) % _SEED)
         for k, task in enumerate(tasks)
     ]
-    for k, nodes in enumerate(discover.search_all(tasks, config)):
+    drafts = []
+    for number, nodes in enumerate(search_all(tasks, config)):
+        k = number % len(splits)
         for rule in discover.to_drafts(nodes, trajectories, config):
             drafts.append((dataclasses.replace(rule, provenance=rule.provenance | {"fold": k}), splits[k]))
     versions = discover.improve_all(drafts, config, started)
     found = [[rule for rule in versions if rule.provenance["fold"] == k] for k in range(len(splits))]
     worth = worth_of_sizes(found, splits)
-    front = discover.pareto_front(versions, "train")
-    front = discover.pareto_front(discover.polish_all(front, data, config, started), "train")
+    if not worth:
+        return []
+    # Only when all are fitted to the same rows can they be compared.
+    best = [rule for rules in found for rule in pareto_front(rules, "train")]
+    front = pareto_front(discover.polish_all(best, data, config, started), "train")
     return [_judged(rule, worth) for rule in front if rule.complexity >= min(worth)]
 
 
@@ -75,12 +81,17 @@ def worth_of_sizes(
 
     Args:
         found: rules of every fold's search with their ``train`` R2; folds without any are left out.
+
+    Returns:
+        Nothing where no search found a rule.
     """
     pairs = [
-        (discover.pareto_front(rules, "train"), split["valid"])
+        (pareto_front(rules, "train"), split["valid"])
         for rules, split in zip(found, splits, strict=True)
-        if discover.pareto_front(rules, "train")
+        if pareto_front(rules, "train")
     ]
+    if not pairs:
+        return {}
     targets = np.concatenate([part.target.reshape(-1) for _, part in pairs])
     total = float(np.square(targets - targets.mean()).sum())
     errors = [

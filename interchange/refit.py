@@ -94,7 +94,7 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
             continue
         candidate = point + move
         if not np.isfinite(candidate).all():  # a derivative is infinite somewhere, as the root's at 0
-            return rule
+            break
         candidate[decays] = np.clip(candidate[decays], -_LARGEST_LOGIT, _LARGEST_LOGIT)
         new = _normal_equations(program, names, decays, candidate, data, deadline)
         if time.monotonic() > deadline:
@@ -179,9 +179,10 @@ def polish(rule: Rule, data: dict[str, Sequences], deadline: float) -> Rule:
 
 
 def _scored(rule: Rule, data: dict[str, Sequences]) -> Rule | None:
-    """The rule with its R2 of every part; None where one is not finite."""
-    scores = {split: score(rule, part) for split, part in data.items()}
-    if not all(map(math.isfinite, scores.values())):
+    """The rule with its R2 of every part, None for a test without; no rule where another part has none."""
+    values = {split: score(rule, part) for split, part in data.items()}
+    scores = {split: value if math.isfinite(value) else None for split, value in values.items()}
+    if scores["train"] is None or scores["valid"] is None:
         return None
     return dataclasses.replace(rule, provenance=rule.provenance | {"r2": scores})
 

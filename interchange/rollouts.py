@@ -35,13 +35,24 @@ def find_problem(config: "DistillConfig", trajectories: "Trajectories") -> str:
     Raises:
         L2OError: none is known, or its data are missing.
     """
-    problem = config.problem or next((run.problem for run in trajectories.runs.values()), "")
+    names = list(dict.fromkeys(run.problem for run in trajectories.runs.values()))
+    problem = config.problem or (names[0] if names else "")
     if not problem:
-        raise L2OError("rollouts need --problem, because a table of samples comes from none")
-    row = problem_row(problem, config.dataset)
+        raise L2OError("rollouts need --problem, because the recording names none")
+    if not config.problem and len(names) > 1:
+        _log.warning("of %s rules are rolled out on the first; choose with --problem", ", ".join(names))
+    row = problem_row(problem, _dataset(config, trajectories, problem))
     if row.dataset:
         datasets.load(row.dataset, config.data_dir)
     return problem
+
+
+def _dataset(config: "DistillConfig", trajectories: "Trajectories", problem: str) -> str:
+    """What stands in for the problem's own data; "" for nothing."""
+    flags = [
+        flag.removeprefix("--dataset=") for flag in recorded(trajectories, problem) if "--dataset=" in flag
+    ]
+    return config.dataset or next(iter(flags), "")
 
 
 def threads(config: "DistillConfig") -> int:
@@ -107,7 +118,8 @@ def _run(
     """A command of the backend, on the recording's data unless told others; its progress is shown or not."""
     problem = find_problem(config, trajectories)
     line = [sys.executable, "-m", f"{config.backend}_impl.{command}", what, "--problem", problem, *flags]
-    line += [f"--dataset={config.dataset}"] if config.dataset else recorded(trajectories, problem)
+    line += recorded(trajectories, problem)
+    line += [f"--dataset={config.dataset}"] if config.dataset else []  # the last one counts
     line += [f"--data-dir={config.data_dir}"] if config.data_dir else []
     result = subprocess.run(
         line + ["--quiet"] * quiet,

@@ -46,6 +46,11 @@ def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
         more = range(config.tasks, config.tasks + config.more * (len(places) > 1))
         last = _figures([rules[k] for k in places], more, config, backend, progress)
     final = np.concatenate([first[places], last], axis=1)
+    if not np.isfinite(final).all(1).any():
+        raise L2OError(
+            f"{config.front}: every rule diverges on some of {final.shape[1]} tasks of {config.problem}; "
+            "distill with another seed"
+        )
     records = [{"valid": _mean(row), "tasks": config.tasks} for row in first]
     for k, row in zip(places, final, strict=True):
         records[k] |= {"final": _mean(row), "final_tasks": len(row)}

@@ -55,6 +55,7 @@ def run_engine(
     task: Task,
     tick: Callable[[], None] = lambda: None,
     live: Callable[[list[str]], None] = lambda texts: None,
+    stop: threading.Event | None = None,
 ) -> list[Node]:
     """Run ``engine`` in a child process; the expressions it found, over ``task.names``.
 
@@ -64,6 +65,7 @@ def run_engine(
     Args:
         tick: called about once a second while the search runs, at most ``int(task.time)`` times.
         live: called with the reported texts when they changed.
+        stop: once set, the same as Ctrl-C, which only the main thread hears.
 
     Raises:
         L2OError: unknown engine, its package is missing, bad data, or it failed before it reported anything.
@@ -87,7 +89,7 @@ def run_engine(
             )
         interrupted = False
         try:
-            in_time = _wait(child, Path(folder), task.time, tick, live)
+            in_time = _wait(child, Path(folder), task.time, tick, live, stop)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -152,6 +154,7 @@ def _wait(
     seconds: float,
     tick: Callable[[], None],
     live: Callable[[list[str]], None],
+    stop: threading.Event | None,
 ) -> bool:
     """Wait for the child, ticking; False if it still runs after ``seconds`` and the grace."""
     started, ticks, seen = time.monotonic(), 0, 0
@@ -161,6 +164,8 @@ def _wait(
             return True
         except subprocess.TimeoutExpired:
             pass
+        if stop and stop.is_set():
+            raise KeyboardInterrupt
         for _ in range(ticks, min(int(passed), int(seconds))):
             tick()
             ticks += 1

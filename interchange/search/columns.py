@@ -20,7 +20,7 @@ from interchange.program import compile_program, evaluate
 from interchange.search import Task
 from interchange.simplify import folded
 
-OVER = 1.5  # times the largest size: pruning shortens what is longer
+OVER, AT_LEAST = 1.5, 4  # times the largest size, and nodes, beyond it: pruning shortens what is longer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class Archive:
             self._seen.add(node)
             whole = ex.substitute(node, self._columns)
             size = ex.complexity(whole)
-            if size > OVER * self._task.max_size:
+            if size > max(OVER * self._task.max_size, self._task.max_size + AT_LEAST):
                 continue
             error = self._error(node)
             if error < self._best.get(size, (np.inf,))[0]:

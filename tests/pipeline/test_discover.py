@@ -3,19 +3,20 @@
 import contextlib
 import dataclasses
 import re
+import subprocess
 
 import pytest
 
 from common.cli import Progress
 from common.config import RecordConfig
 from common.errors import L2OError
-from interchange import discover
+from interchange import discover, searching
 from interchange.choice import knee, shortest_within
 from interchange.distill import DistillConfig, distill, main
 from interchange.expression import to_text
-from interchange.live import LiveLine
 from interchange.parse import parse
 from interchange.rule import Rule
+from interchange.searching import LiveLine
 from interchange.trajectories import load_trajectories
 
 pytest.importorskip("torch")
@@ -72,7 +73,7 @@ def test_restarts_are_searches_with_other_seeds_whose_equations_are_joined(recor
         seen.append((task.seed, task.threads))
         return [parse(f"-{len(seen)}.5 * ema(clip_g, 0.5)" if len(seen) < 3 else "-2.0 * clip_g")]
 
-    monkeypatch.setattr(discover, "run_engine", engine)
+    monkeypatch.setattr(searching, "run_engine", engine)
     monkeypatch.setattr("interchange.rollouts.cores", lambda: 1)  # in this process
     config = DistillConfig(
         trajectories=recording, restarts=3, seed=7, out=str(tmp_path), **SETTINGS | {"threads": 0}
@@ -90,18 +91,24 @@ def test_cores_and_time_are_shared_out_among_restarts(recording, monkeypatch):
 
     @contextlib.contextmanager
     def parallel(workers, cluster, *, ordered):
-        yield lambda function, jobs: [seen.append((workers, job[1].threads, job[1].time)) for job in jobs]
+        yield lambda function, jobs: [function(*job) for job in jobs]
 
-    monkeypatch.setattr(discover, "parallel", parallel)
-    for count, threads, workers, each, share in ((2, 4, 2, 2, 1.0), (3, 4, 3, 1, 1.0), (8, 4, 4, 1, 0.5)):
+    def engine(name, task, *others):
+        seen.append((task.threads, task.time, task.evaluations))
+        return []
+
+    monkeypatch.setattr(searching, "run_engine", engine)
+    monkeypatch.setattr(searching, "parallel", parallel)
+    task = dataclasses.replace(task, evaluations=1000)
+    for count, threads, each, share in ((1, 4, 4, 1.0), (2, 4, 2, 1.0), (3, 4, 1, 1.0), (8, 4, 1, 0.5)):
         seen.clear()
-        discover.search_all([task] * count, dataclasses.replace(config, threads=threads))
-        assert seen == [(workers, each, share * task.time)] * count
+        searching.search_all([task] * count, dataclasses.replace(config, threads=threads))
+        assert seen == [(each, share * task.time, -(-1000 // count))] * count
     seen.clear()
     monkeypatch.setattr("interchange.distill.check_cluster", lambda name: None)
     config = dataclasses.replace(config, threads=2, cluster="dask:tcp://there:8786")
-    discover.search_all([task] * 8, config)
-    assert seen == [(2, 2, task.time)] * 8  # machines of their own
+    searching.search_all([task] * 8, config)
+    assert seen == [(2, task.time, 1000)] * 8  # machines of their own
 
 
 def discover_train(trajectories):
@@ -116,7 +123,10 @@ def test_the_budget_goes_to_the_engine(recording):
     train = discover_train(trajectories)
     whole, half = (discover.make_task(trajectories, train, config, share) for share in (1.0, 0.5))
     assert (whole.memory, whole.evaluations, whole.max_size) == (3 << 29, 1_001, 33)
-    assert (half.evaluations, half.time) == (501, whole.time / 2.0)
+    assert half.evaluations == 501 and half.time == whole.time > 1e5  # the clock is no limit then
+    config = dataclasses.replace(config, evaluations=0)
+    whole, half = (discover.make_task(trajectories, train, config, share) for share in (1.0, 0.5))
+    assert half.time == whole.time / 2.0 < 50.0
 
 
 def test_the_teacher_is_asked_where_the_rules_of_the_first_search_disagree(recording, tmp_path, monkeypatch):
@@ -126,7 +136,7 @@ def test_the_teacher_is_asked_where_the_rules_of_the_first_search_disagree(recor
         seen.append((task.target.shape, task.time))
         return [parse(text) for text in ("-2.0 * clip_g", "-tanh(2.0 * log_g)", "-3.0 * ema(clip_g, 0.5)")]
 
-    monkeypatch.setattr(discover, "run_engine", engine)
+    monkeypatch.setattr(searching, "run_engine", engine)
     distill(DistillConfig(trajectories=recording, active=24, out=str(tmp_path), **SETTINGS))
     (first, seconds), (second, _) = seen
     assert second == (first[0], first[1] + 24) and seconds < 15.0
@@ -165,7 +175,7 @@ def test_the_live_line_is_printed_while_the_engine_searches(recording, tmp_path,
 
 def test_ctrl_c_in_the_refit_keeps_what_is_fitted(recording, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(
-        discover, "run_engine", lambda *_: [parse("-2.0 * clip_g"), parse("-2.0 * ema(clip_g, 0.5)")]
+        searching, "run_engine", lambda *_: [parse("-2.0 * clip_g"), parse("-2.0 * ema(clip_g, 0.5)")]
     )
 
     def parallel_that_is_interrupted(kept: int):
@@ -181,15 +191,95 @@ def test_ctrl_c_in_the_refit_keeps_what_is_fitted(recording, tmp_path, monkeypat
         return parallel
 
     config = DistillConfig(trajectories=recording, out=str(tmp_path), **SETTINGS)
-    monkeypatch.setattr(discover, "parallel", parallel_that_is_interrupted(1))
-    assert [rule.complexity for rule in distill(config)[0]] == [
-        3,
-        5,
-    ]  # the second draft and what it is cut to
+    monkeypatch.setattr(searching, "parallel", parallel_that_is_interrupted(1))
+    # The second draft, and what it is cut to.
+    assert [rule.complexity for rule in distill(config)[0]] == [3, 5]
     assert "goes on with what was found" in caplog.text
-    monkeypatch.setattr(discover, "parallel", parallel_that_is_interrupted(0))
+    monkeypatch.setattr(searching, "parallel", parallel_that_is_interrupted(0))
     with pytest.raises(KeyboardInterrupt):
         distill(config)
+
+
+def test_ctrl_c_in_the_search_keeps_what_every_engine_has_reported(recording, tmp_path, monkeypatch):
+    """Engines run in children watched by threads; only the main thread hears of Ctrl-C."""
+    ended = []
+
+    def engine(name, task, tick, live, stop):
+        assert stop.wait(30.0)
+        ended.append(task.seed)
+        if task.seed == 7:
+            raise KeyboardInterrupt  # it had nothing yet
+        return [parse("-2.0 * ema(clip_g, 0.5)")]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching, "run_engine", engine)
+    monkeypatch.setattr(searching.concurrent.futures, "wait", interrupted)
+    config = DistillConfig(trajectories=recording, restarts=2, seed=7, out=str(tmp_path), **SETTINGS)
+    front, _ = distill(config)
+    assert len(ended) == 2 and front[-1].complexity == 5
+    with pytest.raises(KeyboardInterrupt):  # nothing was found by any
+        distill(dataclasses.replace(config, restarts=1))
+
+
+def test_one_search_that_fails_does_not_take_the_others_with_it(recording, tmp_path, monkeypatch, caplog):
+    def engine(name, task, *_):
+        if task.seed == 7:
+            raise L2OError("engine 'auto' needed more than its memory")
+        return [parse("-2.0 * ema(clip_g, 0.5)")]
+
+    monkeypatch.setattr(searching, "run_engine", engine)
+    config = DistillConfig(trajectories=recording, restarts=2, seed=7, out=str(tmp_path), **SETTINGS)
+    assert len(distill(config)[0]) == 2
+    assert "goes on with the other searches: engine 'auto' needed more" in caplog.text
+    with pytest.raises(L2OError, match="needed more than its memory"):
+        distill(dataclasses.replace(config, restarts=1))
+
+
+def test_without_two_rules_that_can_disagree_the_search_goes_on_unasked(
+    recording, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(searching, "run_engine", lambda *_: [parse("-2.0 * clip_g")])
+    config = DistillConfig(trajectories=recording, active=8, out=str(tmp_path), **SETTINGS)
+    front, _ = distill(config)
+    assert len(front) == 1 and "active" not in front[0].provenance
+    assert "goes on without active sampling: expected two rules or more" in caplog.text
+
+
+def test_an_engine_of_ones_own_needs_no_package(recording, tmp_path, monkeypatch):
+    """``mine`` is a module that no package installed."""
+    (tmp_path / "mine.py").write_text("class Engine: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(searching, "run_engine", lambda *_: [parse("-2.0 * ema(clip_g, 0.5)")])
+    config = DistillConfig(
+        trajectories=recording, engine="sklearn:mine:Engine", out=str(tmp_path / "rules"), **SETTINGS
+    )
+    assert distill(config)[1].provenance["engine"] == "sklearn:mine:Engine"
+
+
+def test_rollouts_are_where_the_recording_was(recording, tmp_path, monkeypatch):
+    """Recorded on synthetic images: the problem's own need not be there."""
+    from interchange import rollouts
+
+    file = tmp_path / "synthetic.h5"
+    settings = {"source": "adam", "problem": "mnist-mlp", "dataset": "synthetic", "runs": 3, "steps": 3}
+    record(RecordConfig(**settings, samples=90, batch_size=8, out=str(file), quiet=True))
+    monkeypatch.setenv("L2O_DATA", str(tmp_path))
+    trajectories = load_trajectories(file)
+    config = DistillConfig(trajectories=str(file), quiet=True)
+    assert rollouts.find_problem(config, trajectories) == "mnist-mlp"
+    lines = []
+
+    def run(line, **_):
+        lines.append(line)
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.setattr(rollouts.subprocess, "run", run)
+    rollouts.select(config, trajectories, tmp_path)
+    assert "--dataset=synthetic:28x28x1:10" in lines[0] and "--batch-size=8" in lines[0]
+    rollouts.select(dataclasses.replace(config, dataset="synthetic:28x28x1:5"), trajectories, tmp_path)
+    assert [flag for flag in lines[1] if "dataset" in flag][-1] == "--dataset=synthetic:28x28x1:5"
 
 
 def front_of(*points: tuple[int, float]) -> list[Rule]:
@@ -206,6 +296,8 @@ def test_the_knee_is_where_the_front_bends(recording, tmp_path, monkeypatch):
     front = front_of((1, 0.2), (5, 0.8), (9, 0.9), (21, 0.95), (41, 0.97))
     assert knee(front).complexity == 9 and shortest_within(front).complexity == 41
     assert knee(front[:2]) == front[1] and knee(front[:1]) == front[0]
+    worse = front_of((51, 0.2), (61, -3.0))  # what is worth less than a shorter one does not count
+    assert knee([*front, *worse]) == front[2]
     monkeypatch.setattr("interchange.distill.search_front", lambda *_: front)
     _, best = distill(DistillConfig(trajectories=recording, select="knee", out=str(tmp_path), **SETTINGS))
     assert best == front[2] == Rule.load(tmp_path / "best.json")

@@ -117,7 +117,7 @@ def test_every_rule_file_loads_with_its_hash_and_says_where_it_comes_from(record
         rules = [Rule.load(folder / name) for name in sorted(names)]
     for rule in rules:
         assert rule.provenance.keys() == {"engine", "seed", "trajectories_sha256", "rule_sha256", "r2"}
-        assert rule.provenance["engine"] == f"auto {version('pyoperon')}"
+        assert rule.provenance["engine"] == f"auto (pyoperon {version('pyoperon')})"
         assert rule.provenance["seed"] == 1
         assert rule.provenance["trajectories_sha256"] == trajectories.sha256
         assert rule.provenance["rule_sha256"] == KNOWN.sha256
@@ -139,7 +139,7 @@ def test_overwriting_leaves_no_rule_of_the_front_before(distilled, recording, tm
     """A shorter front over a longer one: its last files would belong to no front."""
     folder = tmp_path / "rules"
     shutil.copytree(distilled[0], folder)
-    monkeypatch.setattr("interchange.discover.run_engine", lambda *_, **__: [parse("-1.0 * g")])
+    monkeypatch.setattr("interchange.searching.run_engine", lambda *_, **__: [parse("-1.0 * g")])
     front, _ = distill(
         DistillConfig(trajectories=str(recording), out=str(folder), overwrite=True, quiet=True, threads=1)
     )
@@ -199,7 +199,7 @@ def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_
 
 def test_an_empty_result_is_an_error_that_says_what_to_do(recording, tmp_path, monkeypatch):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
-    monkeypatch.setattr("interchange.discover.run_engine", lambda *_, **__: [parse("1.0")])
+    monkeypatch.setattr("interchange.searching.run_engine", lambda *_, **__: [parse("1.0")])
     with pytest.raises(L2OError, match="no rule of at most 40 nodes was found; raise --time or --max-size"):
         distill(DistillConfig(trajectories=str(recording), out=str(tmp_path), quiet=True, threads=1))
 
@@ -288,7 +288,7 @@ def test_a_table_of_samples_is_distilled_without_lags_and_averages(table, monkey
         seen.append(task.rows.shape)
         return child.run_engine(name, task, *others, **more)
 
-    monkeypatch.setattr("interchange.discover.run_engine", engine)
+    monkeypatch.setattr("interchange.searching.run_engine", engine)
     front, best = distill(
         DistillConfig(trajectories=str(table), time=4.0, max_size=15, threads=1, seed=1, quiet=True)
     )
@@ -312,7 +312,7 @@ def test_rollouts_for_a_table_need_a_problem(table, capsys):
 def test_selection_by_rollout_takes_the_lowest_loss_of_the_front(recording, tmp_path, monkeypatch):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
     nodes = [parse("-1.0 * g"), parse("-1.0 * tanh(3.0 * g) - 4.0 * ema(g, 0.9)")]
-    monkeypatch.setattr("interchange.discover.run_engine", lambda *_, **__: nodes)
+    monkeypatch.setattr("interchange.searching.run_engine", lambda *_, **__: nodes)
     config = DistillConfig(
         trajectories=str(recording), out=str(tmp_path), select="rollout", threads=1, quiet=True
     )

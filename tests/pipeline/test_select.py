@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common.config import RecordConfig, SelectConfig
+from common.errors import L2OError
 from interchange.commands.select import choose, hopeful, recorded
 from interchange.front import read_front, write_front
 from interchange.rule import Rule
@@ -85,6 +86,15 @@ def test_the_best_rules_are_rolled_out_on_more_tasks(front, tmp_path):
     for rule in read_front(alone)[:3]:  # the later tasks follow on the first
         assert rule.provenance["loss"]["valid"] == pytest.approx(losses[rule.name]["final"], rel=1e-12)
         assert rule.provenance["loss"]["valid"] != losses[rule.name]["valid"]
+
+
+def test_finalists_that_all_diverge_later_are_one_line(front, monkeypatch):
+    def figures(rules, numbers, *_):
+        return np.full((len(rules), len(numbers)), np.inf if numbers.start else 1.0)
+
+    monkeypatch.setattr("interchange.commands.select._figures", figures)
+    with pytest.raises(L2OError, match="every rule diverges on some of 5 tasks of quadratic; distill"):
+        select(SelectConfig(front=str(front), **TINY))
 
 
 def test_worker_processes_find_the_same_bytes(front, tmp_path):

@@ -36,17 +36,6 @@ def test_every_column_is_there_once_and_reads_back():
     assert all(np.isfinite(column).all() for column in values)
 
 
-def test_without_a_past_no_column_looks_back():
-    columns = wide_dictionary(NAMES, past=False)
-    assert {node.op for column in columns for node in ex.walk(column)} == {
-        "name",
-        "sign",
-        "abs",
-        "square",
-        "tanh",
-    }
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -71,7 +60,7 @@ def test_screening_finds_the_columns_a_target_is_made_of(text):
 
 
 def test_columns_that_are_not_finite_and_targets_of_zero_are_survived():
-    columns = wide_dictionary(["a"], past=False)
+    columns = wide_dictionary(["a"])
     values = np.random.default_rng(0).normal(size=(50, len(columns)))
     y = values[:, 2].copy()
     values[:, 1] = np.nan

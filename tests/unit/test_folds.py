@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
+from common.errors import L2OError
 from common.metrics import r2
-from interchange import discover
 from interchange import folds as module
-from interchange.distill import DistillConfig
+from interchange.distill import DistillConfig, search_front
 from interchange.folds import FOLDS, folds, table_front, worth_of_sizes
 from interchange.parse import parse
 from interchange.refit import predict
@@ -69,6 +69,28 @@ def test_the_worth_of_a_size_is_the_r2_of_all_left_out_rows_by_the_best_fits_up_
     assert worth_of_sizes([found[0], []], splits).keys() == {3, 7}  # a search that found nothing
 
 
+def test_no_rule_is_no_front(table, monkeypatch):
+    monkeypatch.setattr(module, "search_all", lambda tasks, config: [[] for _ in tasks])
+    config = DistillConfig(trajectories="table", threads=1, quiet=True)
+    with pytest.raises(L2OError, match="no rule of at most 40 nodes was found"):
+        search_front(table, config, time.monotonic())
+    assert worth_of_sizes([[], []], folds(sequences(table, "train"))[:2]) == {}
+
+
+def test_restarts_are_further_searches_of_every_fold(table, monkeypatch):
+    def search_all(tasks, config):
+        assert len(tasks) == 2 * FOLDS and len({task.seed for task in tasks}) == 2 * FOLDS
+        for first, second in zip(tasks[:FOLDS], tasks[FOLDS:], strict=True):
+            np.testing.assert_array_equal(first.y, second.y)
+        texts = ["2.0 * a"] * FOLDS + ["2.0 * a - 0.1"] * FOLDS
+        return [[parse(text, ("a", "b"))] for text in texts]
+
+    monkeypatch.setattr(module, "search_all", search_all)
+    config = DistillConfig(trajectories="table", threads=1, restarts=2, quiet=True)
+    front = search_front(table, config, time.monotonic())
+    assert [rule.complexity for rule in front] == [3, 5]
+
+
 def test_a_structure_that_a_search_fitted_to_its_rows_is_worth_less_than_the_true_form(table, monkeypatch):
     """An engine that finds, for its own rows, a term that follows their noise."""
     config = DistillConfig(trajectories="table", threads=1, max_size=30, quiet=True, time=30.0)
@@ -85,7 +107,7 @@ def test_a_structure_that_a_search_fitted_to_its_rows_is_worth_less_than_the_tru
             results.append([parse(text, ("a", "b")) for text in texts])
         return results
 
-    monkeypatch.setattr(discover, "search_all", search_all)
+    monkeypatch.setattr(module, "search_all", search_all)
     data = {split: sequences(table, split) for split in ("train", "valid", "test")}
     front = table_front(table, data, config, time.monotonic())
     assert len(seen) == FOLDS and len({task.seed for task in seen}) == FOLDS

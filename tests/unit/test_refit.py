@@ -11,7 +11,7 @@ import pytest
 from interchange import expression as ex
 from interchange import refit as module
 from interchange.program import compile_program, evaluate
-from interchange.refit import improve, predict, refit, score
+from interchange.refit import improve, polish, predict, refit, score
 from interchange.rule import Rule
 from interchange.samples import Sequences
 
@@ -227,6 +227,17 @@ def test_drafts_whose_output_is_not_finite_are_dropped(splits):
     assert score(rule, splits["valid"]) == -math.inf
     for version in improve(rule, splits, time.monotonic() + 60.0, max_size=100):
         assert math.isfinite(version.provenance["r2"]["valid"])
+
+
+def test_a_test_split_without_an_r2_is_only_told(splits):
+    """Its targets are all equal; what is fitted and what is chosen must not depend on it."""
+    still = Sequences(splits["test"].features, np.ones_like(splits["test"].target))
+    rule = Rule.from_text("c0 * ema(m, c1)", {"c0": 1.0, "c1": 0.5}, {"m": None})
+    got, want = (improve(rule, splits | other, math.inf, 20) for other in ({"test": still}, {}))
+    assert got[0].provenance["r2"] == want[0].provenance["r2"] | {"test": None}
+    assert improve(rule, splits | {"valid": still}, math.inf, 20) == []
+    polished = polish(rule, splits | {"test": still}, math.inf)
+    assert polished.provenance["r2"]["test"] is None and polished.provenance["r2"]["train"] is not None
 
 
 def test_where_no_step_is_finite_the_rule_stays_as_it_is(splits, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -151,6 +152,12 @@ def test_ctrl_c_ends_the_child_and_returns_what_was_reported(toy, tmp_path, capl
         assert found(task(), live=interrupt) == ["1.0 * a", "b"]
     assert "was interrupted" in caplog.text
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_thread_is_told_to_stop_as_if_by_ctrl_c(toy):
+    toy(f"{FOUND}    time.sleep(600)\n")
+    stop = threading.Event()
+    assert found(task(), live=lambda texts: stop.set(), stop=stop) == ["1.0 * a", "b"]
 
 
 def test_ctrl_c_before_anything_was_found_ends_the_command(toy):
