@@ -109,7 +109,7 @@ class RunFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl`` in a single write; NaN and infinities become null."""
         self._check_held()
-        line = (canonical_json(_finite(dict(row))) + "\n").encode()
+        line = (canonical_json(finite_or_none(dict(row))) + "\n").encode()
         path = self.file("metrics.jsonl")
         try:
             if self._metrics is None:
@@ -207,11 +207,12 @@ def _mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-def _finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
+    """The same as plain JSON data, None for what is not finite, however deep."""
     if isinstance(value, Mapping):
-        return {key: _finite(child) for key, child in value.items()}
+        return {key: finite_or_none(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(child) for child in value]
+        return [finite_or_none(child) for child in value]
     value = value.item() if getattr(value, "ndim", None) == 0 else value  # NumPy's scalars
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from common.cli import Progress
 from common.cli import run as run_command
 from common.parallel import Run, parallel
+from common.runs import finite_or_none
 from common.storage import atomic_write
 from interchange import sanity_search, sanity_teachers
 from interchange.sanity_rules import KNOWN, Known
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "json"}
             payload = {"format": FORMAT, "format_version": FORMAT_VERSION, "settings": settings}
             payload |= {"rows": rows, "teachers": teachers}
-            atomic_write(config.json, json.dumps(payload, indent=1, allow_nan=False) + "\n")
+            atomic_write(config.json, json.dumps(finite_or_none(payload), indent=1, allow_nan=False) + "\n")
         if not config.quiet:
             shown = [table_text(rows)] * bool(rows) + [sanity_teachers.table_text(teachers)] * bool(teachers)
             print("\n\n".join(shown))

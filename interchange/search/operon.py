@@ -4,9 +4,9 @@ Runs only inside the search's child process. Trees are read from the nodes, beca
 rounds its constants to a few decimals. Every thread has a population of its own, an island: Operon with
 several threads for one population waits at every generation, and one population alone settles too soon.
 A run is cut into equal parts, each going on from the population before, so that the front is reported and
-a budget of evaluations ends at the same place every time. All parts but the last see a few rows, other ones
-each: the local search takes most of the time, and many generations on few rows find more than few on all;
-the front is judged on all rows.
+a budget of evaluations ends at the same place every time. All parts but the last ones see a few rows, other
+ones each: the local search takes most of the time, and many generations on few rows find more than few on
+all; the front is judged on all rows.
 """
 
 import time

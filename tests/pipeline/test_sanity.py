@@ -196,6 +196,14 @@ def test_a_missed_bar_is_shown_and_is_no_failure(monkeypatch, capsys):
     ]
 
 
+def test_a_score_that_is_not_finite_is_null_in_the_file(tmp_path, monkeypatch):
+    found = Found("g", -np.inf, np.nan, 1, 0.1, False)
+    monkeypatch.setattr(sanity_search, "find", lambda *_: found)
+    assert main(["--rules", "sgd", "--seeds", "1", "--quiet", "--json", str(tmp_path / "table.json")]) == 0
+    (saved,) = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert saved["runs"][0]["r2"] is None and saved["runs"][0]["r2_each"] is None
+
+
 def test_one_is_shown_for_one_only():
     known = KNOWN["sgd"]
     row = sanity._row("sgd", known, [Found("g", 1.0 - 2e-8, 1.0 - 1e-10, 3, 1.0, True)])
