@@ -292,7 +292,7 @@ def test_a_table_of_samples_is_distilled_without_lags_and_averages(table, monkey
     front, best = distill(
         DistillConfig(trajectories=str(table), time=4.0, max_size=15, threads=1, seed=1, quiet=True)
     )
-    assert seen == [(510, 3)]
+    assert sorted(set(seen)) == [(382, 3), (383, 3)] and len(seen) == 4  # of 510 rows all but a fold's
     assert best.provenance["r2"]["test"] > 0.99 and best.scale == 0.1
     used = {node.op for rule in front for node in ex.walk(rule.expression)}
     assert not used & TEMPORAL
@@ -306,7 +306,7 @@ def test_a_table_of_samples_is_distilled_without_lags_and_averages(table, monkey
 
 def test_rollouts_for_a_table_need_a_problem(table, capsys):
     message = refused(capsys, str(table), "--select", "rollout", "--time", "1")
-    assert "rollouts need --problem, because a table of samples comes from none" in message
+    assert "rollouts need --problem, because the recording names none" in message
 
 
 def test_selection_by_rollout_takes_the_lowest_loss_of_the_front(recording, tmp_path, monkeypatch):
