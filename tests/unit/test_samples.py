@@ -271,7 +271,7 @@ def test_a_recording_with_a_constant_target_is_refused_in_one_line(value, tmp_pa
     names = tuple(run.name for run in runs)
     file = tmp_path / "trajectories.h5"
     save_trajectories(file, make(*runs, train=names[:3], valid=names[3:4], test=names[4:]))
-    with pytest.raises(L2OError, match="the targets are all equal") as caught:
+    with pytest.raises(L2OError, match="the targets for train are all equal") as caught:
         distill(DistillConfig(trajectories=str(file), time=1.0, quiet=True))
     assert "\n" not in str(caught.value) and str(file) in str(caught.value)
     assert list(tmp_path.iterdir()) == [file]
