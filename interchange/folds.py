@@ -6,6 +6,7 @@ searches give at a size is what that size is worth (Hastie et al. 2009, section 
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,9 @@ def table_front(
     """
     splits = [fold | {"test": data["test"]} for fold in folds(data["train"])]
     tasks = [discover.make_task(trajectories, split["train"], config) for split in splits] * config.restarts
+    left = tasks[0].time if config.evaluations else max(1.0, tasks[0].time - (time.monotonic() - started))
     tasks = [
-        dataclasses.replace(task, seed=derived_seed(config.seed, "fold", k) % _SEED)
+        dataclasses.replace(task, seed=derived_seed(config.seed, "fold", k) % _SEED, time=left)
         for k, task in enumerate(tasks)
     ]
     drafts = []

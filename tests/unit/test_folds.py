@@ -111,6 +111,7 @@ def test_a_structure_that_a_search_fitted_to_its_rows_is_worth_less_than_the_tru
     data = {split: sequences(table, split) for split in ("train", "valid", "test")}
     front = table_front(table, data, config, time.monotonic())
     assert len(seen) == FOLDS and len({task.seed for task in seen}) == FOLDS
+    assert 0.7 * config.time < seen[0].time < 0.8 * config.time  # what went before is taken off
     valid = {rule.complexity: rule.provenance["r2"]["valid"] for rule in front}
     train = {rule.complexity: rule.provenance["r2"]["train"] for rule in front}
     longest = max(train)
