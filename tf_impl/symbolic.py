@@ -40,7 +40,7 @@ class RuleNetwork:
             raise L2OError(
                 f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g; add it to 'features'"
             )
-        self.rule, self.scale = rule, rule.scale
+        self.rule, self.scale, self.shrink = rule, rule.scale, 0.0
         self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
         self._body = Lowered(body)
         self._decays = frozenset(rule.decay_constants)

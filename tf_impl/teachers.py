@@ -30,7 +30,7 @@ class TeacherNetwork:
         device: str = "cpu",
     ) -> None:
         self.teacher = teacher
-        self.scale = teacher.scale
+        self.scale, self.shrink = teacher.scale, 0.0
         self.features = FeatureStream(teacher.expressions())
         with tf.device(device):
             self.weights: Weights = {

@@ -24,10 +24,15 @@ _CHUNK = 32_768  # coordinates of one backward pass: bounds its memory
 
 
 class Network(Protocol):
-    """What is trained: a teacher's network, or a rule with its constants as weights."""
+    """What is trained: a teacher's network, or a rule with its constants as weights.
+
+    Attributes:
+        shrink: decoupled weight decay, with which theta is an input row after the features; 0.0 without.
+    """
 
     weights: Weights
     scale: float
+    shrink: float
 
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N]."""
@@ -84,8 +89,17 @@ def advance(
     return position, tf.stack(losses), tf.stack(gradients), tf.stack(inputs)
 
 
-def cotangents(gradients: tf.Tensor, loss: str) -> tf.Tensor:
-    """c_s [T, N] = sum_{t>s} w_t g_t from gradients [T + 1, N]; w is all 1 (``sum``) or e_T (``last``)."""
+def cotangents(gradients: tf.Tensor, loss: str, keep: float = 1.0) -> tf.Tensor:
+    """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N]; w is all 1 (``sum``) or e_T (``last``).
+
+    Args:
+        keep: what weight decay leaves of theta in a step (``kept``).
+    """
+    if keep != 1.0:
+        found = [gradients[-1]]
+        for g in tf.unstack(gradients[1:-1])[::-1]:
+            found.append(keep * found[-1] + (g if loss == "sum" else 0.0))
+        return tf.stack(found[::-1])
     if loss == "last":
         return tf.repeat(gradients[-1:], len(gradients) - 1, 0)
     return tf.cumsum(gradients[1:], reverse=True)
@@ -160,9 +174,20 @@ def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:
     return float(np.mean([figure(rollout(task, network, steps)[:-1], steps) for task in tasks]))
 
 
+def kept(network: Network, lr: float = 1.0) -> float:
+    """What weight decay leaves of theta in one step: 1 without."""
+    return 1.0 - lr * network.scale * network.shrink
+
+
+def inputs_at(network: Network, at: Position) -> tuple[tf.Tensor, State]:
+    """The network's inputs [F, N] at a position whose gradient is known, and the state after their step."""
+    x, state = network.inputs(at.gradient, at.state)
+    return (tf.concat([x, at.theta[None]], 0) if network.shrink else x), state
+
+
 def _one_step(task: Task, network: Network, at: Position, lr: float) -> tuple[Position, tf.Tensor]:
     """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
-    x, state = network.inputs(at.gradient, at.state)
+    x, state = inputs_at(network, at)
     out, hidden = network.step(network.weights, x, state.network, state.t)
     theta = at.theta + (lr * network.scale) * out
     loss, g = value_and_gradient(task, theta, at.step + 1)

@@ -31,7 +31,7 @@ class TeacherNetwork:
         device: torch.device | str = "cpu",
     ) -> None:
         self.teacher = teacher
-        self.scale = teacher.scale
+        self.scale, self.shrink = teacher.scale, 0.0
         self.features = FeatureStream(teacher.expressions())
         self.weights: Weights = {
             name: torch.tensor(weights[name], dtype=dtype, device=device) for name in teacher.weight_shapes()

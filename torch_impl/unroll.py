@@ -29,10 +29,15 @@ _SMALLEST_CHUNK, _LARGEST_CHUNK, _CHUNKS = 2048, 6144, 4
 
 
 class Network(Protocol):
-    """What is trained: a teacher's network, or a rule with its constants as weights."""
+    """What is trained: a teacher's network, or a rule with its constants as weights.
+
+    Attributes:
+        shrink: decoupled weight decay, with which theta is an input row after the features; 0.0 without.
+    """
 
     weights: Weights
     scale: float
+    shrink: float
 
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N]."""
@@ -89,8 +94,17 @@ def advance(
     return position, torch.stack(losses), torch.stack(gradients), torch.stack(inputs)
 
 
-def cotangents(gradients: torch.Tensor, loss: str) -> torch.Tensor:
-    """c_s [T, N] = sum_{t>s} w_t g_t from gradients [T + 1, N]; w is all 1 (``sum``) or e_T (``last``)."""
+def cotangents(gradients: torch.Tensor, loss: str, keep: float = 1.0) -> torch.Tensor:
+    """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N]; w is all 1 (``sum``) or e_T (``last``).
+
+    Args:
+        keep: what weight decay leaves of theta in a step (``kept``).
+    """
+    if keep != 1.0:
+        found = [gradients[-1]]
+        for g in gradients[1:-1].flip(0):
+            found.append(keep * found[-1] + (g if loss == "sum" else 0.0))
+        return torch.stack(found[::-1])
     if loss == "last":
         return gradients[-1:].expand(len(gradients) - 1, -1)
     return gradients[1:].flip(0).cumsum(0).flip(0)
@@ -170,10 +184,21 @@ def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:
     return float(np.mean([figure(rollout(task, network, steps)[:-1], steps) for task in tasks]))
 
 
+def kept(network: Network, lr: float = 1.0) -> float:
+    """What weight decay leaves of theta in one step: 1 without."""
+    return 1.0 - lr * network.scale * network.shrink
+
+
+def inputs_at(network: Network, at: Position) -> tuple[torch.Tensor, State]:
+    """The network's inputs [F, N] at a position whose gradient is known, and the state after their step."""
+    x, state = network.inputs(at.gradient, at.state)
+    return (torch.cat([x, at.theta[None]]) if network.shrink else x), state
+
+
 def _one_step(task: Task, network: Network, at: Position, lr: float) -> tuple[Position, torch.Tensor]:
     """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
     with torch.no_grad():
-        x, state = network.inputs(at.gradient, at.state)
+        x, state = inputs_at(network, at)
         out, hidden = network.step(network.weights, x, state.network, state.t)
         theta = at.theta + (lr * network.scale) * out
     loss, g = value_and_gradient(task, theta, at.step + 1)
