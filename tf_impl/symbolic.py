@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from common.errors import L2OError
 from interchange.compiler import compile_program
+from interchange.decay import split
 from interchange.rule import Rule
 from tf_impl.features import FeatureStream
 from tf_impl.lowering import Lowered
@@ -27,20 +28,19 @@ class RuleNetwork:
     its logit, so that it stays in (0, 1); every weight is a 0-dim float64 variable.
 
     Raises:
-        L2OError: a feature has no definition over ``g``, or the rule reads ``theta``.
+        L2OError: a feature has no definition over ``g``, or the rule reads ``theta`` but for weight decay.
     """
 
     def __init__(self, rule: Rule, device: str = "cpu") -> None:
-        body = compile_program([rule.expression])
+        tree, self._decay = split(rule)
+        body = compile_program([tree])
         read = [name for name in body.inputs if name not in rule.constants and name != "t"]
-        if "theta" in read:
-            raise L2OError(f"rule {rule.name!r} reads theta; expected one over gradient features to tune")
         missing = [name for name in read if name != "g" and rule.features.get(name) is None]
         if missing:
             raise L2OError(
                 f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g; add it to 'features'"
             )
-        self.rule, self.scale, self.shrink = rule, rule.scale, 0.0
+        self.rule, self.scale = rule, rule.scale
         self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
         self._body = Lowered(body)
         self._decays = frozenset(rule.decay_constants)
@@ -59,6 +59,11 @@ class RuleNetwork:
         self._initial = {name: float(w) for name, w in self.weights.items()}
         self._features, self._step = tf.function(self.features.step), tf.function(self._one_step)
 
+    @property
+    def shrink(self) -> float:
+        """Decoupled weight decay, 0.0 for a rule without."""
+        return float(self.weights[self._decay]) if self._decay else 0.0
+
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N]."""
         return State(0, self.features.initial_state(theta), self._body.initial_state(theta))
@@ -71,7 +76,10 @@ class RuleNetwork:
     def step(
         self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        """Output [N] before ``scale``, and the new state, for features x [F, N] at step ``t``."""
+        """Output [N] before ``scale``, and the new state, for features x [F, N] at step ``t``.
+
+        After the features x may have a row of theta, for weight decay.
+        """
         # Tensors, because a graph would be traced anew for every number and would read a variable itself.
         weights = {name: tf.convert_to_tensor(w) for name, w in weights.items()}
         return self._step(weights, x, network, tf.cast(t, tf.float64))
@@ -79,10 +87,13 @@ class RuleNetwork:
     def _one_step(
         self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: tf.Tensor
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        names = self.features.names
-        inputs = dict(zip(names, tf.unstack(x, len(names)), strict=True)) | self._values(weights)
+        names, rows = self.features.names, tf.unstack(x)
+        inputs = dict(zip(names, rows[: len(names)], strict=True)) | self._values(weights)
         (out,), network = self._body.step(inputs, network, t)
-        return tf.broadcast_to(tf.cast(as_tensor(out), x.dtype), tf.shape(x)[1:]), network
+        out = tf.broadcast_to(tf.cast(as_tensor(out), x.dtype), tf.shape(x)[1:])
+        if len(rows) > len(names):
+            out -= tf.cast(weights[self._decay], x.dtype) * rows[-1]
+        return out, network
 
     def _values(self, weights: Weights) -> Weights:
         return {n: tf.sigmoid(w) if n in self._decays else w for n, w in weights.items()}

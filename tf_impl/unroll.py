@@ -90,9 +90,10 @@ def advance(
 
 
 def cotangents(gradients: tf.Tensor, loss: str, keep: float = 1.0) -> tf.Tensor:
-    """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N]; w is all 1 (``sum``) or e_T (``last``).
+    """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].
 
     Args:
+        loss: w is all 1 (``sum``) or e_T (``last``).
         keep: what weight decay leaves of theta in a step (``kept``).
     """
     if keep != 1.0:
@@ -159,14 +160,21 @@ def _part(
 
 def rollout(task: Task, network: Network, steps: int, lr: float = 1.0) -> np.ndarray:
     """Losses [steps + 1] of one whole rollout, float64, no meta-gradient and nothing else kept."""
-    position = start(task, network)
-    loss, g = value_and_gradient(task, position.theta, 0)
-    position = dataclasses.replace(position, loss=loss, gradient=g)
-    losses = [loss]
+    return segment(task, network, start(task, network), steps, lr)[1]
+
+
+def segment(
+    task: Task, network: Network, position: Position, steps: int, lr: float = 1.0
+) -> tuple[Position, np.ndarray]:
+    """The position after ``steps`` steps and the losses [steps + 1], float64; nothing else is kept."""
+    if position.loss is None:
+        loss, g = value_and_gradient(task, position.theta, position.step)
+        position = dataclasses.replace(position, loss=loss, gradient=g)
+    losses = [position.loss]
     for _ in range(steps):
         position, _ = _one_step(task, network, position, lr)
         losses.append(position.loss)
-    return tf.stack(losses).numpy().astype(np.float64)
+    return position, tf.stack(losses).numpy().astype(np.float64)
 
 
 def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:

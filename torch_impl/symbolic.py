@@ -8,6 +8,7 @@ import torch
 
 from common.errors import L2OError
 from interchange.compiler import compile_program
+from interchange.decay import split
 from interchange.rule import Rule
 from torch_impl.features import FeatureStream
 from torch_impl.lowering import Lowered
@@ -26,20 +27,19 @@ class RuleNetwork:
     its logit, so that it stays in (0, 1); every weight is a 0-dim float64 tensor.
 
     Raises:
-        L2OError: a feature has no definition over ``g``, or the rule reads ``theta``.
+        L2OError: a feature has no definition over ``g``, or the rule reads ``theta`` but for weight decay.
     """
 
     def __init__(self, rule: Rule, device: torch.device | str = "cpu") -> None:
-        body = compile_program([rule.expression])
+        tree, self._decay = split(rule)
+        body = compile_program([tree])
         read = [name for name in body.inputs if name not in rule.constants and name != "t"]
-        if "theta" in read:
-            raise L2OError(f"rule {rule.name!r} reads theta; expected one over gradient features to tune")
         missing = [name for name in read if name != "g" and rule.features.get(name) is None]
         if missing:
             raise L2OError(
                 f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g; add it to 'features'"
             )
-        self.rule, self.scale, self.shrink = rule, rule.scale, 0.0
+        self.rule, self.scale = rule, rule.scale
         self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
         self._body = Lowered(body)
         self._decays = frozenset(rule.decay_constants)
@@ -58,6 +58,11 @@ class RuleNetwork:
         }
         self._initial = {name: float(w) for name, w in self.weights.items()}
 
+    @property
+    def shrink(self) -> float:
+        """Decoupled weight decay, 0.0 for a rule without."""
+        return float(self.weights[self._decay]) if self._decay else 0.0
+
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N]."""
         return State(0, self.features.initial_state(theta), self._body.initial_state(theta))
@@ -70,10 +75,15 @@ class RuleNetwork:
     def step(
         self, weights: Weights, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Output [N] before ``scale``, and the new state, for features x [F, N] at step ``t``."""
-        inputs = dict(zip(self.features.names, x, strict=True)) | self._values(weights)
+        """Output [N] before ``scale``, and the new state, for features x [F, N] at step ``t``.
+
+        After the features x may have a row of theta, for weight decay.
+        """
+        names = self.features.names
+        inputs = dict(zip(names, x[: len(names)], strict=True)) | self._values(weights)
         (out,), network = self._body.step(inputs, network, t)
-        return torch.as_tensor(out, dtype=x.dtype, device=x.device).expand(x.shape[1:]), network
+        out = torch.as_tensor(out, dtype=x.dtype, device=x.device).expand(x.shape[1:])
+        return (out - weights[self._decay] * x[-1] if len(x) > len(names) else out), network
 
     def _values(self, weights: Weights) -> Weights:
         return {n: torch.sigmoid(w) if n in self._decays else w for n, w in weights.items()}

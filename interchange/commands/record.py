@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.baselines import Spec, parse_spec
+from common.baselines import BASELINES, Spec, parse_spec
 from common.cli import Progress
 from common.cli import run as run_command
 from common.config import RecordConfig, TrainConfig, from_dict
@@ -67,11 +67,17 @@ def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
     place = Path(config.source)
     kind = "rule" if place.suffix == ".json" else "teacher"
     spec = parse_spec(config.source if ":" in config.source or not place.exists() else f"{kind}:{place}")
+    if spec.cosine:  # outputs are recorded before the learning rate
+        raise L2OError(f"{config.source}: expected a constant lr to record at; leave cosine out")
+    if spec.kind == "baseline" and not BASELINES[spec.target].coordinatewise:
+        raise L2OError(f"{config.source}: expected an optimizer that works on each coordinate alone; take another")
     run = Path(spec.target if spec.kind == "teacher" else "runs")
     if not config.problem and spec.kind == "teacher" and (run / "config.json").is_file():
         from common.runs import RunFolder
 
         its = from_dict(TrainConfig, RunFolder(run).config(), spec.target)
+        if "," in its.problem:
+            raise L2OError(f"--problem is missing: {config.source} was trained on {its.problem}; choose one")
         config = dataclasses.replace(config, problem=its.problem, dataset=config.dataset or its.dataset)
     if not config.problem:
         raise L2OError(f"--problem is missing: {config.source} is no training run that names one")
@@ -132,6 +138,11 @@ def _network(
         return None, {"g": "g"}
     if isinstance(loaded, Rule):
         network, given = backend.rule_network(loaded, config.device), loaded.features
+        if network.shrink:
+            raise L2OError(
+                f"{config.source}: expected a rule over gradient features, got one with weight decay, which reads "
+                "theta; leave '- constant * theta' out"
+            )
         return network, {n: to_text(given[n]) if n in given else "g" for n in network.features.names}
     network = backend.teacher_network(loaded.row, loaded.weights, config.dtype, config.device)
     return network, loaded.row.expressions()

@@ -9,27 +9,36 @@ from common import reference
 from common.problems import PROBLEMS, Instance
 from common.rng import rng
 from common.teachers import TEACHERS, initial_weights
+from interchange.decay import with_schedule, with_weight_decay
+from interchange.rule import Rule
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
 import tf_impl.estimators  # noqa: E402
 import tf_impl.problems  # noqa: E402
+import tf_impl.symbolic  # noqa: E402
 import tf_impl.teachers  # noqa: E402
 import tf_impl.unroll  # noqa: E402
 import torch_impl.estimators  # noqa: E402
 import torch_impl.problems  # noqa: E402
+import torch_impl.symbolic  # noqa: E402
 import torch_impl.teachers  # noqa: E402
 import torch_impl.unroll  # noqa: E402
 
 STEPS = 12
+DECAYED = with_weight_decay(with_schedule(Rule.named("adam"), 0.05), 0.2)
 
 
 def pair(name: str, problem: str, seed: int = 1):
     """(task, network) in torch and in TensorFlow."""
-    given, weights = Instance(PROBLEMS[problem], seed, batch_size=32), initial_weights(TEACHERS[name], seed)
+    given = Instance(PROBLEMS[problem], seed, batch_size=32)
     one = torch_impl.problems.ProblemTask(given, torch.float64)
     other = tf_impl.problems.ProblemTask(given, tf.float64)
+    if name == "decayed":
+        rule = dataclasses.replace(DECAYED, scale=0.01)
+        return (one, torch_impl.symbolic.RuleNetwork(rule)), (other, tf_impl.symbolic.RuleNetwork(rule))
+    weights = initial_weights(TEACHERS[name], seed)
     return (
         (one, torch_impl.teachers.TeacherNetwork(TEACHERS[name], weights, torch.float64)),
         (other, tf_impl.teachers.TeacherNetwork(TEACHERS[name], weights, tf.float64)),
@@ -43,7 +52,7 @@ def close(got, expected, tolerance: float, what: str = "") -> None:
 
 
 @pytest.mark.parametrize("problem", ["quadratic", "digits-mlp"])
-@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("name", [*TEACHERS, "decayed"])
 def test_losses_gradients_inputs_and_meta_gradients_agree(name, problem):
     (task, network), (other_task, other_network) = pair(name, problem)
     start, other_start = (
@@ -57,8 +66,10 @@ def test_losses_gradients_inputs_and_meta_gradients_agree(name, problem):
             close(got, expected, 1e-9, what)
         for loss in ("sum", "last"):
             for coordinates in (None, rng(0, "test").choice(recorded[1].shape[1], 50, replace=False)):
-                c = torch_impl.unroll.cotangents(recorded[1], loss)
-                other_c = tf_impl.unroll.cotangents(other_recorded[1], loss)
+                keep = torch_impl.unroll.kept(network)
+                assert keep == tf_impl.unroll.kept(other_network)
+                c = torch_impl.unroll.cotangents(recorded[1], loss, keep)
+                other_c = tf_impl.unroll.cotangents(other_recorded[1], loss, keep)
                 expected = torch_impl.unroll.meta_gradient(network, start.state, recorded[2], c, coordinates)
                 got = tf_impl.unroll.meta_gradient(
                     other_network, other_start.state, other_recorded[2], other_c, coordinates
