@@ -2,10 +2,11 @@
 
 Formulas and defaults are torch.optim 2.13's in both backends (MATH.md section 6): Adam with
 m_hat / (sqrt(v_hat) + eps), RMSprop with eps outside the root, momentum without dampening, weight
-decay decoupled where there is one; Lion is Chen et al. 2023.
+decay decoupled where there is one. Lion and Schedule-Free AdamW are not among torch.optim's.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,12 +22,16 @@ class Baseline:
     Attributes:
         lr: middle of the grid of learning rates.
         options: hyper-parameters a SPEC may set, with their defaults.
+        backends: those that have it.
+        coordinatewise: every coordinate is updated by its own gradients alone.
     """
 
     name: str
     lr: float
     options: dict[str, float]
     source: str
+    backends: tuple[str, ...] = ("torch", "tf")
+    coordinatewise: bool = True
 
 
 BASELINES: Registry[Baseline] = Registry(
@@ -38,6 +43,7 @@ BASELINES: Registry[Baseline] = Registry(
             Baseline("momentum", 0.04, {"momentum": 0.9}, "Polyak 1964"),
             Baseline("nesterov", 0.04, {"momentum": 0.9}, "Nesterov 1983; Sutskever et al. 2013"),
             Baseline("rmsprop", 0.004, {"alpha": 0.99, "eps": 1e-8}, "Tieleman and Hinton 2012"),
+            Baseline("adagrad", 0.02, {"eps": 1e-10}, "Duchi et al. 2011"),
             Baseline("adam", 0.008, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, "Kingma and Ba 2015"),
             Baseline(
                 "adamw",
@@ -45,10 +51,35 @@ BASELINES: Registry[Baseline] = Registry(
                 {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
                 "Loshchilov and Hutter 2019",
             ),
+            Baseline(
+                "nadamw",
+                0.004,
+                {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "momentum_decay": 0.004},
+                "Dozat 2016, with decoupled weight decay",
+            ),
             Baseline("lion", 0.001, {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0}, "Chen et al. 2023"),
+            Baseline(
+                "schedule-free",
+                0.005,
+                {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+                "AdamW of Defazio et al. 2024",
+            ),
+            Baseline(
+                "muon",
+                0.008,
+                {"momentum": 0.95, "weight_decay": 0.0},
+                "Jordan et al. 2024; AdamW on vectors",
+                backends=("torch",),
+                coordinatewise=False,
+            ),
         )
     },
 )
+
+
+def baseline_names(backend: str) -> tuple[str, ...]:
+    """The baselines that ``backend`` (``torch`` or ``tf``) has."""
+    return tuple(name for name, row in BASELINES.items() if backend in row.backends)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +91,7 @@ class Spec:
         target: the baseline's name, the run or the file.
         lr: learning rate if the SPEC fixes it, else None; for teachers and rules a multiplier.
         options: further hyper-parameters.
+        cosine: the learning rate falls to 0 as a cosine over the steps of a run.
     """
 
     text: str
@@ -67,6 +99,7 @@ class Spec:
     target: str
     lr: float | None
     options: dict[str, float]
+    cosine: bool = False
 
     @property
     def middle(self) -> float:
@@ -75,25 +108,27 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Read ``name[:key=value,...]``, ``teacher:RUN[,lr=X]`` or ``rule:FILE[,lr=X]``."""
+    """Read ``name[:key=value,...]``, ``teacher:RUN[,lr=X]`` or ``rule:FILE[,lr=X]``; ``cosine=1`` too."""
     head, _, rest = text.partition(":")
     if head in ("teacher", "rule"):
         target, *pairs = rest.split(",")
         if not target:
             raise L2OError(f"optimizer {text!r}: expected {head}:PATH")
         options = _pairs(text, pairs, {})
-        return Spec(text, head, target, options.pop("lr", None), options)
+        return Spec(text, head, target, options.pop("lr", None), options, options.pop("cosine", 0.0) == 1.0)
     row = BASELINES[head]
     options = _pairs(text, rest.split(",") if rest else [], row.options)
-    return Spec(text, "baseline", head, options.pop("lr", None), row.options | options)
+    lr, falls = options.pop("lr", None), options.pop("cosine", 0.0) == 1.0
+    return Spec(text, "baseline", head, lr, row.options | options, falls)
 
 
 def _pairs(text: str, pairs: Sequence[str], known: dict[str, float]) -> dict[str, float]:
     values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if key not in known and key != "lr":
-            raise L2OError(f"optimizer {text!r}: unknown option {key!r}; known: {', '.join(['lr', *known])}")
+        if key not in known and key not in ("lr", "cosine"):
+            names = ", ".join(["lr", *known, "cosine"])
+            raise L2OError(f"optimizer {text!r}: unknown option {key!r}; known: {names}")
         try:
             values[key] = float(value)
         except ValueError:
@@ -101,18 +136,25 @@ def _pairs(text: str, pairs: Sequence[str], known: dict[str, float]) -> dict[str
         if not equals or not 0.0 <= values[key] < float("inf") or (key == "lr" and not values[key]):
             bound = "above 0" if key == "lr" else "not negative"
             raise L2OError(f"optimizer {text!r}: expected {key}=NUMBER, {bound}, got {pair!r}")
+        if key == "cosine" and values[key] not in (0.0, 1.0):
+            raise L2OError(f"optimizer {text!r}: expected cosine=1, or 0 for a constant lr, got {pair!r}")
     return values
 
 
-def parse_specs(texts: Sequence[str]) -> list[Spec]:
-    """All of ``texts``; ``all`` stands for every baseline, ``front:FOLDER`` for every rule of a front."""
-    names = [name for text in texts for name in _expanded(text)]
+def falling(step: int, steps: int) -> float:
+    """The factor of the learning rate before ``step`` (from 0) of ``steps``: a cosine from 1 to 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def parse_specs(texts: Sequence[str], backend: str = "torch") -> list[Spec]:
+    """All of ``texts``; ``all`` is every baseline of ``backend``, ``front:FOLDER`` every rule of a front."""
+    names = [name for text in texts for name in _expanded(text, backend)]
     return [parse_spec(name) for name in dict.fromkeys(names)]
 
 
-def _expanded(text: str) -> Sequence[str]:
+def _expanded(text: str, backend: str) -> Sequence[str]:
     if text == "all":
-        return list(BASELINES)
+        return baseline_names(backend)
     if not text.startswith("front:"):
         return [text]
     folder = Path(text.removeprefix("front:"))

@@ -32,6 +32,7 @@ def option(
     above: float | None = None,
     high: float | None = None,
     empty: bool = False,
+    several: bool = False,
 ) -> Any:
     """A dataclass field with what the command line needs to know about it.
 
@@ -41,8 +42,10 @@ def option(
         choices: gives the allowed values when asked.
         low, above, high: bounds, inclusive, exclusive and inclusive.
         empty: "" is allowed beside the choices.
+        several: a comma list of choices is allowed, each once.
     """
     metadata = {"help": help, "choices": choices, "low": low, "above": above, "high": high, "empty": empty}
+    metadata["several"] = several
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -77,9 +80,18 @@ class OnProblem(Common):
 class MetaLoop(OnProblem):
     """Fields of meta-training, of teachers and of rules (MATH.md section 2)."""
 
+    problem: str = option(
+        "digits-mlp",
+        "row of the problem table, or several, a,b,c: optimizees take them in turn",
+        choices=lambda: PROBLEMS,
+        empty=True,
+        several=True,
+    )
     epochs: int = option(200, "meta-epochs, each on a fresh optimizee", low=1)
     epoch_length: int = option(200, "inner steps of an epoch", low=1)
+    horizon: str = option("", "instead of --epoch-length: steps, or a range 20..2000, drawn log-uniformly")
     unroll: int = option(20, "inner steps between two meta-updates", low=1)
+    tasks: int = option(1, "optimizees trained on at once; their meta-gradients are averaged", low=1)
     lr: float = option(1e-3, "learning rate of the meta-optimizer Adam", above=0)
     lr_decay: float = option(
         1.0, "meta learning rate at the end as a fraction of --lr (cosine)", low=0, high=1
@@ -88,7 +100,13 @@ class MetaLoop(OnProblem):
     validate_every: int = option(
         10, "epochs between validations; what is best there is kept (0: the last is kept)", low=0
     )
-    validation_tasks: int = option(4, "optimizees of one validation", low=1)
+    validation_tasks: int = option(4, "optimizees of one validation, on each problem", low=1)
+    average: float = option(
+        0.0, "share of the last epochs whose averaged weights are validated too (0: none)", low=0, high=1
+    )
+    pairs: int = option(6, "antithetic pairs of rollouts (es, pes)", low=1)
+    sigma: float = option(0.05, "size of the perturbations, relative to each weight's (es, pes)", above=0)
+    jobs: int = option(1, "processes the pairs are shared out among (es, pes)", low=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +131,18 @@ class TrainConfig(MetaLoop):
         0.0, "r: coordinates rescaled by exp(U(-r, r)) each; Lv et al. use 3 (0: none)", low=0, high=20
     )
     convex: bool = option(False, "add a convex function of 20 coordinates to the loss (Lv et al. 2017)")
+    estimator: str = option(
+        "first",
+        "meta-gradient: first or second order, or evolution strategies (pes: in unrolls)",
+        choices=lambda: ("first", "second", "es", "pes"),
+    )
+    sigma: float = option(0.01, "size of the perturbations of the weights (es, pes)", above=0)
+    curriculum: bool = option(
+        False, "epochs of 100, 200, 500 ... steps, longer where validation stalls (Chen et al. 2020)"
+    )
+    imitation: float = option(
+        0.0, "probability that an epoch imitates Adam, RMSprop or NAG instead (same)", low=0, high=1
+    )
     init: str = option("", "start from the teacher of this run or file, or a shipped one (fine-tuning)")
     resume: str = option("", "go on with this interrupted run")
     checkpoint_seconds: float = option(30.0, "seconds between checkpoints", low=0)
@@ -124,10 +154,10 @@ class TuneConfig(MetaLoop):
 
     rule: str = option("", "rule file")
     estimator: str = option(
-        "es", "evolution strategies on whole epochs, or first order", choices=lambda: ("es", "first")
+        "es",
+        "meta-gradient: evolution strategies (pes: in unrolls), first or second order, or forward mode",
+        choices=lambda: ("first", "second", "forward", "es", "pes"),
     )
-    pairs: int = option(6, "antithetic pairs of rollouts per epoch (es)", low=1)
-    sigma: float = option(0.05, "size of the perturbations, relative to each constant's (es)", above=0)
     epochs: int = option(30, "meta-epochs, each on a fresh optimizee", low=1)
     # A handful of constants costs little, and short unrolls make them greedy: on mnist-mlp an unroll of 20
     # raised the loss that one of 100 lowers.
@@ -137,6 +167,16 @@ class TuneConfig(MetaLoop):
         0.1, "meta learning rate at the end as a fraction of --lr (cosine)", low=0, high=1
     )
     validate_every: int = option(5, "epochs between validations; the best constants are kept", low=1)
+    schedule: float = option(
+        0.0, "divide the rule by 1 + C t, C tuned from this value (0: as it is)", low=0, high=1
+    )
+    constants: tuple[str, ...] = option((), "start values instead of the rule's own: c0=-0.5 c1=0.9 ...")
+    factors: bool = option(
+        False, "tune a factor on the update for each problem too, as a comparison will (es)"
+    )
+    weight_decay: float = option(
+        0.0, "give the rule decoupled weight decay, tuned from this value (0: as it is)", low=0, high=1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,10 +215,13 @@ class SelectConfig(OnProblem):
 class EvaluateConfig(OnProblem):
     """Fair comparison of optimizers (MATH.md section 6)."""
 
+    problem: str = option("digits-mlp", "row of the problem table, several, a,b,c, or suite:core")
     optimizers: tuple[str, ...] = option(
         ("all",), "name[:key=value,...], teacher:RUN, rule:FILE, front:FOLDER, or all for every baseline"
     )
-    steps: tuple[int, ...] = option((200,), "horizons; the longest is run, each is tuned for", low=1)
+    steps: tuple[int, ...] = option(
+        (), "horizons, each is tuned for; 200 if not given, and a suite has its own", low=1
+    )
     split: str = option("evaluation", "part of the data", choices=lambda: get_args(Split))
     start_scale: float = option(
         0.0, "r: initial values multiplied by exp(U(-r, r)), one draw per coordinate", low=0, high=20
@@ -187,6 +230,8 @@ class EvaluateConfig(OnProblem):
     validation_seeds: int = option(3, "validation seeds for the choice of the learning rate", low=1)
     trials: int = option(7, "learning rates tried per optimizer, factor 2 apart (0: no tuning)", low=0)
     jobs: int = option(1, "processes", low=1)
+    cluster: str = option("", "dask, dask:tcp://HOST:PORT, ray or ray:HOST:PORT instead of the local pool")
+    report: bool = option(True, "write report.html too")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,12 +258,14 @@ def check(config: Any) -> None:
 def _check_value(field: dataclasses.Field, value: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
     choices = field.metadata.get("choices")
-    if choices and not (value == "" and field.metadata["empty"]):
-        table = choices()
-        if isinstance(table, Mapping):
-            table[value]  # a registry's own message lists the known names
-        elif value not in table:
-            raise L2OError(f"{flag}: expected one of {', '.join(table)}, got {value!r}")
+    if choices and field.metadata.get("several") and "," in value:
+        parts = value.split(",")
+        if twice := [part for part in parts if parts.count(part) > 1]:
+            raise L2OError(f"{flag}: expected each once, got {twice[0]!r} twice")
+        for part in parts:
+            _check_choice(flag, choices(), part)
+    elif choices and not (value == "" and field.metadata["empty"]):
+        _check_choice(flag, choices(), value)
     if isinstance(value, float) and not math.isfinite(value):
         raise L2OError(f"{flag}: expected a finite number, got {value}")
     for key, wrong, words in (
@@ -229,6 +276,13 @@ def _check_value(field: dataclasses.Field, value: Any) -> None:
         bound = field.metadata.get(key)
         if bound is not None and wrong(value, bound):
             raise L2OError(f"{flag}: expected {words} {bound:g}, got {value}")
+
+
+def _check_choice(flag: str, table: Iterable[str], value: Any) -> None:
+    if isinstance(table, Mapping):
+        table[value]  # a registry's own message lists the known names
+    elif value not in table:
+        raise L2OError(f"{flag}: expected one of {', '.join(table)}, got {value!r}")
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "configuration") -> Config:

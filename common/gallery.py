@@ -1,18 +1,20 @@
-"""The gallery: every problem, teacher, baseline, feature and data set, as a page made from the tables.
+"""The gallery: every problem, suite, teacher, baseline, feature and data set, as a page made from the tables.
 
 ``python -m common.gallery`` prints it; ``common/GALLERY.md`` is its output, and a test keeps it so.
 """
 
 import collections
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Iterator
 
-from common.baselines import BASELINES
+from common.baselines import BASELINES, Baseline
 from common.datasets import DATASETS
 from common.features import FEATURES
 from common.layers import Layer
 from common.problems import PROBLEMS, Problem, parameter_specs
+from common.suites import SUITES
 from common.teachers import TEACHERS, TeacherRow
 
 _HEAD = """# Gallery
@@ -24,7 +26,20 @@ _PROBLEMS = """
 
 `--problem NAME` in every command. Classifiers minimise the mean cross-entropy of a mini-batch; `--dataset`
 puts other data in the place of a row's own: a data set below, `synthetic`, an `.npz` of yours. Functions are
-the mean over 128 draws of A, b and c ~ N(0, 1), one x of 10 numbers each.
+the mean over 128 draws of A, b and c ~ N(0, 1), one x of 10 numbers each; where a condition number is given,
+A is U diag(s) V^T with random rotations, |s|^2 = 10 and A^T A of that condition.
+"""
+_SUITES = """
+## Suites
+
+`--problem suite:NAME` of `evaluate`: a fixed list of problems, each at its own horizon in steps. What is
+shipped was trained and tuned on no other problem of a suite than those marked so.
+"""
+_BASELINES = """
+## Baselines
+
+`name[:key=value,...]` wherever an optimizer is named; torch.optim's formulas, with Lion and Schedule-Free
+AdamW beside them.
 """
 _TEACHERS = """
 ## Teachers
@@ -41,6 +56,8 @@ def page() -> str:
         _HEAD,
         _PROBLEMS,
         _table(("problem", "data", "parameters", "layers", "what"), map(_problem, PROBLEMS.values())),
+        _SUITES,
+        _table(("suite", "problem", "steps", "trained on"), _suites()),
         _TEACHERS,
         _table(
             ("teacher", "inputs", "network", "update", "weights", "floats", "source"),
@@ -48,10 +65,10 @@ def page() -> str:
         ),
         "\n## Features\n\nInputs of teachers and rules, in the rule language over the gradient `g`.\n",
         _table(("feature", "expression"), ((f"`{name}`", f"`{text}`") for name, text in FEATURES.items())),
-        "\n## Baselines\n\n`name[:key=value,...]` wherever an optimizer is named; torch.optim's formulas.\n",
+        _BASELINES,
         _table(
             ("optimizer", "lr (middle of its grid)", "options", "source"),
-            ((f"`{b.name}`", f"{b.lr:g}", _options(b.options), b.source) for b in BASELINES.values()),
+            ((f"`{b.name}`", f"{b.lr:g}", _options(b.options), _source(b)) for b in BASELINES.values()),
         ),
         "\n## Data sets\n\nRead from local files only, but for `digits`, which is embedded.\n",
         _table(
@@ -88,6 +105,14 @@ def _flat(layers: Iterable[Layer]) -> Iterator[Layer]:
                 yield from _flat(inner)
 
 
+def _suites() -> Iterator[tuple[str, ...]]:
+    for name, entries in SUITES.items():
+        for problem, group in itertools.groupby(entries, lambda entry: entry.problem):
+            group = list(group)
+            steps = ", ".join(f"{entry.steps:,}" for entry in group)
+            yield f"`suite:{name}`", f"`{problem}`", steps, "yes" if group[0].trained_on else "no"
+
+
 def _teacher(row: TeacherRow) -> Iterator[str]:
     weights = sum(math.prod(shape) for shape in row.weight_shapes().values())
     cells = [f"Linear {row.pre} + ELU"] * bool(row.pre) + [f"LSTM {size}" for size in row.lstm]
@@ -98,6 +123,10 @@ def _teacher(row: TeacherRow) -> Iterator[str]:
     yield f"{weights:,}"
     yield str(row.state_floats())
     yield row.source
+
+
+def _source(row: Baseline) -> str:
+    return row.source if len(row.backends) > 1 else f"{row.source} ({row.backends[0]} only)"
 
 
 def _options(options: dict[str, float]) -> str:

@@ -14,6 +14,7 @@ from common.errors import L2OError
 
 Shape = tuple[int, ...]
 Init = Literal["he", "normal"]
+Activation = Literal["relu", "sigmoid", "tanh", "gelu"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +24,14 @@ class Layer:
     Attributes:
         kind: ``dense`` (out), ``conv`` (out, size, stride, pad, bias), ``norm`` (batch norm, eps 1e-5),
             ``pool`` (maximum over size x size, stride size), ``average`` (size, stride, pad; padding is not
-            counted), ``mean`` (over all pixels), ``graph`` (nodes), or a layer without settings.
+            counted), ``mean`` (over all pixels), ``graph`` (nodes), or a layer without settings; ``gelu`` is
+            x Phi(x) with the error function (Hendrycks and Gimpel 2016).
         out: units or channels; 0 stands for the number of classes.
         nodes: of a graph: node 0 is its input, every other the sum of its edges (source node, layers);
             the last node is the output.
     """
 
-    kind: Literal["dense", "conv", "norm", "pool", "average", "relu", "sigmoid", "flatten", "mean", "graph"]
+    kind: Literal["dense", "conv", "norm", "pool", "average", "flatten", "mean", "graph"] | Activation
     out: int = 0
     size: int = 0
     stride: int = 1
@@ -130,9 +132,8 @@ def _slid(layer: Layer, shape: Shape) -> Shape:
     return tuple((side + 2 * layer.pad - layer.size) // layer.stride + 1 for side in shape[:2])
 
 
-RELU, SIGMOID, NORM, FLATTEN, MEAN = (
-    Layer("relu"), Layer("sigmoid"), Layer("norm"), Layer("flatten"), Layer("mean")
-)  # fmt: skip
+RELU, SIGMOID, TANH, GELU = Layer("relu"), Layer("sigmoid"), Layer("tanh"), Layer("gelu")
+NORM, FLATTEN, MEAN = Layer("norm"), Layer("flatten"), Layer("mean")
 CLASSES = Layer("dense")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from common.errors import L2OError
 
 DIVERGED = "diverged"
+FAILED = "failed: "  # an outcome goes on with what happened
 
 # Student's t, two-sided 95 %, for 1 to 12 degrees of freedom; beyond, an expansion is good to 3e-6.
 _T_95 = (
@@ -40,12 +41,15 @@ class SummaryRow:
         horizon: step at which the loss is read.
         mean, low, high: mean over seeds of the loss at ``horizon`` and its 95 % interval. A diverged
             seed makes the mean infinite and the bounds nan: divergence is counted, never dropped.
-        seeds: number of runs; ``diverged`` of them diverged.
+        seeds: number of runs; ``diverged`` of them diverged, or failed: their outcome says how.
         lr: the tuned learning rate or multiplier; None where there is none.
         ms_per_step: median over seeds, milliseconds.
         floats_per_parameter: floats of optimizer state per optimized parameter.
         trials: settings tried when tuning.
         figures: the loss at ``horizon`` of every seed, in order of seed; infinite where diverged.
+        test_loss, accuracy: on the test images at the end, mean over the seeds that got there; nan without.
+        validation: the loss at ``horizon`` on the validation seeds, for which ``lr`` was chosen; nan without.
+        trained_on: a suite's problem that meta-training may have used.
     """
 
     optimizer: str
@@ -61,6 +65,10 @@ class SummaryRow:
     floats_per_parameter: float
     trials: int
     figures: tuple[float, ...] = ()
+    test_loss: float = math.nan
+    accuracy: float = math.nan
+    validation: float = math.nan
+    trained_on: bool = False
 
 
 def r2(target: np.ndarray, prediction: np.ndarray) -> float:
@@ -168,11 +176,12 @@ def summarise(rows: Iterable[Any], horizons: Sequence[int] = (), window: int = 2
         rows: mappings or objects with ``optimizer, problem, seed, losses, outcome, ms_per_step,
             floats_per_parameter, settings`` (a mapping, ``lr`` in it is shown) and ``trials``; one per
             run. A row with a ``horizon`` (its settings were tuned for that one) counts there only.
+            ``test_loss, accuracy, trained_on`` and a ``validation`` among the settings may be there.
         horizons: steps at which rows without a ``horizon`` are read; their full length if empty.
         window: losses averaged for one figure.
 
     A run counts as diverged at a horizon if a loss up to it is not finite, or if its outcome is
-    ``diverged`` and it ended there or earlier. A diverged seed makes the mean inf.
+    ``diverged`` or ``failed: ...`` and it ended there or earlier. A diverged seed makes the mean inf.
     """
     groups: dict[tuple[str, int, str], list[Any]] = {}
     for row in rows:
@@ -263,7 +272,8 @@ def _summary(problem: str, horizon: int, optimizer: str, group: list[Any], windo
         raise L2OError(f"{optimizer} on {problem}: expected one run per seed, got the seeds {seeds}")
     figures = tuple(_figure_of(row, horizon, window) for row in group)
     mean, low, high = interval(figures)
-    lr = _field(group[0], "settings", {}).get("lr")
+    settings = _field(group[0], "settings", {})
+    lr, validation = settings.get("lr"), settings.get("validation")
     return SummaryRow(
         optimizer=optimizer,
         problem=problem,
@@ -278,12 +288,23 @@ def _summary(problem: str, horizon: int, optimizer: str, group: list[Any], windo
         floats_per_parameter=float(_field(group[0], "floats_per_parameter")),
         trials=int(_field(group[0], "trials", 0)),
         figures=figures,
+        test_loss=_mean_of(group, "test_loss"),
+        accuracy=_mean_of(group, "accuracy"),
+        validation=math.nan if validation is None else float(validation),
+        trained_on=bool(_field(group[0], "trained_on", False)),
     )
+
+
+def _mean_of(group: list[Any], name: str) -> float:
+    values = [float(_field(row, name, math.nan)) for row in group]
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _figure_of(row: Any, horizon: int, window: int) -> float:
     losses = _field(row, "losses")
-    if _field(row, "outcome", "") == DIVERGED and len(losses) <= horizon:
+    lost = str(_field(row, "outcome", "")).startswith((DIVERGED, FAILED))
+    if lost and len(losses) <= horizon:
         return math.inf
     return figure(losses, horizon, window)
 

@@ -22,15 +22,15 @@ from common.metrics import SummaryRow, interval, number, smooth
 PALETTE = ("#d55e00", "#1f7fc4", "#00996f", "#c26d9c", "#b07a00", "#808080")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.4, 1.4), (6, 1.6, 1.4, 1.6), (2.6, 1.2))
 _WIDTH = 5.4  # inches; 72 points of the view box each
-_FONT = 9.0  # points
-_POINTS = 300  # most points of one line; more cannot be seen
+FONT = 9.0  # points
+POINTS = 300  # most points of one line; more cannot be seen
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _RC = {
     "svg.fonttype": "none",
     "svg.hashsalt": "l2o",
     "font.family": "DejaVu Sans",
-    "font.size": _FONT,
+    "font.size": FONT,
     "text.parse_math": False,
     "axes.linewidth": 0.7,
     "axes.spines.top": False,
@@ -55,11 +55,11 @@ def styles(names: Sequence[str], highlight: Sequence[str] = ()) -> dict[str, tup
     return look
 
 
-def _styled(draw: Callable[..., str]) -> Callable[..., str]:
+def styled(draw: Callable[..., str]) -> Callable[..., str]:
     """Draw with this module's settings, whatever the user's matplotlib is set to."""
 
     @functools.wraps(draw)
-    def styled(*args: Any, **keywords: Any) -> str:
+    def drawn(*args: Any, **keywords: Any) -> str:
         import matplotlib
 
         with matplotlib.rc_context():
@@ -67,10 +67,10 @@ def _styled(draw: Callable[..., str]) -> Callable[..., str]:
             matplotlib.rcParams.update(_RC)
             return draw(*args, **keywords)
 
-    return styled
+    return drawn
 
 
-@_styled
+@styled
 def training_curve(
     epochs: Sequence[int], loss: Sequence[float], validation: Sequence[float | None], *, prefix: str = ""
 ) -> str:
@@ -90,18 +90,16 @@ def training_curve(
     known = np.concatenate([train, valid])
     known = known[np.isfinite(known)]
     if len(known) and known.min() > 0 and known.max() > 5 * known.min():
-        _log_scale(axes, "y", known.min() / 1.15, known.max() * 1.15)
+        log_scale(axes, "y", known.min() / 1.15, known.max() * 1.15)
     axes.set(xlabel="meta-epoch", ylabel="meta-loss")
     if len(x) > 1:
         axes.set_xlim(x.min(), x.max())
     _label_ends(figure, axes, ends)
     best = f", best validation {np.nanmin(valid):.4g}" if np.isfinite(valid).any() else ""
-    return _svg(
-        figure, f"Training curve of the teacher over {len(x)} meta-epochs{best}", prefix or "training"
-    )
+    return svg(figure, f"Training curve of the teacher over {len(x)} meta-epochs{best}", prefix or "training")
 
 
-@_styled
+@styled
 def pareto_front(points: Sequence[tuple[int, float]], chosen: int | None = None, *, prefix: str = "") -> str:
     """Rules by complexity (nodes) and R2, the best reachable R2 as a step line.
 
@@ -141,12 +139,12 @@ def pareto_front(points: Sequence[tuple[int, float]], chosen: int | None = None,
         texts.append((not is_pick, complexity, max(value, low), text, is_pick))
     _place_labels(figure, axes, sorted(texts))
     summary = f"; the chosen rule has {pick[0]} nodes and R2 {pick[1]:.3f}" if pick else ""
-    return _svg(
+    return svg(
         figure, f"Pareto front of {len(points)} rules, complexity against R2{summary}", prefix or "pareto"
     )
 
 
-@_styled
+@styled
 def loss_curves(
     curves: Mapping[str, np.ndarray], highlight: Sequence[str] = (), *, window: int = 20, prefix: str = ""
 ) -> str:
@@ -158,13 +156,13 @@ def loss_curves(
     """
     if not curves:
         raise L2OError("loss_curves: expected at least one curve, got none")
-    labels = {n: _clean(n) + ("" if np.isfinite(v).all() else " (diverged)") for n, v in curves.items()}
+    labels = {n: clean(n) + ("" if np.isfinite(v).all() else " (diverged)") for n, v in curves.items()}
     figure, axes = _figure(3.9, left=0.6, right=0.5 + 0.075 * max(map(len, labels.values())), bottom=0.48)
     look, ends, floor, ceiling, steps = styles(list(curves), highlight), [], [], [], 1
     for name, losses in curves.items():
         smoothed = smooth(np.atleast_2d(losses), window)
         steps = max(steps, smoothed.shape[1])
-        x = np.unique(np.linspace(0, smoothed.shape[1] - 1, _POINTS).astype(int))
+        x = np.unique(np.linspace(0, smoothed.shape[1] - 1, POINTS).astype(int))
         mean, low, high = np.array([interval(column) for column in smoothed.T[x]]).T
         bad = ~np.isfinite(mean)
         stop = int(bad.argmax()) if bad.any() else len(mean)
@@ -183,21 +181,21 @@ def loss_curves(
         floor.append(mean[:stop].min())
         ceiling.append(mean[0])
     if floor and min(floor) > 0:
-        _log_scale(axes, "y", min(floor) / 1.15, max(*ceiling, 2 * min(floor)) * 1.15)
+        log_scale(axes, "y", min(floor) / 1.15, max(*ceiling, 2 * min(floor)) * 1.15)
     axes.set(xlabel="step", ylabel=f"loss, mean of {window} steps", xlim=(1, max(steps, 2)))
     _label_ends(figure, axes, ends)
     order = sorted(ends, key=lambda end: end[2])
     spoken = ", ".join(f"{name} {y:.4g}" for name, _, y, _, _ in order)
-    return _svg(figure, f"Loss over {steps} steps, mean over seeds. At the end: {spoken}", prefix or "curves")
+    return svg(figure, f"Loss over {steps} steps, mean over seeds. At the end: {spoken}", prefix or "curves")
 
 
-@_styled
+@styled
 def final_losses(summary: Sequence[SummaryRow], highlight: Sequence[str] = (), *, prefix: str = "") -> str:
     """Dot and 95 % interval per optimizer, lowest loss on top; diverged ones named at the edge."""
     if not summary:
         raise L2OError("final_losses: expected at least one row, got none")
     rows = sorted(summary, key=lambda row: (row.mean, row.optimizer))
-    left = 0.25 + 0.085 * max(len(_clean(row.optimizer)) for row in rows)
+    left = 0.25 + 0.085 * max(len(clean(row.optimizer)) for row in rows)
     figure, axes = _figure(
         0.62 + 0.27 * len(rows), left=left, right=1.3 if any(r.diverged for r in rows) else 0.8, bottom=0.48
     )
@@ -206,7 +204,7 @@ def final_losses(summary: Sequence[SummaryRow], highlight: Sequence[str] = (), *
     ends = [*means, *(v for row in rows for v in (row.low, row.high) if math.isfinite(v))]
     low, high = min(ends), max(ends)
     if min(means) > 0 and max(means) > 4 * min(means):
-        _log_scale(axes, "x", max(low, min(means) / 3) / 1.15, high * 1.15)
+        log_scale(axes, "x", max(low, min(means) / 3) / 1.15, high * 1.15)
     else:
         pad = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
         axes.set_xlim(low - pad, high + pad)
@@ -220,14 +218,14 @@ def final_losses(summary: Sequence[SummaryRow], highlight: Sequence[str] = (), *
         note = f"{row.diverged} of {row.seeds} diverged" if row.diverged else number(row.mean, "#.4g")
         where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
         axes.annotate(note, (1, y), (8, 0), weight="bold" if strong else "normal", **where)
-    axes.set_yticks(range(len(rows)), [_clean(row.optimizer) for row in rows])
+    axes.set_yticks(range(len(rows)), [clean(row.optimizer) for row in rows])
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_weight("bold" if row.optimizer in highlight else "normal")
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"loss at step {rows[0].horizon}")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     spoken = ", ".join(f"{row.optimizer} {row.mean:.4g}" for row in rows)
-    return _svg(figure, f"Loss at step {rows[0].horizon}, lowest first: {spoken}", prefix or "final")
+    return svg(figure, f"Loss at step {rows[0].horizon}, lowest first: {spoken}", prefix or "final")
 
 
 def _figure(height: float, *, left: float, right: float, bottom: float) -> tuple[Any, Any]:
@@ -242,7 +240,7 @@ def _figure(height: float, *, left: float, right: float, bottom: float) -> tuple
     return figure, axes
 
 
-def _log_scale(axes: Any, axis: str, low: float, high: float) -> None:
+def log_scale(axes: Any, axis: str, low: float, high: float) -> None:
     """Log scale with plain numbers as ticks; more of them where few decades are shown."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -264,7 +262,7 @@ def _label_ends(figure: Any, axes: Any, ends: list[tuple[str, float, float, dict
     if not ends:
         return
     box = axes.get_window_extent()
-    gap = 1.3 * _FONT * figure.dpi / 72 / box.height
+    gap = 1.3 * FONT * figure.dpi / 72 / box.height
     lowest = axes.transAxes.inverted()
     ends = sorted(ends, key=lambda end: end[2])
     true = [
@@ -293,7 +291,7 @@ def _place_labels(figure: Any, axes: Any, texts: list[tuple[bool, float, float, 
     points = [axes.transData.transform((x, y)) / scale for _, x, y, _, _ in texts]
     taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in points]
     for (_, x, y, text, strong), (px, py) in zip(texts, points, strict=True):
-        width = 0.64 * _FONT * len(text) * (1.1 if strong else 1.0)
+        width = 0.64 * FONT * len(text) * (1.1 if strong else 1.0)
         for dx, dy, side in ((0, 11, "center"), (0, -12, "center"), (8, -8, "left"), (-8, 8, "right")):
             start = px + dx - {"center": width / 2, "left": 0, "right": width}[side]
             box = (start, py + dy - 4.5, start + width, py + dy + 4.5)
@@ -304,13 +302,13 @@ def _place_labels(figure: Any, axes: Any, texts: list[tuple[bool, float, float, 
                 break
 
 
-def _clean(text: str, limit: int = 22) -> str:
+def clean(text: str, limit: int = 22) -> str:
     """One line that XML can hold and the margin has room for."""
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _svg(figure: Any, label: str, prefix: str) -> str:
+def svg(figure: Any, label: str, prefix: str) -> str:
     """The figure as SVG for inlining: page's colours and font, unique ids, a label for screen readers."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -333,7 +331,7 @@ def _svg(figure: Any, label: str, prefix: str) -> str:
             parent.set(name, re.sub(r"(\.\d\d)\d+", r"\1", value) if name == "d" else value)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
-    clean = _clean(label, 600)
-    root.attrib |= {"xmlns": _SVG[1:-1], "role": "img", "aria-label": clean, "width": "100%"}
+    spoken = clean(label, 600)
+    root.attrib |= {"xmlns": _SVG[1:-1], "role": "img", "aria-label": spoken, "width": "100%"}
     root.set("style", "fill: currentColor; stroke-linejoin: round; font-family: inherit; overflow: visible")
     return ElementTree.tostring(root, encoding="unicode")

@@ -27,6 +27,10 @@ class Problem:
         kind: ``classifier`` (layers on a data set, mean cross-entropy) or ``function``: the mean over a batch
             of square ||A x - b||^2 + lasso |x|_1 + cosine (n - c.cos(2 pi x)), A, b, c ~ N(0, 1), one x [n]
             per row of the batch.
+        condition: 0, or the condition number of A^T A: A = U diag(s) V^T with random rotations U, V and s
+            log-spaced, |s|^2 = n.
+        noise: standard deviation of what is added to b, drawn anew at every step, so that the gradient's
+            noise has a covariance proportional to the Hessian (Zhang et al. 2019).
         dataset: a name ``common.datasets`` knows; empty for functions.
         init: initial values, ``he`` or ``normal`` (``common.net.specs``).
         class_halves: meta-train on the first half of the classes, evaluate on the second.
@@ -45,6 +49,8 @@ class Problem:
     square: float = 1.0
     lasso: float = 0.0
     cosine: float = 0.0
+    condition: float = 0.0
+    noise: float = 0.0
     batch_size: int = 128
     note: str = ""
 
@@ -62,6 +68,11 @@ class Problem:
 
 def _function(name: str, note: str, **fields: Any) -> Problem:
     return Problem(name=name, kind="function", dims=10, note=note, **fields)
+
+
+def _noisy(condition: int) -> Problem:
+    note = f"||A x - b - 0.1 n_t||^2, condition {condition:,}, n_t drawn anew (cf. Zhang et al. 2019)"
+    return _function(f"quadratic-k{condition}", note, condition=float(condition), noise=0.1)
 
 
 def _mnist(name: str, network: tuple[Layer, ...], note: str, init: Init = "he") -> list[Problem]:
@@ -99,6 +110,7 @@ PROBLEMS: Registry[Problem] = Registry(
             _function(
                 "square-cos", "||A x - b||^2 - 10 c.cos(2 pi x) + 10 n, from N(0, 0.01^2)", cosine=10.0
             ),
+            *(_noisy(condition) for condition in (10, 100, 1000)),
             Problem(
                 name="digits-mlp",
                 kind="classifier",
@@ -119,7 +131,11 @@ PROBLEMS: Registry[Problem] = Registry(
             *_mnist("sigmoid", net.mlp(20, activation=net.SIGMOID), "784-20-10 (Andrychowicz et al. 2016)"),
             *_mnist("relu", net.mlp(20), "784-20-10 ReLU (Andrychowicz et al. 2016)"),
             *_mnist("sigmoid-2", net.mlp(20, 20, activation=net.SIGMOID), "784-20-20-10 (Lv et al. 2017)"),
+            *_mnist("tanh-2", net.mlp(20, 20, activation=net.TANH), "784-20-20-10 tanh"),
+            *_mnist("wide", net.mlp(128, 64, activation=net.GELU), "784-128-64-10 GELU"),
+            *_mnist("linear", net.mlp(), "softmax regression, 784-10: convex"),
             *_mnist("conv", net.conv_net(1), "two convolutions with batch norm (Chen et al. 2020)"),
+            _cifar("cifar-mlp", net.mlp(64, 32), "3072-64-32-10 ReLU"),
             _cifar("cifar-conv", net.conv_net(2), "as mnist-conv, stride 2 (Chen et al. 2020)"),
             _cifar(
                 "cifar-small-conv",
@@ -207,7 +223,20 @@ class Instance:
         """A [batch, n, n], b [batch, n] and c [batch, n] of a function."""
         batch, dims = self.problem.batch_size, self.problem.dims
         generator = rng(self.seed, "quadratic")
-        return tuple(generator.normal(size=(batch, dims, *more)) for more in ((dims,), (), ()))
+        a, b, c = (generator.normal(size=(batch, dims, *more)) for more in ((dims,), (), ()))
+        if self.problem.condition:
+            s = self.problem.condition ** np.linspace(0.0, -0.5, dims)
+            s *= np.sqrt(dims / np.square(s).sum())
+            v = generator.normal(size=(batch, dims, dims))
+            a = (_rotations(a) * s) @ _rotations(v).swapaxes(1, 2)
+        return a, b, c
+
+    def noise(self, step: int) -> np.ndarray | None:
+        """What ``step`` (from 0) adds to b, [batch, n]; None where a problem has no noise."""
+        row = self.problem
+        if not row.noise:
+            return None
+        return row.noise * rng(self.seed, "noise", step).normal(size=(row.batch_size, row.dims))
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """All of the split: images [n, h, w, c], normalised, float32, and labels [n] int64."""
@@ -227,6 +256,12 @@ class Instance:
         size = min(self.batch_size or self.problem.batch_size, rows)
         pass_, place = divmod(step, rows // size)
         return _permutation(self.seed, pass_, rows)[place * size : (place + 1) * size]
+
+
+def _rotations(normal: np.ndarray) -> np.ndarray:
+    """Orthogonal matrices [batch, n, n], uniform, from normal ones (Mezzadri 2007)."""
+    q, r = np.linalg.qr(normal)
+    return q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]
 
 
 _PERMUTATIONS: dict[tuple[int, int, int], np.ndarray] = {}

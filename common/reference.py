@@ -178,11 +178,14 @@ class Optimizer:
         self.name, self.lr, self.o, self.t = name, lr, options, 0
         self.m: Array | float = 0.0
         self.v: Array | float = 0.0
+        self.product = 1.0  # of NAdam's momenta
+        self.x: Array | None = None  # Schedule-Free's average and base sequence
+        self.z: Array | None = None
 
     def step(self, theta: Array, g: Array) -> Array:
         """The parameters after one step from ``theta`` with gradient ``g``, both [N]."""
         self.t += 1
-        return getattr(self, f"_{self.name}")(theta, g)
+        return getattr(self, "_" + self.name.replace("-", "_"))(theta, g)
 
     def _sgd(self, theta: Array, g: Array) -> Array:
         return theta - self.lr * g
@@ -215,3 +218,28 @@ class Optimizer:
         direction = np.sign(b1 * self.m + (1 - b1) * g)
         self.m = b2 * self.m + (1 - b2) * g
         return theta - self.lr * (direction + self.o["weight_decay"] * theta)
+
+    def _adagrad(self, theta: Array, g: Array) -> Array:
+        self.v = self.v + g**2
+        return theta - self.lr * g / (np.sqrt(self.v) + self.o["eps"])
+
+    def _nadamw(self, theta: Array, g: Array) -> Array:
+        b1, b2 = self.o["beta1"], self.o["beta2"]
+        mu, later = (b1 * (1 - 0.5 * 0.96 ** (k * self.o["momentum_decay"])) for k in (self.t, self.t + 1))
+        self.product *= mu
+        self.m = b1 * self.m + (1 - b1) * g
+        self.v = b2 * self.v + (1 - b2) * g**2
+        m_hat = (1 - mu) * g / (1 - self.product) + later * self.m / (1 - self.product * later)
+        theta = theta * (1 - self.lr * self.o["weight_decay"])
+        return theta - self.lr * m_hat / (np.sqrt(self.v / (1 - b2**self.t)) + self.o["eps"])
+
+    def _schedule_free(self, theta: Array, g: Array) -> Array:
+        """Defazio et al. 2024, algorithm 1, with three sequences; theta is y, lr constant, no warmup."""
+        b1, b2 = self.o["beta1"], self.o["beta2"]
+        if self.x is None:
+            self.x = self.z = theta
+        self.v = b2 * self.v + (1 - b2) * g**2
+        direction = g / (np.sqrt(self.v / (1 - b2**self.t)) + self.o["eps"])
+        self.z = self.z - self.lr * (direction + self.o["weight_decay"] * theta)
+        self.x = (1 - 1 / self.t) * self.x + self.z / self.t
+        return (1 - b1) * self.z + b1 * self.x

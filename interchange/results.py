@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from common.errors import L2OError
 from common.metrics import SummaryRow, summarise
+from common.profiles import Compared, Standing, compare
 from common.storage import atomic_write, canonical_json, loads_json
 from interchange.schema import EVALUATION, validate
 from interchange.storage import read_hdf5, write_hdf5
@@ -19,12 +20,16 @@ from interchange.walk import Tree
 
 _COLUMNS = (
     "optimizer", "problem", "horizon", "mean", "low", "high", "seeds", "diverged", "lr", "ms_per_step",
-    "floats_per_parameter", "trials",
+    "floats_per_parameter", "trials", "test_loss", "accuracy", "trained_on",
+)  # fmt: skip
+_BESIDE = (
+    "best_baseline", "ratio", "ratio_low", "ratio_high", "target", "steps_to_target", "seconds_to_target",
 )  # fmt: skip
 _ATTRIBUTES = (
-    "optimizer", "problem", "seed", "split", "accuracy", "ms_per_step", "floats_per_parameter", "outcome",
-    "trials", "horizon",
+    "optimizer", "problem", "seed", "split", "accuracy", "test_loss", "ms_per_step", "floats_per_parameter",
+    "seconds", "outcome", "trials", "horizon", "trained_on",
 )  # fmt: skip
+_FLOATS = ("accuracy", "test_loss", "ms_per_step", "floats_per_parameter", "seconds")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,13 +40,15 @@ class EvaluationRow:
         optimizer: its spec, e.g. ``adam:lr=0.01``, ``teacher:runs/rp``, ``rule:best.json``.
         split: data the losses were taken on: ``meta_train``, ``evaluation`` or ``test``.
         losses: f8 [step], mini-batch loss before each step's update.
-        accuracy: on held-out data at the end, 0 to 1; nan where the problem has none.
+        accuracy, test_loss: on held-out data at the end; nan where the problem has none, or it diverged.
         ms_per_step: milliseconds.
         floats_per_parameter: floats of optimizer state per optimized parameter.
+        seconds: of wall clock, of the whole run.
         outcome: ``ok``, ``diverged``, or one line saying what happened.
         settings: tuned settings, JSON-ready; ``lr`` among them is shown in the summary.
         trials: settings tried when tuning.
         horizon: the number of steps the settings were tuned for; 0: any.
+        trained_on: a suite's problem that meta-training may have used.
     """
 
     optimizer: str
@@ -56,6 +63,9 @@ class EvaluationRow:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     trials: int = 0
     horizon: int = 0
+    test_loss: float = float("nan")
+    seconds: float = float("nan")
+    trained_on: bool = False
 
     def __repr__(self) -> str:
         last = f"{self.losses[-1]:.4g}" if len(self.losses) else "none"
@@ -96,7 +106,8 @@ def save_evaluation(
         tree.arrays[f"{folder}/losses"] = np.asarray(row.losses, np.float64)
     _take(tree, path)
     digest = write_hdf5(path, tree, EVALUATION.format, EVALUATION.version)
-    atomic_write(Path(path).with_name("summary.csv"), summary_csv(_summary(rows, horizons)))
+    table = compare(_summary(rows, horizons), rows)
+    atomic_write(Path(path).with_name("summary.csv"), summary_csv(table))
     return digest
 
 
@@ -119,13 +130,41 @@ def _summary(rows: Sequence[EvaluationRow], horizons: Sequence[int]) -> list[Sum
     return table
 
 
-def summary_csv(table: Sequence[SummaryRow]) -> str:
+def summary_csv(table: Sequence[Compared]) -> str:
     """The summary as CSV: one line per optimizer, problem and horizon; empty where there is no value."""
+    head = ["loss_mean" if name == "mean" else name for name in _COLUMNS]
+    return _csv(
+        [*head, *_BESIDE],
+        (
+            [
+                *(getattr(one.row, name) for name in _COLUMNS),
+                *(one.best, one.ratio.value, one.ratio.low, one.ratio.high),
+                *(one.target, one.steps, one.seconds),
+            ]
+            for one in table
+        ),
+    )
+
+
+def standings_csv(groups: Mapping[str, Sequence[Standing]]) -> str:
+    """Standings as CSV: one line per group of problems and optimizer."""
+    names = list(dict.fromkeys(name for rows in groups.values() for row in rows for name in row.against))
+    columns = ("optimizer", "problems", "ahead", "close", "surely", "mean", "score")
+    return _csv(
+        ["group", *columns, *(f"ahead_of_{name}" for name in names)],
+        (
+            [group, *(getattr(row, name) for name in columns), *(row.against.get(n) for n in names)]
+            for group, rows in groups.items()
+            for row in rows
+        ),
+    )
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow("loss_mean" if name == "mean" else name for name in _COLUMNS)
-    for row in table:
-        writer.writerow(_cell(getattr(row, name)) for name in _COLUMNS)
+    writer.writerow(head)
+    writer.writerows([_cell(value) for value in row] for row in rows)
     return text.getvalue()
 
 
@@ -144,9 +183,8 @@ def _take(tree: Tree, path: Any) -> Evaluation:
         if not isinstance(settings, dict):
             raise L2OError(f"{path}: /rows/{name}: settings_json: expected an object; evaluate again")
         losses = tree.arrays[f"rows/{name}/losses"].astype(np.float64, copy=False)
-        values = {key: attributes[key] for key in _ATTRIBUTES}
-        for key in ("accuracy", "ms_per_step", "floats_per_parameter"):
-            values[key] = float(values[key])
+        values = {key: attributes[key] for key in _ATTRIBUTES if key in attributes}
+        values |= {key: float(values[key]) for key in _FLOATS if key in values}
         rows.append(EvaluationRow(losses=losses, settings=settings, **values))
     root = tree.attributes[""]
     config = loads_json(root["config_json"], f"{path}: config_json")

@@ -118,13 +118,15 @@ CHECKPOINT = Schema(
 
 EVALUATION = Schema(
     "l2o-evaluation",
-    "1.0.0",
+    "1.1.0",
     (Array("rows/*/losses", "f", ("step",)),),
     (
         *_attributes("", created_by=str, config_json=str),
         *_attributes("rows/*", optimizer=str, problem=str, seed=int, split=str, outcome=str),
         *_attributes("rows/*", accuracy=float, ms_per_step=float, floats_per_parameter=float),
         *_attributes("rows/*", settings_json=str, trials=int, horizon=int),
+        *(Attribute("rows/*", name, float, required=False) for name in ("test_loss", "seconds")),
+        Attribute("rows/*", "trained_on", bool, required=False),
     ),
 )
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from common.errors import L2OError
 from common.storage import ReadError, atomic_write, canonical_json, open_regular
+from interchange.schema import SCHEMAS
 from interchange.walk import DamagedFileError, Reader, Tree, VersionError
 
 BUDGET = 2 << 30  # bytes of arrays and strings one file may declare
@@ -158,7 +159,8 @@ def read_hdf5(
     """Read a whole file after checking it; ``format`` None takes any.
 
     Args:
-        version: what this code writes; another major is refused, a newer minor warned about.
+        version: what this code writes; another major is refused, a newer minor warned about. Where any format
+            is taken, the schema's own.
         budget: bytes that arrays and strings may take in all.
 
     Raises:
@@ -204,6 +206,8 @@ def _check_format(path: Any, root: dict[str, Any], format: str | None, version: 
             f"{path}: expected a format attribute such as {format or 'l2o-teacher'}, got none; "
             "is it the right file?"
         )
+    if format is None and found in SCHEMAS:
+        version = SCHEMAS[found].version
     if format is not None and found != format:
         raise L2OError(f"{path}: expected format {format}, got {found[:60]}; give a file of that kind")
     parts = str(found_version).split(".")

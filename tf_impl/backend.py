@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -56,9 +56,9 @@ def teacher_network(
     return TeacherNetwork(teacher, weights, DTYPES[dtype], device_of(device))
 
 
-def rule_network(rule: Rule, device: str) -> RuleNetwork:
-    """A rule's network; a rule that cannot be one raises ``L2OError``."""
-    return RuleNetwork(rule, device_of(device))
+def rule_network(rule: Rule, device: str, problems: Sequence[str] = ()) -> RuleNetwork:
+    """A rule's network, with a factor for each of ``problems``; one that cannot be raises ``L2OError``."""
+    return RuleNetwork(rule, device_of(device), problems)
 
 
 def trace(
@@ -99,14 +99,14 @@ def fit(source: Source, task: ProblemTask, steps: int, stop: Callable[[float], b
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started, parameters = time.perf_counter(), rollout.leaves(task)
     optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle)
-    losses, outcome = rollout.descend(task, parameters, optimizer, steps, stop)
+    losses, outcome = rollout.descend(task, parameters, optimizer, steps, stop, source.spec.cosine)
     seconds, theta = time.perf_counter() - started, tf.concat([tf.reshape(p, [-1]) for p in parameters], 0)
     if not _finite(theta):  # the last step may have ruined it
         outcome = DIVERGED
     accuracy = math.nan if outcome == DIVERGED else task.test_accuracy(theta)
     arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, parameters, strict=True)}
     arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
-    return Trained(losses, outcome, accuracy, arrays, seconds)
+    return Trained(losses, outcome, accuracy, arrays, seconds=seconds)
 
 
 def stepper(

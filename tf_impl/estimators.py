@@ -1,24 +1,28 @@
-"""Meta-gradient estimators beside the first-order one of ``unroll`` (MATH.md section 3)."""
+"""Meta-gradient estimators beside the first-order one of ``unroll`` (MATH.md section 3).
 
-from collections.abc import Callable, Mapping
+What is not TensorFlow's of evolution strategies stands in ``interchange.commands.evolution``.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from common.parallel import parallel
+from common.teachers import TeacherRow
+from interchange.commands import evolution as shared
+from interchange.commands.backend import Arrays
+from interchange.commands.evolution import Half, Segments
+from interchange.commands.tune import factors
+from interchange.rule import Rule
 from tf_impl import unroll
 from tf_impl.problems import Task
-from tf_impl.tensors import to_tensor
-
-LAST_SHARE = 0.3  # of a rollout's steps: the mean loss over them is the objective
-_WORST = 10.0  # times the first loss: what a diverged rollout counts as
-
-
-def objective(task: Task, network: unroll.Network, steps: int) -> tuple[float, np.ndarray]:
-    """Mean loss over the last 30 % of a rollout of ``steps`` steps, and its losses [steps]."""
-    losses = unroll.rollout(task, network, steps)[:-1]
-    worst = _WORST * abs(float(losses[0])) if np.isfinite(losses[0]) else 0.0
-    bounded = np.minimum(np.nan_to_num(losses, nan=worst, posinf=worst, neginf=worst), worst)
-    return float(bounded[-max(1, round(LAST_SHARE * steps)) :].mean()), losses
+from tf_impl.symbolic import RuleNetwork
+from tf_impl.teachers import TeacherNetwork
+from tf_impl.tensors import DTYPES, device_of, to_numpy, to_tensor
 
 
 def evolution(
@@ -29,38 +33,136 @@ def evolution(
     generator: np.random.Generator,
     pairs: int,
     sigma: float,
+    log: bool = False,
+    segments: Segments | None = None,
 ) -> tuple[dict[str, tf.Tensor], np.ndarray]:
     """Antithetic evolution strategies over the whole horizon.
 
-    Unbiased for the objective smoothed over normal perturbations of the weights, and free of the bias of
-    first-order and of truncated gradients (Salimans et al. 2017; Metz et al. 2019).
-
     Args:
         task: ``task(k)`` gives the optimizee of pair ``k``; both halves of a pair run on the same.
-        scales: weight name -> size of a perturbation of 1.
-        sigma: standard deviation of the perturbations, in units of ``scales``.
+        scales, sigma, log: as for ``interchange.commands.evolution.evolution``.
+        segments: where the halves run (``processes``); here if None.
 
     Returns:
         Weight name -> gradient, and the losses [steps] of the last rollout.
     """
-    start = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
-    grads = {name: tf.zeros_like(w) for name, w in start.items()}
-    losses = np.zeros(0)
-    for pair in range(pairs):
-        one = task(pair)
-        noise = {
-            name: to_tensor(generator.normal(size=tuple(w.shape)), w.dtype, w.device)
-            for name, w in start.items()
-        }
-        values = []
-        for sign in (1.0, -1.0):
-            for name, w in network.weights.items():
-                w.assign(start[name] + sign * sigma * scales.get(name, 1.0) * noise[name])
-            value, losses = objective(one, network, steps)
-            values.append(value)
-        slope = (values[0] - values[1]) / (2.0 * sigma * pairs)
-        for name, e in noise.items():
-            grads[name] += slope * e / scales.get(name, 1.0)
-    for name, w in network.weights.items():
-        w.assign(start[name])
-    return grads, losses
+    segments = segments or here(task, network)
+    grads, losses = shared.evolution(segments, _arrays(network), steps, scales, generator, pairs, sigma, log)
+    return _tensors(grads, network), losses
+
+
+class Persistent:
+    """Persistent evolution strategies for one epoch (``interchange.commands.evolution.Persistent``).
+
+    Args:
+        tasks: ``tasks(k)`` gives the optimizee of pair ``k``, which stays its own.
+        scales, sigma, horizon, relative: as there.
+        segments: where the halves run (``processes``); here if None.
+    """
+
+    def __init__(
+        self,
+        tasks: Callable[[int], Task],
+        network: unroll.Network,
+        scales: Mapping[str, float],
+        sigma: float,
+        pairs: int,
+        generator: np.random.Generator,
+        horizon: int = 1,
+        relative: bool = False,
+        segments: Segments | None = None,
+    ) -> None:
+        self._network = network
+        segments = segments or here(functools.cache(tasks), network)
+        self._pieces = shared.Persistent(segments, scales, sigma, pairs, generator, horizon, relative)
+
+    def advance(self, steps: int) -> tuple[dict[str, tf.Tensor], np.ndarray]:
+        """The next ``steps`` steps of every half, around the network's weights as they are now.
+
+        Returns:
+            Weight name -> gradient, and the losses [steps] before each step of the last half.
+        """
+        grads, losses = self._pieces.gradient(_arrays(self._network), steps)
+        return _tensors(grads, self._network), losses
+
+
+def here(task: Callable[[int], Task], network: unroll.Network) -> Segments:
+    """Segments in this process, one half after the other; the network's weights are put back at the end."""
+    task = functools.lru_cache(maxsize=1)(task)  # both halves of a pair follow each other
+
+    def run(halves: Sequence[Half], steps: int, keep: bool) -> Iterator[tuple[Any, np.ndarray]]:
+        before = _arrays(network)
+        try:
+            for half in halves:
+                yield _segment(network, task(half.pair), half, steps, keep)
+        finally:
+            _put(network, before)
+
+    return run
+
+
+def processes(network: unroll.Network, config: Any, first: int) -> Segments:
+    """Segments in ``config.jobs`` worker processes, pair ``k`` on optimizee ``first + k`` of ``meta_train``.
+
+    The workers build network and optimizees themselves, as ``MetaTrainer.task`` does, and keep them.
+    """
+    rule = getattr(network, "rule", None)
+    source = network.teacher if rule is None else rule.to_json()
+
+    def run(halves: Sequence[Half], steps: int, keep: bool) -> Iterator[tuple[Any, np.ndarray]]:
+        with parallel(config.jobs, ordered=True) as jobs:
+            yield from jobs(_job, ((source, config, first, half, steps, keep) for half in halves))
+
+    return run
+
+
+def _job(
+    source: str | TeacherRow, config: Any, first: int, half: Half, steps: int, keep: bool
+) -> tuple[Any, np.ndarray]:
+    """One half in a worker process."""
+    if config.jobs > 1:
+        shared.leave_interrupts()
+    with contextlib.suppress(RuntimeError):  # a worker that has begun keeps its threads
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    network, task = _worker(source, config)
+    return _segment(network, task(first + half.pair), half, steps, keep)
+
+
+@functools.lru_cache(maxsize=1)
+def _worker(source: str | TeacherRow, config: Any) -> tuple[unroll.Network, Callable[[int], Task]]:
+    """The network of a teacher's row or a rule's text, and its optimizees by number."""
+    from tf_impl.meta import MetaTrainer
+
+    device = device_of(config.device)
+    if isinstance(source, str):
+        network: unroll.Network = RuleNetwork(Rule.from_json(source), device, factors(config))
+    else:
+        zeros = {name: np.zeros(shape) for name, shape in source.weight_shapes().items()}
+        network = TeacherNetwork(source, zeros, DTYPES[config.dtype], device)
+    trainer = MetaTrainer(network, config)
+    return network, functools.lru_cache(maxsize=2 * config.pairs)(
+        functools.partial(trainer.task, "meta_train")
+    )
+
+
+def _segment(
+    network: unroll.Network, task: Task, half: Half, steps: int, keep: bool
+) -> tuple[Any, np.ndarray]:
+    _put(network, half.weights)
+    start = unroll.start(task, network) if half.position is None else half.position
+    position, losses = unroll.segment(task, network, start, steps)
+    return position if keep else None, losses
+
+
+def _arrays(network: unroll.Network) -> Arrays:
+    return {name: to_numpy(w) for name, w in network.weights.items()}
+
+
+def _tensors(arrays: Arrays, network: unroll.Network) -> dict[str, tf.Tensor]:
+    return {name: to_tensor(arrays[name], w.dtype, w.device) for name, w in network.weights.items()}
+
+
+def _put(network: unroll.Network, arrays: Arrays) -> None:
+    for name, values in _tensors(arrays, network).items():
+        network.weights[name].assign(values)

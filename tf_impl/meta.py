@@ -1,6 +1,6 @@
 """The TensorFlow side of meta-training: unrolls, Adam, copies; the loop is ``interchange.commands.meta``."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +10,21 @@ import tensorflow as tf
 from common.runs import RunFolder
 from interchange.commands.backend import Arrays
 from interchange.commands.meta import MetaTraining
-from tf_impl import unroll
+from tf_impl import imitation, unroll
 from tf_impl.augment import ConvexTerm, RandomScaling
-from tf_impl.estimators import evolution
+from tf_impl.estimators import Persistent, evolution, processes
 from tf_impl.problems import Task, table_task
 from tf_impl.tensors import DTYPES, State, device_of, to_numpy, to_tensor
 
 Tasks = Callable[[str, int], Task]
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # of Adam, as torch.optim has them
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced(unroll.Position):
+    """A position with the tangents of the forward meta-gradient."""
+
+    tangents: Any = None
 
 
 class MetaTrainer(MetaTraining):
@@ -33,7 +40,8 @@ class MetaTrainer(MetaTraining):
     """
 
     start, mean_figure = staticmethod(unroll.start), staticmethod(unroll.mean_figure)
-    evolution = staticmethod(evolution)
+    evolution, processes, persistent = staticmethod(evolution), staticmethod(processes), Persistent
+    imitate, table_task = staticmethod(imitation.start), staticmethod(table_task)
     random_scaling, convex_term = RandomScaling, ConvexTerm
 
     def __init__(
@@ -45,7 +53,7 @@ class MetaTrainer(MetaTraining):
         tasks: Tasks | None = None,
         folder: RunFolder | None = None,
     ) -> None:
-        super().__init__(network, config, rates, tasks or functools.partial(table_task, config), folder)
+        super().__init__(network, config, rates, tasks, folder)
         self.dtype, self.device = DTYPES[config.dtype], device_of(config.device)
         self.first: dict[str, tf.Tensor] = {}
         self.second: dict[str, tf.Tensor] = {}
@@ -55,14 +63,51 @@ class MetaTrainer(MetaTraining):
         return {name: to_numpy(w) for name, w in self.network.weights.items()}
 
     def _unroll(
-        self, task: Task, position: unroll.Position, steps: int, coordinates: np.ndarray | None
-    ) -> tuple[unroll.Position, list[float], dict[str, tf.Tensor] | None]:
+        self, task: Task, position: Any, steps: int, coordinates: np.ndarray | None
+    ) -> tuple[Any, list[float], dict[str, tf.Tensor] | None]:
+        if isinstance(position, imitation.Imitation):
+            return self._imitated(task, position, steps, coordinates)
+        if self.schedule.estimator == "second":
+            return self._second_order(task, position, steps)
+        if self.schedule.estimator == "forward":
+            return self._forward(task, position, steps)
         end, losses, gradients, inputs = unroll.advance(task, self.network, position, steps)
         if not (_finite(losses) and _finite(gradients)):
             return end, [], None
-        c = unroll.cotangents(gradients, self.config.loss)
+        c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
         grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
         return end, losses[:-1].numpy().tolist(), grads
+
+    def _imitated(
+        self, task: Task, position: imitation.Imitation, steps: int, coordinates: np.ndarray | None
+    ) -> tuple[imitation.Imitation, list[float], dict[str, tf.Tensor] | None]:
+        end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
+        if not (_finite(losses) and _finite(c)):
+            return end, [], None
+        grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
+        return end, losses.numpy().tolist(), grads
+
+    def _second_order(
+        self, task: Task, position: unroll.Position, steps: int
+    ) -> tuple[unroll.Position, list[float], dict[str, tf.Tensor] | None]:
+        from tf_impl.second_order import unrolled
+
+        end, losses, grads = unrolled(task, self.network, position, steps, self.config.loss)
+        return end, losses[:-1].numpy().tolist(), grads if _finite(losses) else None
+
+    def _forward(
+        self, task: Task, position: unroll.Position, steps: int
+    ) -> tuple["_Traced", list[float], dict[str, tf.Tensor] | None]:
+        from tf_impl import forward
+
+        begun = isinstance(position, _Traced)
+        tangents = position.tangents if begun else forward.start(self.network, position)
+        end, tangents, losses, grads = forward.advance(
+            task, self.network, position, tangents, steps, self.config.loss
+        )
+        here = {field.name: getattr(end, field.name) for field in dataclasses.fields(unroll.Position)}
+        traced = _Traced(**here, tangents=tangents)
+        return traced, losses[:-1].numpy().tolist(), grads if _finite(losses) else None
 
     def _descend(self, grads: dict[str, tf.Tensor], rates: dict[str, float]) -> None:
         if not all(map(_finite, grads.values())):
@@ -85,13 +130,15 @@ class MetaTrainer(MetaTraining):
             if name in first:
                 self.first[name] = to_tensor(first[name], w.dtype, self.device)
                 self.second[name] = to_tensor(second[name], w.dtype, self.device)
+            else:
+                self.first.pop(name, None)
+                self.second.pop(name, None)
         self.count = count
 
-    def _position_arrays(self) -> tuple[int, Arrays]:
-        at = self.position
-        arrays = {"theta": at.theta, "gradient": at.gradient, "loss": at.loss}
-        arrays |= {f"state/{name}": a for name, a in at.state.named().items()}
-        return at.state.t, {name: to_numpy(a) for name, a in arrays.items()}
+    def _position_arrays(self, position: unroll.Position) -> tuple[int, Arrays]:
+        arrays = {"theta": position.theta, "gradient": position.gradient, "loss": position.loss}
+        arrays |= {f"state/{name}": a for name, a in position.state.named().items()}
+        return position.state.t, {name: to_numpy(a) for name, a in arrays.items()}
 
     def _position_from(self, step: int, t: int, arrays: Arrays) -> unroll.Position:
         here = {name: to_tensor(a, self.dtype, self.device) for name, a in arrays.items()}

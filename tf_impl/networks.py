@@ -1,5 +1,6 @@
 """The layers of the problem table in TensorFlow (``common.layers``)."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 import tensorflow as tf
@@ -47,6 +48,11 @@ def _run(
             x = tf.nn.relu(x)
         elif layer.kind == "sigmoid":
             x = tf.sigmoid(x)
+        elif layer.kind == "tanh":
+            x = tf.tanh(x)
+        elif layer.kind == "gelu":
+            # tf.nn.gelu has the root of 2 in float32 only.
+            x = 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
         elif layer.kind == "conv":
             prefix = next(prefixes)
             # SAME would pad unevenly where the stride is 2.
@@ -94,7 +100,10 @@ def _batch_norm(
     gamma, beta = parameters[f"{prefix}/gamma"], parameters[f"{prefix}/beta"]
     names = [f"{prefix}/mean", f"{prefix}/var"]
     if training:
-        now = tf.nn.moments(x, list(range(x.shape.rank - 1)))
+        # Not tf.nn.moments, whose second derivative lacks what goes through the mean.
+        axes = list(range(x.shape.rank - 1))
+        middle = tf.reduce_mean(x, axes, keepdims=True)
+        now = [tf.squeeze(middle, axes), tf.reduce_mean(tf.math.squared_difference(x, middle), axes)]
         for name, value in zip(names, now, strict=True):
             if name in buffers:
                 buffers[name] = buffers[name] + _MOMENTUM * (tf.stop_gradient(value) - buffers[name])

@@ -101,13 +101,17 @@ class ProblemTask:
     def loss(self, parameters: list[tf.Tensor], step: int) -> tf.Tensor:
         """The loss, 0-dim, on the mini-batch of ``step`` (from 0)."""
         if self.instance.problem.kind == "function":
-            return self._compiled(parameters[0], *self._data)
+            return self._compiled(parameters[0], *self._constants(step))
         images, labels = self._data
         rows = tf.constant(self.instance.batch_indices(step))
         batch = self._seen(tf.gather(images, rows)), tf.gather(labels, rows)
         loss, buffers = self._compiled(dict(zip(self.names, parameters, strict=True)), self.buffers, *batch)
         self.buffers.update(buffers)
         return loss
+
+    def _constants(self, step: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        (a, b, c), noise = self._data, self.instance.noise(step)
+        return a, b if noise is None else b + to_tensor(noise, self.dtype, self.device), c
 
     def _seen(self, images: tf.Tensor) -> tf.Tensor:
         whole = self._whole
@@ -124,20 +128,30 @@ class ProblemTask:
 
     def accuracy(self, theta: tf.Tensor) -> float:
         """Share of the split's images classified correctly; nan where there are no classes."""
+        return self.scores(theta)[1]
+
+    def scores(self, theta: tf.Tensor) -> tuple[float, float]:
+        """Mean loss over the split's images, and the share classified correctly; nan where there are none."""
         if self.instance.problem.kind != "classifier":
-            return float("nan")
+            return float("nan"), float("nan")
         images, labels = self._data
-        parameters, right = unflatten(theta, self.shapes), 0
+        parameters, total, right = unflatten(theta, self.shapes), 0.0, 0
         for low in range(0, len(labels), _ACCURACY_BATCH):
             part = slice(low, low + _ACCURACY_BATCH)
             scores = self.logits(parameters, self._seen(images[part]))
+            each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[part], scores)
+            total += float(tf.reduce_sum(each))
             right += int(tf.reduce_sum(tf.cast(tf.argmax(scores, 1) == labels[part], tf.int64)))
-        return right / len(labels)
+        return total / len(labels), right / len(labels)
 
     def test_accuracy(self, theta: tf.Tensor) -> float:
         """``accuracy`` on the test images that belong to the split; nan where there are none."""
+        return self.test_scores(theta)[1]
+
+    def test_scores(self, theta: tf.Tensor) -> tuple[float, float]:
+        """``scores`` on the test images that belong to the split; nan where there are none."""
         is_function = self.instance.problem.kind == "function"
-        return float("nan") if is_function else self.on_test().accuracy(theta)
+        return (float("nan"), float("nan")) if is_function else self.on_test().scores(theta)
 
     def on_test(self) -> "ProblemTask":
         """The same network, batch norm's running values too, on the test images that belong to its split."""

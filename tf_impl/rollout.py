@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from common.baselines import falling
 from common.metrics import DIVERGED
 from interchange.commands.backend import Rollout
 from tf_impl.optimizers import NonFiniteError
@@ -20,12 +22,12 @@ INTERRUPTED = "interrupted"
 
 
 def rollout_job(config: Any, source: Source, lr: float, stream: str, number: int, steps: int) -> Rollout:
-    """One rollout; what the worker processes run."""
-    if config.jobs > 1:
+    """One rollout; what the worker processes run. Test images are looked at on the stream ``test`` only."""
+    if config.jobs > 1 or config.cluster:
         with contextlib.suppress(RuntimeError):  # a worker that has begun keeps its threads
             tf.config.threading.set_intra_op_parallelism_threads(1)
             tf.config.threading.set_inter_op_parallelism_threads(1)
-    return rollout(source, lr, task(config, stream, number), steps)
+    return rollout(source, lr, task(config, stream, number), steps, stream == "test")
 
 
 def task(config: Any, stream: str, number: int) -> ProblemTask:
@@ -33,14 +35,21 @@ def task(config: Any, stream: str, number: int) -> ProblemTask:
     return table_task(config, f"evaluate_{stream}", number, getattr(config, "split", "evaluation"))
 
 
-def rollout(source: Source, lr: float, task: ProblemTask, steps: int) -> Rollout:
-    """Optimize a task with a native optimizer over its own parameter tensors."""
-    parameters = leaves(task)
-    losses, outcome = descend(task, parameters, source.optimizer(parameters, lr), steps)
-    if outcome == DIVERGED:
-        return Rollout(losses, DIVERGED, math.nan)
+def rollout(source: Source, lr: float, task: ProblemTask, steps: int, score: bool = True) -> Rollout:
+    """Optimize a task with a native optimizer over its own parameter tensors.
+
+    Args:
+        score: look at the test images at the end.
+    """
+    started, parameters = time.perf_counter(), leaves(task)
+    optimizer = source.optimizer(parameters, lr)
+    losses, outcome = descend(task, parameters, optimizer, steps, cosine=source.spec.cosine)
+    seconds = time.perf_counter() - started
+    if outcome == DIVERGED or not score:
+        return Rollout(losses, outcome, math.nan, seconds=seconds)
     theta = tf.concat([tf.reshape(p, [-1]) for p in parameters], 0)
-    return Rollout(losses, "ok", task.test_accuracy(theta))
+    test_loss, accuracy = task.test_scores(theta)
+    return Rollout(losses, outcome, accuracy, test_loss=test_loss, seconds=seconds)
 
 
 def leaves(task: ProblemTask) -> list[tf.Variable]:
@@ -54,12 +63,15 @@ def descend(
     optimizer: keras.optimizers.Optimizer,
     steps: int,
     stop: Callable[[float], bool] | None = None,
+    cosine: bool = False,
 ) -> tuple[np.ndarray, str]:
     """The training loop: losses [step] before each update, and the outcome; ``parameters`` are changed.
 
     Args:
         stop: asked after every step with its loss; True ends the loop with the outcome ``interrupted``.
+        cosine: the learning rate falls to 0 as a cosine over ``steps``.
     """
+    rate = float(optimizer.learning_rate)
     update = updater(optimizer, parameters)
     losses: list[float] = []
     for step in range(steps):
@@ -67,6 +79,8 @@ def descend(
         losses.append(float(loss))
         if not math.isfinite(losses[-1]):
             return np.asarray(losses[:-1]), DIVERGED
+        if cosine:
+            optimizer.learning_rate = rate * falling(step, steps)
         try:
             update(grads)
         except (NonFiniteError, tf.errors.InvalidArgumentError):  # the latter from within a graph

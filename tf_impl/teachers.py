@@ -5,6 +5,7 @@ LSTM is one contiguous block.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +38,9 @@ class TeacherNetwork:
                 name: tf.Variable(weights[name], dtype=dtype) for name in teacher.weight_shapes()
             }
         self._features, self._step = tf.function(self.features.step), tf.function(self._one_step)
+
+    def settle(self, task: Any) -> None:
+        """Nothing of a teacher depends on the problem."""
 
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N]."""

@@ -1,4 +1,4 @@
-"""Hand-made optimizers by name: torch.optim's own, and Lion."""
+"""Hand-made optimizers by name: torch.optim's own, Lion and Schedule-Free AdamW."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from common.baselines import BASELINES
+from torch_impl.muon import Muon
 
 
 class Lion(torch.optim.Optimizer):
@@ -45,6 +46,56 @@ class Lion(torch.optim.Optimizer):
         return loss
 
 
+class ScheduleFree(torch.optim.Optimizer):
+    """Schedule-Free AdamW: gradients at y = (1 - b1) z + b1 x, steps of z, x the mean of z; y is kept.
+
+    Defazio et al., "The road less scheduled", 2024, algorithm 1 without warmup and with Adam's corrected v; c
+    is 1 / t, which holds as long as lr does not grow. State: v and y - z. Loss and accuracy are those of y;
+    the authors' code reports the test accuracy of x = y + (1 / b1 - 1) (y - z).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 2.5e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        for name, beta in {"beta1": beta1, "beta2": beta2}.items():
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"{name}: expected a number of [0, 1), got {beta}")
+        options = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {"lr": lr, **options})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """One update of every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lr, b1, b2 = group["lr"], group["beta1"], group["beta2"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float64)
+                    state["v"], state["e"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["step"] += 1.0
+                t, v, e = float(state["step"]), state["v"], state["e"]
+                v.mul_(b2).addcmul_(p.grad, p.grad, value=1.0 - b2)
+                u = p.grad / (v / (1.0 - b2**t)).sqrt_().add_(group["eps"])
+                if group["weight_decay"]:
+                    u.add_(p, alpha=group["weight_decay"])
+                p.sub_(e, alpha=1.0 / t).sub_(u, alpha=lr * (1.0 - b1 * (1.0 - 1.0 / t)))
+                e.add_(u, alpha=lr * b1).mul_(1.0 - 1.0 / t)
+        return loss
+
+
 def make(
     name: str, params: Iterable[torch.Tensor], lr: float, options: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
@@ -59,4 +110,24 @@ def make(
         return torch.optim.Adam(params, lr, betas=betas, eps=o["eps"])
     if name == "adamw":
         return torch.optim.AdamW(params, lr, betas=betas, eps=o["eps"], weight_decay=o["weight_decay"])
-    return Lion(params, lr, **o)
+    if name == "nadamw":
+        return _nadamw(list(params), lr, betas, o)
+    return {"adagrad": torch.optim.Adagrad, "lion": Lion, "schedule-free": ScheduleFree, "muon": Muon}[name](
+        params, lr, **o
+    )
+
+
+def _nadamw(
+    params: list[torch.Tensor], lr: float, betas: tuple[float, float], o: Mapping[str, float]
+) -> torch.optim.Optimizer:
+    rest = {key: o[key] for key in ("eps", "weight_decay", "momentum_decay")}
+    optimizer = torch.optim.NAdam(params, lr, betas, decoupled_weight_decay=True, **rest)
+    for p in params:
+        # torch would keep the product of the momenta in float32, which is off by 1e-7 after one step.
+        optimizer.state[p].update(
+            step=torch.zeros(()),
+            mu_product=torch.ones((), dtype=torch.float64),
+            exp_avg=torch.zeros_like(p),
+            exp_avg_sq=torch.zeros_like(p),
+        )
+    return optimizer

@@ -1,6 +1,6 @@
 """The torch side of meta-training: unrolls, Adam and copies; the loop is ``interchange.commands.meta``."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +10,20 @@ import torch
 from common.runs import RunFolder
 from interchange.commands.backend import Arrays
 from interchange.commands.meta import MetaTraining
-from torch_impl import unroll
+from torch_impl import imitation, unroll
 from torch_impl.augment import ConvexTerm, RandomScaling
-from torch_impl.estimators import evolution
+from torch_impl.estimators import Persistent, evolution, processes
 from torch_impl.problems import Task, table_task
 from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
 
 Tasks = Callable[[str, int], Task]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced(unroll.Position):
+    """A position with the tangents of the forward meta-gradient."""
+
+    tangents: Any = None
 
 
 class MetaTrainer(MetaTraining):
@@ -32,7 +39,8 @@ class MetaTrainer(MetaTraining):
     """
 
     start, mean_figure = staticmethod(unroll.start), staticmethod(unroll.mean_figure)
-    evolution = staticmethod(evolution)
+    evolution, processes, persistent = staticmethod(evolution), staticmethod(processes), Persistent
+    imitate, table_task = staticmethod(imitation.start), staticmethod(table_task)
     random_scaling, convex_term = RandomScaling, ConvexTerm
 
     def __init__(
@@ -44,7 +52,7 @@ class MetaTrainer(MetaTraining):
         tasks: Tasks | None = None,
         folder: RunFolder | None = None,
     ) -> None:
-        super().__init__(network, config, rates, tasks or functools.partial(table_task, config), folder)
+        super().__init__(network, config, rates, tasks, folder)
         self.dtype, self.device = DTYPES[config.dtype], torch.device(config.device)
         self.adam = torch.optim.Adam([{"params": [w]} for w in network.weights.values()])
 
@@ -52,14 +60,51 @@ class MetaTrainer(MetaTraining):
         return {name: to_numpy(w) for name, w in self.network.weights.items()}
 
     def _unroll(
-        self, task: Task, position: unroll.Position, steps: int, coordinates: np.ndarray | None
-    ) -> tuple[unroll.Position, list[float], dict[str, torch.Tensor] | None]:
+        self, task: Task, position: Any, steps: int, coordinates: np.ndarray | None
+    ) -> tuple[Any, list[float], dict[str, torch.Tensor] | None]:
+        if isinstance(position, imitation.Imitation):
+            return self._imitated(task, position, steps, coordinates)
+        if self.schedule.estimator == "second":
+            return self._second_order(task, position, steps)
+        if self.schedule.estimator == "forward":
+            return self._forward(task, position, steps)
         end, losses, gradients, inputs = unroll.advance(task, self.network, position, steps)
         if not bool(torch.isfinite(losses).all() and torch.isfinite(gradients).all()):
             return end, [], None
-        c = unroll.cotangents(gradients, self.config.loss)
+        c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
         grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
         return end, losses[:-1].tolist(), grads
+
+    def _imitated(
+        self, task: Task, position: imitation.Imitation, steps: int, coordinates: np.ndarray | None
+    ) -> tuple[imitation.Imitation, list[float], dict[str, torch.Tensor] | None]:
+        end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
+        if not bool(torch.isfinite(losses).all() and torch.isfinite(c).all()):
+            return end, [], None
+        grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
+        return end, losses.tolist(), grads
+
+    def _second_order(
+        self, task: Task, position: unroll.Position, steps: int
+    ) -> tuple[unroll.Position, list[float], dict[str, torch.Tensor] | None]:
+        from torch_impl.second_order import unrolled
+
+        end, losses, grads = unrolled(task, self.network, position, steps, self.config.loss)
+        return end, losses[:-1].tolist(), grads if bool(torch.isfinite(losses).all()) else None
+
+    def _forward(
+        self, task: Task, position: unroll.Position, steps: int
+    ) -> tuple["_Traced", list[float], dict[str, torch.Tensor] | None]:
+        from torch_impl import forward
+
+        begun = isinstance(position, _Traced)
+        tangents = position.tangents if begun else forward.start(self.network, position)
+        end, tangents, losses, grads = forward.advance(
+            task, self.network, position, tangents, steps, self.config.loss
+        )
+        here = {field.name: getattr(end, field.name) for field in dataclasses.fields(unroll.Position)}
+        traced = _Traced(**here, tangents=tangents)
+        return traced, losses[:-1].tolist(), grads if bool(torch.isfinite(losses).all()) else None
 
     def _descend(self, grads: dict[str, torch.Tensor], rates: dict[str, float]) -> None:
         if not all(bool(torch.isfinite(g).all()) for g in grads.values()):
@@ -88,12 +133,13 @@ class MetaTrainer(MetaTraining):
                     "exp_avg": to_tensor(first[name], w.dtype, w.device),
                     "exp_avg_sq": to_tensor(second[name], w.dtype, w.device),
                 }
+            else:
+                self.adam.state.pop(w, None)
 
-    def _position_arrays(self) -> tuple[int, Arrays]:
-        at = self.position
-        arrays = {"theta": at.theta, "gradient": at.gradient, "loss": at.loss}
-        arrays |= {f"state/{name}": a for name, a in at.state.named().items()}
-        return at.state.t, {name: to_numpy(a) for name, a in arrays.items()}
+    def _position_arrays(self, position: unroll.Position) -> tuple[int, Arrays]:
+        arrays = {"theta": position.theta, "gradient": position.gradient, "loss": position.loss}
+        arrays |= {f"state/{name}": a for name, a in position.state.named().items()}
+        return position.state.t, {name: to_numpy(a) for name, a in arrays.items()}
 
     def _position_from(self, step: int, t: int, arrays: Arrays) -> unroll.Position:
         here = {name: to_tensor(a, self.dtype, self.device) for name, a in arrays.items()}

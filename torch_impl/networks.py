@@ -51,6 +51,10 @@ def _run(
             x = F.relu(x)
         elif layer.kind == "sigmoid":
             x = torch.sigmoid(x)
+        elif layer.kind == "tanh":
+            x = torch.tanh(x)
+        elif layer.kind == "gelu":
+            x = F.gelu(x)
         elif layer.kind == "conv":
             prefix = next(prefixes)
             w = parameters[f"{prefix}/w"].permute(3, 2, 0, 1)

@@ -102,10 +102,14 @@ class ProblemTask:
         """The loss, 0-dim, on the mini-batch of ``step`` (from 0)."""
         problem = self.instance.problem
         if problem.kind == "function":
-            return function(problem, parameters[0], *self._data)
+            return function(problem, parameters[0], *self._constants(step))
         images, labels = self._data
         rows = torch.from_numpy(self.instance.batch_indices(step)).to(images.device)
         return F.cross_entropy(self.logits(parameters, self._seen(images[rows]), True), labels[rows])
+
+    def _constants(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        (a, b, c), noise = self._data, self.instance.noise(step)
+        return a, b if noise is None else b + to_tensor(noise, self.dtype, self.device), c
 
     def _seen(self, images: torch.Tensor) -> torch.Tensor:
         whole = self._whole
@@ -123,21 +127,30 @@ class ProblemTask:
 
     def accuracy(self, theta: torch.Tensor) -> float:
         """Share of the split's images classified correctly; nan where there are no classes."""
+        return self.scores(theta)[1]
+
+    def scores(self, theta: torch.Tensor) -> tuple[float, float]:
+        """Mean loss over the split's images, and the share classified correctly; nan where there are none."""
         if self.instance.problem.kind != "classifier":
-            return float("nan")
+            return float("nan"), float("nan")
         images, labels = self._data
-        parameters, right = unflatten(theta, self.shapes), 0
+        parameters, total, right = unflatten(theta, self.shapes), 0.0, 0
         with torch.no_grad():
             for low in range(0, len(labels), _ACCURACY_BATCH):
                 part = slice(low, low + _ACCURACY_BATCH)
                 scores = self.logits(parameters, self._seen(images[part]))
+                total += float(F.cross_entropy(scores, labels[part], reduction="sum"))
                 right += int((scores.argmax(1) == labels[part]).sum())
-        return right / len(labels)
+        return total / len(labels), right / len(labels)
 
     def test_accuracy(self, theta: torch.Tensor) -> float:
         """``accuracy`` on the test images that belong to the split; nan where there are none."""
+        return self.test_scores(theta)[1]
+
+    def test_scores(self, theta: torch.Tensor) -> tuple[float, float]:
+        """``scores`` on the test images that belong to the split; nan where there are none."""
         is_function = self.instance.problem.kind == "function"
-        return float("nan") if is_function else self.on_test().accuracy(theta)
+        return (float("nan"), float("nan")) if is_function else self.on_test().scores(theta)
 
     def on_test(self) -> "ProblemTask":
         """The same network, batch norm's running values too, on the test images that belong to its split."""

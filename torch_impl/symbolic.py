@@ -1,7 +1,9 @@
 """Rules as torch code: one pure step, and a network with trainable constants."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +28,15 @@ class RuleNetwork:
     The features are outside the meta-gradient, as a teacher's are (first order). A decay b is held as
     its logit, so that it stays in (0, 1); every weight is a 0-dim float64 tensor.
 
+    Args:
+        problems: each gets a weight more, the logarithm of a factor on the update there (``settle``): what a
+            comparison tunes anyway, so that rules are judged at the best of it.
+
     Raises:
         L2OError: a feature has no definition over ``g``, or the rule reads ``theta`` but for weight decay.
     """
 
-    def __init__(self, rule: Rule, device: torch.device | str = "cpu") -> None:
+    def __init__(self, rule: Rule, device: torch.device | str = "cpu", problems: Sequence[str] = ()) -> None:
         tree, self._decay = split(rule)
         body = compile_program([tree])
         read = [name for name in body.inputs if name not in rule.constants and name != "t"]
@@ -39,7 +45,7 @@ class RuleNetwork:
             raise L2OError(
                 f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g; add it to 'features'"
             )
-        self.rule, self.scale = rule, rule.scale
+        self.rule, self._problem = rule, ""
         self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
         self._body = Lowered(body)
         self._decays = frozenset(rule.decay_constants)
@@ -49,14 +55,25 @@ class RuleNetwork:
                 dtype=torch.float64,
                 device=device,
             )
-            for name, value in rule.constants.items()
+            for name, value in (rule.constants | dict.fromkeys(map(_factor, problems), 0.0)).items()
         }
         # Adam's steps have the size of the learning rate; so they are relative to each constant's own.
         self.rates = {
             name: 1.0 if name in self._decays else max(abs(value), 1e-3)
             for name, value in rule.constants.items()
-        }
+        } | dict.fromkeys(map(_factor, problems), 1.0)
         self._initial = {name: float(w) for name, w in self.weights.items()}
+
+    @property
+    def scale(self) -> float:
+        """The rule's, times the factor of the problem it is settled on."""
+        factor = self.weights.get(_factor(self._problem))
+        return self.rule.scale * (1.0 if factor is None else math.exp(float(factor)))
+
+    def settle(self, task: Any) -> None:
+        """Take the factor of the task's problem, where there is one."""
+        instance = getattr(task, "instance", None)
+        self._problem = "" if instance is None else instance.problem.name
 
     @property
     def shrink(self) -> float:
@@ -89,11 +106,20 @@ class RuleNetwork:
         return {n: torch.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
 
     def tuned(self, weights: Mapping[str, np.ndarray]) -> Rule:
-        """The rule with the constants these weights stand for."""
+        """The rule with the constants these weights stand for; its scale takes the factors' geometric mean."""
         moved = {
-            n: torch.as_tensor(w, dtype=torch.float64) for n, w in weights.items() if w != self._initial[n]
+            n: torch.as_tensor(w, dtype=torch.float64)
+            for n, w in weights.items()
+            if n in self.rule.constants and w != self._initial[n]
         }
         values = {name: float(value) for name, value in self._values(moved).items()}
         edge = 1e-9  # a logit far out rounds to a decay of 0 or 1
         inside = {n: min(max(values[n], edge), 1.0 - edge) for n in values if n in self._decays}
-        return self.rule.with_constants(values | inside)
+        factors = [float(w) for n, w in weights.items() if n not in self.rule.constants]
+        scale = self.rule.scale * math.exp(math.fsum(factors) / max(1, len(factors)))
+        return dataclasses.replace(self.rule.with_constants(values | inside), scale=scale)
+
+
+def _factor(problem: str) -> str:
+    """The name of a problem's weight; no constant can have it."""
+    return f"factor/{problem}"

@@ -5,6 +5,7 @@ LSTM is one contiguous block.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ class TeacherNetwork:
         self.weights: Weights = {
             name: torch.tensor(weights[name], dtype=dtype, device=device) for name in teacher.weight_shapes()
         }
+
+    def settle(self, task: Any) -> None:
+        """Nothing of a teacher depends on the problem."""
 
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N]."""

@@ -39,6 +39,9 @@ class Network(Protocol):
     scale: float
     shrink: float
 
+    def settle(self, task: Task) -> None:
+        """Told at the start of an epoch what comes."""
+
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N]."""
 
@@ -70,6 +73,7 @@ class Position:
 
 def start(task: Task, network: Network) -> Position:
     """The position at the start of an epoch."""
+    network.settle(task)
     theta = task.initial()
     return Position(0, theta, network.initial_state(theta))
 

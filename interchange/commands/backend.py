@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,11 +25,19 @@ Source = Any  # spec, loaded, sha256, row()
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One optimizer from one seed: losses [step] before each update, and accuracy at the end."""
+    """One optimizer from one seed.
+
+    Attributes:
+        losses: [step], each before that step's update.
+        accuracy, test_loss: on the test images at the end; nan where there are none or nobody asked.
+        seconds: of wall clock.
+    """
 
     losses: np.ndarray
     outcome: str
     accuracy: float
+    test_loss: float = dataclasses.field(default=math.nan, kw_only=True)
+    seconds: float = dataclasses.field(default=math.nan, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,13 +46,10 @@ class Trained(Rollout):
 
     Attributes:
         outcome: ``ok``, ``diverged`` or ``interrupted``.
-        accuracy: on the test images; nan where there are none, or where it diverged.
         arrays: ``theta/<name>`` in canonical layout and ``buffers/<name>``, as a checkpoint holds them.
-        seconds: of wall clock.
     """
 
     arrays: Arrays
-    seconds: float
 
     @property
     def loss(self) -> float:
@@ -80,8 +85,8 @@ class Backend(Protocol):
     ) -> Network:
         """A teacher's network; ``dtype`` and ``device`` as on the command line."""
 
-    def rule_network(self, rule: "Rule", device: str) -> Network:
-        """A rule's network; a rule that cannot be one raises ``L2OError``."""
+    def rule_network(self, rule: "Rule", device: str, problems: Sequence[str] = ()) -> Network:
+        """A rule's network, with a factor for each of ``problems``; one that cannot be raises ``L2OError``."""
 
     def table_task(self, config: Any, stream: str, number: int, split: Any = "meta_train") -> Task:
         """Optimizee ``number`` of a stream of seeds, as a command's configuration describes it."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.baselines import BASELINES
+from common.baselines import baseline_names
 from common.cli import run as run_command
 from common.config import DemoConfig, EvaluateConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
 from common.metrics import SummaryRow, summarise, summary_text
@@ -89,7 +89,7 @@ def demo(config: DemoConfig, backend: "Backend") -> Path:
     rows = stages.run(
         "evaluate",
         EvaluateConfig(
-            optimizers=(*specs.values(), *BASELINES),
+            optimizers=(*specs.values(), *baseline_names(backend.NAME)),
             steps=(config.steps,),
             seeds=config.seeds,
             jobs=config.jobs,

@@ -1,180 +1,207 @@
 """The fair comparison of optimizers: ``evaluate``.
 
 Every optimizer is tuned with the same number of learning rates, a factor 2 apart, its best not at an
-edge, chosen on validation seeds for each horizon and reported on test seeds (MATH.md section 6).
-Teachers and rules tune the multiplier on their update.
+edge, chosen on validation seeds for each problem and horizon and reported on test seeds (MATH.md section 6).
+Teachers and rules tune the multiplier on their update. What is finished is kept (``cells``): the same
+command again goes on where an earlier one was stopped.
 """
 
 import dataclasses
-import functools
+import logging
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from common.baselines import parse_specs
 from common.cli import Progress
 from common.cli import run as run_command
 from common.config import EvaluateConfig
 from common.errors import L2OError
-from common.metrics import figure, summarise, summary_text
+from common.metrics import summarise, summary_text
+from common.profiles import compare, standing_groups, standings_text
+from common.suites import Entry, entries
+from interchange.commands.cells import Cell, Store
+from interchange.commands.grid import Pool, Tested, course, figure_or_inf, run_grid
 
 if TYPE_CHECKING:
-    from interchange.commands.backend import Backend, Rollout, Source, Task
+    from interchange.commands.backend import Backend, Source, Task
     from interchange.results import EvaluationRow
 
-_FARTHEST = 14  # factors of 2 from the middle at which widening a grid ends
+__all__ = ["evaluate", "figure_or_inf", "folder_of", "main", "time_optimizers"]
+
+_LOG = logging.getLogger(__name__)
+_HORIZONS = (200,)
+_TEACHER = 10.0  # cost of a teacher's step in gradients, roughly; only the order of cells hangs on it
 _TIMED_STEPS, _TIMED_ROUNDS = 10, 7
+_MAY_DIFFER = ("optimizers", "seeds", "jobs", "cluster", "out", "quiet", "overwrite", "data_dir", "report")
 
 
 def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]":
     """``torch_impl.evaluate`` and ``tf_impl.evaluate``: tune, roll out and time every optimizer."""
+    from common.parallel import check_cluster
     from common.storage import RunLock
 
     backend.device_of(config.device)
-    loaded = {spec.text: backend.load_source(spec) for spec in parse_specs(config.optimizers)}
-    folder = Path(config.out or f"runs/evaluation-{config.problem}")
-    if (folder / "evaluation.h5").exists() and not config.overwrite:
-        raise L2OError(f"--out {folder} holds an evaluation; replace it with --overwrite or choose another")
-    task = backend.table_task(config, "evaluate_test", 0, config.split)  # missing data are found here
-    with RunLock(folder):
-        return _evaluate(loaded, config, backend, folder, task)
-
-
-def _evaluate(
-    loaded: "dict[str, Source]", config: EvaluateConfig, backend: "Backend", folder: Path, task: "Task"
-) -> "list[EvaluationRow]":
-    from interchange.results import EvaluationRow, save_evaluation
-
-    run = functools.partial(_run, config, backend)
-    with Progress("tune", 0, quiet=config.quiet) as progress:
-        tuned = _tune(loaded, config, run, progress)
-    jobs = {
-        (text, horizon, number): (source, tuned[text].best(horizon), "test", number, horizon)
-        for text, source in loaded.items()
-        for horizon in config.steps
-        for number in range(config.seeds)
+    check_cluster(config.cluster)
+    if config.steps and "suite:" in config.problem:
+        raise L2OError(f"--problem {config.problem}: a suite has its own horizons; leave --steps out")
+    wanted = entries(config.problem, config.steps or _HORIZONS)
+    loaded = {spec.text: backend.load_source(spec) for spec in parse_specs(config.optimizers, backend.NAME)}
+    folder = folder_of(config)
+    _check_existing(folder / "evaluation.h5", config, loaded)
+    configs = {e.problem: dataclasses.replace(config, problem=e.problem) for e in wanted}
+    tasks = {  # missing data are found here
+        problem: backend.table_task(own, "evaluate_test", 0, config.split) for problem, own in configs.items()
     }
-    with Progress("test", len(jobs), quiet=config.quiet) as progress:
-        rollouts = run(list(jobs.values()), progress)
-    times = time_optimizers(
-        {
-            text: backend.stepper(source, tuned[text].best(max(config.steps)), task)
-            for text, source in loaded.items()
-        }
-    )
-    rows = [
-        EvaluationRow(
-            optimizer=text,
-            problem=config.problem,
-            seed=number,
-            losses=result.losses,
-            split="evaluation",
-            accuracy=result.accuracy,
-            ms_per_step=times[text][0],
-            floats_per_parameter=times[text][1],
-            outcome=result.outcome,
-            settings={"lr": tuned[text].best(horizon), "sha256": loaded[text].sha256},
-            trials=len(tuned[text].figures),
-            horizon=horizon,
-        )
-        for (text, horizon, number), result in zip(jobs, rollouts, strict=True)
-    ]
-    save_evaluation(
-        folder / "evaluation.h5", rows, dataclasses.asdict(config), backend.CREATED_BY, horizons=config.steps
-    )
+    with RunLock(folder):
+        store = Store(folder / "cells", config, loaded, backend.CREATED_BY)
+        if config.overwrite:
+            store.clear()
+        rows = _run(wanted, configs, loaded, tasks, store, backend)
+        _write(folder, rows, config, backend)
     return rows
 
 
-@dataclasses.dataclass
-class Grid:
-    """Learning rates ``middle * 2**k`` tried for one optimizer.
-
-    Attributes:
-        figures: k -> figure at each horizon, averaged over the validation seeds; inf where one diverged.
-    """
-
-    middle: float
-    figures: dict[int, list[float]]
-    horizons: tuple[int, ...]
-
-    def best_place(self, horizon: int) -> int:
-        """The k with the smallest figure at ``horizon``."""
-        column = self.horizons.index(horizon)
-        return min(self.figures, key=lambda k: (self.figures[k][column], abs(k)))
-
-    def best(self, horizon: int) -> float:
-        """The learning rate with the smallest figure at ``horizon``."""
-        return self.middle * 2.0 ** self.best_place(horizon) if self.figures else self.middle
-
-    def missing(self, trials: int) -> list[int]:
-        """Places to try next: beyond an edge that is best, then until there are ``trials``."""
-        if not self.figures:
-            return list(range(-(trials // 2), trials - trials // 2))
-        low, high = min(self.figures), max(self.figures)
-        best = {self.best_place(h) for h in self.horizons}
-        beyond = [low - 1] * (low in best) + [high + 1] * (high in best)
-        beyond = [k for k in beyond if abs(k) <= _FARTHEST]
-        if beyond or len(self.figures) >= trials:
-            return beyond
-        return [high + 1 if high < -low else low - 1]
+def folder_of(config: EvaluateConfig) -> Path:
+    """Where an evaluation goes."""
+    name = config.problem.replace(":", "-").replace(",", "+")
+    return Path(config.out or f"runs/evaluation-{name[:100]}")
 
 
-Job = tuple["Source", float, str, int, int]
-Runner = Callable[[list[Job], Progress], "list[Rollout]"]
+def _check_existing(path: Path, config: EvaluateConfig, loaded: "Mapping[str, Source]") -> None:
+    """Refuse to replace an evaluation but by the same one, or by one with more optimizers or seeds."""
+    from interchange.results import load_evaluation
+
+    if not path.exists() or config.overwrite:
+        return
+    try:
+        before = load_evaluation(path)
+        known = {row.optimizer for row in before.rows}
+        now = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+        same = all(before.config.get(name) == now[name] for name in now if name not in _MAY_DIFFER)
+        if same and known <= loaded.keys() and before.config["seeds"] <= config.seeds:
+            return
+    except (L2OError, AttributeError, KeyError, TypeError):
+        pass  # damaged, or of an earlier version
+    raise L2OError(
+        f"--out {path.parent} holds an evaluation, which only more optimizers or seeds may be added to; "
+        "replace it with --overwrite or choose another"
+    )
 
 
-def _tune(
-    sources: "dict[str, Source]", config: EvaluateConfig, run: Runner, progress: Progress
-) -> dict[str, Grid]:
-    """A grid per optimizer, all of one size; an optimizer whose SPEC fixes lr has none."""
-    specs = {text: source.spec for text, source in sources.items()}
-    grids = {text: Grid(s.lr or s.middle, {}, config.steps) for text, s in specs.items()}
-    free = [text for text, s in specs.items() if s.lr is None and config.trials]
-    trials = config.trials
-    while True:
-        places = [(text, k) for text in free for k in grids[text].missing(trials)]
-        if not places:
-            widest = max((len(grids[text].figures) for text in free), default=0)
-            if widest <= trials:
-                return grids
-            trials = widest
-            continue
-        seeds = range(config.validation_seeds)
-        jobs = [
-            (sources[text], grids[text].middle * 2.0**k, "validation", number, max(config.steps))
-            for text, k in places
-            for number in seeds
-        ]
-        progress.total += len(jobs)
-        results = iter(run(jobs, progress))
-        for text, k in places:
-            runs = [next(results) for _ in seeds]
-            grids[text].figures[k] = [
-                float(np.mean([figure_or_inf(r, horizon) for r in runs])) for horizon in config.steps
-            ]
+def _run(
+    wanted: Sequence[Entry],
+    configs: Mapping[str, EvaluateConfig],
+    loaded: "Mapping[str, Source]",
+    tasks: "Mapping[str, Task]",
+    store: Store,
+    backend: "Backend",
+) -> "list[EvaluationRow]":
+    specs = {text: source.spec for text, source in loaded.items()}
+    horizons = {p: tuple(sorted(e.steps for e in wanted if e.problem == p)) for p in configs}
+    courses = {p: course(specs, p, horizons[p], configs[p]) for p in configs}
+    weights = {p: _gradient_seconds(loaded, tasks[p], backend) if len(tasks) > 1 else 1.0 for p in tasks}
+
+    def cost(cell: Cell) -> float:
+        slow = _TEACHER if specs[cell.optimizer].kind == "teacher" else 1.0
+        return weights[cell.problem] * cell.steps * slow
+
+    quiet = next(iter(configs.values())).quiet
+    with Progress("evaluate", 0, quiet=quiet) as progress:
+        pool = Pool(store, cost, progress)
+        tested = run_grid(courses, pool, configs, loaded, backend)
+    if pool.found and not quiet:
+        print(f"{pool.found} of {pool.total} cells were there", file=sys.stderr, flush=True)
+    seen = {(e.problem, e.steps): e.trained_on for e in wanted}
+    return [
+        row
+        for p in configs
+        for row in _rows(p, tested[p], loaded, _times(tested[p], loaded, tasks[p], backend), seen)
+    ]
 
 
-def figure_or_inf(rollout: "Rollout", horizon: int) -> float:
-    """Loss at ``horizon`` (mean of the 20 losses before it); inf if the run did not get there."""
-    return float(figure(rollout.losses, horizon)) if len(rollout.losses) >= horizon else math.inf
+def _rows(
+    problem: str,
+    tested: Tested,
+    loaded: "Mapping[str, Source]",
+    times: Mapping[str, tuple[float, float]],
+    trained_on: Mapping[tuple[str, int], bool],
+) -> "list[EvaluationRow]":
+    from interchange.results import EvaluationRow
+
+    rows = []
+    for (text, horizon, number), rollout in tested.rollouts.items():
+        grid = tested.grids[text]
+        lowest = grid.lowest(horizon)
+        validation = lowest if math.isfinite(lowest) else None
+        rows.append(
+            EvaluationRow(
+                optimizer=text,
+                problem=problem,
+                seed=number,
+                losses=rollout.losses,
+                split="evaluation",
+                accuracy=rollout.accuracy,
+                test_loss=rollout.test_loss,
+                seconds=rollout.seconds,
+                ms_per_step=times[text][0],
+                floats_per_parameter=times[text][1],
+                outcome=rollout.outcome,
+                settings={
+                    "lr": grid.best(horizon),
+                    "sha256": loaded[text].sha256,
+                    "validation": validation,
+                },
+                trials=len(grid.figures),
+                horizon=horizon,
+                trained_on=trained_on[problem, horizon],
+            )
+        )
+    return rows
 
 
-def _run(config: EvaluateConfig, backend: "Backend", jobs: list[Job], progress: Progress) -> "list[Rollout]":
-    """The rollouts in the jobs' order; joblib keeps its worker processes between calls."""
-    from joblib import Parallel, delayed
+def _write(folder: Path, rows: "Sequence[EvaluationRow]", config: EvaluateConfig, backend: "Backend") -> None:
+    from common.storage import atomic_write
+    from interchange.results import save_evaluation, standings_csv
 
-    results = []
-    for result in Parallel(n_jobs=config.jobs, return_as="generator")(
-        delayed(backend.rollout_job)(config, *job) for job in jobs
-    ):
-        results.append(result)
-        progress.advance()
-    return results
+    save_evaluation(folder / "evaluation.h5", rows, dataclasses.asdict(config), backend.CREATED_BY)
+    compared = compare(summarise(rows), rows)
+    atomic_write(folder / "standings.csv", standings_csv(standing_groups(compared)))
+    if not config.report:
+        return
+    from common.comparison import write_comparison
+
+    try:
+        write_comparison(folder / "report.html", compared, rows, config.problem)
+    except ImportError as error:
+        _LOG.warning("report.html is not written: %s; install matplotlib, or give --no-report", error)
+
+
+def _gradient_seconds(loaded: "Mapping[str, Source]", task: "Task", backend: "Backend") -> float:
+    """Seconds of a gradient, roughly; the first one includes reading data and compiling."""
+    source = next(iter(loaded.values()))
+    for _ in range(2):
+        started = time.perf_counter()
+        backend.stepper(source, source.spec.middle, task)
+    return time.perf_counter() - started
+
+
+def _times(
+    tested: Tested, loaded: "Mapping[str, Source]", task: "Task", backend: "Backend"
+) -> dict[str, tuple[float, float]]:
+    """Milliseconds of a step and floats of state per parameter; nan where an optimizer cannot be built."""
+    steppers = {}
+    for text, source in loaded.items():
+        grid = tested.grids[text]
+        try:
+            steppers[text] = backend.stepper(source, grid.best(max(grid.horizons)), task)
+        except Exception as error:  # its cells have failed and say so; the others' times are wanted
+            _LOG.warning("%s is not timed on %s: %s", text, task.instance.problem.name, error)
+    return dict.fromkeys(loaded, (math.nan, math.nan)) | time_optimizers(steppers)
 
 
 def time_optimizers(
@@ -206,9 +233,16 @@ def main(command: Callable[[EvaluateConfig], Any], name: str, argv: Sequence[str
 
     def body(config: EvaluateConfig) -> None:
         rows = command(config)
-        if not config.quiet:
-            print(summary_text(summarise(rows, config.steps)))
-            print(f"evaluation: {Path(config.out or f'runs/evaluation-{config.problem}') / 'evaluation.h5'}")
+        if config.quiet:
+            return
+        summary = summarise(rows)
+        problems = list(dict.fromkeys(row.problem for row in summary))
+        for problem in problems:
+            heading = f"{problem}\n" if len(problems) > 1 else ""
+            print(heading + summary_text([row for row in summary if row.problem == problem]) + "\n")
+        if text := standings_text(standing_groups(compare(summary, rows))):
+            print(text + "\n")
+        print(f"evaluation: {folder_of(config) / 'evaluation.h5'}")
 
     return run_command(
         EvaluateConfig,

@@ -70,7 +70,7 @@ def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
     if spec.cosine:  # outputs are recorded before the learning rate
         raise L2OError(f"{config.source}: expected a constant lr to record at; leave cosine out")
     if spec.kind == "baseline" and not BASELINES[spec.target].coordinatewise:
-        raise L2OError(f"{config.source}: expected an optimizer that works on each coordinate alone; take another")
+        raise L2OError(f"{config.source}: expected an optimizer that works coordinate by coordinate")
     run = Path(spec.target if spec.kind == "teacher" else "runs")
     if not config.problem and spec.kind == "teacher" and (run / "config.json").is_file():
         from common.runs import RunFolder
@@ -140,8 +140,8 @@ def _network(
         network, given = backend.rule_network(loaded, config.device), loaded.features
         if network.shrink:
             raise L2OError(
-                f"{config.source}: expected a rule over gradient features, got one with weight decay, which reads "
-                "theta; leave '- constant * theta' out"
+                f"{config.source}: expected a rule over gradient features, got one with weight decay, which "
+                "reads theta; leave '- constant * theta' out"
             )
         return network, {n: to_text(given[n]) if n in given else "g" for n in network.features.names}
     network = backend.teacher_network(loaded.row, loaded.weights, config.dtype, config.device)

@@ -51,13 +51,13 @@ def train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None" = None)
         folder = RunFolder(name, resume=True)
         saved = from_dict(TrainConfig, folder.config(), f"{name}/config.json")
         device = config.device if config.device != TrainConfig.device else saved.device
-        now = {"quiet": config.quiet, "device": device, "resume": name}
+        now = {"quiet": config.quiet, "device": device, "resume": name, "jobs": config.jobs}
         config = dataclasses.replace(saved, data_dir=config.data_dir or saved.data_dir, **now)
     given = _given(config)
     teacher = _row(config, given)
     config = dataclasses.replace(config, teacher=teacher.name)
     if not config.resume:
-        name = config.out or f"runs/{teacher.name}-{config.problem}-{config.seed}"
+        name = config.out or f"runs/{teacher.name}-{_shown(config.problem)}-{config.seed}"
         folder = RunFolder(name, create=True, overwrite=config.overwrite)
     if tasks is not None:
         config = dataclasses.replace(config, problem="")
@@ -68,7 +68,8 @@ def train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None" = None)
     weights = given.weights if given else initial_weights(teacher, config.seed, config.weights)
     network = backend.teacher_network(teacher, weights, config.dtype, config.device)
     trainer = backend.MetaTrainer(network, config, tasks=tasks, folder=folder)
-    trainer.task("meta_train", 0)  # missing data are found before anything is written
+    for number in range(len(trainer.schedule.problems)):
+        trainer.task("meta_train", number)  # missing data are found before anything is written
     with Interrupt() as interrupt, folder:
         if config.resume:
             trainer.restore()
@@ -82,6 +83,12 @@ def train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None" = None)
             save_weights(folder.file("teacher.h5"), teacher, trainer.best, backend.CREATED_BY)
     code = 0 if finished else interrupt.exit_code
     return Run(folder.path, teacher, trainer.best, trainer.history, code)
+
+
+def _shown(problem: str) -> str:
+    """Of one problem its name, of several the first and how many more, for a folder's name."""
+    first, *others = problem.split(",")
+    return f"{first}+{len(others)}" if others else first
 
 
 def _given(config: TrainConfig) -> "Teacher | None":
@@ -138,5 +145,5 @@ def main(command: Callable[[TrainConfig], Any], name: str, argv: Sequence[str] |
         argv,
         prog=f"python -m {name}_impl.train",
         description="Meta-train an LSTM optimizer (teacher) and write it to a run folder.",
-        alone={"resume": ("quiet", "device", "data_dir")},
+        alone={"resume": ("quiet", "device", "data_dir", "jobs")},
     )

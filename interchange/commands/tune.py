@@ -23,15 +23,22 @@ _INFINITE = 1e308  # how a rule file, which is JSON, says that a rollout diverge
 
 def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -> "Rule":
     """``torch_impl.tune`` and ``tf_impl.tune``: tune the constants of a rule."""
+    from interchange.decay import with_schedule, with_weight_decay
     from interchange.rule import Rule
 
     rule = Rule.load(config.rule)
     out = output_file(config)
     if out.exists() and not config.overwrite:
         raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
+    digest = rule.sha256
+    rule = rule.with_constants(dict(_constant(text) for text in config.constants))
+    if config.schedule:
+        rule = with_schedule(rule, config.schedule)
+    if config.weight_decay:
+        rule = with_weight_decay(rule, config.weight_decay)
     if not rule.constants:
         raise L2OError(f"{config.rule}: expected a rule with constants to tune, got none")
-    network = backend.rule_network(rule, config.device)
+    network = backend.rule_network(rule, config.device, factors(config))
     trainer = backend.MetaTrainer(network, config, rates=network.rates, tasks=tasks)
     trainer.run(label="tune", quiet=config.quiet)
     if math.isinf(trainer.best_score):
@@ -42,8 +49,9 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
         "problem": config.problem,
         "epochs": config.epochs,
         "epoch_length": config.epoch_length,
-        "seed": config.seed,
-        "from_sha256": rule.sha256,
+        "settings": _settings(config),
+        "from_sha256": digest,
+        "from_constants": rule.constants,
         "validation": {
             "before": min(trainer.first_score, _INFINITE),
             "best": trainer.best_score,
@@ -58,18 +66,51 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
     return tuned
 
 
+def factors(config: Any) -> tuple[str, ...]:
+    """The problems that have a factor of their own on the update: none, or all of ``--problem``.
+
+    Raises:
+        L2OError: asked for with another estimator than evolution strategies.
+    """
+    if not getattr(config, "factors", False):
+        return ()
+    if config.estimator != "es":
+        raise L2OError(f"--factors needs --estimator es, got {config.estimator}; leave it out")
+    return tuple(config.problem.split(","))
+
+
 def output_file(config: TuneConfig) -> Path:
     """``config.out``, or ``tuned.json`` beside the rule."""
     return Path(config.out or Path(config.rule).parent / "tuned.json")
+
+
+def _constant(text: str) -> tuple[str, float]:
+    """``c0=-0.5`` -> (``c0``, -0.5)."""
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise L2OError(f"--constants: expected NAME=NUMBER, got {text!r}") from None
+
+
+def _settings(config: TuneConfig) -> dict[str, Any]:
+    """What the result depends on, as the flags that say so."""
+    places = ("out", "data_dir", "device", "quiet", "overwrite", "jobs")
+    values = dataclasses.asdict(config) | {key: Path(getattr(config, key)).name for key in ("rule", "start")}
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return {k: v for k, v in values.items() if k not in places and v != defaults[k]}
 
 
 def main(command: Callable[[TuneConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
     """The command line of ``command``, the function of the backend called ``name``; the exit code."""
 
     def body(config: TuneConfig) -> None:
-        validation = command(config).provenance["tuned"]["validation"]
+        rule = command(config)
+        record = rule.provenance["tuned"]
         if not config.quiet:
+            validation, before = record["validation"], rule.with_constants(record["from_constants"])
             print(f"validation loss {validation['before']:.4g} -> {validation['best']:.4g}")
+            print(f"before: {before.latex()}\nafter:  {rule.latex()}")
             print(f"tuned rule: {output_file(config)}")
 
     return run_command(

@@ -1,14 +1,28 @@
-"""Evolution strategies against what they estimate."""
+"""Evolution strategies, whole and persistent, against what they estimate; in worker processes too."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-import torch
 
+from common.config import TrainConfig, TuneConfig
 from common.problems import PROBLEMS, Instance
+from common.teachers import TEACHERS, initial_weights
 from interchange import Rule
-from torch_impl.estimators import LAST_SHARE, evolution, objective
-from torch_impl.problems import ProblemTask
-from torch_impl.symbolic import RuleNetwork
+from interchange.commands.evolution import objective
+
+torch = pytest.importorskip("torch")
+
+from torch_impl import unroll  # noqa: E402
+from torch_impl.estimators import Persistent, evolution  # noqa: E402
+from torch_impl.meta import MetaTrainer  # noqa: E402
+from torch_impl.problems import ProblemTask  # noqa: E402
+from torch_impl.symbolic import RuleNetwork  # noqa: E402
+from torch_impl.teachers import TeacherNetwork  # noqa: E402
 
 STEPS, SIGMA = 10, 0.1
 SCALES = {"c0": 0.05, "c1": 1.0}
@@ -26,13 +40,7 @@ def value_at(moves: dict[str, float]) -> float:
     net = network()
     for name, w in net.weights.items():
         w += moves[name]
-    return objective(task(0), net, STEPS)[0]
-
-
-def test_the_objective_is_the_mean_of_the_last_losses():
-    value, losses = objective(task(0), network(), STEPS)
-    assert len(losses) == STEPS
-    assert value == pytest.approx(losses[-round(LAST_SHARE * STEPS) :].mean(), rel=1e-14)
+    return objective(unroll.rollout(task(0), net, STEPS)[:-1])
 
 
 def test_evolution_estimates_the_slope_of_the_smoothed_objective():
@@ -68,6 +76,114 @@ def test_evolution_leaves_the_weights_as_they_were_and_repeats_itself():
 def test_a_rollout_that_diverges_counts_as_ten_times_its_first_loss():
     net = network()
     net.weights["c0"].fill_(1e12)
-    value, losses = objective(task(0), net, 60)
+    losses = unroll.rollout(task(0), net, 60)
     assert not np.isfinite(losses).all()
-    assert value == pytest.approx(10.0 * losses[0])
+    assert objective(losses) == pytest.approx(10.0 * losses[0])
+    grads, losses = evolution(task, net, 60, SCALES, np.random.default_rng(0), 1, SIGMA)
+    assert not np.isfinite(losses).all()
+    assert all(bool(torch.isfinite(g)) for g in grads.values())
+
+
+def test_evolution_is_unbiased_where_the_loss_is_quadratic_in_the_weights():
+    """One step of a rule that is linear in its constants, on a quadratic: smoothing changes no gradient."""
+    net = RuleNetwork(Rule.from_text("c0 * g + c1 * sign(g)", constants={"c0": -1.0, "c1": -0.02}))
+    one = task(3)
+    at = unroll.start(one, net)
+    _, _, gradients, inputs = unroll.advance(one, net, at, 1)
+    exact = unroll.meta_gradient(net, at.state, inputs, unroll.cotangents(gradients, "last"))
+    scales = {"c0": 1.0, "c1": 0.05}
+    draws = []
+    for draw in range(20):
+        grads, _ = evolution(lambda pair: one, net, 2, scales, np.random.default_rng(draw), 25, 0.1)
+        draws.append([float(grads[name]) for name in scales])
+    mean, error = np.mean(draws, 0), np.std(draws, 0, ddof=1) / np.sqrt(len(draws))
+    for k, name in enumerate(scales):
+        assert abs(mean[k] - float(exact[name])) < 3.5 * error[k]
+        assert abs(mean[k]) > 5.0 * error[k]
+
+
+def test_persistent_evolution_estimates_the_slope_of_the_mean_loss_of_a_whole_epoch():
+    net, length, piece = network(), 12, 3
+    draws = []
+    for draw in range(20):
+        particles = Persistent(task, net, SCALES, 1e-3, 8, np.random.default_rng(draw), horizon=length)
+        pieces = [particles.advance(piece)[0] for _ in range(0, length, piece)]
+        draws.append([sum(float(g[name]) for g in pieces) for name in SCALES])
+    mean, error = np.mean(draws, 0), np.std(draws, 0, ddof=1) / np.sqrt(len(draws))
+
+    def value(name, h):
+        moved = network()
+        moved.weights[name] += h
+        return np.mean([unroll.rollout(task(pair), moved, length)[1:].mean() for pair in range(8)])
+
+    for k, name in enumerate(SCALES):
+        h = 1e-4 * SCALES[name]
+        slope = (value(name, h) - value(name, -h)) / (2.0 * h)
+        assert abs(mean[k] - slope) < 3.5 * error[k]
+    assert abs(mean[0]) > 5.0 * error[0]
+
+
+def test_persistent_particles_go_on_where_they_stood_and_leave_the_weights_alone():
+    net = network()
+    before = {name: w.clone() for name, w in net.weights.items()}
+    particles = Persistent(task, net, SCALES, 1e-12, 2, np.random.default_rng(0))
+    losses = np.concatenate([particles.advance(steps)[1] for steps in (4, 4, 2)])
+    np.testing.assert_allclose(losses, unroll.rollout(task(1), net, 10)[:-1], rtol=1e-9)
+    assert all(torch.equal(net.weights[name], before[name]) for name in before)
+    net.weights["c0"].fill_(0.0)  # the next piece is around the weights as they are then
+    _, stands = particles.advance(3)
+    np.testing.assert_allclose(stands, stands[0], rtol=1e-9)
+
+
+def test_an_error_on_the_way_leaves_the_weights_as_they_were():
+    net = network()
+    before = {name: w.clone() for name, w in net.weights.items()}
+
+    def fails(pair):
+        if pair == 1:
+            raise ValueError("no such optimizee")
+        return task(pair)
+
+    with pytest.raises(ValueError, match="no such optimizee"):
+        evolution(fails, net, STEPS, SCALES, np.random.default_rng(0), 2, SIGMA)
+    assert all(torch.equal(net.weights[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("estimator", ["es", "pes"])
+@pytest.mark.parametrize("what", ["rule", "teacher"])
+def test_worker_processes_change_no_number(what, estimator):
+    shared = {"epochs": 2, "epoch_length": 6, "unroll": 4, "pairs": 3, "validate_every": 1}
+    shared |= {"validation_tasks": 1, "estimator": estimator, "dtype": "float64", "lr": 0.01}
+    found = []
+    for jobs in (1, 2):
+        if what == "rule":
+            net = RuleNetwork(Rule.named("nesterov"))
+            config = TuneConfig(problem="quadratic,lasso", **shared)
+        else:
+            row = dataclasses.replace(TEACHERS["rp_s"], scale=0.02)
+            net = TeacherNetwork(row, initial_weights(row, 0), torch.float64)
+            config = TrainConfig(problem="digits-mlp", random_scaling=1.0, batch_size=8, **shared)
+        trainer = MetaTrainer(net, dataclasses.replace(config, jobs=jobs), rates=getattr(net, "rates", None))
+        assert trainer.run(label="test", quiet=True)
+        found.append(([row["loss"] for row in trainer.history], dict(net.weights)))
+    (losses, weights), (others, moved) = found
+    assert losses == others
+    assert all(torch.equal(w, moved[name]) for name, w in weights.items())
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_the_workers_too_and_still_leaves_a_checkpoint(tmp_path):
+    """A terminal sends it to the whole group; a worker that died of it would take the epoch with it."""
+    flags = "--problem digits-mlp --estimator es --pairs 2 --jobs 2 --epochs 9999 --epoch-length 20"
+    line = [sys.executable, "-m", "torch_impl.train", *flags.split(), "--validate-every", "0", "--out", "run"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run = subprocess.Popen(line, cwd=tmp_path, start_new_session=True, **pipes)
+    try:
+        assert "1/9999" in run.stdout.readline()
+        os.killpg(run.pid, signal.SIGINT)
+        told, _ = run.communicate(timeout=60)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 130
+    assert "--resume run" in told

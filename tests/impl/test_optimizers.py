@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common import reference
-from common.baselines import BASELINES
+from common.baselines import BASELINES, baseline_names
 from common.errors import L2OError
 from common.problems import PROBLEMS, Instance
 from common.teachers import TEACHERS, initial_weights
@@ -116,7 +116,7 @@ def test_losses_equal_the_functional_rollout(name, lr):
     assert abs(losses[-1] - losses[0]) > 1e-3
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", baseline_names("tf"))  # of Muon, whose matrices are bfloat16, see test_muon
 @pytest.mark.parametrize("unusual", [False, True], ids=["defaults", "unusual settings"])
 def test_every_baseline_equals_the_oracle(name, unusual):
     options = dict(BASELINES[name].options)
@@ -128,6 +128,7 @@ def test_every_baseline_equals_the_oracle(name, unusual):
             "beta1": 0.6,
             "beta2": 0.85,
             "weight_decay": 0.2,
+            "momentum_decay": 0.3,
         }
         options = {key: values[key] for key in options if name != "sgd"} or options
     params, grads = parameters(), gradients(60)
@@ -139,6 +140,22 @@ def test_every_baseline_equals_the_oracle(name, unusual):
         thetas = [oracle.step(x, g) for oracle, x, g in zip(oracles, thetas, row, strict=True)]
         for p, x in zip(params, thetas, strict=True):
             np.testing.assert_allclose(p.detach().numpy(), x, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nadamw_is_torchs_but_for_the_rounding_of_its_product(dtype):
+    params, others = ([torch.nn.Parameter(p.detach().to(dtype)) for p in parameters()] for _ in range(2))
+    mine = baselines.make("nadamw", params, 0.01, {"weight_decay": 0.1})
+    theirs = torch.optim.NAdam(others, 0.01, weight_decay=0.1, decoupled_weight_decay=True)
+    for row in gradients(50):
+        feed(mine, params, [row])
+        feed(theirs, others, [row])
+    for p, q in zip(params, others, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=1e-5, atol=1e-6)
+        assert mine.state[p].keys() == theirs.state[q].keys()
+        assert {k: v.shape for k, v in mine.state[p].items()} == {
+            k: v.shape for k, v in theirs.state[q].items()
+        }
 
 
 def test_adam_as_a_rule_is_torchs_adam():

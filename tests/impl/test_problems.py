@@ -35,6 +35,7 @@ def numpy_function(name: str, x: np.ndarray, a: np.ndarray, b: np.ndarray, c: np
         values.append(
             {
                 "quadratic": square,
+                **{f"quadratic-k{condition}": square for condition in (10, 100, 1000)},
                 "lasso": 0.5 * square + 0.005 * np.abs(x_k).sum(),
                 "rastrigin": 0.5 * square - 10 * waves + 10 * len(x_k),
                 "square-cos": square - 10 * waves + 10 * len(x_k),
@@ -49,7 +50,9 @@ def test_a_function_is_its_formula(name):
     x = np.random.default_rng(0).normal(size=(128, 10))
     task = ProblemTask(given, torch.float64)
     loss, _ = value_and_gradient(task, torch.from_numpy(x.ravel()), 3)
-    assert float(loss) == pytest.approx(numpy_function(name, x, *given.constants()), rel=1e-12)
+    a, b, c = given.constants()
+    b = b if given.noise(3) is None else b + given.noise(3)
+    assert float(loss) == pytest.approx(numpy_function(name, x, a, b, c), rel=1e-12)
     assert (task.names, task.shapes, task.buffers) == (("x",), ((128, 10),), {})
 
 
@@ -61,6 +64,20 @@ def test_the_quadratic_equals_the_oracle():
     expected = reference.quadratic(*given.constants()[:2])(theta, 3)
     assert float(loss) == pytest.approx(expected[0], rel=1e-12)
     np.testing.assert_allclose(gradient.numpy(), expected[1], rtol=1e-12, atol=1e-14)
+
+
+def test_the_gradients_noise_has_the_hessians_covariance():
+    """2 A^T A is the Hessian of ||A x - b||^2, and 4 noise^2 A^T A the covariance of its gradient's noise."""
+    row = dataclasses.replace(PROBLEMS["quadratic-k10"], batch_size=2)
+    given = Instance(row, 4)
+    task, a = ProblemTask(given, torch.float64), given.constants()[0]
+    theta = torch.from_numpy(np.random.default_rng(0).normal(size=20))
+    gradients = np.stack([value_and_gradient(task, theta, step)[1].numpy() for step in range(3000)])
+    noise = 2.0 * gradients.reshape(-1, 2, 10)  # the loss is the mean of two
+    for k in range(2):
+        expected = 4 * 0.1**2 * a[k].T @ a[k]
+        found = np.cov(noise[:, k], rowvar=False)
+        assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize(

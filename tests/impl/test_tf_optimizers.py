@@ -114,6 +114,9 @@ CONFIGURED = {
     "sgd": lambda: torch_formulas.SGD(0.01, 0.9, nesterov=True),
     "rmsprop": lambda: torch_formulas.RMSprop(0.01, 0.9),
     "adam": lambda: torch_formulas.Adam(0.01, beta1=0.8, eps=1e-3),
+    "adagrad": lambda: torch_formulas.Adagrad(0.01, eps=1e-3),
+    "nadamw": lambda: torch_formulas.NAdam(0.01, 0.8, weight_decay=0.1, momentum_decay=0.01),
+    "schedule-free": lambda: baselines.ScheduleFree(0.01, 0.8, eps=1e-3, weight_decay=0.1),
 }
 
 
@@ -123,7 +126,17 @@ def test_keras_own_serialization_test(make):
     again = TestCase().run_class_serialization_test(optimizer)
     text = json.dumps(optimizer.get_config(), allow_nan=False)
     assert type(optimizer).from_config(json.loads(text)).get_config() == optimizer.get_config()
-    for name in ("momentum", "beta1", "eps", "alpha", "nonfinite", "clipnorm", "weight_decay", "name"):
+    for name in (
+        "momentum",
+        "beta1",
+        "eps",
+        "alpha",
+        "nonfinite",
+        "clipnorm",
+        "weight_decay",
+        "momentum_decay",
+        "name",
+    ):
         assert getattr(again, name, None) == getattr(optimizer, name, None)
 
 

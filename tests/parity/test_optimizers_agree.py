@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common import reference
-from common.baselines import BASELINES, parse_spec
+from common.baselines import BASELINES, baseline_names, parse_spec
 from common.teachers import TEACHERS, initial_weights
 from interchange.rule import Rule
 from interchange.trajectories import Trajectories, load_trajectories
@@ -145,7 +145,7 @@ def test_bfloat16_parameters_are_computed_in_float32(name):
     assert_close(got, want, 2**-7, 1e-5)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", baseline_names("tf"))
 @pytest.mark.parametrize("unusual", [False, True], ids=["defaults", "unusual settings"])
 def test_baselines_agree_with_torch_and_the_oracle_over_200_steps(name, unusual):
     options = dict(BASELINES[name].options)
@@ -157,6 +157,7 @@ def test_baselines_agree_with_torch_and_the_oracle_over_200_steps(name, unusual)
             "beta1": 0.6,
             "beta2": 0.85,
             "weight_decay": 0.2,
+            "momentum_decay": 0.3,
         }
         options = {key: values[key] for key in options if name != "sgd"} or options
     given = options if unusual else None
@@ -168,6 +169,64 @@ def test_baselines_agree_with_torch_and_the_oracle_over_200_steps(name, unusual)
     for row, g in zip(got, grads, strict=True):
         thetas = [oracle.step(x, y) for oracle, x, y in zip(oracles, thetas, g, strict=True)]
         assert_close([row], [thetas], 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("name", baseline_names("tf"))
+def test_baselines_agree_in_float32_to_its_rounding(name):
+    want = by_torch(lambda p: torch_baselines.make(name, p, 0.01), gradients(20), torch.float32)
+    got = by_keras(lambda p: tf_baselines.make(name, p, 0.01), gradients(20), "float32")
+    assert_close(got, want, 1e-5, 1e-5)
+
+
+def floats(name: str) -> tuple[int, float]:
+    """Floats of state beside step counters after a step: in torch, and in Keras per tensor and parameter."""
+    params = [torch.nn.Parameter(torch.tensor(a)) for a in start()]
+    optimizer = torch_baselines.make(name, params, 0.01)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    kept = [
+        v for state in optimizer.state.values() for k, v in state.items() if k != "step" and v is not None
+    ]
+    variables = [keras.Variable(a, dtype="float64") for a in start()]
+    mine = [v for v in tf_baselines.make(name, variables, 0.01).variables if not v.name.endswith("step")]
+    mine = [v for v in mine if v.name not in ("iteration", "learning_rate")]
+    return sum(v.numel() for v in kept), sum(int(np.prod(v.shape)) for v in mine)
+
+
+@pytest.mark.parametrize("name", baseline_names("tf"))
+def test_baselines_keep_as_much_state_in_both(name):
+    """One or two floats per parameter, and NAdam's product of momenta per tensor."""
+    size, tensors = sum(int(np.prod(shape)) for shape in SHAPES), len(SHAPES)
+    expected = {"sgd": 0, "adam": 2, "adamw": 2, "schedule-free": 2, "nadamw": 2 + tensors / size}
+    assert floats(name) == (expected.get(name, 1) * size,) * 2
+
+
+def test_schedule_free_agrees_where_the_learning_rate_falls():
+    """As the cosine of a SPEC has it fall; the authors' c stays 1 / t, lr being largest at the start."""
+    grads, rates = gradients(40), [0.05 * (1.0 + np.cos(np.pi * k / 40)) for k in range(40)]
+    params = [torch.nn.Parameter(torch.tensor(a)) for a in start()]
+    variables = [keras.Variable(a, dtype="float64") for a in start()]
+    theirs = torch_baselines.make("schedule-free", params, 0.1, {"weight_decay": 0.1})
+    ours = tf_baselines.make("schedule-free", variables, 0.1, {"weight_decay": 0.1})
+    xs, zs, v = start(), start(), [np.zeros(shape) for shape in SHAPES]
+    for k, (row, lr) in enumerate(zip(grads, rates, strict=True)):
+        theirs.param_groups[0]["lr"] = lr
+        ours.learning_rate = lr
+        for p, g in zip(params, row, strict=True):
+            p.grad = torch.tensor(np.asarray(g))
+        theirs.step()
+        ours.apply([tf.constant(g) for g in row], variables)
+        for i, g in enumerate(row):
+            y = 0.1 * zs[i] + 0.9 * xs[i]
+            v[i] = 0.999 * v[i] + 0.001 * g * g
+            zs[i] = zs[i] - lr * (g / (np.sqrt(v[i] / (1 - 0.999 ** (k + 1))) + 1e-8) + 0.1 * y)
+            xs[i] = xs[i] + (zs[i] - xs[i]) / (k + 1)
+            want = 0.1 * zs[i] + 0.9 * xs[i]
+            np.testing.assert_allclose(params[i].detach().numpy(), want, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(variables[i].numpy(), want, rtol=1e-12, atol=1e-12)
+            e = theirs.state[params[i]]["e"].numpy()
+            np.testing.assert_allclose(want + (1 / 0.9 - 1) * e, xs[i], rtol=1e-11, atol=1e-12)
 
 
 SPECS = ["adam:lr=0.03", "sgd:lr=0.1,momentum=0.5", "teacher:rp_s,lr=0.5", "rule:RULE,lr=0.7"]
@@ -184,7 +243,10 @@ def test_sources_are_the_same_optimizers(text, tmp_path):
     assert_close(got, want, 1e-10, 1e-12)
 
 
-@pytest.mark.parametrize("text", ["nesterov:momentum=0", "adam:beta1=1", "adamw:beta2=2"])
+@pytest.mark.parametrize(
+    "text",
+    ["nesterov:momentum=0", "adam:beta1=1", "adamw:beta2=2", "nadamw:beta2=1", "schedule-free:beta1=1"],
+)
 def test_sources_refuse_the_same_options(text):
     for sources in (tf_sources, torch_sources):
         with pytest.raises(ValueError, match=f"^{text}: "):

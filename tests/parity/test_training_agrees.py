@@ -81,6 +81,40 @@ def test_scaled_tasks_with_a_convex_term_train_alike():
     agree(settings("rp_s", "digits-mlp", random_scaling=2.0, convex=True, coordinates=0.3, loss="last"))
 
 
+MORE = {
+    "mix": {"problem": "quadratic,digits-mlp", "tasks": 2},
+    "imitation": {"imitation": 1.0, "coordinates": 0.5},
+    "imitation of rnnprop": {"imitation": 1.0, "teacher": "rnnprop", "seed": 8},
+    "second order": {"estimator": "second", "unroll": 10},
+    "es": {"estimator": "es", "pairs": 2},
+    "pes": {"estimator": "pes", "pairs": 2, "problem": "quadratic,lasso"},
+}
+
+
+@pytest.mark.parametrize("fields", MORE.values(), ids=MORE)
+def test_every_kind_of_epoch_trains_alike(fields):
+    """Losses, validation and weights, also averaged ones, after two epochs."""
+    given = {"epochs": 2, "epoch_length": 40, "batch_size": 32, "seed": 5, "dtype": "float64"}
+    given |= {"teacher": "rp_s", "problem": "digits-mlp", "validate_every": 1, "validation_tasks": 1}
+    config = TrainConfig(**given | {"average": 1.0} | fields)
+    found = {}
+    for name, (package, dtype) in BACKENDS.items():
+        weights = initial_weights(TEACHERS[config.teacher], config.seed)
+        network = package.teachers.TeacherNetwork(TEACHERS[config.teacher], weights, dtype)
+        found[name] = trainer = package.meta.MetaTrainer(network, config)
+        trainer.run(label="", quiet=True)
+    one, other = found.values()
+    assert one.updates == other.updates > 0 and one.summed.keys() == network.weights.keys()
+    for row, its in zip(one.history, other.history, strict=True):
+        assert its.keys() == row.keys() and its.get("imitates") == row.get("imitates")
+        for key in row.keys() - {"seconds", "imitates"}:
+            assert its[key] == pytest.approx(row[key], rel=1e-6), key
+    for name, value in one._weights().items():
+        np.testing.assert_allclose(other._weights()[name], value, rtol=0, atol=1e-8, err_msg=name)
+        np.testing.assert_allclose(other.summed[name], one.summed[name], rtol=0, atol=1e-8, err_msg=name)
+    assert any(np.abs(value - weights[name]).max() > 1e-4 for name, value in one._weights().items())
+
+
 @pytest.mark.parametrize(("first", "second"), [(torch_impl, tf_impl), (tf_impl, torch_impl)])
 def test_one_backend_goes_on_with_the_others_checkpoint(first, second, tmp_path):
     """Cut in the middle of the third epoch by a signal, resumed in the other framework."""

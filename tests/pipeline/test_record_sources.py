@@ -66,12 +66,13 @@ TORCHS = {
     "momentum": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9),
     "nesterov": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, nesterov=True),
     "rmsprop": lambda p, lr: torch.optim.RMSprop(p, lr),
+    "adagrad": lambda p, lr: torch.optim.Adagrad(p, lr),
     "adam": lambda p, lr: torch.optim.Adam(p, lr),
     "adamw": lambda p, lr: torch.optim.AdamW(p, lr),
 }
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", [name for name, row in BASELINES.items() if row.coordinatewise])
 def test_every_baseline_is_recorded_on_digits_mlp(name, tmp_path):
     for run in recorded(tmp_path / "t.h5", f"{name}:lr=0.01", "--problem", "digits-mlp"):
         assert (run.source_kind, run.problem, run.outcome) == ("baseline", "digits-mlp", "ok")
@@ -82,6 +83,14 @@ def test_every_baseline_is_recorded_on_digits_mlp(name, tmp_path):
             want = stepwise(TORCHS[name]([theta], 0.01), theta, run.g)
             np.testing.assert_allclose(0.01 * run.y, want, rtol=1e-7, atol=1e-14)
         assert run.loss[-1] < run.loss[0]
+
+
+def test_an_optimizer_of_whole_matrices_is_refused(tmp_path, capsys):
+    """One long vector, as recording has it, would be another optimizer's trajectory."""
+    assert main(["muon:lr=0.1", "--problem", "digits-mlp", "--out", str(tmp_path / "t.h5"), *SMALL]) == 2
+    err = capsys.readouterr().err
+    assert "muon:lr=0.1: expected an optimizer that works coordinate by coordinate" in err
+    assert err.count("\n") == 1 and not (tmp_path / "t.h5").exists()
 
 
 SOURCES = {

@@ -18,6 +18,8 @@ EXEMPTIONS: dict[tuple[str, str], str] = {
     ("optimizers.py", "LearnedOptimizer.__init__"): "torch takes params and lr, Keras learning_rate",
     ("baselines.py", "Lion.__init__"): "torch takes params and lr, Keras learning_rate",
     ("baselines.py", "Lion.step"): "Keras optimizers are stepped by apply, which their base class has",
+    ("baselines.py", "ScheduleFree.__init__"): "torch takes params and lr, Keras learning_rate",
+    ("baselines.py", "ScheduleFree.step"): "Keras optimizers are stepped by apply, as Lion's",
     ("rollout.py", "updater"): "TensorFlow compiles an optimizer's update, torch calls step",
     ("rollout.py", "loss_and_gradients"): "torch has backward",
     ("recorder.py", "Recorder"): "torch has step hooks, Keras fit",

@@ -9,6 +9,7 @@ from common.baselines import BASELINES
 from common.datasets import DATASETS
 from common.features import FEATURES
 from common.problems import PROBLEMS
+from common.suites import SUITES
 from common.teachers import TEACHERS
 
 FILE = Path(gallery.__file__).with_name("GALLERY.md")
@@ -28,10 +29,20 @@ def test_every_row_of_a_table_is_a_line_of_its_own(table):
         assert f"| `{name}`" in starts
 
 
+def test_every_entry_of_a_suite_is_shown():
+    lines = [line for line in gallery.page().splitlines() if line.startswith("| `suite:")]
+    for name, entries in SUITES.items():
+        for entry in entries:
+            (line,) = (row for row in lines if row.startswith(f"| `suite:{name}` | `{entry.problem}` | "))
+            steps, trained = line.strip("| ").split(" | ")[2:]
+            assert f"{entry.steps:,}" in steps.split(", ")
+            assert trained == ("yes" if entry.trained_on else "no")
+
+
 def test_the_tables_are_rectangular():
     page = gallery.page().replace("\\|", "")
     blocks = [block.splitlines() for block in page.split("\n\n") if block.startswith("| ")]
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for lines in blocks:
         assert lines[1].replace("|", "").replace("-", "").strip() == ""
         assert len({line.count("|") for line in lines}) == 1

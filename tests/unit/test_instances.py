@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_problem_and_another_seed_another():
     assert len({tuple(start) for start in drawn}) == len(drawn)  # no tensor repeats another
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not PROBLEMS[name].condition])
 def test_the_constants_of_a_function_are_normal_and_fixed_by_the_seed(name):
     row = PROBLEMS[name]
     a, b, c = Instance(row, 1).constants()
@@ -68,6 +68,42 @@ def test_the_constants_of_a_function_are_normal_and_fixed_by_the_seed(name):
         assert part.std() == pytest.approx(1.0, rel=5 / np.sqrt(2 * part.size))
     assert not np.array_equal(b, c)
     assert Instance(row, 1).batch_indices(0) is None
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if PROBLEMS[name].condition])
+def test_the_matrices_of_a_conditioned_quadratic_have_their_condition_in_random_directions(name):
+    row = PROBLEMS[name]
+    assert name == f"quadratic-k{row.condition:g}"
+    a, b, c = Instance(row, 1).constants()
+    assert (a.shape, b.shape, c.shape) == ((128, 10, 10), (128, 10), (128, 10))
+    u, s, v = np.linalg.svd(a)
+    np.testing.assert_allclose((s[:, 0] / s[:, -1]) ** 2, row.condition, rtol=1e-9)
+    np.testing.assert_allclose(s[:, 1:] / s[:, :-1], row.condition ** (-0.5 / 9), rtol=1e-9)
+    np.testing.assert_allclose((s**2).sum(1), 10.0, rtol=1e-12)
+    for directions in (u[:, :, 0], v[:, 0], u[:, :, 5], v[:, 5]):  # uniform on the sphere
+        assert np.abs((directions**2).mean(0) - 0.1).max() < 0.05
+    drawn = np.concatenate([Instance(row, seed).constants()[0] for seed in range(8)])
+    assert np.abs(drawn.mean(0)).max() < 5 / np.sqrt(10 * len(drawn))
+    assert not np.array_equal(a, Instance(row, 2).constants()[0])
+    assert np.array_equal(a, Instance(row, 1).constants()[0])
+    # b and c are those of the plain quadratic.
+    plain = Instance(PROBLEMS["quadratic"], 1).constants()
+    assert np.array_equal(b, plain[1]) and np.array_equal(c, plain[2])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_noise_is_drawn_anew_at_every_step_and_fixed_by_seed_and_step(name):
+    row = PROBLEMS[name]
+    if not row.noise:
+        assert Instance(row, 1).noise(3) is None
+        return
+    drawn = [Instance(row, seed).noise(step) for seed, step in ((1, 3), (1, 3), (1, 4), (2, 3))]
+    assert np.array_equal(drawn[0], drawn[1]) and row.noise == 0.1
+    assert not any(np.array_equal(drawn[0], other) for other in drawn[2:])
+    for noise in drawn:
+        assert noise.shape == (128, 10) and abs(noise.mean()) < 5 * 0.1 / np.sqrt(1280)
+        assert noise.std() == pytest.approx(0.1, rel=5 / np.sqrt(2 * 1280))
+    assert Instance(dataclasses.replace(row, batch_size=5), 1).noise(0).shape == (5, 10)
 
 
 @pytest.mark.parametrize("r", [0.5, 3.0])

@@ -61,7 +61,10 @@ def test_summary(tmp_path):
         table = {row["optimizer"]: row for row in csv.DictReader(file)}
     adam = table["adam:lr=0.1"]
     columns = "optimizer problem horizon loss_mean low high seeds diverged lr ms_per_step"
-    assert list(adam) == [*columns.split(), "floats_per_parameter", "trials"]
+    columns += (
+        " floats_per_parameter trials test_loss accuracy trained_on best_baseline ratio ratio_low ratio_high"
+    )
+    assert list(adam) == [*columns.split(), "target", "steps_to_target", "seconds_to_target"]
     assert float(adam["loss_mean"]) == pytest.approx(np.mean([row.losses[10:].mean() for row in given[:3]]))
     assert float(adam["low"]) < float(adam["loss_mean"]) < float(adam["high"])
     numbers = {"horizon": 30, "seeds": 3, "diverged": 0, "lr": 0.1, "ms_per_step": 2.5, "trials": 9}

@@ -18,6 +18,7 @@ from common.errors import L2OError
 from common.features import ALIASES, FEATURES
 from common.problems import PROBLEMS, Instance, parameter_specs
 from common.registry import Registry
+from common.suites import SUITES
 from common.teachers import INITIAL_WEIGHTS, TEACHERS, TeacherRow, initial_weights, variant
 from interchange.emit import TARGETS
 from interchange.expression import to_text
@@ -37,6 +38,7 @@ TABLES = {
     "target": TARGETS,
     "initial weights": INITIAL_WEIGHTS,
     "shipped teacher": SHIPPED,
+    "suite": SUITES,
 }
 POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
 SETTINGS = {"beta1": 0.95, "beta2": 0.999, "eps": 1e-12, "p": 10.0}

@@ -1,0 +1,162 @@
+"""The forward meta-gradient against the reverse one, and the memory of both, in torch and in TensorFlow."""
+
+import importlib
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from common.errors import L2OError
+from common.problems import PROBLEMS, Instance
+from common.teachers import TEACHERS, initial_weights
+from interchange.decay import with_schedule, with_weight_decay
+from interchange.rule import Rule
+
+# name -> rule and a learning rate with which it descends
+RULES = {
+    "adam": (Rule.named("adam", eps=1e-4), 0.01),
+    "nesterov": (Rule.named("nesterov"), 0.01),
+    "lion": (Rule.named("lion"), 0.001),
+    "psi": (Rule.named("psi"), 1.0),
+    "dm_48": (Rule.named("dm_48"), 1.0),
+    "decay-and-schedule": (with_schedule(with_weight_decay(Rule.named("momentum"), 0.1), 0.02), 0.01),
+    "max": (
+        Rule.from_text("-c * ema(max(g, d), b) - e * abs(g)", {"c": 1.0, "d": 0.0, "b": 0.5, "e": 0.2}),
+        0.05,
+    ),
+}
+CASES = [
+    pytest.param(
+        backend,
+        name,
+        steps,
+        marks=[pytest.mark.slow] if (backend, steps) == ("tf", 200) and name != "nesterov" else [],
+    )
+    for backend in ("torch", "tf")
+    for name in RULES
+    for steps in (1, 20, 200)
+]
+MEMORY = """
+import json
+from common.problems import PROBLEMS, Instance
+from interchange.rule import Rule
+import {name}_impl.forward as forward, {name}_impl.unroll as unroll
+from {name}_impl.problems import ProblemTask
+from {name}_impl.symbolic import RuleNetwork
+from {name}_impl.tensors import DTYPES
+
+def peak():  # not ru_maxrss, which begins with that of the process before exec
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+task = ProblemTask(Instance(PROBLEMS["digits-mlp"], 0, batch_size=2), DTYPES["float64"])
+network = RuleNetwork(Rule.named("nesterov"))
+at, found = unroll.start(task, network), []
+for steps in (500, 20, 2000):  # the first fills the allocator's pools
+    forward.advance(task, network, at, forward.start(network, at), steps, "sum", 1e-3)
+    found.append(peak())
+_, _, gradients, inputs = unroll.advance(task, network, at, 2000, 1e-3)
+unroll.meta_gradient(network, at.state, inputs, unroll.cotangents(gradients, "sum"))
+print(json.dumps([*found[1:], peak()]))
+"""
+
+
+@pytest.fixture(scope="module", params=["torch", "tf"])
+def backend(request):
+    pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[request.param])
+    names = ("forward", "unroll", "problems", "symbolic", "teachers", "tensors")
+    modules = {name: importlib.import_module(f"{request.param}_impl.{name}") for name in names}
+    return SimpleNamespace(name=request.param, **modules)
+
+
+def digits(backend, dtype="float64"):
+    return backend.problems.ProblemTask(
+        Instance(PROBLEMS["digits-mlp"], 0, batch_size=16), backend.tensors.DTYPES[dtype]
+    )
+
+
+def reverse(backend, task, network, at, steps, lr):
+    """Losses of ``unroll``, and by loss the meta-gradient of one backward pass."""
+    _, losses, gradients, inputs = backend.unroll.advance(task, network, at, steps, lr)
+    keep, found = backend.unroll.kept(network, lr), {}
+    for loss in ("sum", "last"):
+        c = lr * backend.unroll.cotangents(gradients, loss, keep)
+        found[loss] = backend.unroll.meta_gradient(network, at.state, inputs, c)
+    return losses, found
+
+
+def assert_equal(got, expected, tolerance):
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float(got[name]) == pytest.approx(float(value), rel=tolerance, abs=1e-15), name
+
+
+@pytest.mark.parametrize(("backend", "name", "steps"), CASES, indirect=["backend"])
+def test_it_equals_the_reverse_meta_gradient(backend, name, steps):
+    rule, lr = RULES[name]
+    task, network = digits(backend), backend.symbolic.RuleNetwork(rule)
+    at = backend.unroll.start(task, network)
+    losses, expected = reverse(backend, task, network, at, steps, lr)
+    for loss in ("sum", "last"):
+        end, _, seen, got = backend.forward.advance(
+            task, network, at, backend.forward.start(network, at), steps, loss, lr
+        )
+        assert end.step == end.state.t == steps
+        np.testing.assert_allclose(seen, losses, rtol=1e-12)
+        assert_equal(got, expected[loss], 1e-9)
+        if name != "lion":  # whose sign has the derivative 0
+            assert any(float(value) for value in got.values())
+
+
+@pytest.mark.parametrize("loss", ["sum", "last"])
+def test_tangents_carried_over_leave_no_truncation_bias(backend, loss):
+    rule, lr = RULES["decay-and-schedule"]
+    task, network = digits(backend), backend.symbolic.RuleNetwork(rule)
+    at = backend.unroll.start(task, network)
+    tangents = backend.forward.start(network, at)
+    _, _, _, whole = backend.forward.advance(task, network, at, tangents, 200, loss, lr)
+    middle, tangents, _, first = backend.forward.advance(task, network, at, tangents, 100, loss, lr)
+    end, _, _, second = backend.forward.advance(task, network, middle, tangents, 100, loss, lr)
+    assert end.step == 200
+    if loss == "sum":
+        second = {key: first[key] + value for key, value in second.items()}
+    assert_equal(second, whole, 1e-12)
+    # What an unroll sees that forgets the steps before it is something else.
+    fresh = backend.forward.start(network, middle)
+    _, _, _, alone = backend.forward.advance(task, network, middle, fresh, 100, loss, lr)
+    assert any(abs(float(alone[key]) / float(value) - 1.0) > 0.01 for key, value in whole.items())
+
+
+@pytest.mark.parametrize("name", ["psi", "decay-and-schedule"])
+def test_in_float32_it_is_close_to_float64(backend, name):
+    rule, lr = RULES[name]
+    found = []
+    for dtype in ("float32", "float64"):
+        task, network = digits(backend, dtype), backend.symbolic.RuleNetwork(rule)
+        at = backend.unroll.start(task, network)
+        tangents = backend.forward.start(network, at)
+        _, tangents, _, grads = backend.forward.advance(task, network, at, tangents, 20, "sum", lr)
+        assert tangents.theta.dtype == at.theta.dtype
+        found.append(grads)
+    for key, value in found[1].items():
+        assert float(found[0][key]) == pytest.approx(float(value), rel=0.02, abs=1e-3), key
+
+
+def test_weights_that_are_arrays_are_refused(backend):
+    row = TEACHERS["rp_s"]
+    network = backend.teachers.TeacherNetwork(row, initial_weights(row, 0), backend.tensors.DTYPES["float64"])
+    with pytest.raises(L2OError, match="expects a rule's constants, got weight arrays"):
+        backend.forward.start(network, backend.unroll.start(digits(backend), network))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_steps(backend):
+    """Peaks in MiB of one process: forward at 20 and 2,000 steps, then reverse at 2,000."""
+    code = MEMORY.format(name=backend.name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    short, long, kept = json.loads(done.stdout.splitlines()[-1])
+    assert long - short < 20.0  # one vector [N] kept per step would be 42
+    assert kept - long > 50.0

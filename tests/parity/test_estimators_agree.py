@@ -1,0 +1,126 @@
+"""Evolution strategies, whole and persistent, and the forward meta-gradient: TensorFlow against torch."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from common.config import TuneConfig
+from common.problems import PROBLEMS, Instance
+from common.rng import rng
+from common.teachers import TEACHERS, initial_weights
+from interchange.rule import Rule
+
+torch = pytest.importorskip("torch")
+tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+
+import tf_impl.estimators  # noqa: E402
+import tf_impl.forward  # noqa: E402
+import tf_impl.meta  # noqa: E402
+import tf_impl.problems  # noqa: E402
+import tf_impl.symbolic  # noqa: E402
+import tf_impl.teachers  # noqa: E402
+import tf_impl.unroll  # noqa: E402
+import torch_impl.estimators  # noqa: E402
+import torch_impl.forward  # noqa: E402
+import torch_impl.problems  # noqa: E402
+import torch_impl.symbolic  # noqa: E402
+import torch_impl.teachers  # noqa: E402
+import torch_impl.unroll  # noqa: E402
+
+BACKENDS = ((torch_impl, torch.float64), (tf_impl, tf.float64))
+
+
+def tasks(backend, dtype):
+    return lambda k: backend.problems.ProblemTask(Instance(PROBLEMS["digits-mlp"], k, batch_size=16), dtype)
+
+
+def network(backend, dtype, name: str):
+    if name == "rp_s":
+        return backend.teachers.TeacherNetwork(TEACHERS[name], initial_weights(TEACHERS[name], 1), dtype)
+    return backend.symbolic.RuleNetwork(Rule.named(name))
+
+
+def assert_close(got, expected, tolerance: float) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        value = value.numpy()
+        atol = tolerance * max(np.abs(value).max(initial=0.0), 1e-300)
+        np.testing.assert_allclose(np.asarray(got[name]), value, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("name", ["nesterov", "rp_s"])
+def test_evolution_agrees(name, log):
+    found = []
+    for backend, dtype in BACKENDS:
+        net = network(backend, dtype, name)
+        found.append(
+            backend.estimators.evolution(
+                tasks(backend, dtype), net, 6, {"gain": 0.1}, rng(0, "evolution"), 2, 0.05, log
+            )
+        )
+    (expected, losses), (got, others) = found
+    np.testing.assert_allclose(others, losses, rtol=1e-10)
+    assert_close(got, expected, 1e-9)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("name", ["nesterov", "rp_s"])
+def test_persistent_evolution_agrees_piece_by_piece(name, relative):
+    particles = [
+        backend.estimators.Persistent(
+            tasks(backend, dtype),
+            network(backend, dtype, name),
+            {"gain": 0.1},
+            0.05,
+            2,
+            rng(0, "evolution"),
+            horizon=9,
+            relative=relative,
+        )
+        for backend, dtype in BACKENDS
+    ]
+    for steps in (4, 4, 1):
+        (expected, losses), (got, others) = (one.advance(steps) for one in particles)
+        np.testing.assert_allclose(others, losses, rtol=1e-10)
+        assert_close(got, expected, 1e-9)
+
+
+def test_the_forward_meta_gradient_and_its_tangents_agree():
+    found = []
+    for backend, dtype in BACKENDS:
+        net, task = network(backend, dtype, "adam"), tasks(backend, dtype)(0)
+        at = backend.unroll.start(task, net)
+        tangents = backend.forward.start(net, at)
+        for _ in range(2):  # the second time from tangents carried over
+            at, tangents, losses, grads = backend.forward.advance(task, net, at, tangents, 8, "sum", 0.01)
+        found.append((np.asarray(losses), np.asarray(tangents.theta), grads))
+    (losses, theta, expected), (others, moved, got) = found
+    np.testing.assert_allclose(others, losses, rtol=1e-10)
+    np.testing.assert_allclose(moved, theta, rtol=0, atol=1e-9 * np.abs(theta).max())
+    for name, value in expected.items():
+        assert float(got[name]) == pytest.approx(float(value), rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["es", "pes"])
+def test_worker_processes_change_no_number_in_tensorflow(estimator):
+    config = TuneConfig(
+        problem="quadratic",
+        epochs=2,
+        epoch_length=6,
+        unroll=4,
+        pairs=2,
+        validate_every=1,
+        validation_tasks=1,
+        estimator=estimator,
+        dtype="float64",
+    )
+    found = []
+    for jobs in (1, 2):
+        net = tf_impl.symbolic.RuleNetwork(Rule.named("nesterov"))
+        trainer = tf_impl.meta.MetaTrainer(net, dataclasses.replace(config, jobs=jobs), rates=net.rates)
+        assert trainer.run(label="test", quiet=True)
+        found.append([row["loss"] for row in trainer.history] + [float(w) for w in net.weights.values()])
+    assert found[0] == pytest.approx(found[1], rel=1e-12)

@@ -1,0 +1,83 @@
+"""Second-order meta-gradients: TensorFlow against torch in float64."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from common import layers as net
+from common.problems import PROBLEMS, Instance, Problem
+from common.teachers import TEACHERS, initial_weights
+from interchange.decay import with_schedule, with_weight_decay
+from interchange.named import named
+
+torch = pytest.importorskip("torch")
+tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+
+import tf_impl.problems  # noqa: E402
+import tf_impl.second_order  # noqa: E402
+import tf_impl.symbolic  # noqa: E402
+import tf_impl.teachers  # noqa: E402
+import tf_impl.unroll  # noqa: E402
+import torch_impl.problems  # noqa: E402
+import torch_impl.second_order  # noqa: E402
+import torch_impl.symbolic  # noqa: E402
+import torch_impl.teachers  # noqa: E402
+import torch_impl.unroll  # noqa: E402
+
+STEPS = 10
+# No bias before batch norm: its gradient is rounding errors only, other ones in each backend.
+NORM_LAYERS = (net.Layer("conv", out=4, size=3, pad=1, bias=False), net.NORM, net.RELU, *net.mlp())
+NORM = Problem("probe", "classifier", "digits", NORM_LAYERS)
+
+
+def tasks(problem: str):
+    row = NORM if problem == "norm" else PROBLEMS[problem]
+    given = Instance(row, 1, batch_size=32)
+    return (
+        torch_impl.problems.ProblemTask(given, torch.float64),
+        tf_impl.problems.ProblemTask(given, tf.float64),
+    )
+
+
+def teachers(name: str):
+    weights = initial_weights(TEACHERS[name], 1)
+    return (
+        torch_impl.teachers.TeacherNetwork(TEACHERS[name], weights, torch.float64),
+        tf_impl.teachers.TeacherNetwork(TEACHERS[name], weights, tf.float64),
+    )
+
+
+def rules(name: str):
+    rule = dataclasses.replace(named(name), scale=0.01)
+    rule = with_schedule(with_weight_decay(rule, 0.1), 0.01)
+    return torch_impl.symbolic.RuleNetwork(rule), tf_impl.symbolic.RuleNetwork(rule)
+
+
+def assert_agree(networks, problem: str) -> None:
+    """Losses, ends and meta-gradients of two unrolls, the second from carried state."""
+    (network, other), (task, other_task) = networks, tasks(problem)
+    start, other_start = torch_impl.unroll.start(task, network), tf_impl.unroll.start(other_task, other)
+    for loss in ("sum", "last"):
+        start, losses, expected = torch_impl.second_order.unrolled(task, network, start, STEPS, loss)
+        other_start, other_losses, got = tf_impl.second_order.unrolled(
+            other_task, other, other_start, STEPS, loss
+        )
+        assert got.keys() == expected.keys()
+        ends = {"losses": (losses, other_losses), "theta": (start.theta, other_start.theta)}
+        for key, (a, b) in (ends | {key: (w, got[key]) for key, w in expected.items()}).items():
+            a, b = np.asarray(a), np.asarray(b)
+            assert np.abs(a).max() > 0.0, key
+            assert np.abs(a - b).max() <= 1e-9 * np.abs(a).max(), (loss, key)
+
+
+@pytest.mark.parametrize("problem", ["quadratic", "digits-mlp", "norm"])
+@pytest.mark.parametrize("name", ["dm", "rnnprop", "rp_s", "rp_si"])
+def test_second_order_gradients_of_teachers_agree(name, problem):
+    assert_agree(teachers(name), problem)
+
+
+@pytest.mark.parametrize("problem", ["rastrigin", "digits-mlp", "norm"])
+@pytest.mark.parametrize("name", ["adam", "nesterov", "psi"])
+def test_second_order_gradients_of_rules_agree(name, problem):
+    assert_agree(rules(name), problem)

@@ -1,0 +1,171 @@
+"""Runs with every kind of epoch, cut where it hurts and resumed: the same bits as uncut ones."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import common.curriculum
+from common.config import RecordConfig, TrainConfig
+from common.errors import L2OError
+from interchange.commands import standing
+from interchange.weights import load_weights
+
+pytest.importorskip("torch")
+
+from torch_impl.meta import MetaTrainer
+from torch_impl.record import record
+from torch_impl.train import main, train
+
+SETTINGS = TrainConfig(
+    problem="quadratic", teacher="rp_s", epochs=4, epoch_length=20, unroll=8, lr=0.01, lr_decay=0.3,
+    validate_every=2, validation_tasks=1, checkpoint_seconds=0.0, seed=5, quiet=True,
+)  # fmt: skip
+KINDS = {
+    "tasks": {"tasks": 3, "coordinates": 0.5},
+    "mix": {"problem": "quadratic,digits-mlp", "batch_size": 16, "tasks": 2},
+    "horizon": {"epoch_length": 200, "horizon": "8..40", "average": 0.7},
+    "imitation": {"imitation": 0.5, "tasks": 2, "seed": 6},
+    "second": {"estimator": "second", "loss": "last"},
+    "es": {"estimator": "es", "pairs": 2, "average": 0.5},
+    "pes": {"estimator": "pes", "pairs": 2, "problem": "quadratic,lasso"},
+    "curriculum": {"curriculum": True, "epochs": 6, "validate_every": 1, "lr": 1.0, "seed": 6},
+}
+
+
+class CutError(Exception):
+    """Stands for the end of the process."""
+
+
+def rows(folder: Path) -> list[dict]:
+    """The metrics without the times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    got, want = load_weights(folder).weights, load_weights(expected).weights
+    assert all(array.tobytes() == got[name].tobytes() for name, array in want.items())
+    assert rows(folder) == rows(expected)
+
+
+@pytest.fixture(autouse=True)
+def short_stages(monkeypatch):
+    monkeypatch.setattr(common.curriculum, "LENGTHS", (8, 16, 24))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """kind -> folder of an uncut run, made when first asked for, and its number of checkpoints."""
+    made: dict[str, tuple[Path, int]] = {}
+
+    def of(kind: str) -> tuple[Path, int]:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind) / "run"
+            train(dataclasses.replace(SETTINGS, **KINDS[kind], out=str(folder)))
+            made[kind] = folder, max(int(p.stem[-8:]) for p in folder.glob("checkpoint/*.h5"))
+        return made[kind]
+
+    return of
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_after_any_checkpoint_and_resumed_it_is_the_same_run(kind, whole, tmp_path, monkeypatch):
+    expected, count = whole(kind)
+    save = standing.save_checkpoint
+    assert count >= 3
+    for number in sorted({1, count // 3, count // 2, count - 1}):
+        folder, left = tmp_path / str(number), [number]
+
+        def cut(*args, left=left):
+            save(*args)
+            left[0] -= 1
+            if left[0] == 0:
+                raise CutError
+
+        monkeypatch.setattr(standing, "save_checkpoint", cut)
+        with pytest.raises(CutError):
+            train(dataclasses.replace(SETTINGS, **KINDS[kind], out=str(folder)))
+        monkeypatch.setattr(standing, "save_checkpoint", save)
+        train(TrainConfig(resume=str(folder), quiet=True))
+        assert_same_run(folder, expected)
+
+
+@pytest.mark.parametrize("kind", ["mix", "imitation", "es", "pes"])
+def test_stopped_by_a_signal_at_any_update_and_resumed_it_is_the_same_run(kind, whole, tmp_path, monkeypatch):
+    expected, _ = whole(kind)
+    update = MetaTrainer._update
+    for number in (1, 2, 3, 4):
+        folder, left = tmp_path / str(number), [number]
+
+        def signalled(self, grads, left=left):
+            update(self, grads)
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(MetaTrainer, "_update", signalled)
+        config = dataclasses.replace(SETTINGS, **KINDS[kind], checkpoint_seconds=1000.0, out=str(folder))
+        code = train(config).exit_code
+        assert code == 143 or (kind == "es" and number == 4)
+        monkeypatch.setattr(MetaTrainer, "_update", update)
+        assert train(TrainConfig(resume=str(folder), quiet=True)).exit_code == 0
+        assert_same_run(folder, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_trains_and_says_in_its_metrics_what_it_did(kind, whole):
+    folder, _ = whole(kind)
+    history = rows(folder)
+    assert all(np.isfinite(row["loss"]) and row["diverged"] == 0 for row in history)
+    keys = set().union(*history)
+    assert ("steps" in keys) == (kind in ("horizon", "curriculum"))
+    assert ("averaged" in keys) == (kind in ("horizon", "es"))
+    assert ("imitates" in keys) == (kind == "imitation")
+    if kind == "imitation":
+        assert 0 < sum("imitates" in row for row in history) < len(history)
+    if kind == "curriculum":
+        assert [row["steps"] for row in history] == sorted(row["steps"] for row in history)
+        assert history[-1]["steps"] > history[0]["steps"]
+
+
+def test_a_run_on_several_problems_has_a_short_name_and_its_recording_asks_for_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(SETTINGS, problem="quadratic,lasso,rastrigin", epochs=1)
+    folder = train(config).folder
+    assert folder == Path("runs/rp_s-quadratic+2-5")
+    with pytest.raises(L2OError, match="was trained on quadratic,lasso,rastrigin; choose one"):
+        record(RecordConfig(source=str(folder), quiet=True))
+    record(RecordConfig(source=str(folder), problem="lasso", runs=3, steps=5, samples=300, quiet=True))
+
+
+BAD = {
+    "unknown in a mix": (["--problem", "quadratic,lass"], "unknown problem 'lass' (did you mean 'lasso'"),
+    "no horizon": (["--horizon", "20-200"], "--horizon: expected steps such as 200, or a range"),
+    "a start for several": (
+        ["--problem", "quadratic,lasso", "--start", "x"],
+        "--start: expected one problem",
+    ),
+    "data for a function": (
+        ["--problem", "digits-mlp,quadratic", "--dataset", "synthetic"],
+        "quadratic is a function and has no data",
+    ),
+    "forward": (["--estimator", "forward"], "--estimator: expected one of first, second, es, pes"),
+    "part of the coordinates": (["--estimator", "es", "--coordinates", "0.5"], "leave out --coordinates"),
+    "no tasks": (["--tasks", "0"], "--tasks: expected at least 1"),
+    "average of all and more": (["--average", "1.5"], "--average: expected at most 1"),
+    "more than certain": (["--imitation", "2"], "--imitation: expected at most 1"),
+    "jobs for nothing": (["--jobs", "2"], "--jobs: expected --estimator es or pes"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_nothing_written(arguments, message, tmp_path, capsys):
+    code = main(["--epochs", "1", "--out", str(tmp_path / "run"), *arguments])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,74 @@
+"""Tuning a rule by every estimator, on several problems and horizons, in either framework."""
+
+import pytest
+
+from common.config import TuneConfig
+from common.errors import L2OError
+from interchange import Rule
+
+KINDS = {
+    "first": {"estimator": "first"},
+    "second": {"estimator": "second"},
+    "forward": {"estimator": "forward"},
+    "es": {"estimator": "es", "pairs": 3},
+    "pes": {"estimator": "pes", "pairs": 3},
+    "mix": {"estimator": "es", "problem": "quadratic,lasso", "horizon": "10..60", "epoch_length": 200},
+    "tasks and average": {"estimator": "first", "problem": "quadratic,lasso", "tasks": 2, "average": 0.5},
+}
+
+
+@pytest.fixture
+def tuned(tmp_path):
+    """tuned(backend, **fields): the rule after tuning a momentum rule that is too slow, and its record."""
+    source = tmp_path / "slow.json"
+    Rule.from_text("c0 * ema(g, c1)", constants={"c0": -0.02, "c1": 0.6}).save(source)
+
+    def of(backend: str, **fields) -> Rule:
+        module = pytest.importorskip(f"{backend}_impl.tune")
+        given = {"problem": "quadratic", "epochs": 4, "epoch_length": 40, "unroll": 20, "lr": 0.1}
+        given |= {"validation_tasks": 1, "validate_every": 1, "overwrite": True, "quiet": True}
+        given |= {"rule": str(source), "out": str(tmp_path / "tuned.json")}
+        return module.tune(TuneConfig(**given | fields))
+
+    return of
+
+
+QUICK_IN_TF = ("forward", "pes")
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [(kind, "torch") for kind in KINDS]
+    + [pytest.param(k, "tf", marks=[] if k in QUICK_IN_TF else pytest.mark.slow) for k in KINDS],
+)
+def test_every_kind_of_tuning_lowers_the_validation_loss(kind, backend, tuned):
+    record = tuned(backend, **KINDS[kind]).provenance["tuned"]["validation"]
+    assert record["best"] < 0.98 * record["before"] < float("inf")
+
+
+def test_forward_and_reverse_first_order_agree_where_nothing_is_truncated(tuned):
+    """One unroll an epoch: the same gradient, so the same constants."""
+    one, other = (
+        tuned("torch", estimator=name, unroll=40, dtype="float64").constants for name in ("first", "forward")
+    )
+    assert other == pytest.approx(one, rel=1e-9)
+
+
+def test_forward_is_free_of_truncation_and_reverse_is_not(tuned):
+    one, other = (tuned("torch", estimator=name, unroll=5).constants for name in ("first", "forward"))
+    assert other != pytest.approx(one, rel=1e-3)
+
+
+def test_pairs_in_two_processes_give_the_same_rule(tuned):
+    one, other = (
+        tuned("torch", epochs=1, pairs=2, problem="quadratic,lasso", jobs=jobs).constants for jobs in (1, 2)
+    )
+    assert other == one
+
+
+def test_own_tasks_stay_in_one_process(tmp_path):
+    torch = pytest.importorskip("torch_impl")
+    Rule.from_text("c0 * g", constants={"c0": -0.02}).save(tmp_path / "rule.json")
+    config = TuneConfig(rule=str(tmp_path / "rule.json"), jobs=2, quiet=True)
+    with pytest.raises(L2OError, match="stay in this process"):
+        torch.tune(config, lambda stream, number: None)

@@ -1,0 +1,119 @@
+"""The page of an evaluation."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from common.metrics import summarise
+from common.profiles import compare
+from interchange.results import EvaluationRow
+
+pytest.importorskip("matplotlib")
+
+from common import comparison
+
+RULE, EVIL = "rule:runs/a/best.json", "rule:<script>alert(1)<b>.json"
+LEVELS = {
+    RULE: {"one": 0.5, "two": 1.5, "three": math.inf},
+    "adam": {"one": 1.0, "two": 1.0, "three": 1.0},
+    "sgd:lr=0.1": {"one": 1.02, "two": math.inf, "three": 1.2},
+}
+
+
+def page(levels=LEVELS, trained_on=("one",)) -> str:
+    runs = []
+    for optimizer, problems in levels.items():
+        for problem, level in problems.items():
+            for seed in range(3):
+                lost = math.isinf(level)
+                losses = np.linspace(5.0, 1.0 if lost else level, 60)[: 9 if lost else 60] * (
+                    1.0 + 0.01 * seed
+                )
+                runs.append(
+                    EvaluationRow(
+                        optimizer,
+                        problem,
+                        seed,
+                        losses,
+                        horizon=60,
+                        outcome="diverged" if lost else "ok",
+                        ms_per_step=0.1,
+                        floats_per_parameter=2.0,
+                        trained_on=problem in trained_on,
+                    )
+                )
+    return comparison.render_comparison(compare(summarise(runs), runs), runs, "suite:<core>")
+
+
+class Reader(HTMLParser):
+    """Text of a page, and the elements that are not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.said = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.said += data
+
+
+def cells(text: str, row: str) -> list[str]:
+    text = text[text.index("Problem by problem") : text.index("Where they lose")]
+    (line,) = (line for line in text.splitlines() if line.startswith(f'<tr><th scope="row">{row}'))
+    return re.findall(r"<td>(.*?)</td>", line)
+
+
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere():
+    text = page()
+    read = Reader(text)
+    assert not read.open and read.tags.count("svg") == 2 and "script" not in read.tags
+    assert not re.search("https?:", re.sub('xmlns="[^"]*"', "", text))
+    assert "Optimizers on suite:<core>" in read.said
+    assert "rule best is at least as good as the best baseline on 0 of 2 problems it never saw" in read.said
+    assert page() == text
+
+
+def test_every_problem_and_optimizer_has_its_cell_coloured_by_the_ratio():
+    """The rule first: half the best baseline's loss, then half more than it, then it diverges."""
+    one, two, three = (cells(page(), f"{name}, 60") for name in ("one", "two", "three"))
+    assert [re.search('class="(.*?)"', c)[1] for c in one] == ["ahead", "near", "near"]
+    assert [re.search('class="(.*?)"', c)[1] for c in two] == ["far", "near", "far"]
+    assert "best" in one[1] and re.search(r"× 0\.\d{3}", one[0]) and "3 of 3 diverged" in three[0]
+
+
+def test_where_the_learned_ones_lose_is_listed_worst_first():
+    text = page()
+    lost = text[text.index("Where they lose") : text.index("Loss curves")]
+    assert re.findall(r"<td>(\w+), 60</td>", lost) == ["three", "two"]
+    winner = {RULE: dict.fromkeys(("one", "two"), 0.5), "adam": dict.fromkeys(("one", "two"), 1.0)}
+    assert "Where they lose" not in page(winner)
+
+
+def test_hostile_names_are_text():
+    levels = {EVIL: LEVELS[RULE], "adam": LEVELS["adam"]}
+    read = Reader(page(levels))
+    assert "script" not in read.tags and "alert(1)" in read.said
+
+
+def test_baselines_alone_and_rules_alone_have_a_page():
+    for names in (("adam", "sgd:lr=0.1"), (RULE,)):
+        read = Reader(page({name: LEVELS[name] for name in names}))
+        assert not read.open and "Problem by problem" in read.said
+
+
+def test_labels_are_short_where_that_is_clear():
+    names = [RULE, "rule:b/best.json", "rule:b/other.json,cosine=1", "teacher:runs/rp", "adam:lr=1"]
+    assert list(comparison.labels(names).values()) == [
+        RULE, "rule:b/best.json", "rule other,cosine=1", "teacher rp", "adam:lr=1",
+    ]  # fmt: skip

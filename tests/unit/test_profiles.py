@@ -1,0 +1,181 @@
+"""Ratios, time to target, performance profiles and standings, against numbers worked out by hand."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from common import profiles
+from common.metrics import summarise
+from common.profiles import Ratio, ratio, score, steps_to
+from interchange.results import EvaluationRow
+
+RULE = "rule:best.json"
+
+
+def runs(levels: dict[str, list[float]], problem="a", horizon=100, trained_on=False, **validation: float):
+    """One run per optimizer and seed: loss falls linearly from 10 to its level; below 0: diverged."""
+    found = []
+    for optimizer, values in levels.items():
+        for seed, level in enumerate(values):
+            lost = level < 0
+            losses = np.linspace(10.0, abs(level), horizon)[: 7 if lost else None]
+            found.append(
+                EvaluationRow(
+                    optimizer,
+                    problem,
+                    seed,
+                    losses,
+                    outcome="diverged" if lost else "ok",
+                    ms_per_step=2.0,
+                    settings={"lr": 0.1, "validation": validation.get(optimizer)},
+                    horizon=horizon,
+                    trained_on=trained_on,
+                )
+            )
+    return found
+
+
+def compared(*rows):
+    rows = [row for part in rows for row in part]
+    return profiles.compare(summarise(rows), rows)
+
+
+def of(found, optimizer, problem="a"):
+    (one,) = (c for c in found if (c.row.optimizer, c.row.problem) == (optimizer, problem))
+    return one
+
+
+def test_a_ratio_is_the_geometric_mean_with_the_t_interval_of_its_logarithm():
+    got = ratio([1.0, 2.0, 8.0], [1.0, 1.0, 1.0])
+    logs = np.log([1.0, 2.0, 8.0])
+    half = 4.3026527 * logs.std(ddof=1) / math.sqrt(3)
+    assert got.value == pytest.approx(16 ** (1 / 3))
+    assert (got.low, got.high) == pytest.approx((np.exp(logs.mean() - half), np.exp(logs.mean() + half)))
+
+
+def test_a_ratio_is_paired_by_seed():
+    """The seeds differ far more than the optimizers do."""
+    got = ratio([0.9, 90.0, 9.0], [1.0, 100.0, 10.0])
+    assert got.value == got.low == got.high == pytest.approx(0.9)
+
+
+INF = math.inf
+ODD = {
+    "the first diverges": ([1.0, INF], [1.0, 1.0], INF),
+    "the other diverges": ([1.0, 1.0], [1.0, INF], 0.0),
+    "both do": ([INF, 2.0], [INF, 2.0], 1.0),
+    "each once": ([INF, 1.0], [1.0, INF], INF),
+    "a negative loss": ([-1.0, 1.0], [1.0, 1.0], math.nan),
+    "other seeds": ([1.0, 1.0], [1.0], math.nan),
+}
+
+
+@pytest.mark.parametrize(("these", "those", "value"), ODD.values(), ids=ODD)
+def test_a_ratio_where_there_is_none(these, those, value):
+    assert ratio(these, those).value == pytest.approx(value, nan_ok=True)
+
+
+def test_steps_count_until_the_mean_of_twenty_losses_is_there():
+    losses = np.r_[np.full(30, 4.0), np.full(30, 2.0)]
+    assert steps_to(losses, 3.0) == 40  # ten of the twenty are 2
+    assert steps_to(losses, 4.0) == 20 and steps_to(losses, 2.0) == 50 and steps_to(losses, 1.9) == INF
+    assert steps_to(np.r_[0.5, np.full(30, 4.0)], 1.0) == INF  # one low loss is no mean
+    assert steps_to(np.zeros(0), 1.0) == INF and steps_to(losses, math.nan) == INF
+
+
+def test_the_target_is_what_the_baseline_chosen_on_validation_has_at_four_fifths():
+    rows = runs({"adam": [1.0, 1.0], "sgd": [0.5, 0.5], RULE: [0.1, 0.1]}, adam=0.9, sgd=1.1)
+    found = compared(rows)
+    line = np.linspace(10.0, 1.0, 100)
+    want = line[60:80].mean()
+    assert [c.target for c in found] == pytest.approx([want] * 3)
+    assert of(found, "adam").steps == 80
+    steps = steps_to(np.linspace(10.0, 0.1, 100), want)
+    assert of(found, RULE).steps == steps < 80
+    assert of(found, RULE).seconds == pytest.approx(steps * 2e-3)
+    untuned = compared(runs({"adam": [1.0, 1.0], "sgd": [0.5, 0.5]}))
+    assert untuned[0].target == pytest.approx(np.linspace(10.0, 0.5, 100)[60:80].mean())
+
+
+def test_steps_to_target_are_the_median_over_seeds_and_infinite_where_most_do_not_get_there():
+    levels = {
+        "adam": [1.0, 1.0, 1.0],
+        "sgd": [1.0, 9.0, 9.0],
+        "lion": [1.0, 1.0, 9.0],
+        "rmsprop": [1.0, -1, -1],
+    }
+    found = compared(runs(levels))
+    steps = {c.row.optimizer: c.steps for c in found}
+    assert steps == {"adam": 80, "sgd": INF, "lion": 80, "rmsprop": INF}
+
+
+def test_the_best_baseline_is_the_lowest_on_test_seeds_and_no_learned_one():
+    found = compared(runs({"adam": [1.0, 3.0], "sgd": [2.5, 2.5], RULE: [0.1, 0.1]}, adam=9.0, sgd=1.0))
+    assert {c.best for c in found} == {"adam"}
+    assert of(found, "adam").ratio == Ratio(1.0, 1.0, 1.0)
+
+
+def test_without_a_baseline_there_is_nothing_to_compare_with():
+    found = compared(runs({RULE: [1.0], "teacher:run": [2.0]}))
+    assert {c.best for c in found} == {""} and all(math.isnan(c.ratio.value) for c in found)
+    assert all(math.isnan(c.target) and c.steps == INF for c in found)
+    assert profiles.standing_groups(found) == {}
+
+
+TIMES = {
+    "fast": {"p": 10.0, "q": 40.0, "r": INF, "s": INF},
+    "slow": {"p": 20.0, "q": 20.0, "r": 5.0, "s": INF},
+    "late": {"p": 50.0, "q": math.nan, "r": 20.0, "s": INF},
+}
+
+
+def test_profiles_and_scores():
+    """Ratios: fast 1, 2, -, -; slow 2, 1, 1, -; late 5, -, 4, -."""
+    got = profiles.profile(TIMES, [1.0, 1.9, 2.0, 4.0])
+    np.testing.assert_array_equal(got["fast"], [0.25, 0.25, 0.5, 0.5])
+    np.testing.assert_array_equal(got["slow"], [0.5, 0.5, 0.75, 0.75])
+    np.testing.assert_array_equal(got["late"], [0.0, 0.0, 0.0, 0.25])
+    areas = {"fast": (1 + 2 / 3) / 4, "slow": (2 / 3 + 1 + 1) / 4, "late": 0.0}
+    assert score(TIMES) == pytest.approx(areas)
+    taus = np.linspace(1.0, 4.0, 30_001)
+    for name, share in profiles.profile(TIMES, taus).items():
+        assert np.trapezoid(share, taus) / 3.0 == pytest.approx(score(TIMES)[name], abs=1e-4)
+
+
+@pytest.fixture
+def suite():
+    """The rule: far ahead on a, 3 % behind on b, behind sgd but ahead of adam on c, diverged on d."""
+    return compared(
+        runs({"sgd": [1.0, 1.1], "adam": [1.0, 1.2], RULE: [0.5, 0.5]}, "a", trained_on=True),
+        runs({"sgd": [1.0, 1.1], "adam": [1.0, 1.2], RULE: [1.1, 1.21]}, "b"),
+        runs({"sgd": [1.0, 1.1], "adam": [8.0, 8.0], RULE: [5.0, 5.0]}, "c"),
+        runs({"sgd": [1.0, 1.1], "adam": [-1.0, 1.2], RULE: [-1.0, 1.0]}, "d"),
+    )
+
+
+def test_a_standing_counts_problems(suite):
+    got = profiles.standing(suite, RULE)
+    assert (got.problems, got.ahead, got.close, got.surely) == (4, 1, 2, 1)
+    assert got.against == {"sgd": 1, "adam": 3} and got.mean == INF
+    three = profiles.standing(suite, RULE, {(p, 100) for p in "abc"})
+    assert three.mean == pytest.approx(np.prod([of(suite, RULE, p).ratio.value for p in "abc"]) ** (1 / 3))
+
+
+def test_groups_follow_what_may_be_trained_on(suite):
+    groups = profiles.standing_groups(suite)
+    assert {name: rows[0].problems for name, rows in groups.items()} == {
+        "all": 4,
+        "unseen": 3,
+        "trained on": 1,
+    }
+    assert groups["unseen"][0].ahead == 0 and groups["trained on"][0].ahead == 1
+    plain = [dataclasses.replace(c, row=dataclasses.replace(c.row, trained_on=False)) for c in suite]
+    assert list(profiles.standing_groups(plain)) == ["all"]
+    text = profiles.standings_text(groups).splitlines()
+    assert len(text) == 3
+    assert text[1].startswith(
+        f"{RULE}: of 3 problems unseen, at least as good as the best baseline on 0, within"
+    )
+    assert text[1].endswith("at least as good as sgd 0, adam 2")
