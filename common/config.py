@@ -174,6 +174,9 @@ class TuneConfig(MetaLoop):
     factors: bool = option(
         False, "tune a factor on the update for each problem too, as a comparison will (es)"
     )
+    kinds: bool = option(
+        False, "constants for matrices, convolution kernels and vectors apart (decays stay shared)"
+    )
     weight_decay: float = option(
         0.0, "give the rule decoupled weight decay, tuned from this value (0: as it is)", low=0, high=1
     )

@@ -242,30 +242,56 @@ def standing_groups(compared: Sequence[Compared]) -> dict[str, list[Standing]]:
     """Group of problems -> the record of every teacher and rule, best first.
 
     The groups are ``all`` and, where a suite says which problems meta-training may use, ``unseen`` and
-    ``trained on``. Nothing without a baseline to compare with.
+    ``trained on``; each again beside coordinate-wise baselines only, where others are among them: what works
+    on a coordinate's own gradients alone cannot do what Muon does with a whole matrix. Nothing without a
+    baseline to compare with.
     """
     names = dict.fromkeys(c.row.optimizer for c in compared)
     learned = [name for name in names if not is_baseline(name)]
-    groups: dict[str, list[Place]] = {"all": [(c.row.problem, c.row.horizon) for c in compared]}
-    if any(c.row.trained_on for c in compared):
-        for name, wanted in (("unseen", False), ("trained on", True)):
-            groups[name] = [(c.row.problem, c.row.horizon) for c in compared if c.row.trained_on == wanted]
     if len(learned) == len(names):
         return {}
-    return {
-        group: sorted(
-            (standing(compared, name, set(places)) for name in learned), key=lambda s: (-s.ahead, s.mean)
-        )
-        for group, places in groups.items()
-        if learned and places
+    alike = _coordinatewise(compared)
+    found = {}
+    for rows, suffix in ((compared, ""), (alike, ", coordinate-wise baselines")):
+        if suffix and len(alike) == len(compared):
+            break
+        places: dict[str, set[Place]] = {"all": {(c.row.problem, c.row.horizon) for c in rows}}
+        if any(c.row.trained_on for c in rows):
+            for name, wanted in (("unseen", False), ("trained on", True)):
+                places[name] = {(c.row.problem, c.row.horizon) for c in rows if c.row.trained_on == wanted}
+        for name, own in places.items():
+            if learned and own:
+                standings = (standing(rows, optimizer, own) for optimizer in learned)
+                found[name + suffix] = sorted(standings, key=lambda s: (-s.ahead, s.mean))
+    return found
+
+
+def _coordinatewise(compared: Sequence[Compared]) -> list[Compared]:
+    """The rows without baselines that mix coordinates, each beside the best baseline that is left."""
+    kept = [
+        c
+        for c in compared
+        if not is_baseline(c.row.optimizer) or BASELINES[c.row.optimizer.partition(":")[0]].coordinatewise
+    ]
+    best = {
+        place: best_baseline(c.row for c in kept if (c.row.problem, c.row.horizon) == place)
+        for place in {(c.row.problem, c.row.horizon) for c in kept}
     }
+    found = []
+    for c in kept:
+        other = best[c.row.problem, c.row.horizon]
+        if other is not None:
+            c = dataclasses.replace(c, best=other.optimizer, ratio=ratio(c.row.figures, other.figures))
+        found.append(c)
+    return found
 
 
 def standings_text(groups: Mapping[str, Sequence[Standing]]) -> str:
     """The standings in sentences, a line for each group and optimizer."""
     lines = []
     for group, standings in groups.items():
-        which = "" if group == "all" else f" {group}"
+        part, _, kind = group.partition(", ")
+        which = ("" if part == "all" else f" {part}") + (f", {kind} only" if kind else "")
         for s in standings:
             against = ", ".join(f"{name} {count}" for name, count in s.against.items())
             lines.append(

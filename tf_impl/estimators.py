@@ -136,7 +136,7 @@ def _worker(source: str | TeacherRow, config: Any) -> tuple[unroll.Network, Call
 
     device = device_of(config.device)
     if isinstance(source, str):
-        network: unroll.Network = RuleNetwork(Rule.from_json(source), device, factors(config))
+        network: unroll.Network = RuleNetwork(Rule.from_json(source), device, factors(config), config.kinds)
     else:
         zeros = {name: np.zeros(shape) for name, shape in source.weight_shapes().items()}
         network = TeacherNetwork(source, zeros, DTYPES[config.dtype], device)

@@ -17,6 +17,8 @@ from tf_impl.lowering import Lowered
 from tf_impl.operators import as_tensor
 from tf_impl.tensors import State, Weights
 
+KINDS = ("matrix", "kernel", "vector")  # of dense layers, of convolutions, all other tensors
+
 
 def lower(rule: Rule) -> Lowered:
     """The whole rule over the raw gradient ``g``, features inlined; its output is before ``scale``."""
@@ -27,17 +29,20 @@ class RuleNetwork:
     """A rule with its constants as trainable weights, in the shape meta-training asks for.
 
     The features are outside the meta-gradient, as a teacher's are (first order). A decay b is held as
-    its logit, so that it stays in (0, 1); every weight is a 0-dim float64 variable.
+    its logit, so that it stays in (0, 1); every weight is a float64 variable, 0-dim but for ``kinds``.
 
     Args:
         problems: each gets a weight more, the logarithm of a factor on the update there (``settle``): what a
             comparison tunes anyway, so that rules are judged at the best of it.
+        kinds: constants, but for decays and weight decay, are one for each of ``KINDS``, [3].
 
     Raises:
         L2OError: a feature has no definition over ``g``, or the rule reads ``theta`` but for weight decay.
     """
 
-    def __init__(self, rule: Rule, device: str = "cpu", problems: Sequence[str] = ()) -> None:
+    def __init__(
+        self, rule: Rule, device: str = "cpu", problems: Sequence[str] = (), kinds: bool = False
+    ) -> None:
         tree, self._decay = split(rule)
         body = compile_program([tree])
         read = [name for name in body.inputs if name not in rule.constants and name != "t"]
@@ -46,15 +51,14 @@ class RuleNetwork:
             raise L2OError(
                 f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g; add it to 'features'"
             )
-        self.rule, self._problem = rule, ""
+        self.rule, self._problem, self._kinds = rule, "", kinds
+        self._place: Any = None
         self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
         self._body = Lowered(body)
         self._decays = frozenset(rule.decay_constants)
         with tf.device(device):
             self.weights: Weights = {
-                name: tf.Variable(
-                    math.log(value / (1.0 - value)) if name in self._decays else value, dtype=tf.float64
-                )
+                name: tf.Variable(self._start(name, value), dtype=tf.float64)
                 for name, value in (rule.constants | dict.fromkeys(map(_factor, problems), 0.0)).items()
             }
         # Adam's steps have the size of the learning rate; so they are relative to each constant's own.
@@ -62,8 +66,17 @@ class RuleNetwork:
             name: 1.0 if name in self._decays else max(abs(value), 1e-3)
             for name, value in rule.constants.items()
         } | dict.fromkeys(map(_factor, problems), 1.0)
-        self._initial = {name: float(w) for name, w in self.weights.items()}
+        self._initial = {name: float(tf.reshape(w, [-1])[0]) for name, w in self.weights.items()}
         self._features, self._step = tf.function(self.features.step), tf.function(self._one_step)
+
+    def _start(self, name: str, value: float) -> Any:
+        if name in self._decays:
+            return math.log(value / (1.0 - value))
+        return (
+            [value] * len(KINDS)
+            if self._kinds and name in self.rule.constants and name != self._decay
+            else value
+        )
 
     @property
     def scale(self) -> float:
@@ -72,14 +85,21 @@ class RuleNetwork:
         return self.rule.scale * (1.0 if factor is None else math.exp(float(factor)))
 
     def settle(self, task: Any) -> None:
-        """Take the factor of the task's problem, where there is one."""
+        """Take the factor of the task's problem, where there is one, and the kinds of its tensors."""
         instance = getattr(task, "instance", None)
         self._problem = "" if instance is None else instance.problem.name
+        if self._kinds:
+            self._place = kinds_of(task.shapes)
 
     @property
     def shrink(self) -> float:
         """Decoupled weight decay, 0.0 for a rule without."""
         return float(self.weights[self._decay]) if self._decay else 0.0
+
+    def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
+        """Inputs [1, N] beside the features: theta for weight decay, the number of the kind for ``kinds``."""
+        place = [tf.cast(self._place, theta.dtype)] if self._kinds else []
+        return [row[None] for row in ([theta] if self.shrink else []) + place]
 
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N]."""
@@ -95,7 +115,7 @@ class RuleNetwork:
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """Output [N] before ``scale``, and the new state, for features x [F, N] at step ``t``.
 
-        After the features x may have a row of theta, for weight decay.
+        After the features x has ``rows``.
         """
         # Tensors, because a graph would be traced anew for every number and would read a variable itself.
         weights = {name: tf.convert_to_tensor(w) for name, w in weights.items()}
@@ -105,18 +125,29 @@ class RuleNetwork:
         self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: tf.Tensor
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         names, rows = self.features.names, tf.unstack(x)
-        inputs = dict(zip(names, rows[: len(names)], strict=True)) | self._values(weights)
+        values, theta = self._values(weights), rows[len(names) : len(rows) - self._kinds]
+        if self._kinds:
+            place = tf.cast(rows[-1], tf.int32)
+            values = {
+                n: tf.cast(tf.gather(w, place), x.dtype) if w.shape.rank else w for n, w in values.items()
+            }
+        inputs = dict(zip(names, rows[: len(names)], strict=True)) | values
         (out,), network = self._body.step(inputs, network, t)
         out = tf.broadcast_to(tf.cast(as_tensor(out), x.dtype), tf.shape(x)[1:])
-        if len(rows) > len(names):
-            out -= tf.cast(weights[self._decay], x.dtype) * rows[-1]
+        if theta:
+            out -= tf.cast(weights[self._decay], x.dtype) * theta[0]
         return out, network
 
     def _values(self, weights: Weights) -> Weights:
         return {n: tf.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
 
-    def tuned(self, weights: Mapping[str, np.ndarray]) -> Rule:
-        """The rule with the constants these weights stand for; its scale takes the factors' geometric mean."""
+    def tuned(self, weights: Mapping[str, np.ndarray], kind: int = 0) -> Rule:
+        """The rule with the constants these weights stand for; its scale takes the factors' geometric mean.
+
+        Args:
+            kind: number in ``KINDS`` of the tensors the constants are for.
+        """
+        weights = {n: np.asarray(w)[kind] if np.ndim(w) else w for n, w in weights.items()}
         moved = {
             n: tf.convert_to_tensor(w, tf.float64)
             for n, w in weights.items()
@@ -128,6 +159,12 @@ class RuleNetwork:
         factors = [float(w) for n, w in weights.items() if n not in self.rule.constants]
         scale = self.rule.scale * math.exp(math.fsum(factors) / max(1, len(factors)))
         return dataclasses.replace(self.rule.with_constants(values | inside), scale=scale)
+
+
+def kinds_of(shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """For every coordinate of the flat vector the number in ``KINDS`` of its tensor, [N]."""
+    numbers = [{2: 0, 4: 1}.get(len(shape), 2) for shape in shapes]
+    return np.repeat(numbers, [int(np.prod(shape)) for shape in shapes])
 
 
 def _factor(problem: str) -> str:

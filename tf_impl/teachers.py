@@ -42,6 +42,10 @@ class TeacherNetwork:
     def settle(self, task: Any) -> None:
         """Nothing of a teacher depends on the problem."""
 
+    def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
+        """Inputs beside the features: none."""
+        return []
+
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N]."""
         network = tuple(

@@ -27,7 +27,7 @@ class Network(Protocol):
     """What is trained: a teacher's network, or a rule with its constants as weights.
 
     Attributes:
-        shrink: decoupled weight decay, with which theta is an input row after the features; 0.0 without.
+        shrink: decoupled weight decay, 0.0 without.
     """
 
     weights: Weights
@@ -36,6 +36,9 @@ class Network(Protocol):
 
     def settle(self, task: Task) -> None:
         """Told at the start of an epoch what comes."""
+
+    def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
+        """Inputs [1, N] of the network after the features."""
 
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N]."""
@@ -194,7 +197,8 @@ def kept(network: Network, lr: float = 1.0) -> float:
 def inputs_at(network: Network, at: Position) -> tuple[tf.Tensor, State]:
     """The network's inputs [F, N] at a position whose gradient is known, and the state after their step."""
     x, state = network.inputs(at.gradient, at.state)
-    return (tf.concat([x, at.theta[None]], 0) if network.shrink else x), state
+    rows = network.rows(at.theta)
+    return (tf.concat([x, *rows], 0) if rows else x), state
 
 
 def _one_step(task: Task, network: Network, at: Position, lr: float) -> tuple[Position, tf.Tensor]:

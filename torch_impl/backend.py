@@ -18,13 +18,14 @@ from torch_impl.problems import ProblemTask, table_task, value_and_gradient
 from torch_impl.rollout import rollout_job
 from torch_impl.sources import Source
 from torch_impl.sources import load as load_source
-from torch_impl.symbolic import RuleNetwork
+from torch_impl.symbolic import KINDS, RuleNetwork
 from torch_impl.teachers import TeacherNetwork
 from torch_impl.tensors import CREATED_BY, DTYPES, device_of, to_numpy
 from torch_impl.unroll import Network, mean_figure
 
 __all__ = [
     "CREATED_BY",
+    "KINDS",
     "NAME",
     "TARGET",
     "USAGE",
@@ -54,9 +55,9 @@ def teacher_network(
     return TeacherNetwork(teacher, weights, DTYPES[dtype], device_of(device))
 
 
-def rule_network(rule: Rule, device: str, problems: Sequence[str] = ()) -> RuleNetwork:
-    """A rule's network, with a factor for each of ``problems``; one that cannot be raises ``L2OError``."""
-    return RuleNetwork(rule, device_of(device), problems)
+def rule_network(rule: Rule, device: str, problems: Sequence[str] = (), kinds: bool = False) -> RuleNetwork:
+    """A rule's network (``RuleNetwork``); a rule that cannot be one raises ``L2OError``."""
+    return RuleNetwork(rule, device_of(device), problems, kinds)
 
 
 def trace(

@@ -41,6 +41,10 @@ class TeacherNetwork:
     def settle(self, task: Any) -> None:
         """Nothing of a teacher depends on the problem."""
 
+    def rows(self, theta: torch.Tensor) -> list[torch.Tensor]:
+        """Inputs beside the features: none."""
+        return []
+
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N]."""
         network = tuple(

@@ -65,6 +65,7 @@ class Backend(Protocol):
         TARGET: the row of ``interchange.emit.TARGETS`` whose code runs in the framework.
         USAGE: the shortest way to use a rule, as Python text.
         CREATED_BY: what made a file: this project and the framework, with versions.
+        KINDS: of tensors that a rule may have constants of its own for.
         MetaTrainer: ``MetaTrainer(network, config, *, rates=None, tasks=None, folder=None)``.
     """
 
@@ -72,6 +73,7 @@ class Backend(Protocol):
     TARGET: str
     USAGE: str
     CREATED_BY: str
+    KINDS: tuple[str, ...]
     MetaTrainer: "Callable[..., MetaTraining]"
 
     def device_of(self, name: str) -> Any:
@@ -85,8 +87,15 @@ class Backend(Protocol):
     ) -> Network:
         """A teacher's network; ``dtype`` and ``device`` as on the command line."""
 
-    def rule_network(self, rule: "Rule", device: str, problems: Sequence[str] = ()) -> Network:
-        """A rule's network, with a factor for each of ``problems``; one that cannot be raises ``L2OError``."""
+    def rule_network(
+        self, rule: "Rule", device: str, problems: Sequence[str] = (), kinds: bool = False
+    ) -> Network:
+        """A rule's network; a rule that cannot be one raises ``L2OError``.
+
+        Args:
+            problems: each gets a factor on the update as a weight more.
+            kinds: constants for matrices, convolution kernels and vectors apart.
+        """
 
     def table_task(self, config: Any, stream: str, number: int, split: Any = "meta_train") -> Task:
         """Optimizee ``number`` of a stream of seeds, as a command's configuration describes it."""

@@ -30,7 +30,7 @@ LATER_FIELDS = frozenset(
         "tasks",
         "average",
     }
-    | {"curriculum", "imitation", "schedule", "weight_decay", "factors", "constants"}
+    | {"curriculum", "imitation", "schedule", "weight_decay", "factors", "constants", "kinds"}
 )
 _ELSEWHERE = ("resume", "out", "quiet", "overwrite", "device", "data_dir", "checkpoint_seconds", "jobs")
 

@@ -38,7 +38,9 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
         rule = with_weight_decay(rule, config.weight_decay)
     if not rule.constants:
         raise L2OError(f"{config.rule}: expected a rule with constants to tune, got none")
-    network = backend.rule_network(rule, config.device, factors(config))
+    if config.kinds and "," in config.problem and config.estimator != "es":
+        raise L2OError(f"--kinds on several problems needs --estimator es, got {config.estimator}")
+    network = backend.rule_network(rule, config.device, factors(config), config.kinds)
     trainer = backend.MetaTrainer(network, config, rates=network.rates, tasks=tasks)
     trainer.run(label="tune", quiet=config.quiet)
     if math.isinf(trainer.best_score):
@@ -59,6 +61,10 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
         },
         "created_by": backend.CREATED_BY,
     }
+    if config.kinds:
+        record["kinds"] = {
+            kind: network.tuned(trainer.best, number).constants for number, kind in enumerate(backend.KINDS)
+        }
     # The R2 of the rule that was distilled says nothing about other constants.
     provenance = {k: v for k, v in rule.provenance.items() if k not in ("r2", "loss")} | {"tuned": record}
     tuned = dataclasses.replace(tuned, name=f"{rule.name}, tuned"[:200], provenance=provenance)

@@ -4,7 +4,7 @@
         [--estimator first second es pes] [--lr es=0.01 ...] [--steps 200] [--json FILE]
 
 How many epochs fill the CPU seconds is measured first, estimator by estimator, without validations; in the
-runs ten of these come on top. The best weights by validation are rolled out from the same fresh starts, on
+runs five of these come on top. The best weights by validation are rolled out from the same fresh starts, on
 the half of the data no run has seen. Figures as in MATH.md section 6; the interval is over seeds.
 """
 
@@ -30,8 +30,7 @@ from torch_impl.tensors import DTYPES
 from torch_impl.unroll import mean_figure
 
 ESTIMATORS = ("first", "second", "es", "pes")
-VALIDATIONS = 10
-_WARM_UP = 2  # epochs: the first pays for caches
+VALIDATIONS = 5
 
 
 def timed(config: TrainConfig) -> tuple[Run, float]:
@@ -39,16 +38,19 @@ def timed(config: TrainConfig) -> tuple[Run, float]:
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
         run = train(dataclasses.replace(config, out=str(Path(folder, "run")), quiet=True))
+        if run.exit_code:  # a signal stopped it
+            sys.exit(run.exit_code)
         return run, time.process_time() - started
 
 
 def epoch_seconds(config: TrainConfig, epochs: int = 6) -> float:
     """CPU seconds of one epoch without validation, from the difference of a short run and a longer one."""
-    config = dataclasses.replace(config, validate_every=0)
-    short, long = (
-        timed(dataclasses.replace(config, epochs=count))[1] for count in (_WARM_UP, _WARM_UP + epochs)
-    )
-    return max(long - short, 1e-3) / epochs
+
+    def spent(count: int) -> float:
+        return timed(dataclasses.replace(config, epochs=count, validate_every=0))[1]
+
+    spent(1)  # the first pays for imports and data
+    return max(spent(1 + epochs) - spent(1), 1e-2) / epochs
 
 
 def reached(run: Run, config: TrainConfig, starts: int, steps: int) -> float:
@@ -130,6 +132,7 @@ def main() -> None:
             estimator=name,
             epoch_length=options.epoch_length,
             lr=float(rates.get(name, 1e-3)),
+            validation_tasks=2,
             data_dir=options.data_dir,
         )
         results[name] = measure(config, options.seconds, options.seeds, options.starts, options.steps)

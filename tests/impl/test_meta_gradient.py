@@ -1,5 +1,6 @@
 """The meta-gradient without optimizee graphs: against autograd, finite differences and the ICLR code."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -313,3 +314,29 @@ def test_the_iclr_codes_meta_gradient_is_reproduced(name):
         expected = file[f"dloss_dw/{theirs}"]
         atol = 1e-5 * np.abs(expected).max()
         np.testing.assert_allclose(got[ours].numpy(), expected, rtol=0, atol=atol, err_msg=ours)
+
+
+def test_constants_by_kind_start_as_the_shared_ones_and_their_gradients_sum_to_theirs():
+    """eps of Adam: one for matrices and one for biases, where there are no kernels; the decays stay shared."""
+    rule = dataclasses.replace(with_weight_decay(Rule.named("adam"), 0.1), scale=0.01)
+    rule = rule.with_constants({"eps": 1e-3})
+    task, found = digits(), []
+    for kinds in (False, True):
+        network = RuleNetwork(rule, kinds=kinds)
+        at = unroll.start(task, network)
+        found.append((unroll.rollout(task, network, 9), without_graph(task, network, at, 9, "sum")))
+    (losses, shared), (same, apart) = found
+    np.testing.assert_array_equal(same, losses)
+    assert apart["eps"].shape == (3,) and float(apart["eps"][1]) == 0.0 and bool(apart["eps"][[0, 2]].all())
+    for name, gradient in shared.items():
+        assert float(apart[name].sum()) == pytest.approx(float(gradient), rel=1e-10)
+
+
+def test_constants_of_a_kind_act_on_its_tensors_alone():
+    network, task = RuleNetwork(Rule.from_text("-c * g", {"c": 0.5}), kinds=True), digits()
+    network.weights["c"][2] = 0.0
+    moved = unroll.advance(task, network, unroll.start(task, network), 1)[0].theta - task.initial()
+    parts = dict(zip(task.names, unflatten(moved, task.shapes), strict=True))
+    assert all(bool(part.any()) == name.endswith("/w") for name, part in parts.items())
+    constants = [network.tuned({"c": np.array([0.5, 0.6, 0.7])}, kind).constants["c"] for kind in range(3)]
+    assert constants == [0.5, 0.6, 0.7]

@@ -35,9 +35,10 @@ def pair(name: str, problem: str, seed: int = 1):
     given = Instance(PROBLEMS[problem], seed, batch_size=32)
     one = torch_impl.problems.ProblemTask(given, torch.float64)
     other = tf_impl.problems.ProblemTask(given, tf.float64)
-    if name == "decayed":
-        rule = dataclasses.replace(DECAYED, scale=0.01)
-        return (one, torch_impl.symbolic.RuleNetwork(rule)), (other, tf_impl.symbolic.RuleNetwork(rule))
+    if name in ("decayed", "kinds"):
+        rule, kinds = dataclasses.replace(DECAYED, scale=0.01), name == "kinds"
+        network = torch_impl.symbolic.RuleNetwork(rule, kinds=kinds)
+        return (one, network), (other, tf_impl.symbolic.RuleNetwork(rule, kinds=kinds))
     weights = initial_weights(TEACHERS[name], seed)
     return (
         (one, torch_impl.teachers.TeacherNetwork(TEACHERS[name], weights, torch.float64)),
@@ -52,7 +53,7 @@ def close(got, expected, tolerance: float, what: str = "") -> None:
 
 
 @pytest.mark.parametrize("problem", ["quadratic", "digits-mlp"])
-@pytest.mark.parametrize("name", [*TEACHERS, "decayed"])
+@pytest.mark.parametrize("name", [*TEACHERS, "decayed", "kinds"])
 def test_losses_gradients_inputs_and_meta_gradients_agree(name, problem):
     (task, network), (other_task, other_network) = pair(name, problem)
     start, other_start = (

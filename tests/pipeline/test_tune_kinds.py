@@ -13,6 +13,8 @@ KINDS = {
     "es": {"estimator": "es", "pairs": 3},
     "pes": {"estimator": "pes", "pairs": 3},
     "mix": {"estimator": "es", "problem": "quadratic,lasso", "horizon": "10..60", "epoch_length": 200},
+    "factors and kinds": {"problem": "quadratic,digits-mlp", "factors": True, "kinds": True, "pairs": 4},
+    "schedule and decay": {"estimator": "first", "schedule": 0.001, "weight_decay": 1e-4},
     "tasks and average": {"estimator": "first", "problem": "quadratic,lasso", "tasks": 2, "average": 0.5},
 }
 
@@ -72,3 +74,34 @@ def test_own_tasks_stay_in_one_process(tmp_path):
     config = TuneConfig(rule=str(tmp_path / "rule.json"), jobs=2, quiet=True)
     with pytest.raises(L2OError, match="stay in this process"):
         torch.tune(config, lambda stream, number: None)
+
+
+def test_kinds_and_factors_come_back_in_the_rule_and_its_record(tuned):
+    rule = tuned("torch", problem="digits-mlp,quadratic", factors=True, kinds=True, sigma=0.2)
+    kinds = rule.provenance["tuned"]["kinds"]
+    assert kinds.keys() == {"matrix", "kernel", "vector"} and kinds["matrix"] == rule.constants
+    assert kinds["matrix"]["c1"] == kinds["vector"]["c1"]  # decays are shared
+    assert kinds["matrix"]["c0"] != kinds["vector"]["c0"]
+    assert rule.scale != 1.0  # the factors' geometric mean
+
+
+def test_start_values_and_settings_are_on_record(tuned):
+    rule = tuned("torch", constants=("c0=-0.05",), schedule=0.01, weight_decay=1e-3)
+    record = rule.provenance["tuned"]
+    assert record["from_constants"] == {"c0": -0.05, "c1": 0.6, "slowing": 0.01, "weight_decay": 1e-3}
+    assert record["settings"]["constants"] == ["c0=-0.05"] and record["settings"]["schedule"] == 0.01
+    assert str(rule.expression) == "c0 * ema(g, c1) / (1.0 + slowing * t) - weight_decay * theta"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"factors": True, "estimator": "first"}, "--factors needs --estimator es, got first"),
+        ({"kinds": True, "problem": "quadratic,lasso", "estimator": "pes"}, "--kinds on several problems"),
+        ({"constants": ("c0:1",)}, "--constants: expected NAME=NUMBER, got 'c0:1'"),
+        ({"constants": ("c9=1",)}, "unknown constant 'c9'"),
+    ],
+)
+def test_what_cannot_be_tuned_together_is_refused_in_one_line(fields, message, tuned):
+    with pytest.raises(L2OError, match=message):
+        tuned("torch", **fields)

@@ -179,3 +179,16 @@ def test_groups_follow_what_may_be_trained_on(suite):
         f"{RULE}: of 3 problems unseen, at least as good as the best baseline on 0, within"
     )
     assert text[1].endswith("at least as good as sgd 0, adam 2")
+
+
+def test_baselines_that_mix_coordinates_are_left_out_of_a_group_of_its_own():
+    found = compared(
+        runs({"sgd": [1.0, 1.1], "muon": [0.4, 0.4], RULE: [0.5, 0.5]}, "a"),
+        runs({"sgd": [1.0, 1.1], "muon": [0.4, 0.4], RULE: [1.5, 1.5]}, "b"),
+    )
+    groups = profiles.standing_groups(found)
+    assert list(groups) == ["all", "all, coordinate-wise baselines"]
+    assert (groups["all"][0].ahead, groups["all, coordinate-wise baselines"][0].ahead) == (0, 1)
+    assert groups["all, coordinate-wise baselines"][0].against == {"sgd": 1}
+    last = profiles.standings_text(groups).splitlines()[1]
+    assert last.startswith(f"{RULE}: of 2 problems, coordinate-wise baselines only, at least as good")
