@@ -317,7 +317,7 @@ def test_the_iclr_codes_meta_gradient_is_reproduced(name):
 
 
 def test_constants_by_kind_start_as_the_shared_ones_and_their_gradients_sum_to_theirs():
-    """eps of Adam: one for matrices and one for biases, where there are no kernels; the decays stay shared."""
+    """eps of Adam: one for matrices and one for biases, no kernels being there; the decays stay shared."""
     rule = dataclasses.replace(with_weight_decay(Rule.named("adam"), 0.1), scale=0.01)
     rule = rule.with_constants({"eps": 1e-3})
     task, found = digits(), []
