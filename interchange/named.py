@@ -7,6 +7,7 @@ call lr multiplies the rule's update, as everywhere.
 import dataclasses
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 
 from common.errors import L2OError
 from common.registry import Registry
@@ -36,7 +37,7 @@ def named(name: str, **options: float) -> Rule:
     if unknown:
         raise L2OError(f"rule {name!r}: unknown option {unknown[0]!r}; known: {', '.join(known) or 'none'}")
     rule = row.build(**options)
-    return dataclasses.replace(rule, name=name, provenance={"source": row.source})
+    return dataclasses.replace(rule, name=name, provenance=rule.provenance | {"source": row.source})
 
 
 def _sgd() -> Rule:
@@ -135,7 +136,54 @@ def _psi(gamma: float = 1.0, start: float = 0.3) -> Rule:
     return psi(TEACHERS["rnnprop"].expressions(), gamma=gamma, start=start)
 
 
+def _distilled(text: str, constants: dict[str, float], teacher: str) -> Rule:
+    from common.teachers import TEACHERS
+
+    return Rule.from_text(text, constants, TEACHERS[teacher].expressions(), scale=0.01)
+
+
+def _rp_s_11() -> Rule:
+    constants = {
+        "c0": -0.2277056431523075,
+        "c1": 0.6997312679490238,
+        "c2": -0.11644595677660458,
+        "c3": 0.5886005244592508,
+    }
+    return _distilled("c0 * ema(m_tilde, c1) + c2 * ema(g_tilde, c3)", constants, "rp_s")
+
+
+def _rnnprop_17() -> Rule:
+    constants = {
+        "c0": -0.5694304526681907,
+        "c1": 0.8884925986262299,
+        "c2": -0.01740767900521846,
+        "c3": -0.1261189401345537,
+        "c4": 0.7256389756356371,
+        "c5": 0.00858219493629732,
+    }
+    text = "c0 * ema(m_tilde, c1) + c2 * g_tilde + c3 * ema(g_tilde, c4) + c5"
+    return _distilled(text, constants, "rnnprop")
+
+
+def _rnnprop_start() -> Rule:
+    constants = {"c0": -0.05, "c1": 0.9, "c2": -0.14, "c3": -1.0, "c4": 0.983, "c5": 0.005}
+    text = "(c0 * ema(m_tilde, c1) + c2 * g_tilde + c3 * ema(g_tilde, c4)) / sqrt(1 + c5 * t)"
+    return _distilled(text, constants, "rnnprop")
+
+
+def _rnnprop_tuned() -> Rule:
+    return Rule.from_json(
+        Path(__file__).with_name("shipped").joinpath("rnnprop_tuned.json").read_text("utf-8")
+    )
+
+
 _ICLR = "Zheng et al. 2022 (ICLR), released results: a DM teacher over lags of g, t / 10,000"
+
+_DISTILL = "python -m interchange.distill trajectories.h5 --time 60 --max-size 50 --select rollout"
+_TUNE = (
+    "--problem mnist-mlp,quadratic-k100 --horizon 200..1000 --factors --pairs 6 --sigma 0.1 --lr 0.03 "
+    "--epochs 50 --validate-every 10 --validation-tasks 2 --average 0.5"
+)
 
 NAMED: Registry[NamedRule] = Registry(
     "rule",
@@ -150,6 +198,13 @@ NAMED: Registry[NamedRule] = Registry(
         "lion": NamedRule(_lion, "Chen et al. 2023"),
         "dm_48": NamedRule(_dm_48, f"{_ICLR}, 48 nodes"),
         "dm_49": NamedRule(_dm_49, f"{_ICLR}, 49 nodes"),
+        "rp_s_11": NamedRule(_rp_s_11, f"{_DISTILL} --active 240, of the shipped teacher rp_s"),
+        "rnnprop_17": NamedRule(_rnnprop_17, f"{_DISTILL} --active 240, of the shipped teacher rnnprop"),
+        "rnnprop_start": NamedRule(
+            _rnnprop_start,
+            "the terms of rnnprop_17 over sqrt(1 + c5 t), constants from a scan on mnist-mlp; tune it",
+        ),
+        "rnnprop_tuned": NamedRule(_rnnprop_tuned, f"python -m torch_impl.tune rnnprop_start {_TUNE}"),
         "psi": NamedRule(_psi, "template of Zheng et al. 2022 over m_tilde and g_tilde; tune it"),
     },
 )
