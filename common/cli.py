@@ -167,7 +167,7 @@ class Progress:
             return
         text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, values=text)
+            self._bar.update(self._task, completed=self.done, total=self.total, values=text)
             return
         part = self.done * self._PLAIN_LINES // max(self.total, 1)
         if part > self._shown or self.done == self.total:

@@ -15,6 +15,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from common.errors import L2OError
@@ -76,7 +77,7 @@ def parallel(jobs: int, cluster: str = "", *, ordered: bool = False) -> Iterator
             ``dask:tcp://HOST:PORT`` or ``ray:HOST:PORT`` for one that runs.
 
     Raises:
-        L2OError: a bad name, the package is missing, or nobody answers within ``TIMEOUT``.
+        L2OError: a bad name, the package is missing, nobody answers within ``TIMEOUT``, a worker was killed.
     """
     from joblib import Parallel, delayed
 
@@ -97,7 +98,13 @@ def parallel(jobs: int, cluster: str = "", *, ordered: bool = False) -> Iterator
                 return iter(work(delayed(_alone)(function, given) for given in arguments))
             return work(delayed(function)(*given) for given in arguments)
 
-        yield run
+        try:
+            yield run
+        except BrokenProcessPool as error:
+            raise L2OError(
+                f"a worker process ended ({type(error).__name__}), perhaps for want of memory; what is on "
+                "disk is kept: give the same command with fewer --jobs"
+            ) from error
 
 
 def _alone(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -45,6 +45,7 @@ class Compared:
         target: loss to be reached (``targets``); nan where there is no baseline.
         steps: median over seeds of the steps to reach it; inf where most never do.
         seconds: ``steps`` times the optimizer's time of a step, gradients not counted.
+        losses: of every seed, in order, [step] up to the horizon.
     """
 
     row: SummaryRow
@@ -53,6 +54,7 @@ class Compared:
     target: float
     steps: float
     seconds: float
+    losses: tuple[np.ndarray, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,16 +117,17 @@ def target(rows: Sequence[SummaryRow], losses: Mapping[str, Sequence[np.ndarray]
         rows: of one problem and horizon.
         losses: optimizer -> losses [step] of its seeds.
     """
-    hand_made = [row for row in rows if is_baseline(row.optimizer)]
+    hand_made = []
+    for row in rows:
+        step = max(1, round(REACHED_AT * row.horizon))
+        if is_baseline(row.optimizer) and all(len(run) >= step for run in losses[row.optimizer]):
+            hand_made.append(row)
     if not hand_made:
         return math.nan
     chosen = min(hand_made, key=lambda r: (math.isnan(r.validation), r.validation, r.mean))
     if math.isnan(chosen.validation):
         chosen = min(hand_made, key=lambda r: r.mean)
-    step = max(1, round(REACHED_AT * chosen.horizon))
     runs = losses[chosen.optimizer]
-    if any(len(run) < step for run in runs):
-        return math.nan
     goal = float(np.mean([figure(run, step, _WINDOW) for run in runs]))
     return goal if math.isfinite(goal) else math.nan
 
@@ -160,14 +163,21 @@ def compare(summary: Sequence[SummaryRow], runs: Iterable[Any]) -> list[Compared
     found = []
     for place in places:
         rows = [row for row in summary if (row.problem, row.horizon) == place]
-        best, goal = best_baseline(rows), target(rows, losses[place])
-        for row in rows:
-            steps = float(np.median([steps_to(run, goal) for run in losses[place][row.optimizer]]))
-            own = ratio(row.figures, best.figures) if best else Ratio(math.nan, math.nan, math.nan)
-            seconds = steps * row.ms_per_step / 1e3
-            found.append(Compared(row, best.optimizer if best else "", own, goal, steps, seconds))
+        found += _side_by_side(rows, losses[place])
     order = {id(row): k for k, row in enumerate(summary)}
     return sorted(found, key=lambda one: order[id(one.row)])
+
+
+def _side_by_side(rows: Sequence[SummaryRow], losses: Mapping[str, Sequence[np.ndarray]]) -> list[Compared]:
+    """The rows of one problem and horizon, and the losses of each optimizer's seeds, as they compare."""
+    found, best, goal = [], best_baseline(rows), target(rows, losses)
+    for row in rows:
+        runs = losses[row.optimizer]
+        steps = float(np.median([steps_to(run, goal) for run in runs]))
+        own = ratio(row.figures, best.figures) if best else Ratio(math.nan, math.nan, math.nan)
+        seconds, name = steps * row.ms_per_step / 1e3, best.optimizer if best else ""
+        found.append(Compared(row, name, own, goal, steps, seconds, tuple(runs)))
+    return found
 
 
 def profile(times: Mapping[str, Mapping[Any, float]], taus: Sequence[float]) -> dict[str, np.ndarray]:
@@ -267,23 +277,20 @@ def standing_groups(compared: Sequence[Compared]) -> dict[str, list[Standing]]:
 
 
 def _coordinatewise(compared: Sequence[Compared]) -> list[Compared]:
-    """The rows without baselines that mix coordinates, each beside the best baseline that is left."""
+    """The rows without baselines that mix coordinates, compared anew."""
     kept = [
         c
         for c in compared
         if not is_baseline(c.row.optimizer) or BASELINES[c.row.optimizer.partition(":")[0]].coordinatewise
     ]
-    best = {
-        place: best_baseline(c.row for c in kept if (c.row.problem, c.row.horizon) == place)
-        for place in {(c.row.problem, c.row.horizon) for c in kept}
-    }
-    found = []
+    places: dict[Place, list[Compared]] = {}
     for c in kept:
-        other = best[c.row.problem, c.row.horizon]
-        if other is not None:
-            c = dataclasses.replace(c, best=other.optimizer, ratio=ratio(c.row.figures, other.figures))
-        found.append(c)
-    return found
+        places.setdefault((c.row.problem, c.row.horizon), []).append(c)
+    return [
+        one
+        for rows in places.values()
+        for one in _side_by_side([c.row for c in rows], {c.row.optimizer: c.losses for c in rows})
+    ]
 
 
 def standings_text(groups: Mapping[str, Sequence[Standing]]) -> str:

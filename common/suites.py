@@ -59,7 +59,9 @@ def entries(text: str, steps: Sequence[int]) -> tuple[Entry, ...]:
     found: dict[tuple[str, int], Entry] = {}
     for part in text.split(","):
         for entry in _named(text, part.strip(), steps):
-            found.setdefault((entry.problem, entry.steps), entry)
+            place = (entry.problem, entry.steps)
+            if place not in found or entry.trained_on:
+                found[place] = entry
     return tuple(found.values())
 
 

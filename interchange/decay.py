@@ -24,6 +24,8 @@ def with_weight_decay(rule: Rule, value: float, constant: str = "weight_decay") 
 def with_schedule(rule: Rule, value: float, constant: str = "slowing") -> Rule:
     """The rule over 1 + ``value`` * t, value a constant: a learning rate that falls as 1/t in the long run.
 
+    Weight decay stays outside, so it does not fall.
+
     Raises:
         L2OError: the rule has a constant or a feature of that name.
     """

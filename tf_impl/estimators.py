@@ -150,6 +150,7 @@ def _segment(
     network: unroll.Network, task: Task, half: Half, steps: int, keep: bool
 ) -> tuple[Any, np.ndarray]:
     _put(network, half.weights)
+    network.settle(task)
     start = unroll.start(task, network) if half.position is None else half.position
     position, losses = unroll.segment(task, network, start, steps)
     return position if keep else None, losses

@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
     }
     with RunLock(folder):
         store = Store(folder / "cells", config, loaded, backend.CREATED_BY)
-        if config.overwrite:
+        if config.overwrite and (folder / "evaluation.h5").exists():  # else the same command goes on
             store.clear()
         rows = _run(wanted, configs, loaded, tasks, store, backend)
         _write(folder, rows, config, backend)
@@ -116,12 +116,28 @@ def _run(
         tested = run_grid(courses, pool, configs, loaded, backend)
     if pool.found and not quiet:
         print(f"{pool.found} of {pool.total} cells were there", file=sys.stderr, flush=True)
-    seen = {(e.problem, e.steps): e.trained_on for e in wanted}
+    known = set().union(*(_trained_on(source) for source in loaded.values()))
+    seen = {(e.problem, e.steps): e.trained_on or e.problem in known for e in wanted}
     return [
         row
         for p in configs
         for row in _rows(p, tested[p], loaded, _times(tested[p], loaded, tasks[p], backend), seen)
     ]
+
+
+def _trained_on(source: "Source") -> set[str]:
+    """Problems a teacher or a rule was trained, chosen or tuned on, as far as its file or run says."""
+    from common.runs import RunFolder
+    from interchange.rule import Rule
+
+    if isinstance(source.loaded, Rule):
+        records = (source.loaded.provenance.get(key) for key in ("tuned", "loss"))
+        names = [record.get("problem") for record in records if isinstance(record, dict)]
+    elif source.spec.kind == "teacher" and Path(source.spec.target, "config.json").is_file():
+        names = [RunFolder(source.spec.target).config().get("problem")]
+    else:
+        names = []
+    return {part for name in names if isinstance(name, str) for part in name.split(",")}
 
 
 def _rows(

@@ -11,7 +11,6 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,6 @@ import numpy as np
 from common.baselines import Spec
 from common.cli import Progress
 from common.config import EvaluateConfig
-from common.errors import L2OError
 from common.metrics import FAILED, figure
 from common.parallel import Run
 from interchange.commands.backend import Rollout
@@ -249,11 +247,5 @@ def run_grid(
         return backend.rollout_job, configs[cell.problem], sources[cell.optimizer], cell
 
     any_of_them = next(iter(configs.values()))
-    try:
-        with parallel(any_of_them.jobs, any_of_them.cluster) as run:
-            return pool.run(courses, run, job)
-    except BrokenProcessPool as error:
-        raise L2OError(
-            f"a worker process ended ({type(error).__name__}), perhaps for want of memory; finished cells "
-            "are kept: give the same command with fewer --jobs"
-        ) from error
+    with parallel(any_of_them.jobs, any_of_them.cluster) as run:
+        return pool.run(courses, run, job)

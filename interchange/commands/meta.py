@@ -256,7 +256,8 @@ class MetaTraining(Judging):
         share = getattr(self.config, "coordinates", 1.0)
         if share >= 1.0:
             return None
-        generator = rng(self.config.seed, "coordinates", self.epoch, step, lane)
+        key = (self.epoch, step, lane) if lane else (self.epoch, step)  # as before there were lanes
+        generator = rng(self.config.seed, "coordinates", *key)
         return generator.choice(total, max(1, round(share * total)), replace=False)
 
     def _update(self, grads: dict[str, Any]) -> None:

@@ -142,6 +142,10 @@ def _check(plan: Schedule, config: Any, own_tasks: bool) -> None:
             f"--tasks: --estimator {kind} runs each of its pairs on an optimizee of its own; use --pairs",
         ),
         (
+            config.loss != type(config).loss and evolves,
+            f"--loss: --estimator {kind} has an objective of its own; leave it out",
+        ),
+        (
             config.jobs > 1 and not evolves,
             f"--jobs: expected --estimator es or pes, whose pairs run in parallel, got {kind}; leave it out",
         ),

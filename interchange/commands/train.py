@@ -51,7 +51,8 @@ def train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None" = None)
         folder = RunFolder(name, resume=True)
         saved = from_dict(TrainConfig, folder.config(), f"{name}/config.json")
         device = config.device if config.device != TrainConfig.device else saved.device
-        now = {"quiet": config.quiet, "device": device, "resume": name, "jobs": config.jobs}
+        jobs = config.jobs if config.jobs != TrainConfig.jobs else saved.jobs
+        now = {"quiet": config.quiet, "device": device, "resume": name, "jobs": jobs}
         config = dataclasses.replace(saved, data_dir=config.data_dir or saved.data_dir, **now)
     given = _given(config)
     teacher = _row(config, given)

@@ -54,6 +54,7 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
         "settings": _settings(config),
         "from_sha256": digest,
         "from_constants": rule.constants,
+        "from_scale": rule.scale,
         "validation": {
             "before": min(trainer.first_score, _INFINITE),
             "best": trainer.best_score,
@@ -61,9 +62,13 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
         },
         "created_by": backend.CREATED_BY,
     }
-    if config.kinds:
+    if config.kinds:  # the file has one set, of matrices; ``validation`` is that of all three
         record["kinds"] = {
             kind: network.tuned(trainer.best, number).constants for number, kind in enumerate(backend.KINDS)
+        }
+    if config.factors:
+        record["factors"] = {
+            name.partition("/")[2]: math.exp(float(w)) for name, w in trainer.best.items() if "/" in name
         }
     # The R2 of the rule that was distilled says nothing about other constants.
     provenance = {k: v for k, v in rule.provenance.items() if k not in ("r2", "loss")} | {"tuned": record}
@@ -115,6 +120,7 @@ def main(command: Callable[[TuneConfig], Any], name: str, argv: Sequence[str] | 
         record = rule.provenance["tuned"]
         if not config.quiet:
             validation, before = record["validation"], rule.with_constants(record["from_constants"])
+            before = dataclasses.replace(before, scale=record["from_scale"])
             print(f"validation loss {validation['before']:.4g} -> {validation['best']:.4g}")
             print(f"before: {before.latex()}\nafter:  {rule.latex()}")
             print(f"tuned rule: {output_file(config)}")

@@ -375,7 +375,7 @@ def test_the_command_prints_a_table_per_problem_and_where_each_rule_stands(tmp_p
 def test_a_worker_that_is_killed_ends_in_one_line_and_its_cells_can_be_run_again(tmp_path, monkeypatch):
     config, run = config_of(tmp_path, problem="quadratic", jobs=2), backend.rollout_job
     monkeypatch.setattr(backend, "rollout_job", _killed_at_the_test)
-    with pytest.raises(L2OError, match=r"a worker process ended .*finished cells are kept"):
+    with pytest.raises(L2OError, match=r"a worker process ended .*on disk is kept"):
         evaluate(config)
     monkeypatch.setattr(backend, "rollout_job", run)
     kept = len(list(Path(config.out, "cells").rglob("*.json")))

@@ -1,8 +1,13 @@
 """The gallery of named rules."""
 
+import dataclasses
+import shlex
+
 import numpy as np
 import pytest
 
+from common.cli import parser_for
+from common.config import TuneConfig
 from common.errors import L2OError
 from interchange import named
 from interchange.rule import Rule
@@ -71,3 +76,23 @@ def test_psi_sums_over_features_and_lags():
             past = np.concatenate([np.zeros((k, 2)), x[: len(x) - k]])
             want = want - values[f"w_{key}_{k}"] * 2.0 * np.tanh(past / 2.0)
     np.testing.assert_allclose(rule.with_constants(values).evaluate({"g": g}), 0.01 * want, rtol=1e-12)
+
+
+def test_the_tuned_rule_is_what_the_command_beside_it_makes():
+    """Its record names the settings and the start of that command."""
+    rule, start = Rule.named("rnnprop_tuned"), Rule.named("rnnprop_start")
+    record = rule.provenance["tuned"]
+    words = shlex.split(rule.provenance["source"])
+    assert words[:4] == ["python", "-m", "torch_impl.tune", "rnnprop_start"]
+    flags = vars(
+        parser_for(TuneConfig, prog="tune", description="", positional=("rule",)).parse_args(words[3:])
+    )
+    asked = {name: value for name, value in flags.items() if value and name not in ("rule", "config")}
+    # Defaults of TuneConfig are not on record; start values were given by hand, those of the start rule.
+    defaults = {field.name: field.default for field in dataclasses.fields(TuneConfig)}
+    asked = {name: value for name, value in asked.items() if value != defaults[name]}
+    settings = {k: v for k, v in record["settings"].items() if k not in ("rule", "constants")}
+    assert settings == asked
+    assert record["from_constants"] == start.constants and record["from_scale"] == start.scale
+    assert (rule.expression, rule.features) == (start.expression, start.features)
+    assert record["validation"]["best"] < record["validation"]["before"]

@@ -192,3 +192,14 @@ def test_baselines_that_mix_coordinates_are_left_out_of_a_group_of_its_own():
     assert groups["all, coordinate-wise baselines"][0].against == {"sgd": 1}
     last = profiles.standings_text(groups).splitlines()[1]
     assert last.startswith(f"{RULE}: of 2 problems, coordinate-wise baselines only, at least as good")
+
+
+def test_a_baseline_that_diverges_sets_no_target():
+    found = compared(runs({"sgd": [0.5, -1.0], "adam": [1.0, 1.2], RULE: [0.9, 1.0]}, "a", sgd=0.1, adam=0.2))
+    assert math.isfinite(of(found, RULE, "a").target) and math.isfinite(of(found, RULE, "a").steps)
+
+
+def test_the_target_of_the_coordinatewise_group_is_not_muons():
+    found = compared(runs({"sgd": [1.0, 1.1], "muon": [0.1, 0.1], RULE: [0.9, 1.0]}, "a", sgd=0.2, muon=0.1))
+    groups = profiles.standing_groups(found)
+    assert groups["all"][0].score < 1.0 == groups["all, coordinate-wise baselines"][0].score

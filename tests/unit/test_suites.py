@@ -21,8 +21,8 @@ def test_a_suite_names_problems_that_exist_once_at_every_horizon(name):
 def test_core_is_broad_and_little_of_it_was_trained_on():
     core = SUITES["core"]
     problems = {entry.problem for entry in core}
-    assert len(core) == 19 and len(problems) == 17
-    assert {e.problem for e in core if e.trained_on} == {"mnist-mlp", "cifar-small-conv", "quadratic-k100"}
+    assert len(core) == 18 and len(problems) == 16
+    assert {e.problem for e in core if e.trained_on} == {"mnist-mlp", "quadratic-k100"}
     assert {entry.steps for entry in core} == {200, 1000, 5000}
     rows = [PROBLEMS[problem] for problem in problems]
     assert {row.dataset for row in rows} == {"", "digits", "mnist", "cifar10"}
@@ -62,3 +62,7 @@ def test_a_name_nobody_knows_is_refused_with_one_line(text, message):
     with pytest.raises(L2OError, match=f"^{message}") as caught:
         entries(text, (200,))
     assert "\n" not in str(caught.value)
+
+
+def test_a_problem_named_before_its_suite_is_still_one_that_may_be_trained_on():
+    assert entries("mnist-mlp,suite:core", (200,))[0] == Entry("mnist-mlp", 200, trained_on=True)
