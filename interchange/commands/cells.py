@@ -1,12 +1,13 @@
 """Cells: the single rollouts of a comparison, kept on disk one by one so that none is run twice.
 
 A cell's file is named by the hash of everything that determines its result: optimizer and content of its
-file, problem, data, learning rate, seeds, steps, arithmetic, and the versions that computed it. A file that
-is damaged, or of another configuration, counts as not there.
+file, problem, data, learning rate, seeds, steps, arithmetic, and the versions and code that computed it. A
+file that is damaged, or of another configuration, counts as not there.
 """
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import shutil
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common import datasets
 from common.config import EvaluateConfig
 from common.errors import L2OError
 from common.metrics import FAILED
-from common.problems import problem_row
+from common.problems import Problem, problem_row
 from common.storage import atomic_write, canonical_json, content_hash, read_json
 from interchange.commands.backend import Rollout
 
@@ -64,7 +66,7 @@ class Store:
         files = {"data": _hash_of(config.dataset), "start": _hash_of(config.start, "checkpoint")}
         self._shared = given | files | {"created_by": created_by}
         self._optimizers = {text: _identity(source) for text, source in sources.items()}
-        self._dataset = config.dataset
+        self._dataset, self._data_dir = config.dataset, config.data_dir
         self._problems: dict[str, str] = {}
 
     def clear(self) -> None:
@@ -74,10 +76,20 @@ class Store:
     def key(self, cell: Cell) -> dict[str, Any]:
         """Everything that determines the cell's result, JSON-ready."""
         if cell.problem not in self._problems:  # a row whose definition changed is another problem
-            row = dataclasses.asdict(problem_row(cell.problem, self._dataset))
-            self._problems[cell.problem] = content_hash(row)
+            row = problem_row(cell.problem, self._dataset)
+            self._problems[cell.problem] = content_hash([dataclasses.asdict(row), self._data_of(row)])
         own = dataclasses.asdict(cell) | {"optimizer": self._optimizers[cell.optimizer]}
         return self._shared | own | {"row": self._problems[cell.problem]}
+
+    def _data_of(self, row: Problem) -> str:
+        """Hash of the labels and of every hundredth image: other data of the same name are other cells."""
+        if not row.dataset:
+            return ""
+        digest = hashlib.sha256()
+        whole = datasets.load(row.dataset, self._data_dir)
+        for images, labels in ((whole.x_train, whole.y_train), (whole.x_test, whole.y_test)):
+            digest.update(labels.tobytes() + images[::100].tobytes())
+        return digest.hexdigest()
 
     def path(self, cell: Cell) -> Path:
         """Where the cell's result is, or will be."""
@@ -111,6 +123,16 @@ class Store:
             values[name] = value if math.isfinite(value) else None
         values = _plain(values)
         atomic_write(self.path(cell), canonical_json(values | {"sha256": content_hash(values)}))
+
+
+def code_of(*packages: str) -> str:
+    """Hash of the source files of packages: what other code computed is computed again."""
+    digest = hashlib.sha256()
+    for package in packages:
+        folder = Path(str(importlib.util.find_spec(package).origin)).parent
+        for file in sorted(folder.glob("*.py")):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _identity(source: "Source") -> dict[str, Any]:

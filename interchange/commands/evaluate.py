@@ -24,7 +24,7 @@ from common.errors import L2OError
 from common.metrics import summarise, summary_text
 from common.profiles import compare, standing_groups, standings_text
 from common.suites import Entry, entries
-from interchange.commands.cells import Cell, Store
+from interchange.commands.cells import Cell, Store, code_of
 from interchange.commands.grid import Pool, Tested, course, figure_or_inf, run_grid
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
         problem: backend.table_task(own, "evaluate_test", 0, config.split) for problem, own in configs.items()
     }
     with RunLock(folder):
-        store = Store(folder / "cells", config, loaded, backend.CREATED_BY)
+        code = code_of("common", "interchange", f"{backend.NAME}_impl")
+        store = Store(folder / "cells", config, loaded, f"{backend.CREATED_BY}, code {code}")
         if config.overwrite and (folder / "evaluation.h5").exists():  # else the same command goes on
             store.clear()
         rows = _run(wanted, configs, loaded, tasks, store, backend)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common import datasets
 from common.baselines import falling, parse_spec
 from common.cli import Progress
 from common.config import EvaluateConfig
@@ -26,7 +27,7 @@ from common.rng import derived_seed
 from common.suites import SUITES, Entry
 from interchange.commands import grid
 from interchange.commands.backend import Rollout
-from interchange.commands.cells import Cell, Store
+from interchange.commands.cells import Cell, Store, code_of
 from interchange.results import load_evaluation
 from interchange.rule import Rule
 
@@ -389,3 +390,25 @@ def _killed_at_the_test(config, source, lr, stream, number, steps):
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
     return rollout_job(config, source, lr, stream, number, steps)
+
+
+def test_cells_of_other_data_or_other_code_are_not_reused(tmp_path, monkeypatch):
+    def path(created_by: str = "x") -> Path:
+        config = EvaluateConfig(problem="digits-mlp")
+        sources = {"sgd": load(parse_spec("sgd"))}
+        store = Store(tmp_path, config, sources, created_by)
+        return store.path(Cell("sgd", "digits-mlp", 0.1, "test", 0, 5))
+
+    before = path()
+    assert path() == before and path("y") != before
+    whole = datasets.load("digits")
+    other = dataclasses.replace(whole, y_test=whole.y_test[::-1].copy())
+    monkeypatch.setattr(datasets, "load", lambda *_: other)
+    assert path() != before
+    package = tmp_path / "some_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("a = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    one = code_of("some_package")
+    (package / "__init__.py").write_text("a = 2\n")
+    assert code_of("some_package") != one
