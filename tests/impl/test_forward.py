@@ -33,7 +33,9 @@ CASES = [
         backend,
         name,
         steps,
-        marks=[pytest.mark.slow] if (backend, steps) == ("tf", 200) and name != "nesterov" else [],
+        marks=[pytest.mark.slow]
+        if backend == "tf" and (steps == 200 or (steps == 20 and name != "nesterov"))
+        else [],
     )
     for backend in ("torch", "tf")
     for name in RULES
