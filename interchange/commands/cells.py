@@ -7,7 +7,6 @@ file that is damaged, or of another configuration, counts as not there.
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import math
 import shutil
@@ -125,11 +124,10 @@ class Store:
         atomic_write(self.path(cell), canonical_json(values | {"sha256": content_hash(values)}))
 
 
-def code_of(*packages: str) -> str:
-    """Hash of the source files of packages: what other code computed is computed again."""
+def code_of(*folders: Path) -> str:
+    """Hash of the source files in folders: what other code computed is computed again."""
     digest = hashlib.sha256()
-    for package in packages:
-        folder = Path(str(importlib.util.find_spec(package).origin)).parent
+    for folder in folders:
         for file in sorted(folder.glob("*.py")):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()

@@ -58,7 +58,8 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
         problem: backend.table_task(own, "evaluate_test", 0, config.split) for problem, own in configs.items()
     }
     with RunLock(folder):
-        code = code_of("common", "interchange", f"{backend.NAME}_impl")
+        packages = Path(__file__).parents[2]
+        code = code_of(*(packages / name for name in ("common", "interchange", f"{backend.NAME}_impl")))
         store = Store(folder / "cells", config, loaded, f"{backend.CREATED_BY}, code {code}")
         if config.overwrite and (folder / "evaluation.h5").exists():  # else the same command goes on
             store.clear()

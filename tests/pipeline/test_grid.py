@@ -405,10 +405,7 @@ def test_cells_of_other_data_or_other_code_are_not_reused(tmp_path, monkeypatch)
     other = dataclasses.replace(whole, y_test=whole.y_test[::-1].copy())
     monkeypatch.setattr(datasets, "load", lambda *_: other)
     assert path() != before
-    package = tmp_path / "some_package"
-    package.mkdir()
-    (package / "__init__.py").write_text("a = 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    one = code_of("some_package")
-    (package / "__init__.py").write_text("a = 2\n")
-    assert code_of("some_package") != one
+    (tmp_path / "some.py").write_text("a = 1\n")
+    one = code_of(tmp_path)
+    (tmp_path / "some.py").write_text("a = 2\n")
+    assert code_of(tmp_path) != one
