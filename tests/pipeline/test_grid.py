@@ -409,3 +409,12 @@ def test_cells_of_other_data_or_other_code_are_not_reused(tmp_path, monkeypatch)
     one = code_of(tmp_path)
     (tmp_path / "some.py").write_text("a = 2\n")
     assert code_of(tmp_path) != one
+
+
+def test_a_problem_that_a_rule_was_tuned_on_counts_as_trained_on(tmp_path):
+    record = {"tuned": {"problem": "lasso,digits-mlp"}}
+    Rule.from_text("-c * g", {"c": 0.1}, provenance=record).save(tmp_path / "rule.json")
+    optimizers = ("sgd:lr=0.1", f"rule:{tmp_path / 'rule.json'},lr=1")
+    fields = TINY | {"optimizers": optimizers, "steps": (4,), "seeds": 1}
+    rows = evaluate(EvaluateConfig(problem=TWO, out=str(tmp_path / "out"), **fields))
+    assert {row.problem: row.trained_on for row in rows} == {"quadratic": False, "lasso": True}
