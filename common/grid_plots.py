@@ -54,7 +54,7 @@ def panels(
         for name in shown
         if name in look
     ]
-    handles += [_sample(_GREY, "other baselines", False)] * others
+    handles += [_sample(_GREY, "others", False)] * others
     figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=plots.FONT)
     spoken = f"Loss curves on {len(curves)} problems: {', '.join(curves)}"
     return plots.svg(figure, spoken, prefix or "panels")

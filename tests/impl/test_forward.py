@@ -33,9 +33,7 @@ CASES = [
         backend,
         name,
         steps,
-        marks=[pytest.mark.slow]
-        if backend == "tf" and (steps == 200 or (steps == 20 and name != "nesterov"))
-        else [],
+        marks=[pytest.mark.slow] if backend == "tf" and steps > 1 and name != "nesterov" else [],
     )
     for backend in ("torch", "tf")
     for name in RULES
@@ -113,7 +111,7 @@ def test_it_equals_the_reverse_meta_gradient(backend, name, steps):
             assert any(float(value) for value in got.values())
 
 
-@pytest.mark.parametrize("loss", ["sum", "last"])
+@pytest.mark.parametrize("loss", ["sum", pytest.param("last", marks=pytest.mark.slow)])
 def test_tangents_carried_over_leave_no_truncation_bias(backend, loss):
     rule, lr = RULES["decay-and-schedule"]
     task, network = digits(backend), backend.symbolic.RuleNetwork(rule)
@@ -132,7 +130,7 @@ def test_tangents_carried_over_leave_no_truncation_bias(backend, loss):
     assert any(abs(float(alone[key]) / float(value) - 1.0) > 0.01 for key, value in whole.items())
 
 
-@pytest.mark.parametrize("name", ["psi", "decay-and-schedule"])
+@pytest.mark.parametrize("name", [pytest.param("psi", marks=pytest.mark.slow), "decay-and-schedule"])
 def test_in_float32_it_is_close_to_float64(backend, name):
     rule, lr = RULES[name]
     found = []

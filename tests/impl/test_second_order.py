@@ -99,9 +99,15 @@ def assert_equal(got: Grads, expected: Grads, tolerance: float = 1e-9) -> None:
         assert float((got[name] - want).abs().max()) <= tolerance * float(want.abs().max()), name
 
 
-@pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried-over"])
-@pytest.mark.parametrize("steps", [1, 5, 20])
-@pytest.mark.parametrize("name", ["dm", "rnnprop", "rp_s", "rp_si", *RULES])
+@pytest.mark.parametrize(
+    ("name", "steps", "carried"),
+    [
+        pytest.param(name, steps, carried, marks=pytest.mark.slow if carried and steps != 5 else [])
+        for name in ("dm", "rnnprop", "rp_s", "rp_si", *RULES)
+        for steps in (1, 5, 20)
+        for carried in (False, True)
+    ],
+)
 def test_it_equals_autograd_through_the_whole_graph(name, steps, carried):
     task, network = problem(), network_of(name)
     at = unroll.start(task, network)

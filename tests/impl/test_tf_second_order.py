@@ -126,7 +126,7 @@ def test_it_equals_a_tape_over_the_whole_graph(name, steps):
         assert_equal(unrolled(task, network, at, steps, loss)[2], by_tape(task, network, at, steps, loss))
 
 
-@pytest.mark.parametrize("name", ["rp_s", "lags-t-and-decay"])
+@pytest.mark.parametrize("name", ["rp_s", pytest.param("lags-t-and-decay", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", ["quadratic", "rastrigin", "digits-conv", "scaled", "module"])
 def test_any_optimizee_works(task, name):
     grads = []

@@ -71,13 +71,25 @@ def assert_agree(networks, problem: str) -> None:
             assert np.abs(a - b).max() <= 1e-9 * np.abs(a).max(), (loss, key)
 
 
-@pytest.mark.parametrize("problem", ["quadratic", "digits-mlp", "norm"])
-@pytest.mark.parametrize("name", ["dm", "rnnprop", "rp_s", "rp_si"])
+def cases(names: list[str], problems: list[str], quick: str) -> list:
+    """Every name on every problem; quick are all names on digits-mlp, and one name on all."""
+    return [
+        pytest.param(n, p, marks=[] if n == quick or p == "digits-mlp" else pytest.mark.slow)
+        for n in names
+        for p in problems
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    cases(["dm", "rnnprop", "rp_s", "rp_si"], ["quadratic", "digits-mlp", "norm"], "rp_s"),
+)
 def test_second_order_gradients_of_teachers_agree(name, problem):
     assert_agree(teachers(name), problem)
 
 
-@pytest.mark.parametrize("problem", ["rastrigin", "digits-mlp", "norm"])
-@pytest.mark.parametrize("name", ["adam", "nesterov", "psi"])
+@pytest.mark.parametrize(
+    ("name", "problem"), cases(["adam", "nesterov", "psi"], ["rastrigin", "digits-mlp", "norm"], "adam")
+)
 def test_second_order_gradients_of_rules_agree(name, problem):
     assert_agree(rules(name), problem)
