@@ -91,7 +91,15 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("fields", MORE.values(), ids=MORE)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(
+            fields, id=name, marks=pytest.mark.slow if name in ("imitation of rnnprop", "pes") else []
+        )
+        for name, fields in MORE.items()
+    ],
+)
 def test_every_kind_of_epoch_trains_alike(fields):
     """Losses, validation and weights, also averaged ones, after two epochs."""
     given = {"epochs": 2, "epoch_length": 40, "batch_size": 32, "seed": 5, "dtype": "float64"}

@@ -263,7 +263,7 @@ def test_the_suite_runs_at_its_own_horizons_and_says_what_was_trained_on(tmp_pat
         evaluate(config_of(tmp_path / "other", problem="suite:core", steps=(5,)))
 
 
-@pytest.mark.parametrize("package", ["torch_impl", "tf_impl"])
+@pytest.mark.parametrize("package", ["torch_impl", pytest.param("tf_impl", marks=pytest.mark.slow)])
 def test_cosine_lets_the_learning_rate_fall_to_nothing_over_each_horizon(package, tmp_path):
     pytest.importorskip("torch" if package == "torch_impl" else "tensorflow")
     run = importlib.import_module(f"{package}.evaluate").evaluate
