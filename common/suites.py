@@ -42,7 +42,7 @@ SUITES: Registry[tuple[Entry, ...]] = Registry(
             Entry("digits-conv", 200),
             Entry("mnist-conv", 200),
             Entry("cifar-conv", 200),
-            Entry("cifar-small-conv", 200),
+            Entry("cifar-small-conv", 200, trained_on=True),
             Entry("quadratic-k10", 200),
             Entry("quadratic-k100", 1000, trained_on=True),
             Entry("quadratic-k1000", 5000),

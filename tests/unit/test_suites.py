@@ -22,7 +22,7 @@ def test_core_is_broad_and_little_of_it_was_trained_on():
     core = SUITES["core"]
     problems = {entry.problem for entry in core}
     assert len(core) == 18 and len(problems) == 16
-    assert {e.problem for e in core if e.trained_on} == {"mnist-mlp", "quadratic-k100"}
+    assert {e.problem for e in core if e.trained_on} == {"mnist-mlp", "cifar-small-conv", "quadratic-k100"}
     assert {entry.steps for entry in core} == {200, 1000, 5000}
     rows = [PROBLEMS[problem] for problem in problems]
     assert {row.dataset for row in rows} == {"", "digits", "mnist", "cifar10"}
