@@ -33,7 +33,10 @@ CASES = [
         backend,
         name,
         steps,
-        marks=[pytest.mark.slow] if backend == "tf" and steps > 1 and name != "nesterov" else [],
+        marks=[pytest.mark.slow]
+        if (steps == 200 and name in ("dm_48", "psi"))
+        or (backend == "tf" and (steps > 20 or name not in ("nesterov", "lion")))
+        else [],
     )
     for backend in ("torch", "tf")
     for name in RULES

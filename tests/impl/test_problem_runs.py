@@ -64,7 +64,11 @@ def test_the_gradient_equals_finite_differences(name):
         assert (ends[0] - ends[1]) / (2 * h) == expected, tensor
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(
+    "name",
+    # Ten million coordinates of an LSTM take minutes; nas has all kinds of their layers.
+    [pytest.param(n, marks=pytest.mark.slow if n in ("vgg16", "resnet-18") else []) for n in PROBLEMS],
+)
 def test_a_trained_teacher_takes_finite_steps_on_every_problem(name):
     task = task_of(name, torch.float32, 4)
     parameters = leaves(task)
