@@ -193,8 +193,10 @@ OLD_HASHES = {
 def test_settings_not_used_leave_the_hash_of_a_configuration(config):
     network = TeacherNetwork(TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 0))
     assert MetaTrainer(network, config).config_hash == OLD_HASHES[config]
-    used = {"scale": 0.1, "inputs": "mt+gt", "weights": "truncated"} if hasattr(config, "scale") else {}
-    for name, value in {**used, "lr": 0.5, "loss": "last"}.items():
+    used = {"scale": 0.1, "inputs": "mt+gt", "weights": "truncated", "loss": "last"}
+    if not hasattr(config, "scale"):  # of a rule, by evolution strategies, which have no --loss
+        used = {"sigma": 0.2}
+    for name, value in {**used, "lr": 0.5}.items():
         changed = dataclasses.replace(config, **{name: value})
         assert MetaTrainer(network, changed).config_hash != OLD_HASHES[config], name
 
