@@ -1,6 +1,7 @@
 """The torch side of meta-training: unrolls, Adam and copies; the loop is ``interchange.commands.meta``."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from interchange.commands.meta import MetaTraining
 from torch_impl import imitation, unroll
 from torch_impl.augment import ConvexTerm, RandomScaling
 from torch_impl.estimators import Persistent, evolution, processes
+from torch_impl.lanes import Lanes, divided, joined
 from torch_impl.problems import Task, table_task
 from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
 
@@ -68,12 +70,61 @@ class MetaTrainer(MetaTraining):
             return self._second_order(task, position, steps)
         if self.schedule.estimator == "forward":
             return self._forward(task, position, steps)
-        end, losses, gradients, inputs = unroll.advance(task, self.network, position, steps)
-        if not bool(torch.isfinite(losses).all() and torch.isfinite(gradients).all()):
+        index = None if coordinates is None else torch.from_numpy(coordinates).to(self.device)
+        begin = unroll.chosen_state(position.state, index)
+        end, losses, gradients, inputs = unroll.advance(
+            task, self.network, position, steps, coordinates=index, reuse=index is not None
+        )
+        # The kept coordinates' gradients and losses do not show that another one's is not finite: theta does.
+        if not _finite(losses, gradients, end.theta, end.gradient):
             return end, [], None
         c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
-        grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
-        return end, losses[:-1].tolist(), grads
+        if index is not None:
+            c = c * (len(end.theta) / len(index))
+        return end, losses[:-1].tolist(), unroll.meta_gradient(self.network, begin, inputs, c)
+
+    def _together(
+        self,
+        tasks: list[Task],
+        positions: list[unroll.Position],
+        steps: int,
+        coordinates: list[np.ndarray] | None,
+        weigh: Callable[[list[float]], float],
+    ) -> tuple[list[Any], list[list[float]], dict[str, torch.Tensor]] | None:
+        if not self.network.together:
+            return None
+        lanes, position = Lanes(tasks), joined(positions)
+        index, counts = None, lanes.sizes
+        if coordinates is not None:
+            starts = np.cumsum([0, *lanes.sizes[:-1]])
+            moved = [drawn + start for drawn, start in zip(coordinates, starts, strict=True)]
+            index = torch.from_numpy(np.concatenate(moved)).to(self.device)
+            counts = [len(drawn) for drawn in coordinates]
+        begin = unroll.chosen_state(position.state, index)
+        end, losses, gradients, inputs = unroll.advance(
+            lanes, self.network, position, steps, coordinates=index, reuse=True
+        )
+        ends: list[Any] = divided(end, lanes.sizes)
+        found, factors = [], []
+        for k, (loss, gradient) in enumerate(zip(losses.T, gradients.split(counts, 1), strict=True)):
+            good = all(
+                bool(torch.isfinite(a).all()) for a in (loss, gradient, ends[k].theta, ends[k].gradient)
+            )
+            if good:
+                found.append(loss[:-1].tolist())
+                factors.append(weigh(found[-1]) * lanes.sizes[k] / counts[k])
+            else:
+                ends[k] = None
+                factors.append(math.nan)
+        if not found:
+            return ends, [], {}
+        c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
+        factor = c.new_tensor(np.repeat(factors, counts))
+        if len(found) < len(tasks):
+            kept = torch.isfinite(factor)
+            begin = unroll.chosen_state(begin, kept)
+            inputs, c, factor = inputs[..., kept], c[..., kept], factor[kept]
+        return ends, found, unroll.meta_gradient(self.network, begin, inputs, c * factor)
 
     def _imitated(
         self, task: Task, position: imitation.Imitation, steps: int, coordinates: np.ndarray | None
@@ -147,3 +198,7 @@ class MetaTrainer(MetaTraining):
         return unroll.Position(
             step, here["theta"], State.from_named(t, state), here["loss"], here["gradient"]
         )
+
+
+def _finite(*tensors: torch.Tensor) -> bool:
+    return all(bool(torch.isfinite(a).all()) for a in tensors)

@@ -21,6 +21,8 @@ def forward(
 ) -> torch.Tensor:
     """Run the layers of the table on images [batch, h, w, c].
 
+    ``stackable`` layers also run several networks at once: parameters and images with a first axis more.
+
     Args:
         parameters: name -> tensor in canonical layout.
         buffers: running means and variances of batch norm by name; updated in ``training``.
@@ -28,9 +30,14 @@ def forward(
     """
     prefixes = iter(dict.fromkeys(name.split("/")[0] for name in parameters))
     # Inside, images are NCHW, which torch's convolutions take.
-    x = images.permute(0, 3, 1, 2)
+    x = images.permute(0, 3, 1, 2) if images.dim() == 4 else images
     x = _run(layers, x, parameters, prefixes, {} if buffers is None else buffers, training)
     return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+
+
+def stackable(layers: tuple[Layer, ...]) -> bool:
+    """Several networks of these layers can run as one."""
+    return {layer.kind for layer in layers} <= {"flatten", "dense", "relu", "sigmoid", "tanh", "gelu"}
 
 
 def _run(
@@ -43,10 +50,11 @@ def _run(
 ) -> torch.Tensor:
     for layer in layers:
         if layer.kind == "flatten":
-            x = x.permute(0, 2, 3, 1).flatten(1)
+            x = x.permute(0, 2, 3, 1).flatten(1) if x.dim() == 4 else x.flatten(2)
         elif layer.kind == "dense":
             prefix = next(prefixes)
-            x = torch.addmm(parameters[f"{prefix}/b"], x, parameters[f"{prefix}/w"])
+            w, b = parameters[f"{prefix}/w"], parameters[f"{prefix}/b"]
+            x = torch.addmm(b, x, w) if w.dim() == 2 else torch.baddbmm(b[:, None], x, w)
         elif layer.kind == "relu":
             x = F.relu(x)
         elif layer.kind == "sigmoid":

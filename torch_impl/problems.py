@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from common.datasets import Split
 from common.problems import Instance, Problem, parameter_specs, problem_row
 from common.rng import derived_seed
 from interchange.checkpoint import load_start
-from torch_impl.networks import forward
+from torch_impl.networks import forward, stackable
 from torch_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
 
 _ACCURACY_BATCH = 500
@@ -39,7 +39,12 @@ class Task(Protocol):
 
 
 def value_and_gradient(task: Task, theta: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss (0-dim) and gradient [N] of a task at the flat vector ``theta`` on the batch of ``step``."""
+    """Loss (0-dim) and gradient [N] of a task at the flat vector ``theta`` on the batch of ``step``.
+
+    Of ``Lanes`` the losses [lane].
+    """
+    if hasattr(task, "value_and_gradient"):
+        return task.value_and_gradient(theta, step)
     leaf = theta.detach().requires_grad_()
     with torch.enable_grad():
         loss = task.loss(unflatten(leaf, task.shapes), step)
@@ -106,6 +111,29 @@ class ProblemTask:
         images, labels = self._data
         rows = torch.from_numpy(self.instance.batch_indices(step)).to(images.device)
         return F.cross_entropy(self.logits(parameters, self._seen(images[rows]), True), labels[rows])
+
+    @staticmethod
+    def stacked(tasks: "Sequence[ProblemTask]") -> "Callable[[torch.Tensor, int], torch.Tensor] | None":
+        """Losses [lane] of parameters [lane, N] of tasks of one problem, all at once.
+
+        None where they are not: only networks of dense layers are.
+        """
+        problem, first = tasks[0].instance.problem, tasks[0]
+        if problem.kind != "classifier" or not stackable(problem.layers):
+            return None
+
+        def losses(theta: torch.Tensor, step: int) -> torch.Tensor:
+            images, labels = first._data
+            rows = torch.from_numpy(np.stack([task.instance.batch_indices(step) for task in tasks]))
+            seen, classes = first._seen(images[rows]), labels[rows]
+            sizes = [math.prod(shape) for shape in first.shapes]
+            parts = zip(first.names, first.shapes, theta.split(sizes, 1), strict=True)
+            named = {name: part.reshape(len(tasks), *shape) for name, shape, part in parts}
+            scores = forward(problem.layers, named, seen)
+            each = F.cross_entropy(scores.flatten(0, 1), classes.flatten(), reduction="none")
+            return each.view(classes.shape).mean(1)
+
+        return losses
 
     def _constants(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         (a, b, c), noise = self._data, self.instance.noise(step)

@@ -89,6 +89,11 @@ class RuleNetwork:
         factor = self.weights.get(_factor(self._problem))
         return self.rule.scale * (1.0 if factor is None else math.exp(float(factor)))
 
+    @property
+    def together(self) -> bool:
+        """Several optimizees may run as one: nothing depends on the problem or the kind of a tensor."""
+        return not self._kinds and not any(name not in self.rule.constants for name in self.weights)
+
     def settle(self, task: Any) -> None:
         """Take the factor of the task's problem, where there is one, and the kinds of its tensors."""
         instance = getattr(task, "instance", None)
@@ -131,6 +136,17 @@ class RuleNetwork:
         (out,), network = self._body.step(inputs, network, t)
         out = torch.as_tensor(out, dtype=x.dtype, device=x.device).expand(x.shape[1:])
         return (out - weights[self._decay] * theta[0] if len(theta) else out), network
+
+    def roll(
+        self, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """``step`` with the rule's own constants, not recorded."""
+        del reuse  # a rule's state is small
+        with torch.no_grad():
+            return self.step(self.weights, x, network, t)
+
+    def pull(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> None:
+        """A rule has no compiled code."""
 
     def _values(self, weights: Weights) -> Weights:
         return {n: torch.sigmoid(w) if n in self._decays else w for n, w in weights.items()}

@@ -4,6 +4,7 @@ Arrays are laid out [feature or unit, coordinate], coordinates contiguous, so th
 LSTM is one contiguous block.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from common.kernels import Kernel, kernel
 from common.teachers import TeacherRow
 from torch_impl.features import FeatureStream
 from torch_impl.tensors import State, Weights
@@ -23,6 +25,8 @@ class TeacherNetwork:
         teacher: the row.
         weights: arrays by canonical name (``TeacherRow.weight_shapes``).
     """
+
+    together = True
 
     def __init__(
         self,
@@ -37,6 +41,12 @@ class TeacherNetwork:
         self.weights: Weights = {
             name: torch.tensor(weights[name], dtype=dtype, device=device) for name in teacher.weight_shapes()
         }
+
+    @functools.cached_property
+    def compiled(self) -> Kernel | None:
+        """The network as compiled code; None on other devices, or where there is no compiler."""
+        w = self.weights["out/w"]
+        return kernel(self.teacher, str(w.dtype).removeprefix("torch.")) if w.device.type == "cpu" else None
 
     def settle(self, task: Any) -> None:
         """Nothing of a teacher depends on the problem."""
@@ -77,6 +87,50 @@ class TeacherNetwork:
             x = h
         out = torch.addmm(weights["out/b"][:, None], weights["out/w"], x)[0]
         return (torch.tanh(out) if self.teacher.output == "tanh" else out), tuple(new_state)
+
+    def roll(
+        self, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """``step`` with the network's own weights, not recorded.
+
+        Args:
+            reuse: the new state may take the place of the old one in its arrays.
+        """
+        if self.compiled is None or x.dtype != network[0].dtype:
+            with torch.no_grad():
+                return self.step(self.weights, x, network, t)
+        before = [a.contiguous() for a in network]
+        x, after = x.contiguous(), before if reuse else [torch.empty_like(a) for a in before]
+        out, weights = x.new_empty(x.shape[1]), self._flat()
+        self.compiled.step(
+            weights.data_ptr(), len(out), x.data_ptr(), _addresses(before), _addresses(after),
+            out.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return out, tuple(after)
+
+    def pull(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none.
+
+        Args:
+            inputs: [T, F, N]; c: [T, N].
+        """
+        if self.compiled is None or inputs.dtype != c.dtype:
+            return None
+        start, weights = [a.contiguous() for a in state.network], self._flat()
+        inputs, c = inputs.contiguous(), c.contiguous()
+        found = self.compiled.gradient(
+            weights.data_ptr(), *c.shape, inputs.data_ptr(), c.data_ptr(), _addresses(start),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        parts = torch.from_numpy(found).to(c.dtype).split([w.numel() for w in self.weights.values()])
+        return {name: a.view(w.shape) for (name, w), a in zip(self.weights.items(), parts, strict=True)}
+
+    def _flat(self) -> torch.Tensor:
+        return torch.cat([w.detach().reshape(-1) for w in self.weights.values()])
+
+
+def _addresses(tensors: list[torch.Tensor]) -> list[int]:
+    return [a.data_ptr() for a in tensors]
 
 
 def lstm_cell(

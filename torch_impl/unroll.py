@@ -6,7 +6,8 @@ theta_t = theta_0 + sum_{s<t} lr u_s, the meta-gradient of sum_t w_t f_t is
 
     dL/dphi = sum_s < c_s , d u_s / d phi >,    c_s = lr sum_{t>s} w_t g_t,
 
-one backward pass of the network as a sequence, chunk by chunk over coordinates.
+one backward pass of the network as a sequence, chunk by chunk over coordinates. A teacher's network has
+compiled code for its steps and this pass (``common.kernels``); the chunks here are for what has none.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from common.metrics import figure
+from torch_impl.lanes import Lanes
 from torch_impl.problems import Task, value_and_gradient
 from torch_impl.tensors import State, Weights
 
@@ -33,11 +35,13 @@ class Network(Protocol):
 
     Attributes:
         shrink: decoupled weight decay, 0.0 without.
+        together: several optimizees may run as one (``Lanes``).
     """
 
     weights: Weights
     scale: float
     shrink: float
+    together: bool
 
     def settle(self, task: Task) -> None:
         """Told at the start of an epoch what comes."""
@@ -55,6 +59,14 @@ class Network(Protocol):
         self, weights: Weights, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Output [N] before ``scale``, and the new network state."""
+
+    def roll(
+        self, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """``step`` with the network's own weights, not recorded; ``reuse``: the old state may be lost."""
+
+    def pull(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,23 +94,52 @@ def start(task: Task, network: Network) -> Position:
 
 
 def advance(
-    task: Task, network: Network, position: Position, steps: int, lr: float = 1.0
+    task: Task | Lanes,
+    network: Network,
+    position: Position,
+    steps: int,
+    lr: float = 1.0,
+    *,
+    coordinates: torch.Tensor | None = None,
+    reuse: bool = False,
 ) -> tuple[Position, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Take ``steps`` steps theta += lr * scale * out with no graph.
 
+    Args:
+        coordinates: numbers of the n coordinates whose gradients and inputs are kept, all if None.
+        reuse: the state of ``position`` is not needed any more and may be overwritten.
+
     Returns:
-        The new position, losses [steps + 1], gradients [steps + 1, N], inputs [steps, F, N].
+        The new position, losses [steps + 1] (of lanes [steps + 1, lane]), gradients [steps + 1, n], inputs
+        [steps, F, n].
     """
     if position.loss is None:
         loss, g = value_and_gradient(task, position.theta, position.step)
         position = dataclasses.replace(position, loss=loss, gradient=g)
-    losses, gradients, inputs = [position.loss], [position.gradient], []
-    for _ in range(steps):
-        position, x = _one_step(task, network, position, lr)
+
+    def chosen(a: torch.Tensor) -> torch.Tensor:
+        return a if coordinates is None else a[..., coordinates]
+
+    losses, first = [position.loss], chosen(position.gradient)
+    # Filled row by row: stacked from a list they would need their memory twice.
+    gradients, inputs = first.new_empty(steps + 1, len(first)), first.new_empty(0)
+    gradients[0] = first
+    for step in range(steps):
+        position, x = _one_step(task, network, position, lr, reuse or step > 0)
         losses.append(position.loss)
-        gradients.append(position.gradient)
-        inputs.append(x)
-    return position, torch.stack(losses), torch.stack(gradients), torch.stack(inputs)
+        gradients[step + 1] = chosen(position.gradient)
+        x = chosen(x)
+        if step == 0:
+            inputs = x.new_empty(steps, *x.shape)
+        inputs[step] = x
+    return position, torch.stack(losses), gradients, inputs
+
+
+def chosen_state(state: State, coordinates: torch.Tensor | None) -> State:
+    """The network's state at the given coordinates, a copy; the state itself if None."""
+    if coordinates is None:
+        return state
+    return dataclasses.replace(state, network=tuple(a[..., coordinates] for a in state.network))
 
 
 def cotangents(gradients: torch.Tensor, loss: str, keep: float = 1.0) -> torch.Tensor:
@@ -140,9 +181,11 @@ def meta_gradient(
     factor = network.scale
     if coordinates is not None:
         index = torch.from_numpy(coordinates).to(inputs.device)
-        inputs, c = inputs[:, :, index], c[:, index]
-        state = dataclasses.replace(state, network=tuple(a[..., index] for a in state.network))
+        inputs, c, state = inputs[:, :, index], c[:, index], chosen_state(state, index)
         factor *= total / len(coordinates)
+    c = c * factor
+    if (found := network.pull(state, inputs, c)) is not None:
+        return found
     size = min(max(-(-c.shape[1] // _CHUNKS), _SMALLEST_CHUNK), _LARGEST_CHUNK)
 
     def part_of(low: int) -> tuple[torch.Tensor | None, ...]:
@@ -156,7 +199,7 @@ def meta_gradient(
         total = torch.stack(outs)
         if not total.requires_grad:  # no constant of a rule has a gradient, as under greater
             return (None,) * len(leaves)
-        return torch.autograd.grad(total, list(leaves.values()), c[:, part] * factor, allow_unused=True)
+        return torch.autograd.grad(total, list(leaves.values()), c[:, part], allow_unused=True)
 
     grads = {name: torch.zeros_like(w) for name, w in network.weights.items()}
     lows = range(0, c.shape[1], size)
@@ -188,8 +231,8 @@ def segment(
         loss, g = value_and_gradient(task, position.theta, position.step)
         position = dataclasses.replace(position, loss=loss, gradient=g)
     losses = [position.loss]
-    for _ in range(steps):
-        position, _ = _one_step(task, network, position, lr)
+    for step in range(steps):
+        position, _ = _one_step(task, network, position, lr, step > 0)
         losses.append(position.loss)
     return position, torch.stack(losses).double().cpu().numpy()
 
@@ -211,11 +254,13 @@ def inputs_at(network: Network, at: Position) -> tuple[torch.Tensor, State]:
     return (torch.cat([x, *rows]) if rows else x), state
 
 
-def _one_step(task: Task, network: Network, at: Position, lr: float) -> tuple[Position, torch.Tensor]:
+def _one_step(
+    task: Task | Lanes, network: Network, at: Position, lr: float, reuse: bool
+) -> tuple[Position, torch.Tensor]:
     """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
     with torch.no_grad():
         x, state = inputs_at(network, at)
-        out, hidden = network.step(network.weights, x, state.network, state.t)
-        theta = at.theta + (lr * network.scale) * out
+        out, hidden = network.roll(x, state.network, state.t, reuse=reuse)
+        theta = torch.add(at.theta, out, alpha=lr * network.scale)
     loss, g = value_and_gradient(task, theta, at.step + 1)
     return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x

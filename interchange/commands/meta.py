@@ -64,6 +64,25 @@ class MetaTraining(Judging):
         ``unroll.meta_gradient``.
         """
 
+    def _together(
+        self,
+        tasks: list[Any],
+        positions: list[Any],
+        steps: int,
+        coordinates: list[np.ndarray] | None,
+        weigh: Callable[[list[float]], float],
+    ) -> tuple[list[Any], list[list[float]], dict[str, Any]] | None:
+        """An unroll of several optimizees as one; None where these cannot be, and each takes ``_unroll``.
+
+        Args:
+            weigh: factor on a meta-gradient by the losses of its optimizee.
+
+        Returns:
+            Their positions, None of one that diverged; the losses of those that did not; the sum of their
+            weighted meta-gradients, empty where there are none.
+        """
+        return None
+
     @abc.abstractmethod
     def _descend(self, grads: dict[str, Any], rates: dict[str, float]) -> None:
         """One step of Adam at a learning rate per weight; none where a gradient is not finite."""
@@ -157,21 +176,12 @@ class MetaTraining(Judging):
         self.positions = self.positions or [self._begin(task) for task in tasks]
         while (live := [at for at in self.positions if at is not None]) and live[0].step < length:
             steps = min(config.unroll, length - live[0].step)
-            found = []
-            for k, (task, at) in enumerate(zip(tasks, self.positions, strict=True)):
-                if at is None:
-                    continue
-                coordinates = self._coordinates(len(at.theta), at.step, k)
-                end, losses, grads = self._unroll(task, at, steps, coordinates)
-                self.positions[k] = None if grads is None else end
-                if grads is None:
-                    self.skipped += 1
-                else:
-                    found.append((losses, grads))
+            lanes = [k for k, at in enumerate(self.positions) if at is not None]
+            found, grads = self._lanes(tasks, lanes, steps)
             if not found:
                 break
-            self._update(self._mean(found))
-            self.epoch_losses += np.mean([losses for losses, _ in found], axis=0).tolist()
+            self._update({name: g / len(found) if len(found) > 1 else g for name, g in grads.items()})
+            self.epoch_losses += np.mean(found, axis=0).tolist()
             if interrupt is not None and interrupt.requested:
                 return False
             if self._due and not self.schedule.restarts(self.epoch):
@@ -185,19 +195,45 @@ class MetaTraining(Judging):
             return self.imitate(task, self.network, expert, EXPERTS[expert])
         return self.start(task, self.network)
 
-    def _mean(self, found: list[tuple[list[float], dict[str, Any]]]) -> dict[str, Any]:
-        """The mean of the optimizees' meta-gradients.
+    def _lanes(
+        self, tasks: list[Any], lanes: list[int], steps: int
+    ) -> tuple[list[list[float]], dict[str, Any]]:
+        """An unroll of the given lanes: losses of those that did not diverge, and the sum of gradients."""
+        here = [self.positions[k] for k in lanes]
+        drawn = [self._coordinates(len(at.theta), at.step, k) for k, at in zip(lanes, here, strict=True)]
+        chosen = [tasks[k] for k in lanes]
+        together = None
+        if len(lanes) > 1 and not self.schedule.expert(self.epoch) and self.schedule.estimator == "first":
+            subset = None if drawn[0] is None else drawn
+            together = self._together(chosen, here, steps, subset, self._weight)
+        if together is not None:
+            ends, found, total = together
+        else:
+            ends, found, total = [], [], {}
+            for part in zip(chosen, here, [steps] * len(lanes), drawn, strict=True):
+                self.network.settle(part[0])
+                end, losses, grads = self._unroll(*part)
+                ends.append(None if grads is None else end)
+                if grads is not None:
+                    found.append(losses)
+                    weight = self._weight(losses)
+                    for name, g in grads.items():
+                        g = g if weight == 1.0 else g * weight
+                        total[name] = total[name] + g if name in total else g
+        for k, end in zip(lanes, ends, strict=True):
+            self.positions[k] = end
+        self.skipped += len(lanes) - len(found)
+        return found, total
+
+    def _weight(self, losses: list[float]) -> float:
+        """The factor on an optimizee's meta-gradient.
 
         Among several problems each is divided by its mean loss, which makes it that of the loss's logarithm,
         as validation sees it: without, the problem with the largest loss would be all that counts.
         """
-        sizes = [1.0] * len(found)
-        if self.schedule.several and not self.schedule.expert(self.epoch):
-            sizes = [max(float(np.mean(np.abs(losses))), SMALLEST) for losses, _ in found]
-        if sizes == [1.0]:
-            return found[0][1]
-        parts = list(zip(found, sizes, strict=True))
-        return {name: sum(g[name] / (size * len(found)) for (_, g), size in parts) for name in found[0][1]}
+        if not self.schedule.several or self.schedule.expert(self.epoch):
+            return 1.0
+        return 1.0 / max(float(np.mean(np.abs(losses))), SMALLEST)
 
     def _evolve(self, interrupt: Interrupt | None) -> bool:
         """One epoch of evolution strategies: a few perturbations, one update; False if interrupted."""

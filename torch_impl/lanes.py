@@ -1,0 +1,79 @@
+"""Several optimizees side by side as one: their coordinates one after the other in a flat vector."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torch_impl.problems import ProblemTask, Task, value_and_gradient
+from torch_impl.tensors import State
+
+
+class Lanes:
+    """Optimizees in lanes; what each does is what it does alone.
+
+    Args:
+        tasks: of any problems; those of one problem with dense layers only are computed at once.
+
+    Attributes:
+        sizes: coordinates of each.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tuple(tasks)
+        self.sizes = [sum(torch.Size(shape).numel() for shape in task.shapes) for task in tasks]
+        alike = all(type(task) is ProblemTask for task in tasks) and (
+            len({(task.instance.problem, task.instance.split, task.instance.data_dir) for task in tasks}) == 1
+        )
+        self._stacked = ProblemTask.stacked(tasks) if alike else None
+
+    def value_and_gradient(self, theta: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses [lane] and gradient [N] of all at the flat vector ``theta``, each on its own batch."""
+        if self._stacked is None:
+            parts = zip(self.tasks, theta.split(self.sizes), strict=True)
+            losses, gradients = zip(*(value_and_gradient(*part, step) for part in parts), strict=True)
+            return torch.stack(losses), torch.cat(gradients)
+        leaf = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self._stacked(leaf.view(len(self.tasks), -1), step)
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        return losses.detach(), gradient
+
+
+def joined(positions: Sequence[Any]) -> Any:
+    """Positions at one step as a single one, of ``Lanes``."""
+    first = positions[0]
+    if first.loss is None:
+        given = (None, None)
+    else:
+        given = torch.stack([at.loss for at in positions]), torch.cat([at.gradient for at in positions])
+
+    def together(group: str) -> tuple[torch.Tensor, ...]:
+        arrays = zip(*(getattr(at.state, group) for at in positions), strict=True)
+        return tuple(torch.cat(lanes, -1) for lanes in arrays)
+
+    theta = torch.cat([at.theta for at in positions])
+    return dataclasses.replace(
+        first,
+        theta=theta,
+        state=State(first.state.t, together("features"), together("network")),
+        loss=given[0],
+        gradient=given[1],
+    )
+
+
+def divided(position: Any, sizes: Sequence[int]) -> list[Any]:
+    """The inverse of ``joined``: the position of every lane; arrays are views."""
+    thetas, gradients = position.theta.split(sizes), position.gradient.split(sizes)
+    groups = [
+        zip(*(a.split(sizes, -1) for a in arrays), strict=True) if arrays else [()] * len(sizes)
+        for arrays in (position.state.features, position.state.network)
+    ]
+    lanes = zip(thetas, position.loss, gradients, *groups, strict=True)
+    return [
+        dataclasses.replace(
+            position, theta=theta, state=State(position.state.t, *parts), loss=loss, gradient=gradient
+        )
+        for theta, loss, gradient, *parts in lanes
+    ]
