@@ -78,7 +78,7 @@ def trace(
             return
         if network is not None:
             x, state = network.inputs(g, state)
-            y, hidden = network.step(network.weights, x, state.network, state.t)
+            y, hidden = network.roll(x, state.network, state.t)
             state = dataclasses.replace(state, network=hidden)
             theta = theta + (lr * network.scale) * y
         else:

@@ -63,7 +63,7 @@ def advance(
     losses, inputs, c = [], [], []
     for _ in range(steps):
         x, state = unroll.inputs_at(network, dataclasses.replace(at, state=state))
-        out, hidden = network.step(network.weights, x, state.network, state.t)
+        out, hidden = network.roll(x, state.network, state.t)
         state, before = dataclasses.replace(state, network=hidden), at.theta
         at = unroll.advance(task, expert, at, 1, position.lr)[0]
         miss = network.scale * out - (at.theta - before)

@@ -1,6 +1,7 @@
 """The TensorFlow side of meta-training: unrolls, Adam, copies; the loop is ``interchange.commands.meta``."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from interchange.commands.meta import MetaTraining
 from tf_impl import imitation, unroll
 from tf_impl.augment import ConvexTerm, RandomScaling
 from tf_impl.estimators import Persistent, evolution, processes
+from tf_impl.lanes import Lanes, divided, joined
 from tf_impl.problems import Task, table_task
 from tf_impl.tensors import DTYPES, State, device_of, to_numpy, to_tensor
 
@@ -71,18 +73,63 @@ class MetaTrainer(MetaTraining):
             return self._second_order(task, position, steps)
         if self.schedule.estimator == "forward":
             return self._forward(task, position, steps)
-        end, losses, gradients, inputs = unroll.advance(task, self.network, position, steps)
-        if not (_finite(losses) and _finite(gradients)):
+        begin = unroll.chosen_state(position.state, coordinates)
+        end, losses, gradients, inputs = unroll.advance(
+            task, self.network, position, steps, coordinates=coordinates, reuse=coordinates is not None
+        )
+        # The kept coordinates' gradients and losses do not show that another one's is not finite: theta does.
+        if not _finite(losses, gradients, end.theta, end.gradient):
             return end, [], None
         c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
-        grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
-        return end, losses[:-1].numpy().tolist(), grads
+        if coordinates is not None:
+            c = c * (len(end.theta) / len(coordinates))
+        return end, losses[:-1].numpy().tolist(), unroll.meta_gradient(self.network, begin, inputs, c)
+
+    def _together(
+        self,
+        tasks: list[Task],
+        positions: list[unroll.Position],
+        steps: int,
+        coordinates: list[np.ndarray] | None,
+        weigh: Callable[[list[float]], float],
+    ) -> tuple[list[Any], list[list[float]], dict[str, tf.Tensor]] | None:
+        if not self.network.together:
+            return None
+        lanes, position = Lanes(tasks), joined(positions)
+        index, counts = None, lanes.sizes
+        if coordinates is not None:
+            starts = np.cumsum([0, *lanes.sizes[:-1]])
+            moved = [drawn + start for drawn, start in zip(coordinates, starts, strict=True)]
+            index, counts = np.concatenate(moved), [len(drawn) for drawn in coordinates]
+        begin = unroll.chosen_state(position.state, index)
+        end, losses, gradients, inputs = unroll.advance(
+            lanes, self.network, position, steps, coordinates=index, reuse=index is not None
+        )
+        ends: list[Any] = divided(end, lanes.sizes)
+        found, factors = [], []
+        per_lane = zip(tf.unstack(losses, axis=1), tf.split(gradients, counts, 1), strict=True)
+        for k, (loss, gradient) in enumerate(per_lane):
+            if _finite(loss, gradient, ends[k].theta, ends[k].gradient):
+                found.append(loss[:-1].numpy().tolist())
+                factors.append(weigh(found[-1]) * lanes.sizes[k] / counts[k])
+            else:
+                ends[k] = None
+                factors.append(math.nan)
+        if not found:
+            return ends, [], {}
+        c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
+        factor = np.repeat(factors, counts)
+        if len(found) < len(tasks):
+            kept = np.flatnonzero(np.isfinite(factor))
+            begin = unroll.chosen_state(begin, kept)
+            inputs, c, factor = tf.gather(inputs, kept, axis=2), tf.gather(c, kept, axis=1), factor[kept]
+        return ends, found, unroll.meta_gradient(self.network, begin, inputs, c * tf.cast(factor, c.dtype))
 
     def _imitated(
         self, task: Task, position: imitation.Imitation, steps: int, coordinates: np.ndarray | None
     ) -> tuple[imitation.Imitation, list[float], dict[str, tf.Tensor] | None]:
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
-        if not (_finite(losses) and _finite(c)):
+        if not _finite(losses, c):
             return end, [], None
         grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
         return end, losses.numpy().tolist(), grads
@@ -148,5 +195,5 @@ class MetaTrainer(MetaTraining):
         )
 
 
-def _finite(values: tf.Tensor) -> bool:
-    return bool(tf.reduce_all(tf.math.is_finite(values)))
+def _finite(*tensors: tf.Tensor) -> bool:
+    return all(bool(tf.reduce_all(tf.math.is_finite(a))) for a in tensors)

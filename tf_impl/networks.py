@@ -21,6 +21,8 @@ def forward(
 ) -> tf.Tensor:
     """Run the layers of the table on images [batch, h, w, c].
 
+    ``stackable`` layers also run several networks at once: parameters and images with a first axis more.
+
     Args:
         parameters: name -> tensor in canonical layout.
         buffers: running means and variances of batch norm by name; updated in ``training``.
@@ -28,6 +30,11 @@ def forward(
     """
     prefixes = iter(dict.fromkeys(name.split("/")[0] for name in parameters))
     return _run(layers, images, parameters, prefixes, {} if buffers is None else buffers, training)
+
+
+def stackable(layers: tuple[Layer, ...]) -> bool:
+    """Several networks of these layers can run as one."""
+    return {layer.kind for layer in layers} <= {"flatten", "dense", "relu", "sigmoid", "tanh", "gelu"}
 
 
 def _run(
@@ -40,10 +47,11 @@ def _run(
 ) -> tf.Tensor:
     for layer in layers:
         if layer.kind == "flatten":
-            x = tf.reshape(x, [tf.shape(x)[0], -1])
+            x = tf.reshape(x, tf.concat([tf.shape(x)[:-3], [-1]], 0))
         elif layer.kind == "dense":
             prefix = next(prefixes)
-            x = tf.matmul(x, parameters[f"{prefix}/w"]) + parameters[f"{prefix}/b"]
+            b = parameters[f"{prefix}/b"]
+            x = tf.matmul(x, parameters[f"{prefix}/w"]) + (b if b.shape.rank == 1 else b[:, None])
         elif layer.kind == "relu":
             x = tf.nn.relu(x)
         elif layer.kind == "sigmoid":

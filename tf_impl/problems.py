@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -15,7 +15,7 @@ from common.datasets import Split
 from common.problems import Instance, Problem, parameter_specs, problem_row
 from common.rng import derived_seed
 from interchange.checkpoint import load_start
-from tf_impl.networks import forward
+from tf_impl.networks import forward, stackable
 from tf_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
 
 _ACCURACY_BATCH = 500
@@ -39,7 +39,12 @@ class Task(Protocol):
 
 
 def value_and_gradient(task: Task, theta: tf.Tensor, step: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Loss (0-dim) and gradient [N] of a task at the flat vector ``theta`` on the batch of ``step``."""
+    """Loss (0-dim) and gradient [N] of a task at the flat vector ``theta`` on the batch of ``step``.
+
+    Of ``Lanes`` the losses [lane].
+    """
+    if hasattr(task, "value_and_gradient"):
+        return task.value_and_gradient(theta, step)
     with tf.GradientTape() as tape:
         tape.watch(theta)
         loss = task.loss(unflatten(theta, task.shapes), step)
@@ -69,14 +74,15 @@ class ProblemTask:
         self.shapes = tuple(spec.shape for spec in specs)
         self.buffers: dict[str, tf.Tensor] = {}
         problem = instance.problem
-        self._compiled = _compiled(problem)
+        self._compiled, self._slope = _compiled(problem), _slope(problem)
         if problem.kind == "function":
             self._data = tuple(to_tensor(part, dtype, device) for part in instance.constants())
         else:
             self._data = _images(
                 problem.dataset, problem.class_halves, instance.split, instance.data_dir, device
             )
-            self._whole = datasets.load(problem.dataset, instance.data_dir)
+            whole = datasets.load(problem.dataset, instance.data_dir)
+            self._spread = whole.divisor, whole.offset, whole.spread
         self.reset()
 
     def reset(self) -> None:
@@ -109,14 +115,39 @@ class ProblemTask:
         self.buffers.update(buffers)
         return loss
 
+    def value_and_gradient(self, theta: tf.Tensor, step: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loss (0-dim) and gradient [N] at the flat vector ``theta`` on the batch of ``step``: one graph."""
+        if self.instance.problem.kind == "function":
+            return self._slope(theta, *self._constants(step))
+        rows = tf.constant(self.instance.batch_indices(step))
+        loss, gradient, buffers = self._slope(theta, self.buffers, *self._data, rows, *self._spread)
+        self.buffers.update(buffers)
+        return loss, gradient
+
+    @staticmethod
+    def stacked(
+        tasks: "Sequence[ProblemTask]",
+    ) -> "Callable[[tf.Tensor, int], tuple[tf.Tensor, tf.Tensor]] | None":
+        """Losses [lane] and gradients of parameters [lane, N] of tasks of one problem, all at once.
+
+        None where they are not: only networks of dense layers are.
+        """
+        problem, first = tasks[0].instance.problem, tasks[0]
+        if problem.kind != "classifier" or not stackable(problem.layers):
+            return None
+
+        def losses(theta: tf.Tensor, step: int) -> tuple[tf.Tensor, tf.Tensor]:
+            rows = tf.constant(np.stack([task.instance.batch_indices(step) for task in tasks]))
+            return first._slope(theta, {}, *first._data, rows, *first._spread)[:2]
+
+        return losses
+
     def _constants(self, step: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         (a, b, c), noise = self._data, self.instance.noise(step)
         return a, b if noise is None else b + to_tensor(noise, self.dtype, self.device), c
 
     def _seen(self, images: tf.Tensor) -> tf.Tensor:
-        whole = self._whole
-        one = (tf.cast(images, tf.float32) / whole.divisor - whole.offset) / whole.spread
-        return tf.cast(one, self.dtype)
+        return _normalised(images, *self._spread, self.dtype)
 
     def logits(self, parameters: list[tf.Tensor], images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Class scores [batch, classes] of normalised images [batch, h, w, c].
@@ -180,6 +211,50 @@ def _compiled(problem: Problem) -> Callable[..., Any]:
         return tf.reduce_mean(each), buffers
 
     return loss
+
+
+@functools.lru_cache(maxsize=32)
+def _slope(problem: Problem) -> Callable[..., Any]:
+    """Loss and gradient at a flat vector [N], or at several [lane, N], as one graph."""
+    specs = parameter_specs(problem)
+    sizes = [math.prod(spec.shape) for spec in specs]
+
+    @tf.function
+    def of_function(theta: tf.Tensor, *constants: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(theta)
+            loss = function(problem, tf.reshape(theta, specs[0].shape), *constants)
+        return loss, tape.gradient(loss, theta)
+
+    @tf.function
+    def of_classifier(
+        theta: tf.Tensor,
+        buffers: dict[str, tf.Tensor],
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        rows: tf.Tensor,
+        divisor: float,
+        offset: float,
+        spread: float,
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+        lanes, buffers = theta.shape[:-1].as_list(), dict(buffers)
+        seen = _normalised(tf.gather(images, rows), divisor, offset, spread, theta.dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(theta)
+            parts = zip(specs, tf.split(theta, sizes, -1), strict=True)
+            named = {spec.name: tf.reshape(part, [*lanes, *spec.shape]) for spec, part in parts}
+            scores = forward(problem.layers, named, seen, buffers)
+            each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.gather(labels, rows), scores)
+            loss = tf.reduce_mean(each, -1)
+        return loss, tape.gradient(loss, theta, unconnected_gradients="zero"), buffers
+
+    return of_function if problem.kind == "function" else of_classifier
+
+
+def _normalised(
+    images: tf.Tensor, divisor: float, offset: float, spread: float, dtype: tf.DType
+) -> tf.Tensor:
+    return tf.cast((tf.cast(images, tf.float32) / divisor - offset) / spread, dtype)
 
 
 def function(problem: Problem, x: tf.Tensor, a: tf.Tensor, b: tf.Tensor, c: tf.Tensor) -> tf.Tensor:

@@ -84,6 +84,11 @@ class RuleNetwork:
         factor = self.weights.get(_factor(self._problem))
         return self.rule.scale * (1.0 if factor is None else math.exp(float(factor)))
 
+    @property
+    def together(self) -> bool:
+        """Several optimizees may run as one: nothing depends on the problem or the kind of a tensor."""
+        return not self._kinds and not any(name not in self.rule.constants for name in self.weights)
+
     def settle(self, task: Any) -> None:
         """Take the factor of the task's problem, where there is one, and the kinds of its tensors."""
         instance = getattr(task, "instance", None)
@@ -120,6 +125,16 @@ class RuleNetwork:
         # Tensors, because a graph would be traced anew for every number and would read a variable itself.
         weights = {name: tf.convert_to_tensor(w) for name, w in weights.items()}
         return self._step(weights, x, network, tf.cast(t, tf.float64))
+
+    def roll(
+        self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """``step`` with the rule's own constants, not recorded."""
+        del reuse  # a rule's state is small
+        return self.step(self.weights, x, network, t)
+
+    def pull(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> None:
+        """A rule has no compiled code."""
 
     def _one_step(
         self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: tf.Tensor

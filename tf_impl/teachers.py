@@ -4,15 +4,17 @@ Arrays are laid out [feature or unit, coordinate], coordinates contiguous, so th
 LSTM is one contiguous block.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from common.kernels import Kernel, default_threads, kernel
 from common.teachers import TeacherRow
 from tf_impl.features import FeatureStream
-from tf_impl.tensors import State, Weights
+from tf_impl.tensors import State, Weights, on_host, view
 
 
 class TeacherNetwork:
@@ -22,6 +24,8 @@ class TeacherNetwork:
         teacher: the row.
         weights: arrays by canonical name (``TeacherRow.weight_shapes``).
     """
+
+    together = True
 
     def __init__(
         self,
@@ -38,6 +42,12 @@ class TeacherNetwork:
                 name: tf.Variable(weights[name], dtype=dtype) for name in teacher.weight_shapes()
             }
         self._features, self._step = tf.function(self.features.step), tf.function(self._one_step)
+
+    @functools.cached_property
+    def compiled(self) -> Kernel | None:
+        """The network as compiled code; None on other devices, or where there is no compiler."""
+        w = self.weights["out/w"]
+        return kernel(self.teacher, w.dtype.name) if "CPU" in w.device else None
 
     def settle(self, task: Any) -> None:
         """Nothing of a teacher depends on the problem."""
@@ -83,6 +93,56 @@ class TeacherNetwork:
             x = h
         out = (weights["out/w"] @ x + weights["out/b"][:, None])[0]
         return (tf.tanh(out) if self.teacher.output == "tanh" else out), tuple(new_state)
+
+    def roll(
+        self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """``step`` with the network's own weights, not recorded; its state may be arrays.
+
+        Args:
+            reuse: the new state may take the place of the old one in its arrays.
+        """
+        if self.compiled is None or x.dtype != self.weights["out/w"].dtype or not on_host(x):
+            return self.step(self.weights, x, network, t)
+        before, inputs, weights = [np.ascontiguousarray(view(a)) for a in network], view(x), self._flat()
+        reuse = reuse and all(a.flags.writeable for a in before)  # those of tensors are not
+        after = before if reuse else [np.empty_like(a) for a in before]
+        out = np.empty(inputs.shape[1], inputs.dtype)
+        self.compiled.step(
+            weights.ctypes.data, len(out), inputs.ctypes.data, _addresses(before), _addresses(after),
+            out.ctypes.data, _threads(),
+        )  # fmt: skip
+        return tf.convert_to_tensor(out), tuple(after)
+
+    def pull(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor] | None:
+        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none.
+
+        Args:
+            inputs: [T, F, N]; c: [T, N].
+        """
+        if self.compiled is None or not on_host(c) or self.weights["out/w"].dtype != c.dtype:
+            return None
+        start, weights = [np.ascontiguousarray(view(a)) for a in state.network], self._flat()
+        inputs, c = np.ascontiguousarray(view(inputs)), np.ascontiguousarray(view(c))
+        found = self.compiled.gradient(
+            weights.ctypes.data, *c.shape, inputs.ctypes.data, c.ctypes.data, _addresses(start), _threads()
+        )
+        parts = np.split(found, np.cumsum([w.shape.num_elements() for w in self.weights.values()])[:-1])
+        return {
+            name: tf.constant(a.reshape(w.shape), w.dtype)
+            for (name, w), a in zip(self.weights.items(), parts, strict=True)
+        }
+
+    def _flat(self) -> np.ndarray:
+        return np.concatenate([view(w.read_value()).ravel() for w in self.weights.values()])
+
+
+def _addresses(arrays: list[np.ndarray]) -> list[int]:
+    return [a.ctypes.data for a in arrays]
+
+
+def _threads() -> int:
+    return tf.config.threading.get_intra_op_parallelism_threads() or default_threads()
 
 
 def lstm_cell(

@@ -46,6 +46,18 @@ def to_numpy(tensor: tf.Tensor) -> np.ndarray:
     return tf.convert_to_tensor(tensor).numpy().copy()
 
 
+def view(tensor: tf.Tensor | np.ndarray) -> np.ndarray:
+    """An array that shares the memory of a tensor on the host, read-only; a copy of one elsewhere."""
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    return np.asarray(memoryview(tensor)) if on_host(tensor) else tensor.numpy()
+
+
+def on_host(tensor: tf.Tensor | np.ndarray) -> bool:
+    """The values lie in this machine's memory, not in an accelerator's."""
+    return isinstance(tensor, np.ndarray) or "CPU" in tensor.device
+
+
 def flatten(arrays: Mapping[str, np.ndarray], dtype: tf.DType, device: str) -> tf.Tensor:
     """All arrays, in order, as one vector [N]."""
     return to_tensor(np.concatenate([np.ravel(array) for array in arrays.values()]), dtype, device)

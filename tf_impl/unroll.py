@@ -6,7 +6,8 @@ theta_t = theta_0 + sum_{s<t} lr u_s, the meta-gradient of sum_t w_t f_t is
 
     dL/dphi = sum_s < c_s , d u_s / d phi >,    c_s = lr sum_{t>s} w_t g_t,
 
-one backward pass of the network as a sequence, chunk by chunk over coordinates.
+one backward pass of the network as a sequence, chunk by chunk over coordinates. A teacher's network has
+compiled code for its steps and this pass (``common.kernels``); the chunks here are for what has none.
 """
 
 import dataclasses
@@ -17,8 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from common.metrics import figure
+from tf_impl.lanes import Lanes
 from tf_impl.problems import Task, value_and_gradient
-from tf_impl.tensors import State, Weights
+from tf_impl.tensors import State, Weights, on_host, view
 
 _CHUNK = 32_768  # coordinates of one backward pass: bounds its memory
 
@@ -28,11 +30,13 @@ class Network(Protocol):
 
     Attributes:
         shrink: decoupled weight decay, 0.0 without.
+        together: several optimizees may run as one (``Lanes``).
     """
 
     weights: Weights
     scale: float
     shrink: float
+    together: bool
 
     def settle(self, task: Task) -> None:
         """Told at the start of an epoch what comes."""
@@ -50,6 +54,14 @@ class Network(Protocol):
         self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """Output [N] before ``scale``, and the new network state."""
+
+    def roll(
+        self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """``step`` with the network's own weights, not recorded; ``reuse``: the old state may be lost."""
+
+    def pull(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor] | None:
+        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,23 +89,73 @@ def start(task: Task, network: Network) -> Position:
 
 
 def advance(
-    task: Task, network: Network, position: Position, steps: int, lr: float = 1.0
+    task: Task | Lanes,
+    network: Network,
+    position: Position,
+    steps: int,
+    lr: float = 1.0,
+    *,
+    coordinates: np.ndarray | None = None,
+    reuse: bool = False,
 ) -> tuple[Position, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Take ``steps`` steps theta += lr * scale * out with no graph.
 
+    Args:
+        coordinates: numbers of the n coordinates whose gradients and inputs are kept, all if None.
+        reuse: the state of ``position`` is not needed any more and may be overwritten.
+
     Returns:
-        The new position, losses [steps + 1], gradients [steps + 1, N], inputs [steps, F, N].
+        The new position, losses [steps + 1] (of lanes [steps + 1, lane]), gradients [steps + 1, n], inputs
+        [steps, F, n].
     """
     if position.loss is None:
         loss, g = value_and_gradient(task, position.theta, position.step)
         position = dataclasses.replace(position, loss=loss, gradient=g)
-    losses, gradients, inputs = [position.loss], [position.gradient], []
-    for _ in range(steps):
-        position, x = _one_step(task, network, position, lr)
+
+    def chosen(a: tf.Tensor) -> tf.Tensor:
+        return a if coordinates is None else tf.gather(a, coordinates, axis=-1)
+
+    losses, gradients, inputs = [position.loss], _Rows(steps + 1), _Rows(steps)
+    gradients.add(chosen(position.gradient))
+    for step in range(steps):
+        position, x = _one_step(task, network, position, lr, reuse or step > 0)
         losses.append(position.loss)
-        gradients.append(position.gradient)
-        inputs.append(x)
-    return position, tf.stack(losses), tf.stack(gradients), tf.stack(inputs)
+        gradients.add(chosen(position.gradient))
+        inputs.add(chosen(x))
+    return position, tf.stack(losses), gradients.stacked(), inputs.stacked()
+
+
+class _Rows:
+    """Tensors of one shape, stacked as they come: from a list they would need their memory twice."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._elsewhere = count, []
+        self._array: np.ndarray | None = None
+
+    def add(self, tensor: tf.Tensor) -> None:
+        """One more row."""
+        if not on_host(tensor):
+            self._elsewhere.append(tensor)
+            return
+        if self._array is None:
+            self._array, self._filled = np.empty((self._count, *tensor.shape), view(tensor).dtype), 0
+        self._array[self._filled] = view(tensor)
+        self._filled += 1
+
+    def stacked(self) -> tf.Tensor:
+        """All rows, [count, ...]."""
+        return tf.stack(self._elsewhere) if self._array is None else tf.convert_to_tensor(self._array)
+
+
+def chosen_state(state: State, coordinates: np.ndarray | None) -> State:
+    """The network's state at the given coordinates, a copy; the state itself if None."""
+    if coordinates is None:
+        return state
+    network = (
+        a[..., coordinates] if isinstance(a, np.ndarray) else tf.gather(a, coordinates, axis=-1)
+        for a in state.network
+    )
+    return dataclasses.replace(state, network=tuple(network))
 
 
 def cotangents(gradients: tf.Tensor, loss: str, keep: float = 1.0) -> tf.Tensor:
@@ -131,19 +193,19 @@ def meta_gradient(
     Returns:
         Weight name -> gradient.
     """
-    total = inputs.shape[2]
     factor = network.scale
-    hidden = state.network
     if coordinates is not None:
+        factor *= inputs.shape[2] / len(coordinates)
         inputs, c = tf.gather(inputs, coordinates, axis=2), tf.gather(c, coordinates, axis=1)
-        hidden = tuple(tf.gather(a, coordinates, axis=-1) for a in hidden)
-        factor *= total / len(coordinates)
+        state = chosen_state(state, coordinates)
+    c = c * factor
+    if (found := network.pull(state, inputs, c)) is not None:
+        return found
+    hidden = state.network
     grads = {name: tf.zeros_like(w) for name, w in network.weights.items()}
     for low in range(0, c.shape[1], _CHUNK):
         part = slice(low, low + _CHUNK)
-        pieces = _part(
-            network, state.t, tuple(a[..., part] for a in hidden), inputs[..., part], c[:, part] * factor
-        )
+        pieces = _part(network, state.t, tuple(a[..., part] for a in hidden), inputs[..., part], c[:, part])
         for name, piece in zip(grads, pieces, strict=True):
             if piece is not None:  # a constant of a rule may have no gradient, as under greater
                 grads[name] += piece
@@ -178,8 +240,8 @@ def segment(
         loss, g = value_and_gradient(task, position.theta, position.step)
         position = dataclasses.replace(position, loss=loss, gradient=g)
     losses = [position.loss]
-    for _ in range(steps):
-        position, _ = _one_step(task, network, position, lr)
+    for step in range(steps):
+        position, _ = _one_step(task, network, position, lr, step > 0)
         losses.append(position.loss)
     return position, tf.stack(losses).numpy().astype(np.float64)
 
@@ -201,10 +263,12 @@ def inputs_at(network: Network, at: Position) -> tuple[tf.Tensor, State]:
     return (tf.concat([x, *rows], 0) if rows else x), state
 
 
-def _one_step(task: Task, network: Network, at: Position, lr: float) -> tuple[Position, tf.Tensor]:
+def _one_step(
+    task: Task | Lanes, network: Network, at: Position, lr: float, reuse: bool
+) -> tuple[Position, tf.Tensor]:
     """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
     x, state = inputs_at(network, at)
-    out, hidden = network.step(network.weights, x, state.network, state.t)
+    out, hidden = network.roll(x, state.network, state.t, reuse=reuse)
     theta = at.theta + (lr * network.scale) * out
     loss, g = value_and_gradient(task, theta, at.step + 1)
     return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x

@@ -102,7 +102,7 @@ class MetaTrainer(MetaTraining):
             counts = [len(drawn) for drawn in coordinates]
         begin = unroll.chosen_state(position.state, index)
         end, losses, gradients, inputs = unroll.advance(
-            lanes, self.network, position, steps, coordinates=index, reuse=True
+            lanes, self.network, position, steps, coordinates=index, reuse=index is not None
         )
         ends: list[Any] = divided(end, lanes.sizes)
         found, factors = [], []
@@ -130,7 +130,7 @@ class MetaTrainer(MetaTraining):
         self, task: Task, position: imitation.Imitation, steps: int, coordinates: np.ndarray | None
     ) -> tuple[imitation.Imitation, list[float], dict[str, torch.Tensor] | None]:
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
-        if not bool(torch.isfinite(losses).all() and torch.isfinite(c).all()):
+        if not _finite(losses, c):
             return end, [], None
         grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
         return end, losses.tolist(), grads

@@ -33,7 +33,8 @@ class Trainer(MetaTraining):
 
     def __post_init__(self):
         self.calls = []
-        network = SimpleNamespace(weights={"a": np.zeros(()), "b": np.zeros(())})
+        weights = {"a": np.zeros(()), "b": np.zeros(())}
+        network = SimpleNamespace(weights=weights, settle=lambda task: None)
         own = None if self.table else lambda stream, number: [stream, number]
         super().__init__(network, self.config, self.rates, own, None)
 
