@@ -8,9 +8,11 @@
    L2O_DOUBLE: in float64. L2O_BFLOAT16: state in bfloat16 between steps, arithmetic in float32. */
 
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #ifdef L2O_DOUBLE
 typedef double real;
@@ -64,8 +66,8 @@ typedef struct {
 
 typedef struct {
     int inputs, pre, layers, squash, count; /* count: of all weights */
-    int preGroups;
-    real *preForward, *preBias, *out, outBias, *memory;
+    int groups;
+    real *entry, *entryBias, *out, outBias, *memory;
     layer layer[MOST_LAYERS];
 } net;
 
@@ -130,7 +132,7 @@ static int pack(net *n, const shape *s, const real *phi) {
     size_t need = 0;
     int in = s->pre ? s->pre : s->inputs;
     n->inputs = s->inputs, n->pre = s->pre, n->layers = s->layers, n->squash = s->squash;
-    n->preGroups = up4(s->pre) / 4;
+    n->groups = up4(s->pre) / 4;
     need += (size_t)up4(s->pre) * (s->inputs + 1);
     for (int l = 0, d = in; l < s->layers; d = s->size[l++]) {
         size_t h = s->size[l], k = d + h;
@@ -140,14 +142,14 @@ static int pack(net *n, const shape *s, const real *phi) {
     if (!at) return 0;
     memset(at, 0, need * sizeof(real));
     const real *from = phi;
-    n->preForward = at, at += (size_t)up4(s->pre) * s->inputs;
-    n->preBias = at, at += up4(s->pre);
+    n->entry = at, at += (size_t)up4(s->pre) * s->inputs;
+    n->entryBias = at, at += up4(s->pre);
     for (int r = 0; r < s->pre; r++)
         for (int k = 0; k < s->inputs; k++)
-            n->preForward[((size_t)(r / 4) * s->inputs + k) * 4 + r % 4] = from[r * s->inputs + k];
+            n->entry[((size_t)(r / 4) * s->inputs + k) * 4 + r % 4] = from[r * s->inputs + k];
     if (s->pre) {
         from += s->pre * s->inputs;
-        memcpy(n->preBias, from, s->pre * sizeof(real));
+        memcpy(n->entryBias, from, s->pre * sizeof(real));
         from += s->pre;
     }
     for (int l = 0; l < s->layers; l++) {
@@ -217,10 +219,10 @@ static void cell(const layer *y, const row *x, const row *before, row *c, row *h
 }
 
 static void enter(const net *n, const row *x, row *out) {
-    for (int group = 0; group < n->preGroups; group++) {
+    for (int group = 0; group < n->groups; group++) {
         row sum[4];
-        start4(sum, n->preBias + 4 * group);
-        four(n->preForward + (size_t)group * n->inputs * 4, n->inputs, x, sum);
+        start4(sum, n->entryBias + 4 * group);
+        four(n->entry + (size_t)group * n->inputs * 4, n->inputs, x, sum);
         for (int q = 0; q < 4 && 4 * group + q < n->pre; q++)
             for (int p = 0; p < PARTS; p++) {
                 vec a = sum[q].v[p];
@@ -296,48 +298,118 @@ static long border(long count, long k) {
     return at < count ? at : count;
 }
 
+/* Threads that take shares of a job. Whoever calls works too and waits only for shares that somebody has begun:
+   with OpenMP's barriers a busy machine, where one of the threads does not run, is ten times slower. */
+typedef struct {
+    void (*work)(void *job, long share, void *scratch);
+    void *job;
+    size_t scratch; /* bytes a thread needs */
+    long next, late; /* late: threads at work on it */
+    int good, helpers; /* helpers: that may still join */
+} duty;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, calls = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t come = PTHREAD_COND_INITIALIZER, gone = PTHREAD_COND_INITIALIZER;
+static duty *current;
+static int running;
+static pid_t owner;
+
+/* Shares of a duty until there are none; called and left with the lock held. */
+static void take(duty *d) {
+    void *scratch = NULL;
+    d->late++;
+    while (d->next < SHARES) {
+        long share = d->next++;
+        pthread_mutex_unlock(&lock);
+        if (!scratch) scratch = aligned(d->scratch);
+        if (scratch) d->work(d->job, share, scratch);
+        pthread_mutex_lock(&lock);
+        if (!scratch) d->good = 0;
+    }
+    free(scratch);
+    if (--d->late == 0) pthread_cond_broadcast(&gone);
+}
+
+static void *helper(void *nothing) {
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        while (!current || current->next >= SHARES || current->helpers <= 0) pthread_cond_wait(&come, &lock);
+        current->helpers--;
+        take(current);
+    }
+    return nothing;
+}
+
+/* All shares of a job, by up to `threads` threads; 0 where memory is short. */
+static int share_out(void (*work)(void *, long, void *), void *job, size_t scratch, int threads) {
+    duty d = {work, job, scratch, 0, 0, 1, threads - 1};
+    if (threads <= 1) {
+        void *mine = aligned(scratch);
+        for (long share = 0; mine && share < SHARES; share++) work(job, share, mine);
+        free(mine);
+        return mine != NULL;
+    }
+    if (owner != getpid()) { /* a fork has no threads, and maybe locks that somebody held */
+        pthread_mutex_init(&lock, NULL), pthread_mutex_init(&calls, NULL);
+        pthread_cond_init(&come, NULL), pthread_cond_init(&gone, NULL);
+        owner = getpid(), running = 0, current = NULL;
+    }
+    pthread_mutex_lock(&calls); /* one call at a time */
+    pthread_mutex_lock(&lock);
+    for (pthread_t id; running < threads - 1 && pthread_create(&id, NULL, helper, NULL) == 0; running++)
+        pthread_detach(id);
+    current = &d;
+    pthread_cond_broadcast(&come);
+    take(&d);
+    while (d.late > 0) pthread_cond_wait(&gone, &lock);
+    current = NULL;
+    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&calls);
+    return d.good;
+}
+
+typedef struct {
+    const net *net;
+    long n, apart;
+    const real *x;
+    const stored *const *before;
+    stored *const *after;
+    real *out;
+} stepping;
+
+static void step_share(void *job, long share, void *scratch) {
+    const stepping *s = job;
+    const net *w = s->net;
+    int rows = widest(w);
+    row *in = scratch, *xh = in + rows, *c = xh + rows, *now = c + rows, *h = now + rows;
+    long end = border(s->n, share + 1);
+    for (long at = border(s->n, share); at < end; at += BLOCK) {
+        int count = end - at < BLOCK ? (int)(end - at) : BLOCK, units = 0;
+        load(w->pre ? in : xh, s->x + at, s->apart, w->inputs, count);
+        if (w->pre) enter(w, in, xh);
+        for (int l = 0; l < w->layers; l++) {
+            const layer *y = &w->layer[l];
+            units = y->units;
+            recall(xh + y->in, s->before[2 * l] + at, s->n, units, count);
+            recall(c, s->before[2 * l + 1] + at, s->n, units, count);
+            cell(y, xh, c, now, h, NULL, NULL);
+            keep(s->after[2 * l] + at, h, s->n, units, count);
+            keep(s->after[2 * l + 1] + at, now, s->n, units, count);
+            memcpy(xh, h, sizeof(row) * units);
+        }
+        row y = leave(w, xh, units);
+        memcpy(s->out + at, &y, (size_t)count * sizeof(real));
+    }
+}
+
 /* One step: out [n] from x [inputs, n] (rows `apart` apart); before and after: h, c of every layer, [units, n],
    which may be the same arrays. 0: memory is short. */
 int step(const shape *s, const real *phi, long n, long apart, const real *x, const stored *const *before,
          stored *const *after, real *out, int threads) {
     net w;
-    int good = 1;
     if (!pack(&w, s, phi)) return 0;
-    int rows = widest(&w);
-#pragma omp parallel num_threads(threads)
-    {
-        row *b = aligned(sizeof(row) * 5 * rows);
-        if (!b) {
-#pragma omp atomic write
-            good = 0;
-        }
-        row *in = b, *xh = b + rows, *c = xh + rows, *now = c + rows, *h = now + rows;
-#pragma omp for schedule(dynamic)
-        for (long share = 0; share < SHARES; share++) {
-            long end = border(n, share + 1);
-            for (long at = border(n, share); b && at < end; at += BLOCK) {
-                int count = end - at < BLOCK ? (int)(end - at) : BLOCK, units = 0;
-                if (w.pre) {
-                    load(in, x + at, apart, w.inputs, count);
-                    enter(&w, in, xh);
-                } else
-                    load(xh, x + at, apart, w.inputs, count);
-                for (int l = 0; l < w.layers; l++) {
-                    const layer *y = &w.layer[l];
-                    units = y->units;
-                    recall(xh + y->in, before[2 * l] + at, n, units, count);
-                    recall(c, before[2 * l + 1] + at, n, units, count);
-                    cell(y, xh, c, now, h, NULL, NULL);
-                    keep(after[2 * l] + at, h, n, units, count);
-                    keep(after[2 * l + 1] + at, now, n, units, count);
-                    memcpy(xh, h, sizeof(row) * units);
-                }
-                row y = leave(&w, xh, units);
-                memcpy(out + at, &y, (size_t)count * sizeof(real));
-            }
-        }
-        free(b);
-    }
+    stepping job = {&w, n, apart, x, before, after, out};
+    int good = share_out(step_share, &job, sizeof(row) * 5 * widest(&w), threads);
     free(w.memory);
     return good;
 }
@@ -345,7 +417,7 @@ int step(const shape *s, const real *phi, long n, long apart, const real *x, con
 /* What one step of the window keeps. */
 typedef struct { row *x, *xh[MOST_LAYERS], *gates[MOST_LAYERS], *c[MOST_LAYERS], *squashed[MOST_LAYERS]; row *pre, *out; } kept;
 
-static size_t rowsKept(const net *n) {
+static size_t rows_kept(const net *n) {
     size_t rows = n->inputs + up4(n->pre) + 1;
     for (int l = 0; l < n->layers; l++) rows += up4(n->layer[l].width) + 6 * n->layer[l].units;
     return rows;
@@ -503,6 +575,76 @@ static void gather(const net *n, const kept *steps, int count, double *grad) {
     grad[y->units] += along(steps, count, out);
 }
 
+typedef struct {
+    const net *net;
+    long steps, n, window, windows;
+    const real *x, *c;
+    const stored *const *start;
+    double *parts;
+    size_t units, each; /* of all layers; rows that a step keeps */
+} slope;
+
+static size_t scratch_rows(const slope *s) {
+    return s->each * (s->window + 1) + s->units * 2 * (s->windows + 1) + widest(s->net) + 4;
+}
+
+/* The state of every layer, between a step and a mark: h then c, layer by layer. */
+static void mark(const net *n, kept *k, row *at, int back) {
+    for (int l = 0; l < n->layers; l++) {
+        size_t size = sizeof(row) * n->layer[l].units;
+        row *h = k->xh[l] + n->layer[l].in, *c = k->c[l];
+        memcpy(back ? h : at, back ? at : h, size), at += n->layer[l].units;
+        memcpy(back ? c : at, back ? at : c, size), at += n->layer[l].units;
+    }
+}
+
+static void slope_share(void *job, long share, void *scratch) {
+    const slope *s = job;
+    const net *w = s->net;
+    long end = border(s->n, share + 1), apart = s->n, window = s->window;
+    kept *steps = scratch; /* then the rows, on a border of 64 bytes */
+    row *at = (row *)((char *)scratch + (sizeof(kept) * (window + 1) + 63) / 64 * 64);
+    memset(at, 0, sizeof(row) * scratch_rows(s));
+    for (long t = 0; t <= window; t++, at += s->each) divide(w, &steps[t], at);
+    row *marks = at, *dh[MOST_LAYERS], *dc[MOST_LAYERS], up;
+    at += s->units * 2 * s->windows;
+    for (int l = 0; l < w->layers; l++) {
+        dh[l] = at, at += w->layer[l].units;
+        dc[l] = at, at += w->layer[l].units;
+    }
+    row *below = at;
+    for (long from = border(s->n, share); from < end; from += BLOCK) {
+        int count = end - from < BLOCK ? (int)(end - from) : BLOCK;
+        const real *x = s->x + from, *c = s->c + from;
+        for (int l = 0; l < w->layers; l++) {
+            int units = w->layer[l].units;
+            recall(steps->xh[l] + w->layer[l].in, s->start[2 * l] + from, apart, units, count);
+            recall(steps->c[l], s->start[2 * l + 1] + from, apart, units, count);
+            memset(dh[l], 0, sizeof(row) * units);
+            memset(dc[l], 0, sizeof(row) * units);
+        }
+        mark(w, steps, marks, 0);
+        for (long k = 1, t = 0; k < s->windows; k++) { /* to the start of every window */
+            for (long last = t + window; t < last; t++) {
+                onward(w, x + t * w->inputs * apart, apart, count, &steps[0], &steps[1]);
+                mark(w, &steps[1], marks + 2 * s->units * k, 0);
+                mark(w, &steps[0], marks + 2 * s->units * k, 1);
+            }
+        }
+        for (long k = s->windows - 1; k >= 0; k--) {
+            long first = k * window, many = s->steps - first < window ? s->steps - first : window;
+            mark(w, steps, marks + 2 * s->units * k, 1);
+            for (long t = 0; t < many; t++)
+                onward(w, x + (first + t) * w->inputs * apart, apart, count, &steps[t], &steps[t + 1]);
+            for (long t = many - 1; t >= 0; t--) {
+                load(&up, c + (first + t) * apart, apart, 1, count);
+                backward(w, &steps[t], &up, dh, dc, below);
+            }
+            gather(w, steps, (int)many, s->parts + share * w->count);
+        }
+    }
+}
+
 /* The gradient of sum_t <c[t], out[t]> in the weights, grad [count], added up in float64.
 
    x [steps, inputs, n], c [steps, n]; start: h, c of every layer before the first step, [units, n]. Activations
@@ -510,84 +652,14 @@ static void gather(const net *n, const kept *steps, int count, double *grad) {
 int gradient(const shape *s, const real *phi, long steps, long n, const real *x, const real *c,
              const stored *const *start, double *grad, int threads) {
     net w;
-    int good = 1;
     if (!pack(&w, s, phi)) return 0;
-    long window = steps < WINDOW ? steps : WINDOW, windows = (steps + window - 1) / window;
-    size_t units = 0, each = rowsKept(&w);
-    for (int l = 0; l < w.layers; l++) units += w.layer[l].units;
     double *parts = aligned(sizeof(double) * SHARES * w.count);
+    slope job = {&w, steps, n, steps < WINDOW ? steps : WINDOW, 0, x, c, start, parts, 0, rows_kept(&w)};
+    job.windows = (steps + job.window - 1) / job.window;
+    for (int l = 0; l < w.layers; l++) job.units += w.layer[l].units;
+    size_t bytes = sizeof(kept) * (job.window + 1) + 64 + sizeof(row) * scratch_rows(&job);
     if (parts) memset(parts, 0, sizeof(double) * SHARES * w.count);
-    else good = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        size_t need = each * (window + 1) + units * 2 * windows + 2 * units + widest(&w) + 4;
-        row *memory = good ? aligned(sizeof(row) * need) : NULL, *at = memory;
-        kept *saved = malloc(sizeof(kept) * (window + 1));
-        if (!memory || !saved) {
-#pragma omp atomic write
-            good = 0;
-        } else {
-            memset(memory, 0, sizeof(row) * need);
-            for (long t = 0; t <= window; t++, at += each) divide(&w, &saved[t], at);
-        }
-        row *marks = at, *dh[MOST_LAYERS], *dc[MOST_LAYERS], *below, up;
-        at += units * 2 * windows;
-        for (int l = 0; memory && l < w.layers; l++) {
-            dh[l] = at, at += w.layer[l].units;
-            dc[l] = at, at += w.layer[l].units;
-        }
-        below = at;
-#pragma omp for schedule(dynamic)
-        for (long share = 0; share < SHARES; share++) {
-            long end = border(n, share + 1);
-            for (long from = border(n, share); memory && saved && from < end; from += BLOCK) {
-                int count = end - from < BLOCK ? (int)(end - from) : BLOCK;
-                for (int l = 0; l < w.layers; l++) {
-                    recall(saved[0].xh[l] + w.layer[l].in, start[2 * l] + from, n, w.layer[l].units, count);
-                    recall(saved[0].c[l], start[2 * l + 1] + from, n, w.layer[l].units, count);
-                    memset(dh[l], 0, sizeof(row) * w.layer[l].units);
-                    memset(dc[l], 0, sizeof(row) * w.layer[l].units);
-                }
-                for (long k = 0, t = 0; k < windows; k++) { /* to the start of every window */
-                    row *mark = marks + units * 2 * k;
-                    for (int l = 0; l < w.layers; l++) {
-                        int size = w.layer[l].units;
-                        memcpy(mark, saved[0].xh[l] + w.layer[l].in, sizeof(row) * size);
-                        memcpy(mark + size, saved[0].c[l], sizeof(row) * size);
-                        mark += 2 * size;
-                    }
-                    if (k + 1 == windows) break;
-                    for (long last = t + window; t < last; t++)
-                        onward(&w, x + (t * w.inputs) * n + from, n, count, &saved[t % 2], &saved[(t + 1) % 2]);
-                    if (window % 2)
-                        for (int l = 0; l < w.layers; l++) {
-                            int size = w.layer[l].units, in = w.layer[l].in;
-                            memcpy(saved[0].xh[l] + in, saved[1].xh[l] + in, sizeof(row) * size);
-                            memcpy(saved[0].c[l], saved[1].c[l], sizeof(row) * size);
-                        }
-                }
-                for (long k = windows - 1; k >= 0; k--) {
-                    long first = k * window, many = steps - first < window ? steps - first : window;
-                    row *mark = marks + units * 2 * k;
-                    for (int l = 0; l < w.layers; l++) {
-                        int size = w.layer[l].units;
-                        memcpy(saved[0].xh[l] + w.layer[l].in, mark, sizeof(row) * size);
-                        memcpy(saved[0].c[l], mark + size, sizeof(row) * size);
-                        mark += 2 * size;
-                    }
-                    for (long t = 0; t < many; t++)
-                        onward(&w, x + ((first + t) * w.inputs) * n + from, n, count, &saved[t], &saved[t + 1]);
-                    for (long t = many - 1; t >= 0; t--) {
-                        load(&up, c + (first + t) * n + from, n, 1, count);
-                        backward(&w, &saved[t], &up, dh, dc, below);
-                    }
-                    gather(&w, saved, (int)many, parts + share * w.count);
-                }
-            }
-        }
-        free(memory);
-        free(saved);
-    }
+    int good = parts && share_out(slope_share, &job, bytes, threads);
     for (int i = 0; good && i < w.count; i++) {
         grad[i] = 0;
         for (int share = 0; share < SHARES; share++) grad[i] += parts[(size_t)share * w.count + i];
