@@ -107,6 +107,9 @@ class MetaLoop(OnProblem):
     pairs: int = option(6, "antithetic pairs of rollouts (es, pes)", low=1)
     sigma: float = option(0.05, "size of the perturbations, relative to each weight's (es, pes)", above=0)
     jobs: int = option(1, "processes the pairs are shared out among (es, pes)", low=1)
+    memory: float = option(
+        0.0, "GiB the backward pass may take beside what it reads, where it is not compiled (0: unset)", low=0
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +129,12 @@ class TrainConfig(MetaLoop):
     )
     coordinates: float = option(
         1.0, "share of coordinates in the meta-gradient, drawn anew per unroll", above=0, high=1
+    )
+    state_dtype: str = option(
+        "",
+        "the LSTM's state between steps in bfloat16: half its memory",
+        choices=lambda: ("bfloat16",),
+        empty=True,
     )
     random_scaling: float = option(
         0.0, "r: coordinates rescaled by exp(U(-r, r)) each; Lv et al. use 3 (0: none)", low=0, high=20

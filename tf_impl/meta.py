@@ -83,7 +83,7 @@ class MetaTrainer(MetaTraining):
         c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
         if coordinates is not None:
             c = c * (len(end.theta) / len(coordinates))
-        return end, losses[:-1].numpy().tolist(), unroll.meta_gradient(self.network, begin, inputs, c)
+        return end, losses[:-1].numpy().tolist(), self._pull(begin, inputs, c)
 
     def _together(
         self,
@@ -123,7 +123,16 @@ class MetaTrainer(MetaTraining):
             kept = np.flatnonzero(np.isfinite(factor))
             begin = unroll.chosen_state(begin, kept)
             inputs, c, factor = tf.gather(inputs, kept, axis=2), tf.gather(c, kept, axis=1), factor[kept]
-        return ends, found, unroll.meta_gradient(self.network, begin, inputs, c * tf.cast(factor, c.dtype))
+        return ends, found, self._pull(begin, inputs, c * tf.cast(factor, c.dtype))
+
+    def _pull(
+        self,
+        state: State,
+        inputs: tf.Tensor,
+        c: tf.Tensor,
+        coordinates: np.ndarray | None = None,
+    ) -> dict[str, tf.Tensor]:
+        return unroll.meta_gradient(self.network, state, inputs, c, coordinates, self.config.memory)
 
     def _imitated(
         self, task: Task, position: imitation.Imitation, steps: int, coordinates: np.ndarray | None
@@ -131,7 +140,7 @@ class MetaTrainer(MetaTraining):
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
         if not _finite(losses, c):
             return end, [], None
-        grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
+        grads = self._pull(position.state, inputs, c, coordinates)
         return end, losses.numpy().tolist(), grads
 
     def _second_order(

@@ -23,6 +23,7 @@ class TeacherNetwork:
     Args:
         teacher: the row.
         weights: arrays by canonical name (``TeacherRow.weight_shapes``).
+        state_dtype: of h and c between steps, ``dtype`` if None; arithmetic is in ``dtype``.
     """
 
     together = True
@@ -33,8 +34,9 @@ class TeacherNetwork:
         weights: Mapping[str, np.ndarray],
         dtype: tf.DType = tf.float32,
         device: str = "cpu",
+        state_dtype: tf.DType | None = None,
     ) -> None:
-        self.teacher = teacher
+        self.teacher, self.state_dtype = teacher, state_dtype or dtype
         self.scale, self.shrink = teacher.scale, 0.0
         self.features = FeatureStream(teacher.expressions())
         with tf.device(device):
@@ -47,7 +49,9 @@ class TeacherNetwork:
     def compiled(self) -> Kernel | None:
         """The network as compiled code; None on other devices, or where there is no compiler."""
         w = self.weights["out/w"]
-        return kernel(self.teacher, w.dtype.name) if "CPU" in w.device else None
+        if "CPU" not in w.device or self.state_dtype not in (w.dtype, tf.bfloat16):
+            return None
+        return kernel(self.teacher, self.state_dtype.name)
 
     def settle(self, task: Any) -> None:
         """Nothing of a teacher depends on the problem."""
@@ -59,7 +63,9 @@ class TeacherNetwork:
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N]."""
         network = tuple(
-            tf.zeros([size, theta.shape[0]], theta.dtype) for size in self.teacher.lstm for _ in ("h", "c")
+            tf.zeros([size, theta.shape[0]], self.state_dtype)
+            for size in self.teacher.lstm
+            for _ in ("h", "c")
         )
         return State(0, self.features.initial_state(theta), network)
 
@@ -73,7 +79,15 @@ class TeacherNetwork:
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """Output [N] before ``scale``, and the new network state, for inputs x [F, N]."""
         del t  # a rule's network reads it
-        return self._step({name: tf.convert_to_tensor(w) for name, w in weights.items()}, x, network)
+        arrays = tuple(tf.cast(a, x.dtype) for a in network)
+        out, after = self._step({name: tf.convert_to_tensor(w) for name, w in weights.items()}, x, arrays)
+        return out, tuple(map(self._kept, after))
+
+    def _kept(self, a: tf.Tensor) -> tf.Tensor:
+        """An array of the state rounded to what is kept; the rounding is not differentiated."""
+        if self.state_dtype == a.dtype:
+            return a
+        return a + tf.stop_gradient(tf.cast(tf.cast(a, self.state_dtype), a.dtype) - a)
 
     def _one_step(
         self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...]
@@ -103,8 +117,9 @@ class TeacherNetwork:
             reuse: the new state may take the place of the old one in its arrays.
         """
         if self.compiled is None or x.dtype != self.weights["out/w"].dtype or not on_host(x):
-            return self.step(self.weights, x, network, t)
-        before, inputs, weights = [np.ascontiguousarray(view(a)) for a in network], view(x), self._flat()
+            out, after = self.step(self.weights, x, network, t)
+            return out, tuple(tf.cast(a, self.state_dtype) for a in after)
+        before, inputs, weights = self._arrays(network), view(x), self._flat()
         reuse = reuse and all(a.flags.writeable for a in before)  # those of tensors are not
         after = before if reuse else [np.empty_like(a) for a in before]
         out = np.empty(inputs.shape[1], inputs.dtype)
@@ -122,7 +137,7 @@ class TeacherNetwork:
         """
         if self.compiled is None or not on_host(c) or self.weights["out/w"].dtype != c.dtype:
             return None
-        start, weights = [np.ascontiguousarray(view(a)) for a in state.network], self._flat()
+        start, weights = self._arrays(state.network), self._flat()
         inputs, c = np.ascontiguousarray(view(inputs)), np.ascontiguousarray(view(c))
         found = self.compiled.gradient(
             weights.ctypes.data, *c.shape, inputs.ctypes.data, c.ctypes.data, _addresses(start), _threads()
@@ -132,6 +147,10 @@ class TeacherNetwork:
             name: tf.constant(a.reshape(w.shape), w.dtype)
             for (name, w), a in zip(self.weights.items(), parts, strict=True)
         }
+
+    def _arrays(self, network: tuple[tf.Tensor, ...]) -> list[np.ndarray]:
+        kind = self.state_dtype.as_numpy_dtype
+        return [np.ascontiguousarray(view(a)).astype(kind, copy=False) for a in network]
 
     def _flat(self) -> np.ndarray:
         return np.concatenate([view(w.read_value()).ravel() for w in self.weights.values()])

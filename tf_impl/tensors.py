@@ -42,15 +42,18 @@ def to_tensor(array: np.ndarray, dtype: tf.DType, device: str = "cpu") -> tf.Ten
 
 
 def to_numpy(tensor: tf.Tensor) -> np.ndarray:
-    """A NumPy copy of a tensor, detached and on the host."""
-    return tf.convert_to_tensor(tensor).numpy().copy()
+    """A NumPy copy of a tensor, detached and on the host; of bfloat16 one in float32."""
+    tensor = tf.convert_to_tensor(tensor)
+    return (tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor).numpy().copy()
 
 
 def view(tensor: tf.Tensor | np.ndarray) -> np.ndarray:
     """An array that shares the memory of a tensor on the host, read-only; a copy of one elsewhere."""
     if isinstance(tensor, np.ndarray):
         return tensor
-    return np.asarray(memoryview(tensor)) if on_host(tensor) else tensor.numpy()
+    # Python's buffers have no bfloat16.
+    shared = on_host(tensor) and tensor.dtype != tf.bfloat16
+    return np.asarray(memoryview(tensor)) if shared else tensor.numpy()
 
 
 def on_host(tensor: tf.Tensor | np.ndarray) -> bool:

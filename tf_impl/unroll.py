@@ -22,7 +22,8 @@ from tf_impl.lanes import Lanes
 from tf_impl.problems import Task, value_and_gradient
 from tf_impl.tensors import State, Weights, on_host, view
 
-_CHUNK = 32_768  # coordinates of one backward pass: bounds its memory
+_CHUNK = 32_768  # coordinates of one backward pass that is not compiled: bounds its memory
+_KEPT, _BESIDE = 8, 64  # numbers that the tape keeps of a step: per number of state or input, and beside
 
 
 class Network(Protocol):
@@ -181,6 +182,7 @@ def meta_gradient(
     inputs: tf.Tensor,
     c: tf.Tensor,
     coordinates: np.ndarray | None = None,
+    memory: float = 0.0,
 ) -> dict[str, tf.Tensor]:
     """sum_s <c_s, d u_s / d weights> by one backward pass of the network as a sequence.
 
@@ -189,6 +191,8 @@ def meta_gradient(
         inputs: [T, F, N]; c: [T, N], with the learning rate in it.
         coordinates: numbers of the coordinates to use, all if None; the result is scaled by N/n, so
             a random subset is unbiased.
+        memory: GiB that one pass may take beside ``inputs`` and ``c``, about, where it is not compiled: it
+            decides on how many coordinates go through at once; 0 leaves that to what is fast.
 
     Returns:
         Weight name -> gradient.
@@ -203,8 +207,12 @@ def meta_gradient(
         return found
     hidden = state.network
     grads = {name: tf.zeros_like(w) for name, w in network.weights.items()}
-    for low in range(0, c.shape[1], _CHUNK):
-        part = slice(low, low + _CHUNK)
+    size = _CHUNK
+    if memory:
+        numbers = _KEPT * (sum(len(a) if len(a.shape) > 1 else 1 for a in hidden) + inputs.shape[1]) + _BESIDE
+        size = max(1, int(memory * 2**30 / (len(inputs) * numbers * c.dtype.size)))
+    for low in range(0, c.shape[1], size):
+        part = slice(low, low + size)
         pieces = _part(network, state.t, tuple(a[..., part] for a in hidden), inputs[..., part], c[:, part])
         for name, piece in zip(grads, pieces, strict=True):
             if piece is not None:  # a constant of a rule may have no gradient, as under greater

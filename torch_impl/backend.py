@@ -49,10 +49,11 @@ optimizer.step()  # after loss.backward(), as with any torch optimizer"""
 
 
 def teacher_network(
-    teacher: TeacherRow, weights: Mapping[str, np.ndarray], dtype: str, device: str
+    teacher: TeacherRow, weights: Mapping[str, np.ndarray], dtype: str, device: str, state_dtype: str = ""
 ) -> TeacherNetwork:
-    """A teacher's network; ``dtype`` and ``device`` as on the command line."""
-    return TeacherNetwork(teacher, weights, DTYPES[dtype], device_of(device))
+    """A teacher's network; ``dtype``, ``device`` and ``state_dtype`` as on the command line."""
+    kept = torch.bfloat16 if state_dtype else None
+    return TeacherNetwork(teacher, weights, DTYPES[dtype], device_of(device), kept)
 
 
 def rule_network(rule: Rule, device: str, problems: Sequence[str] = (), kinds: bool = False) -> RuleNetwork:

@@ -81,7 +81,7 @@ class MetaTrainer(MetaTraining):
         c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
         if index is not None:
             c = c * (len(end.theta) / len(index))
-        return end, losses[:-1].tolist(), unroll.meta_gradient(self.network, begin, inputs, c)
+        return end, losses[:-1].tolist(), self._pull(begin, inputs, c)
 
     def _together(
         self,
@@ -124,7 +124,16 @@ class MetaTrainer(MetaTraining):
             kept = torch.isfinite(factor)
             begin = unroll.chosen_state(begin, kept)
             inputs, c, factor = inputs[..., kept], c[..., kept], factor[kept]
-        return ends, found, unroll.meta_gradient(self.network, begin, inputs, c * factor)
+        return ends, found, self._pull(begin, inputs, c * factor)
+
+    def _pull(
+        self,
+        state: State,
+        inputs: torch.Tensor,
+        c: torch.Tensor,
+        coordinates: np.ndarray | None = None,
+    ) -> dict[str, torch.Tensor]:
+        return unroll.meta_gradient(self.network, state, inputs, c, coordinates, self.config.memory)
 
     def _imitated(
         self, task: Task, position: imitation.Imitation, steps: int, coordinates: np.ndarray | None
@@ -132,7 +141,7 @@ class MetaTrainer(MetaTraining):
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
         if not _finite(losses, c):
             return end, [], None
-        grads = unroll.meta_gradient(self.network, position.state, inputs, c, coordinates)
+        grads = self._pull(position.state, inputs, c, coordinates)
         return end, losses.tolist(), grads
 
     def _second_order(

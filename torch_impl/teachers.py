@@ -24,6 +24,7 @@ class TeacherNetwork:
     Args:
         teacher: the row.
         weights: arrays by canonical name (``TeacherRow.weight_shapes``).
+        state_dtype: of h and c between steps, ``dtype`` if None; arithmetic is in ``dtype``.
     """
 
     together = True
@@ -34,8 +35,9 @@ class TeacherNetwork:
         weights: Mapping[str, np.ndarray],
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        state_dtype: torch.dtype | None = None,
     ) -> None:
-        self.teacher = teacher
+        self.teacher, self.state_dtype = teacher, state_dtype or dtype
         self.scale, self.shrink = teacher.scale, 0.0
         self.features = FeatureStream(teacher.expressions())
         self.weights: Weights = {
@@ -46,7 +48,9 @@ class TeacherNetwork:
     def compiled(self) -> Kernel | None:
         """The network as compiled code; None on other devices, or where there is no compiler."""
         w = self.weights["out/w"]
-        return kernel(self.teacher, str(w.dtype).removeprefix("torch.")) if w.device.type == "cpu" else None
+        if w.device.type != "cpu" or self.state_dtype not in (w.dtype, torch.bfloat16):
+            return None
+        return kernel(self.teacher, str(self.state_dtype).removeprefix("torch."))
 
     def settle(self, task: Any) -> None:
         """Nothing of a teacher depends on the problem."""
@@ -58,7 +62,9 @@ class TeacherNetwork:
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N]."""
         network = tuple(
-            theta.new_zeros(size, theta.numel()) for size in self.teacher.lstm for _ in ("h", "c")
+            theta.new_zeros(size, theta.numel(), dtype=self.state_dtype)
+            for size in self.teacher.lstm
+            for _ in ("h", "c")
         )
         return State(0, self.features.initial_state(theta), network)
 
@@ -72,6 +78,7 @@ class TeacherNetwork:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Output [N] before ``scale``, and the new network state, for inputs x [F, N]."""
         del t  # a rule's network reads it
+        network = tuple(a.to(x.dtype) for a in network)
         if self.teacher.pre:
             x = F.elu(torch.addmm(weights["pre/b"][:, None], weights["pre/w"], x))
         new_state: list[torch.Tensor] = []
@@ -86,7 +93,15 @@ class TeacherNetwork:
             new_state += [h, c]
             x = h
         out = torch.addmm(weights["out/b"][:, None], weights["out/w"], x)[0]
-        return (torch.tanh(out) if self.teacher.output == "tanh" else out), tuple(new_state)
+        return (torch.tanh(out) if self.teacher.output == "tanh" else out), tuple(map(self._kept, new_state))
+
+    def _kept(self, a: torch.Tensor) -> torch.Tensor:
+        """An array of the state as it is kept; its rounding is not differentiated."""
+        if self.state_dtype == a.dtype:
+            return a
+        return (
+            a + (a.to(self.state_dtype) - a).detach() if torch.is_grad_enabled() else a.to(self.state_dtype)
+        )
 
     def roll(
         self, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int, *, reuse: bool = False
@@ -96,10 +111,10 @@ class TeacherNetwork:
         Args:
             reuse: the new state may take the place of the old one in its arrays.
         """
-        if self.compiled is None or x.dtype != network[0].dtype:
+        if self.compiled is None or x.dtype != self.weights["out/w"].dtype:
             with torch.no_grad():
                 return self.step(self.weights, x, network, t)
-        before = [a.contiguous() for a in network]
+        before = [a.to(self.state_dtype).contiguous() for a in network]
         x, after = x.contiguous(), before if reuse else [torch.empty_like(a) for a in before]
         out, weights = x.new_empty(x.shape[1]), self._flat()
         self.compiled.step(
@@ -114,9 +129,9 @@ class TeacherNetwork:
         Args:
             inputs: [T, F, N]; c: [T, N].
         """
-        if self.compiled is None or inputs.dtype != c.dtype:
+        if self.compiled is None or not inputs.dtype == c.dtype == self.weights["out/w"].dtype:
             return None
-        start, weights = [a.contiguous() for a in state.network], self._flat()
+        start, weights = [a.to(self.state_dtype).contiguous() for a in state.network], self._flat()
         inputs, c = inputs.contiguous(), c.contiguous()
         found = self.compiled.gradient(
             weights.data_ptr(), *c.shape, inputs.data_ptr(), c.data_ptr(), _addresses(start),

@@ -34,7 +34,9 @@ def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str 
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A NumPy copy of a tensor, detached and on the host."""
+    """A NumPy copy of a tensor, detached and on the host; of bfloat16 one in float32."""
+    if tensor.dtype == torch.bfloat16:  # NumPy has none
+        tensor = tensor.float()
     return tensor.detach().cpu().numpy().copy()
 
 

@@ -25,9 +25,10 @@ from torch_impl.lanes import Lanes
 from torch_impl.problems import Task, value_and_gradient
 from torch_impl.tensors import State, Weights
 
-# Coordinates of one backward pass. The sizes do not depend on the number of threads, so neither do
-# the bits of the sum; the upper one bounds memory, the lower one the overhead per operation.
+# Coordinates of one backward pass that is not compiled. The sizes do not depend on the number of threads, so
+# neither do the bits of the sum; the upper one bounds memory, the lower one the overhead per operation.
 _SMALLEST_CHUNK, _LARGEST_CHUNK, _CHUNKS = 2048, 6144, 4
+_KEPT, _BESIDE = 8, 64  # numbers that autograd keeps of a step: per number of state or input, and beside
 
 
 class Network(Protocol):
@@ -165,6 +166,7 @@ def meta_gradient(
     inputs: torch.Tensor,
     c: torch.Tensor,
     coordinates: np.ndarray | None = None,
+    memory: float = 0.0,
 ) -> dict[str, torch.Tensor]:
     """sum_s <c_s, d u_s / d weights> by one backward pass of the network as a sequence.
 
@@ -173,6 +175,8 @@ def meta_gradient(
         inputs: [T, F, N]; c: [T, N], with the learning rate in it.
         coordinates: numbers of the coordinates to use, all if None; the result is scaled by N/n, so
             a random subset is unbiased.
+        memory: GiB that one pass may take beside ``inputs`` and ``c``, about, where it is not compiled: it
+            decides on how many coordinates go through at once; 0 leaves that to what is fast.
 
     Returns:
         Weight name -> gradient.
@@ -187,6 +191,12 @@ def meta_gradient(
     if (found := network.pull(state, inputs, c)) is not None:
         return found
     size = min(max(-(-c.shape[1] // _CHUNKS), _SMALLEST_CHUNK), _LARGEST_CHUNK)
+    if memory:
+        numbers = (
+            _KEPT * (sum(len(a) if a.dim() > 1 else 1 for a in state.network) + inputs.shape[1]) + _BESIDE
+        )
+        passes = 1 if c.is_cuda else _CHUNKS  # at once
+        size = max(1, int(memory * 2**30 / (steps * numbers * c.element_size() * passes)))
 
     def part_of(low: int) -> tuple[torch.Tensor | None, ...]:
         part = slice(low, low + size)

@@ -83,9 +83,14 @@ class Backend(Protocol):
         """Read the file a SPEC names; what cannot run as an optimizer is refused here."""
 
     def teacher_network(
-        self, teacher: "TeacherRow", weights: Mapping[str, np.ndarray], dtype: str, device: str
+        self,
+        teacher: "TeacherRow",
+        weights: Mapping[str, np.ndarray],
+        dtype: str,
+        device: str,
+        state_dtype: str = "",
     ) -> Network:
-        """A teacher's network; ``dtype`` and ``device`` as on the command line."""
+        """A teacher's network; ``dtype``, ``device`` and ``state_dtype`` as on the command line."""
 
     def rule_network(
         self, rule: "Rule", device: str, problems: Sequence[str] = (), kinds: bool = False

@@ -31,6 +31,7 @@ LATER_FIELDS = frozenset(
         "average",
     }
     | {"curriculum", "imitation", "schedule", "weight_decay", "factors", "constants", "kinds"}
+    | {"state_dtype", "memory"}
 )
 _ELSEWHERE = ("resume", "out", "quiet", "overwrite", "device", "data_dir", "checkpoint_seconds", "jobs")
 

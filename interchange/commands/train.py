@@ -67,7 +67,7 @@ def train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None" = None)
             f"{name} was trained on tasks of its caller; go on with it from Python: train(config, tasks)"
         )
     weights = given.weights if given else initial_weights(teacher, config.seed, config.weights)
-    network = backend.teacher_network(teacher, weights, config.dtype, config.device)
+    network = backend.teacher_network(teacher, weights, config.dtype, config.device, config.state_dtype)
     trainer = backend.MetaTrainer(network, config, tasks=tasks, folder=folder)
     for number in range(len(trainer.schedule.problems)):
         trainer.task("meta_train", number)  # missing data are found before anything is written

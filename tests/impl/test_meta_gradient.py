@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.config import TrainConfig
+from common.kernels import missing
 from common.problems import PROBLEMS, Instance
 from common.teachers import TEACHERS, initial_weights
 from interchange.decay import with_schedule, with_weight_decay
@@ -48,10 +49,14 @@ def quadratic(seed: int = 0) -> ProblemTask:
     return ProblemTask(Instance(PROBLEMS["quadratic"], seed), torch.float64)
 
 
-def teacher_network(name: str) -> TeacherNetwork:
+def teacher_network(name: str, path: str = "compiled") -> TeacherNetwork:
     """A teacher whose weights are large enough that saturation and memory matter."""
     weights = initial_weights(TEACHERS[name], 1)
-    return TeacherNetwork(TEACHERS[name], {k: 2.0 * w for k, w in weights.items()}, torch.float64)
+    network = TeacherNetwork(TEACHERS[name], {k: 2.0 * w for k, w in weights.items()}, torch.float64)
+    if path != "compiled":
+        network.__dict__["compiled"] = None
+    assert (network.compiled is not None) == (path == "compiled"), missing("float64")
+    return network
 
 
 def by_autograd(
@@ -78,11 +83,17 @@ def by_autograd(
 
 
 def without_graph(
-    task: Task, network: unroll.Network, at: unroll.Position, steps: int, loss: str, lr: float = 1.0
+    task: Task,
+    network: unroll.Network,
+    at: unroll.Position,
+    steps: int,
+    loss: str,
+    lr: float = 1.0,
+    memory: float = 0.0,
 ) -> dict[str, torch.Tensor]:
     _, _, gradients, inputs = unroll.advance(task, network, at, steps, lr)
     c = unroll.cotangents(gradients, loss, unroll.kept(network, lr))
-    return unroll.meta_gradient(network, at.state, inputs, lr * c)
+    return unroll.meta_gradient(network, at.state, inputs, lr * c, memory=memory)
 
 
 def position(task: Task, network: unroll.Network, carried: bool) -> unroll.Position:
@@ -102,15 +113,39 @@ def assert_equal(got: dict, expected: dict, tolerance: float) -> None:
 @pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried-over"])
 @pytest.mark.parametrize("steps", [1, 5, 20])
 @pytest.mark.parametrize("loss", ["sum", "last"])
+@pytest.mark.parametrize("path", ["compiled", "plain"])
 @pytest.mark.parametrize("name", TEACHERS)
-def test_teachers_equal_autograd_through_the_whole_graph(name, loss, steps, carried):
-    task, network = digits(), teacher_network(name)
+def test_teachers_equal_autograd_through_the_whole_graph(name, path, loss, steps, carried):
+    task, network = digits(), teacher_network(name, path)
     at = position(task, network, carried)
     expected = by_autograd(task, network, at, steps, loss)
     if steps == 1 and not carried:  # h is zero before the first step
         expected = {k: w for k, w in expected.items() if not k.endswith("w_hidden")}
     got = without_graph(task, network, at, steps, loss)
     assert_equal({k: got[k] for k in expected}, expected, 1e-10)
+
+
+@pytest.mark.parametrize("path", ["compiled", "plain"])
+@pytest.mark.parametrize("name", ["rnnprop", "rp_s"])
+def test_unrolls_longer_than_what_is_kept_at_once_equal_autograd_too(name, path):
+    """The compiled code keeps 20 steps' activations, and computes those of the steps before once more."""
+    task, network = quadratic(), teacher_network(name, path)
+    at = position(task, network, carried=True)
+    for steps in (21, 47):
+        expected = by_autograd(task, network, at, steps, "sum")
+        assert_equal(without_graph(task, network, at, steps, "sum"), expected, 1e-10)
+
+
+def test_a_small_memory_means_small_chunks_and_the_same_sum():
+    task, network, rows = quadratic(), teacher_network("rp_s", "plain"), []
+    at, step = position(task, network, carried=True), network.step
+    network.step = lambda weights, x, hidden, t: rows.append(x.shape[1]) or step(weights, x, hidden, t)
+    expected = without_graph(task, network, at, 5, "sum")
+    assert max(rows) == 1280
+    del rows[:]
+    got = without_graph(task, network, at, 5, "sum", memory=0.02)
+    assert max(rows) == 699  # 2^30 / 50 bytes over 4 threads, 5 steps and 192 numbers of 8 bytes
+    assert_equal(got, expected, 1e-12)
 
 
 @pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried-over"])
@@ -220,7 +255,8 @@ def test_all_coordinates_in_another_order_are_the_full_gradient():
 
 @pytest.mark.parametrize("size", [64, 333])
 @pytest.mark.parametrize(
-    "make", [lambda: teacher_network("rnnprop"), lambda: RuleNetwork(RULES["bias-corrected-and-t"])]
+    "make",
+    [lambda: teacher_network("rnnprop", "plain"), lambda: RuleNetwork(RULES["bias-corrected-and-t"])],
 )
 def test_chunks_do_not_change_the_sum(monkeypatch, make, size):
     task, network = quadratic(), make()
