@@ -205,11 +205,9 @@ class Served:
 
     def size(self) -> dict[str, Any]:
         """Coordinates of the optimizee."""
-        one = self.contestant
-        theta = (
-            one.trainer.task("meta_train", 0).initial() if isinstance(one, Ours) else one.optimizee.start(0)
-        )
-        return {"coordinates": len(theta)}
+        one, ours = self.contestant, isinstance(self.contestant, Ours)
+        start = one.trainer.task("meta_train", 0).initial() if ours else one.optimizee.start(0)
+        return {"coordinates": len(start)}
 
     def train(self, epochs: int) -> dict[str, Any]:
         """The losses of the steps of so many epochs."""

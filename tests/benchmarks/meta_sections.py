@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def scaling(options: argparse.Namespace, kind: str) -> dict[str, Any]:
     """Steps per second (of all tasks together) and peak memory of torch and tf at every point.
 
-    Coordinates are those of a quadratic; unroll, tasks and threads are scaled on ``--problem`` (or ``--size``).
+    Coordinates are those of a quadratic; unroll, tasks and threads are scaled on ``--problem`` or ``--size``.
     One turn is one unroll for coordinates and tasks; every point has a process of its own.
     """
     found: dict[str, Any] = {}
@@ -42,9 +42,8 @@ def scaling(options: argparse.Namespace, kind: str) -> dict[str, Any]:
         cells = []
         for name in names:
             for teacher in teachers:
-                child = Child(
-                    **_settings(options, kind, point) | {"contestant": name, "teacher": teacher}
-                ).wait()
+                settings = _settings(options, kind, point)
+                child = Child(**settings | {"contestant": name, "teacher": teacher}).wait()
                 try:
                     child.ask("turn")
                     (row,) = rounds_of([child], options.rounds).values()
@@ -70,8 +69,8 @@ def _settings(options: argparse.Namespace, kind: str, point: int) -> dict[str, A
 def loss_equality(options: argparse.Namespace) -> dict[str, Any]:
     """The loss that the exact meta-gradient and a subset reach, paired by seed.
 
-    The figure of a training is the mean loss of the last quarter of its inner steps; the difference is relative
-    to the exact one's, with its 95 % t-interval over seeds.
+    The figure of a training is the mean loss of the last quarter of its inner steps; the difference is
+    relative to the exact one's, with its 95 % t-interval over seeds.
     """
     found: dict[str, Any] = {}
     share = min(options.coordinates)
@@ -83,8 +82,8 @@ def loss_equality(options: argparse.Namespace) -> dict[str, Any]:
                 print(f"{name} {teacher} seed {seed}: exact {pairs[-1][0]:.4f}, subset {pairs[-1][1]:.4f}")
             mean, low, high = interval([subset / exact - 1.0 for exact, subset in pairs])
             print(
-                f"{name} {teacher}: {100 * share:g} % of the coordinates change the loss by {100 * mean:+.2f} % "
-                f"({100 * low:+.2f}, {100 * high:+.2f}) over {len(pairs)} seeds; exact "
+                f"{name} {teacher}: {100 * share:g} % of the coordinates change the loss by "
+                f"{100 * mean:+.2f} % ({100 * low:+.2f}, {100 * high:+.2f}) over {len(pairs)} seeds; exact "
                 f"{statistics.mean(exact for exact, _ in pairs):.4f}",
                 flush=True,
             )

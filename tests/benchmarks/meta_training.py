@@ -4,15 +4,16 @@
     python tests/benchmarks/meta_training.py --scaling coordinates unroll tasks threads
     python tests/benchmarks/meta_training.py --loss-equality --seeds 8
 
-Contestants: ``torch`` and ``tf`` are this project's ``MetaTrainer.run``, with the exact meta-gradient and with
-``--coordinates``' share of them. ``jax`` is a jitted scan (``reference_jax.py``). ``iclr`` is the full-graph torch
-loop as the ICLR 2022 code has it, a backward pass through all updates so far at every step; ``naive`` is a
-full-graph torch loop with one backward pass, which that code is not (``reference_torch.py`` says what they do).
+Contestants: ``torch`` and ``tf`` are this project's ``MetaTrainer.run``, with the exact meta-gradient and
+with that of ``--coordinates``, a share of them. ``jax`` is a jitted scan (``reference_jax.py``). ``iclr`` is
+the full-graph torch loop as the ICLR 2022 code has it, with a backward pass through all updates so far at every
+step; ``naive`` is a full-graph torch loop with one backward pass, which that code is not
+(``reference_torch.py`` says what they do).
 
 Each has a process of its own. They run one epoch after the other, round by round, and sleep in between; all of
-them draw batches, evaluate the optimizee and its gradient, run features and network, take the meta-gradient and
-step Adam once an unroll. Before any timing the first unroll's losses and meta-gradient must agree. Peak memory is
-the largest resident size during the timed epochs less that before the first unroll.
+them draw batches, evaluate the optimizee and its gradient, run features and network, take the meta-gradient
+and step Adam once an unroll. Before any timing the first unroll's losses and meta-gradient must agree. Peak
+memory is the largest resident size during the timed epochs less that before the first unroll.
 """
 
 import argparse
@@ -51,8 +52,8 @@ def shared(options: argparse.Namespace) -> dict[str, Any]:
 def disagreement(children: list[Child]) -> dict[str, dict[str, float]]:
     """Label -> largest relative difference of the first unroll's losses and meta-gradient to a reference's.
 
-    The reference is the first of iclr, naive, jax and torch that runs. The gradient of a subset of coordinates
-    is held against the full graph cut off at the others, where a full-graph loop runs.
+    The reference is the first of iclr, naive and jax that runs, or else whoever does. The gradient of a subset
+    of coordinates is held against the full graph cut off at the others, where a full-graph loop runs.
     """
     found = {child.label: child.ask("first") for child in children}
     by_name = {child.label: child for child in children}
