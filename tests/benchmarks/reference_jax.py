@@ -63,8 +63,9 @@ class JaxReference(Reference):
             x = jax.nn.elu(x @ weights["pre/w"].T + weights["pre/b"])
         new = []
         for layer, (h, c) in enumerate(hidden):
-            w_input, w_hidden = (weights[f"lstm_{layer}/{kind}"] for kind in ("w_input", "w_hidden"))
-            gates = x @ w_input.T + h @ w_hidden.T + weights[f"lstm_{layer}/bias"]
+            # One product is about a tenth faster than two.
+            w = jnp.hstack([weights[f"lstm_{layer}/w_input"], weights[f"lstm_{layer}/w_hidden"]])
+            gates = jnp.hstack([x, h]) @ w.T + weights[f"lstm_{layer}/bias"]
             i, f, g, o = jnp.split(gates, 4, 1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             x = jax.nn.sigmoid(o) * jnp.tanh(c)

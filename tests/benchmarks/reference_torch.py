@@ -5,10 +5,9 @@ theta_{t+1} = theta_t + scale u_t, sum the T + 1 losses and walk back through al
 features as constants (first order). Coordinates are the batch of ``torch.nn.LSTMCell``, [N, H]. They differ
 in where the gradient g_t that the features see comes from:
 
-* ``iclr``, as the ICLR 2022 code and the repository it grew from do it: ``loss_t.backward(retain_graph=True)``
-  at every step of the unroll. theta_t hangs on all updates before it, so that each of these walks back through
-  t steps of the optimizer network for nothing: with the one that counts, T (T - 1) / 2 + T steps are walked
-  instead of T.
+* ``iclr``, as the ICLR 2022 code does it: ``loss_t.backward(retain_graph=True)`` at every step of the unroll.
+  theta_t hangs on all updates before it, so that each of these walks back through t steps of the optimizer
+  network for nothing: with the pass that counts, T (T - 1) / 2 + T steps are walked instead of T.
 * ``naive``: ``torch.autograd.grad(loss_t, theta_t, retain_graph=True)``, which stops at theta_t. The step's
   optimizee graph is walked here and once more in the one backward pass of the sum.
 

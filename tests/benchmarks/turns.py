@@ -5,12 +5,14 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 OURS, REFERENCES = ("torch", "tf"), ("jax", "naive", "iclr")
 SLOW = ("naive", "iclr")
+_PAUSE = 0.2  # seconds until the threads of the one before have gone to sleep
 _HERE = Path(__file__).parent
 _DEFAULTS = {
     "problem": "mnist-mlp",
@@ -42,10 +44,12 @@ class Child:
         self.label = self.settings["contestant"] + (f" {100 * share:g}%" if share < 1.0 else "")
         command = [sys.executable, str(_HERE / "contestants.py"), json.dumps(self.settings)]
         path = os.pathsep.join(filter(None, [str(_HERE.parents[1]), os.environ.get("PYTHONPATH", "")]))
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
             env=os.environ | {"PYTHONPATH": path},
         )
@@ -65,7 +69,10 @@ class Child:
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
-            raise SystemExit(f"{self.label} ({self.settings['teacher']}) ended with exit code {code}")
+            self.errors.seek(0)
+            said = "".join(self.errors.readlines()[-20:])
+            who = f"{self.label} ({self.settings['teacher']})"
+            raise SystemExit(f"{said}{who} ended with exit code {code}")
         return json.loads(line)
 
     def cpu_seconds(self) -> float:
@@ -78,6 +85,7 @@ class Child:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
+        self.errors.close()
 
 
 def rounds_of(children: list[Child], rounds: int) -> dict[str, dict[str, Any]]:
@@ -92,6 +100,7 @@ def rounds_of(children: list[Child], rounds: int) -> dict[str, dict[str, Any]]:
     for number in range(rounds):
         k = number % len(children)
         for child in children[k:] + children[:k]:
+            time.sleep(_PAUSE)
             others = [other for other in children if other is not child]
             before, start = sum(other.cpu_seconds() for other in others), time.perf_counter()
             turn, row = child.ask("turn"), rows[child.label]
