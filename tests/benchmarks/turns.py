@@ -14,7 +14,7 @@ OURS, REFERENCES = ("torch", "tf"), ("jax", "naive", "iclr")
 SLOW = ("naive", "iclr")
 _PAUSE = 0.2  # seconds until the threads of the one before have gone to sleep
 _HERE = Path(__file__).parent
-_DEFAULTS = {
+DEFAULTS = {
     "problem": "mnist-mlp",
     "size": 0,  # coordinates of a quadratic instead of the problem
     "data_dir": "",
@@ -39,12 +39,13 @@ class Child:
     """
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = _DEFAULTS | settings
+        self.settings = DEFAULTS | settings
         share = self.settings["coordinates"]
         self.label = self.settings["contestant"] + (f" {100 * share:g}%" if share < 1.0 else "")
         command = [sys.executable, str(_HERE / "contestants.py"), json.dumps(self.settings)]
         path = os.pathsep.join(filter(None, [str(_HERE.parents[1]), os.environ.get("PYTHONPATH", "")]))
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")
+        self.errors, name = tempfile.mkstemp()
+        os.unlink(name)
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -69,8 +70,8 @@ class Child:
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
-            self.errors.seek(0)
-            said = "".join(self.errors.readlines()[-20:])
+            said = os.pread(self.errors, os.fstat(self.errors).st_size, 0).decode(errors="replace")
+            said = "".join(said.splitlines(keepends=True)[-20:])
             who = f"{self.label} ({self.settings['teacher']})"
             raise SystemExit(f"{said}{who} ended with exit code {code}")
         return json.loads(line)
@@ -85,7 +86,7 @@ class Child:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
-        self.errors.close()
+        os.close(self.errors)
 
 
 def rounds_of(children: list[Child], rounds: int) -> dict[str, dict[str, Any]]:
