@@ -57,15 +57,16 @@ def disagreement(children: list[Child]) -> dict[str, dict[str, float]]:
     The reference is the first of iclr, naive and jax that runs, or else whoever does. The gradient of a
     subset of coordinates is held against the full graph cut off at the others, where such a loop runs.
     """
-    found = {child.label: child.ask("first") for child in children}
-    by_name = {child.label: child for child in children}
-    base = next(name for name in ("iclr", "naive", "jax", *by_name) if name in by_name)
-    rows = {}
-    for label, got in found.items():
-        want, row = found[base], {}
-        row["losses"] = _difference(got["losses"], want["losses"])
+    by_label = {child.label: child for child in children}
+    base = next(name for name in ("iclr", "naive", "jax", *by_label) if name in by_label)
+    reference, rows = by_label[base].ask("first"), {}
+    for label, child in by_label.items():
+        got, want, share = child.ask("first"), reference, child.settings["coordinates"]
+        if (share < 1.0) != (got["picked"] is not None):
+            raise SystemExit(f"{label}: expected the meta-gradient of {share:g} of the coordinates")
+        row = {"losses": _difference(got["losses"], want["losses"])}
         if got["picked"] is not None and base in SLOW:
-            want = by_name[base].ask("subset", got["picked"])
+            want = by_label[base].ask("subset", got["picked"])
         if got["picked"] is None or base in SLOW:
             gradient = want["gradient"]
             row["gradient"] = max(_difference(got["gradient"][name], gradient[name]) for name in gradient)

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "benchmarks" / "meta_training.py"
 JAX = ["jax"] if all(map(importlib.util.find_spec, ("jax", "optax"))) else []
-SMALL = ["--problem", "digits-mlp", "--unroll", "4", "--steps", "4", "--rounds", "1", "--threads", "1"]
+SMALL = ["--problem", "digits-mlp", "--unroll", "4", "--steps", "4", "--rounds", "1"]
 
 
 def run(folder: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
@@ -81,7 +81,9 @@ def test_sections_come_out(tmp_path):
         assert list(report[kind]) == ["torch rp_s 2", "torch rp_s 3"]
         assert all(row["median"] > 0.0 for row in report[kind].values())
     assert len(text.splitlines()) == 9
-    text, report = run(tmp_path, *few, "--loss-equality", "--seeds", "2", "--inner-steps", "8")
+    text, report = run(
+        tmp_path, *few, "--threads", "1", "--loss-equality", "--seeds", "2", "--inner-steps", "8"
+    )
     found = report["loss_equality"]["torch rp_s"]
     (exact, subset), (other, _) = found["losses"]
     assert exact != subset and exact != other
