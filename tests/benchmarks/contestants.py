@@ -209,9 +209,9 @@ class Served:
         start = one.trainer.task("meta_train", 0).initial() if ours else one.optimizee.start(0)
         return {"coordinates": len(start)}
 
-    def train(self, epochs: int) -> dict[str, Any]:
-        """The losses of the steps of so many epochs."""
-        return {"losses": [loss for _ in range(epochs) for loss in self.contestant.epoch()]}
+    def losses(self) -> dict[str, Any]:
+        """The loss before each step of one more epoch."""
+        return {"losses": self.contestant.epoch()}
 
 
 def _lists(gradient: dict[str, np.ndarray]) -> dict[str, list]:

@@ -79,7 +79,8 @@ def loss_equality(options: argparse.Namespace) -> dict[str, Any]:
             pairs = []
             for seed in range(options.seeds):
                 pairs.append([_reached(options, name, teacher, part, seed) for part in (1.0, share)])
-                print(f"{name} {teacher} seed {seed}: exact {pairs[-1][0]:.4f}, subset {pairs[-1][1]:.4f}")
+                exact, subset = pairs[-1]
+                print(f"{name} {teacher} seed {seed}: exact {exact:.4f}, subset {subset:.4f}", flush=True)
             mean, low, high = interval([subset / exact - 1.0 for exact, subset in pairs])
             print(
                 f"{name} {teacher}: {100 * share:g} % of the coordinates change the loss by "
@@ -97,7 +98,9 @@ def _reached(options: argparse.Namespace, name: str, teacher: str, share: float,
     settings |= {"contestant": name, "teacher": teacher, "coordinates": share, "seed": seed}
     child = Child(**settings).wait()
     try:
-        losses = child.ask("train", -(-options.inner_steps // options.steps))["losses"]
+        losses: list[float] = []
+        while len(losses) < options.inner_steps:
+            losses += child.ask("losses")["losses"]
     finally:
         child.close()
     return float(np.mean(losses[-(options.inner_steps // 4) :]))

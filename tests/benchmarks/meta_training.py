@@ -167,7 +167,11 @@ def main() -> None:
     options = parsed()
     report: dict[str, Any] = {
         "command": sys.argv[1:],
-        "machine": {"processors": len(os.sched_getaffinity(0)), "system": platform.platform()},
+        "machine": {
+            "processors": len(os.sched_getaffinity(0)),
+            "load": os.getloadavg(),
+            "system": platform.platform(),
+        },
     }
 
     def save() -> None:
