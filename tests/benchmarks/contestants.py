@@ -1,0 +1,234 @@
+"""One contestant of ``meta_training.py`` in a process of its own: ``python contestants.py SETTINGS``.
+
+Commands come as JSON lines on stdin, answers go as JSON lines to stdout; between them the process sleeps.
+``torch`` and ``tf`` are trained as users train them, by ``MetaTrainer.run``.
+"""
+
+import ctypes
+import dataclasses
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def recording(base: type, to_numpy: Callable[[Any], np.ndarray]) -> type:
+    """A ``MetaTrainer`` that keeps the losses of its epochs and what the very first update was made of."""
+
+    class Recording(base):
+        gradient, picked, losses = None, None, ()
+
+        def _coordinates(self, *args: Any) -> np.ndarray | None:
+            found = super()._coordinates(*args)
+            if self.gradient is None and found is not None:
+                self.picked = found.tolist()
+            return found
+
+        def _descend(self, grads: dict[str, Any], rates: dict[str, float]) -> None:
+            if self.gradient is None:
+                self.gradient = {name: to_numpy(g) for name, g in grads.items()}
+            super()._descend(grads, rates)
+
+        def _finish_epoch(self) -> dict[str, Any]:
+            self.losses = list(self.epoch_losses)
+            return super()._finish_epoch()
+
+    return Recording
+
+
+class Ours:
+    """``MetaTrainer`` of a backend on a problem of the table, or on a quadratic of any size."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from common.config import TrainConfig
+        from common.teachers import TEACHERS, initial_weights
+
+        backend = import_module(f"{settings['contestant']}_impl.backend")
+        config = TrainConfig(
+            teacher=settings["teacher"],
+            problem="" if settings["size"] else settings["problem"],
+            data_dir=settings["data_dir"],
+            seed=settings["seed"],
+            epochs=1,
+            epoch_length=settings["steps"],
+            unroll=settings["unroll"],
+            coordinates=settings["coordinates"],
+            tasks=settings["tasks"],
+            device=settings["device"],
+            validate_every=0,
+            quiet=True,
+        )
+        row = TEACHERS[settings["teacher"]]
+        weights = initial_weights(row, config.seed)
+        network = backend.teacher_network(row, weights, config.dtype, config.device)
+        tasks = self._quadratic(settings) if settings["size"] else None
+        trainer = recording(backend.MetaTrainer, backend.to_numpy)
+        self.trainer = trainer(network, config, tasks=tasks)
+        self.trainer.task("meta_train", 0)  # reads the data
+        self.settings, self.first = settings, None
+
+    def _quadratic(self, settings: dict[str, Any]) -> Any:
+        from references import Quadratic
+
+        name = settings["contestant"]
+        tensors, library = import_module(f"{name}_impl.tensors"), import_module(MODULES[name])
+        mean = {"torch": lambda a: a.mean(), "tf": lambda a: library.reduce_mean(a)}[name]
+
+        class Task(Quadratic):
+            names, shapes = ("x",), ((settings["size"],),)
+
+            def __init__(self) -> None:
+                super().__init__(settings["size"], settings["seed"])
+                self.target, self.pattern = map(self._tensor, (self.target, self.pattern))
+
+            def _tensor(self, array: np.ndarray) -> Any:
+                device = tensors.device_of(settings["device"])
+                return tensors.to_tensor(array, tensors.DTYPES["float32"], device)
+
+            def initial(self) -> Any:
+                return self._tensor(self.start(0))
+
+            def loss(self, parameters: list, step: int) -> Any:
+                off = parameters[0] - self.target - self.amplitude(step) * self.pattern
+                return mean(off * off)
+
+        task = Task()
+        return lambda stream, number: task
+
+    def epoch(self) -> list[float]:
+        """Train for one epoch; the loss before each step, mean over tasks."""
+        trainer = self.trainer
+        trainer.config = dataclasses.replace(trainer.config, epochs=trainer.epoch + 1)
+        trainer.run(label="", quiet=True)
+        if len(trainer.losses) != self.settings["steps"]:
+            raise SystemExit(f"expected {self.settings['steps']} losses, got {len(trainer.losses)}: diverged")
+        if self.first is None:
+            self.first = trainer.losses[: self.settings["unroll"]], trainer.gradient
+        return trainer.losses
+
+
+MODULES = {"torch": "torch", "tf": "tensorflow", "naive": "torch", "iclr": "torch", "jax": "jax"}
+
+
+def prepare(settings: dict[str, Any]) -> None:
+    """Before any framework is imported: processors, and as many threads in every library."""
+    if count := settings["threads"]:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+        os.environ["OMP_NUM_THREADS"] = str(count)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if settings["device"] == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    module = import_module(MODULES[settings["contestant"]])
+    if count and MODULES[settings["contestant"]] == "torch":
+        module.set_num_threads(count)
+    if count and settings["contestant"] == "tf":
+        module.config.threading.set_intra_op_parallelism_threads(count)
+        module.config.threading.set_inter_op_parallelism_threads(count)
+
+
+def built(settings: dict[str, Any]) -> Any:
+    """The contestant, ready for its first epoch."""
+    if settings["contestant"] in ("torch", "tf"):
+        return Ours(settings)
+    if settings["contestant"] == "jax":
+        return import_module("reference_jax").JaxReference(settings)
+    return import_module("reference_torch").TorchReference(settings)
+
+
+def memory(what: str) -> int:
+    """``VmRSS`` or ``VmHWM`` of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+def least() -> int:
+    """``VmRSS`` once what is free has been handed back, in bytes."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return memory("VmRSS")
+
+
+def reset() -> bool:
+    """Let ``VmHWM`` count anew from here; False where the system does not allow it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+class Served:
+    """The commands of a contestant."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings, self.contestant = settings, built(settings)
+        self.before = least()
+
+    def ready(self) -> dict[str, Any]:
+        return {
+            "rss": self.before,
+            "threads": len(os.sched_getaffinity(0)),
+            "temporaries": getattr(self.contestant, "temporaries", None),
+        }
+
+    def turn(self) -> dict[str, Any]:
+        """One epoch: seconds, inner steps of all tasks, mean loss, peak memory over that before any unroll.
+
+        Without ``reset`` the peak may be an earlier one, of building even.
+        """
+        was_reset = reset()
+        start = time.perf_counter()
+        losses = self.contestant.epoch()
+        seconds = time.perf_counter() - start
+        peak = memory("VmHWM") - self.before
+        steps = self.settings["steps"] * self.settings["tasks"]
+        row = {"seconds": seconds, "steps": steps, "loss": float(np.mean(losses))}
+        return row | {"peak": peak, "reset": was_reset}
+
+    def first(self) -> dict[str, Any]:
+        """What the first unroll was: losses, meta-gradient, and the subset of coordinates it is of."""
+        losses, gradient = self.contestant.first
+        picked = self.contestant.trainer.picked if isinstance(self.contestant, Ours) else None
+        return {"losses": losses, "gradient": _lists(gradient), "picked": picked}
+
+    def subset(self, coordinates: list[int]) -> dict[str, Any]:
+        """The gradient through these coordinates by a new ``naive`` that has made no update."""
+        fresh = built(self.settings)
+        return {"gradient": _lists(fresh.subset_gradient(coordinates))}
+
+    def size(self) -> dict[str, Any]:
+        """Coordinates of the optimizee."""
+        one, ours = self.contestant, isinstance(self.contestant, Ours)
+        start = one.trainer.task("meta_train", 0).initial() if ours else one.optimizee.start(0)
+        return {"coordinates": len(start)}
+
+    def losses(self) -> dict[str, Any]:
+        """The loss before each step of one more epoch."""
+        return {"losses": self.contestant.epoch()}
+
+
+def _lists(gradient: dict[str, np.ndarray]) -> dict[str, list]:
+    return {name: np.asarray(g, np.float64).ravel().tolist() for name, g in gradient.items()}
+
+
+def main() -> None:
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    settings = json.loads(sys.argv[1])
+    prepare(settings)
+    served = Served(settings)
+    print(json.dumps(served.ready()), file=channel, flush=True)
+    for line in sys.stdin:
+        name, *args = json.loads(line)
+        print(json.dumps(getattr(served, name)(*args)), file=channel, flush=True)
+
+
+if __name__ == "__main__":
+    main()
