@@ -111,9 +111,10 @@ class TeacherNetwork:
     def roll(
         self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        """``step`` with the network's own weights, not recorded; its state may be arrays.
+        """``step`` with the network's own weights, not recorded.
 
         Args:
+            network: tensors, or the arrays of an earlier ``roll``.
             reuse: the new state may take the place of the old one in its arrays.
         """
         if self.compiled is None or x.dtype != self.weights["out/w"].dtype or not on_host(x):

@@ -1,6 +1,7 @@
 """Several optimizees side by side as one: their coordinates one after the other in a flat vector."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class Lanes:
         alike = all(type(task) is ProblemTask for task in tasks) and (
             len({(task.instance.problem, task.instance.split, task.instance.data_dir) for task in tasks}) == 1
         )
+        self.work = sum(getattr(task, "work", math.inf) for task in tasks)
         self._stacked = ProblemTask.stacked(tasks) if alike else None
 
     def value_and_gradient(self, theta: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:

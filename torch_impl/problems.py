@@ -84,6 +84,15 @@ class ProblemTask:
             self._whole = datasets.load(problem.dataset, instance.data_dir)
         self.reset()
 
+    @property
+    def work(self) -> float:
+        """Multiplications of a batch, about; inf for convolutions, which depends on the images' size."""
+        problem = self.instance.problem
+        if problem.kind == "classifier" and not stackable(problem.layers):
+            return math.inf
+        batch = self.instance.batch_size or problem.batch_size
+        return batch * sum(math.prod(shape) for shape in self.shapes)
+
     def reset(self) -> None:
         """Batch norm's running values as at the start."""
         given = {} if self._start is None else self._start

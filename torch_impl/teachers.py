@@ -16,6 +16,7 @@ from common.kernels import Kernel, kernel
 from common.teachers import TeacherRow
 from torch_impl.features import FeatureStream
 from torch_impl.tensors import State, Weights
+from torch_impl.threads import threads
 
 
 class TeacherNetwork:
@@ -119,7 +120,7 @@ class TeacherNetwork:
         out, weights = x.new_empty(x.shape[1]), self._flat()
         self.compiled.step(
             weights.data_ptr(), len(out), x.data_ptr(), _addresses(before), _addresses(after),
-            out.data_ptr(), torch.get_num_threads(),
+            out.data_ptr(), threads(),
         )  # fmt: skip
         return out, tuple(after)
 
@@ -135,7 +136,7 @@ class TeacherNetwork:
         inputs, c = inputs.contiguous(), c.contiguous()
         found = self.compiled.gradient(
             weights.data_ptr(), *c.shape, inputs.data_ptr(), c.data_ptr(), _addresses(start),
-            torch.get_num_threads(),
+            threads(),
         )  # fmt: skip
         parts = torch.from_numpy(found).to(c.dtype).split([w.numel() for w in self.weights.values()])
         return {name: a.view(w.shape) for (name, w), a in zip(self.weights.items(), parts, strict=True)}

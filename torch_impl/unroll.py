@@ -24,6 +24,7 @@ from common.metrics import figure
 from torch_impl.lanes import Lanes
 from torch_impl.problems import Task, value_and_gradient
 from torch_impl.tensors import State, Weights
+from torch_impl.threads import fitting
 
 # Coordinates of one backward pass that is not compiled. The sizes do not depend on the number of threads, so
 # neither do the bits of the sum; the upper one bounds memory, the lower one the overhead per operation.
@@ -114,9 +115,20 @@ def advance(
         The new position, losses [steps + 1] (of lanes [steps + 1, lane]), gradients [steps + 1, n], inputs
         [steps, F, n].
     """
-    if position.loss is None:
-        loss, g = value_and_gradient(task, position.theta, position.step)
-        position = dataclasses.replace(position, loss=loss, gradient=g)
+    with fitting(task):
+        return _advance(task, network, position, steps, lr, coordinates, reuse)
+
+
+def _advance(
+    task: Task | Lanes,
+    network: Network,
+    position: Position,
+    steps: int,
+    lr: float,
+    coordinates: torch.Tensor | None,
+    reuse: bool,
+) -> tuple[Position, torch.Tensor, torch.Tensor, torch.Tensor]:
+    position = _begun(task, position)
 
     def chosen(a: torch.Tensor) -> torch.Tensor:
         return a if coordinates is None else a[..., coordinates]
@@ -237,14 +249,21 @@ def segment(
     task: Task, network: Network, position: Position, steps: int, lr: float = 1.0
 ) -> tuple[Position, np.ndarray]:
     """The position after ``steps`` steps and the losses [steps + 1], float64; nothing else is kept."""
-    if position.loss is None:
-        loss, g = value_and_gradient(task, position.theta, position.step)
-        position = dataclasses.replace(position, loss=loss, gradient=g)
-    losses = [position.loss]
-    for step in range(steps):
-        position, _ = _one_step(task, network, position, lr, step > 0)
-        losses.append(position.loss)
+    with fitting(task):
+        position = _begun(task, position)
+        losses = [position.loss]
+        for step in range(steps):
+            position, _ = _one_step(task, network, position, lr, step > 0)
+            losses.append(position.loss)
     return position, torch.stack(losses).double().cpu().numpy()
+
+
+def _begun(task: Task | Lanes, position: Position) -> Position:
+    """The position with its loss and gradient."""
+    if position.loss is not None:
+        return position
+    loss, g = value_and_gradient(task, position.theta, position.step)
+    return dataclasses.replace(position, loss=loss, gradient=g)
 
 
 def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:

@@ -163,7 +163,7 @@ def test_without_a_compiler_there_is_a_reason_and_a_remedy(tmp_path):
     assert "false cannot compile lstm.c" in _said(ASK, CC="false", **cache)
     assert _said(ASK, L2O_KERNELS="0", **cache) == "turned off by L2O_KERNELS=0"
     assert not list(tmp_path.glob("**/*.so"))
-    made = "from tests.unit.test_kernels import TEACHERS, kernels; print(kernels.kernel(TEACHERS['dm'], 'float32'))"
+    made = "from tests.unit.test_kernels import *; print(kernels.kernel(TEACHERS['dm'], 'float32'))"
     assert _said(made, L2O_KERNELS="0", PYTHONPATH=str(ROOT)) == "None"
 
 
