@@ -1,6 +1,7 @@
 """The loop of meta-training, of ``train`` (teachers) and ``tune`` (rules): epochs, records, checkpoints."""
 
 import abc
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from common.runs import Interrupt, RunFolder
 from interchange.commands.backend import Network, Tasks
 from interchange.commands.judging import SMALLEST, Judging
 from interchange.commands.schedule import EXPERTS
+from interchange.commands.sharing import mean_of_all, shared_out, told
 from interchange.commands.standing import LATER_FIELDS
+from interchange.commands.workers import Workers
 
 __all__ = ["LATER_FIELDS", "MetaTraining"]
 
@@ -27,19 +30,21 @@ class MetaTraining(Judging):
     """A meta-training but for its tensors, which a backend's ``MetaTrainer`` adds.
 
     An epoch runs ``config.tasks`` optimizees side by side for the same number of steps; after each of their
-    unrolls comes one update by the mean of their meta-gradients.
+    unrolls comes one update by the mean of their meta-gradients. Several workers share the optimizees out,
+    sum the meta-gradients and make the same update each; an epoch that they are stopped in starts again.
 
     Args:
-        network, config, rates, tasks, folder: as for ``MetaTrainer``.
+        network, config, rates, tasks, folder, workers: as for ``MetaTrainer``.
 
     Attributes:
-        start, evolution, persistent, processes, imitate: the backend's own, of ``unroll``, ``estimators`` and
-            ``imitation``.
+        start, evolution, persistent, here, processes, imitate: the backend's own, of ``unroll``,
+            ``estimators`` and ``imitation``.
     """
 
     start: Callable[..., Any]
     evolution: Callable[..., tuple[dict[str, Any], np.ndarray]]
     persistent: Callable[..., Any]
+    here: Callable[..., Any]
     processes: Callable[..., Any]
     imitate: Callable[..., Any]
 
@@ -50,8 +55,9 @@ class MetaTraining(Judging):
         rates: dict[str, float] | None,
         tasks: Tasks | None,
         folder: RunFolder | None,
+        workers: Workers | None = None,
     ) -> None:
-        super().__init__(network, config, tasks, folder)
+        super().__init__(network, config, tasks, folder, workers)
         self.rates = rates or {}
 
     @abc.abstractmethod
@@ -98,7 +104,7 @@ class MetaTraining(Judging):
                         f"meta-training diverged in {self.skipped} of {self.epoch * config.tasks} {what}; "
                         f"lower --lr (now {config.lr:g}) or train on another problem first (--init)"
                     )
-                if self._due and self.schedule.restarts(self.epoch - 1):
+                if self._due and self._restarts(self.epoch - 1):
                     self._save()
         self._settle()
         return True
@@ -115,7 +121,7 @@ class MetaTraining(Judging):
         if plan.averages(self.epoch):
             self._count()
         self.epoch += 1
-        self.positions, self.epoch_losses = [], []
+        self.step, self.positions, self.epoch_losses = 0, [], []
         last = self.epoch == config.epochs
         if config.validate_every and (last or self.epoch % config.validate_every == 0):
             row |= self._validate()
@@ -137,8 +143,8 @@ class MetaTraining(Judging):
 
         One that no checkpoint can hold the middle of is undone then, and starts again.
         """
-        mark = self._mark() if self.schedule.restarts(self.epoch) else None
-        if mark and interrupt is not None and interrupt.requested:
+        mark = self._mark() if self._restarts(self.epoch) else None
+        if mark and self._told(interrupt):
             return False
         expert = self.schedule.expert(self.epoch)
         kind = "" if expert else self.schedule.estimator
@@ -152,31 +158,47 @@ class MetaTraining(Judging):
     def _unrolls(self, interrupt: Interrupt | None) -> bool:
         """An epoch of unrolls of all optimizees side by side, one update after each; False if interrupted."""
         config, length = self.config, self._length
-        numbers = range(self.epoch * config.tasks, (self.epoch + 1) * config.tasks)
-        tasks = [self.task("meta_train", number) for number in numbers]
+        tasks = [self.task("meta_train", self.epoch * config.tasks + lane) for lane in self.lanes]
         self.positions = self.positions or [self._begin(task) for task in tasks]
-        while (live := [at for at in self.positions if at is not None]) and live[0].step < length:
-            steps = min(config.unroll, length - live[0].step)
-            found = []
-            for k, (task, at) in enumerate(zip(tasks, self.positions, strict=True)):
+        while self.step < length:
+            steps = min(config.unroll, length - self.step)
+            found, skipped = [], 0
+            for k, (lane, task, at) in enumerate(zip(self.lanes, tasks, self.positions, strict=True)):
                 if at is None:
                     continue
-                coordinates = self._coordinates(len(at.theta), at.step, k)
+                coordinates = self._coordinates(len(at.theta), at.step, lane)
                 end, losses, grads = self._unroll(task, at, steps, coordinates)
                 self.positions[k] = None if grads is None else end
                 if grads is None:
-                    self.skipped += 1
+                    skipped += 1
                 else:
                     found.append((losses, grads))
-            if not found:
+            grads = self._mean(found) if found else {}
+            losses = np.mean([losses for losses, _ in found] or np.zeros((1, steps)), axis=0)
+            stopped = False
+            if self.workers.size > 1:
+                grads, losses, skipped, stopped = mean_of_all(
+                    self.workers, self.network.weights, grads, losses, len(found), skipped, interrupt
+                )
+            self.skipped += skipped
+            if not grads:
                 break
-            self._update(self._mean(found))
-            self.epoch_losses += np.mean([losses for losses, _ in found], axis=0).tolist()
-            if interrupt is not None and interrupt.requested:
+            self._update(grads)
+            self.epoch_losses += losses.tolist()
+            self.step += steps
+            if stopped or (self.workers.size == 1 and self._told(interrupt)):
                 return False
-            if self._due and not self.schedule.restarts(self.epoch):
+            if self._due and not self._restarts(self.epoch):
                 self._save()
         return True
+
+    def _restarts(self, epoch: int) -> bool:
+        """Whether an interrupted epoch starts again: several workers keep no positions in checkpoints."""
+        return self.workers.size > 1 or self.schedule.restarts(epoch)
+
+    def _told(self, interrupt: Interrupt | None) -> bool:
+        """Whether this worker, or any of several, was told to stop."""
+        return told(self.workers, interrupt)
 
     def _begin(self, task: Any) -> Any:
         """The position of an optimizee at the start of the epoch."""
@@ -210,9 +232,9 @@ class MetaTraining(Judging):
             rng(config.seed, "evolution", self.epoch),
             config.pairs,
             config.sigma,
-            **self._evolving("log"),
+            **self._evolving("log", self._of_pair),
         )
-        if interrupt is not None and interrupt.requested:
+        if self._told(interrupt):
             return False
         self._update(grads)
         self.epoch_losses = losses.tolist()
@@ -230,12 +252,12 @@ class MetaTraining(Judging):
             config.pairs,
             generator,
             horizon=length,
-            **self._evolving("relative"),
+            **self._evolving("relative", functools.cache(self._of_pair)),
         )
         while step < length:
             steps = min(config.unroll, length - step)
             grads, losses = pairs.advance(steps)
-            if interrupt is not None and interrupt.requested:
+            if self._told(interrupt):
                 return False
             self._update(grads)
             self.epoch_losses += losses.tolist()
@@ -245,12 +267,15 @@ class MetaTraining(Judging):
     def _of_pair(self, pair: int) -> Any:
         return self.task("meta_train", self.epoch * self.config.pairs + pair)
 
-    def _evolving(self, mixing: str) -> dict[str, Any]:
+    def _evolving(self, mixing: str, task: Callable[[int], Any]) -> dict[str, Any]:
         """Further arguments of the evolving estimators; ``mixing`` names the one that lets problems mix."""
         more: dict[str, Any] = {mixing: True} if self.schedule.several else {}
+        segments = None
         if self.config.jobs > 1:
-            more |= {"segments": self.processes(self.network, self.config, self.epoch * self.config.pairs)}
-        return more
+            segments = self.processes(self.network, self.config, self.epoch * self.config.pairs)
+        if self.workers.size > 1:
+            segments = shared_out(segments or self.here(task, self.network), self.workers)
+        return more if segments is None else more | {"segments": segments}
 
     def _coordinates(self, total: int, step: int, lane: int) -> np.ndarray | None:
         share = getattr(self.config, "coordinates", 1.0)
