@@ -1,5 +1,6 @@
 """Meta-training in several processes, started by ``torchrun``: gloo on CPU, NCCL between GPUs."""
 
+import atexit
 import datetime
 from collections.abc import Mapping
 
@@ -37,6 +38,9 @@ class Workers(shared.Workers):
         gpus = torch.cuda.is_available() and distributed.is_nccl_available()
         if gpus and device == "cuda" and place.local < torch.cuda.device_count():
             torch.cuda.set_device(place.local)
+        self._ours = not distributed.is_initialized()  # there is one group in a process's life
+        if not self._ours:
+            return
         try:
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpus else "gloo",
@@ -46,6 +50,7 @@ class Workers(shared.Workers):
             )
         except (RuntimeError, ValueError) as error:
             raise shared.lost(error) from None
+        atexit.register(self.close)
 
     def sum(
         self, tensors: Mapping[str, torch.Tensor], numbers: np.ndarray
@@ -77,5 +82,5 @@ class Workers(shared.Workers):
         return f"cuda:{self._local}" if name == "cuda" else name
 
     def close(self) -> None:
-        if distributed.is_initialized():
+        if self._ours and distributed.is_initialized():
             distributed.destroy_process_group()

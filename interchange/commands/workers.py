@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -119,13 +120,14 @@ class Workers(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Leave; nothing can be asked afterwards."""
+        """Leave after an error, so that the others do not wait; nothing can be asked afterwards."""
 
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.close()
 
     @property
     def leads(self) -> bool:
@@ -188,7 +190,8 @@ class Alone(Workers):
 
 def lost(reason: object) -> L2OError:
     """What a worker says where it waited in vain."""
-    line = (" ".join(str(reason).split()) or type(reason).__name__)[:160]
+    line = " ".join(re.sub(r"^\[[^]]*\]", "", str(reason)).split())  # without the place in gloo's source
+    line = (line or type(reason).__name__)[:120]
     return L2OError(
         f"lost another worker, or waited longer for it than {patience():g} s ({TIMEOUT}): {line}; "
         "go on from the last checkpoint: start all workers again, with --resume"
