@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import distributed
 
+from common.errors import L2OError
 from interchange.commands import workers as shared
 from interchange.commands.workers import Alone, Place
 
@@ -41,14 +42,18 @@ class Workers(shared.Workers):
         self._ours = not distributed.is_initialized()  # there is one group in a process's life
         if not self._ours:
             return
+        wait = datetime.timedelta(seconds=shared.patience())
         try:
+            store, _, _ = next(distributed.rendezvous("env://", place.rank, place.size, timeout=wait))
+            # torchrun's store may outlive a restart; what the workers before wrote must not be found.
+            store = distributed.PrefixStore(f"start_{place.restarts}", store)
+            kind = "cpu:gloo,cuda:nccl" if gpus else "gloo"
             distributed.init_process_group(
-                "cpu:gloo,cuda:nccl" if gpus else "gloo",
-                timeout=datetime.timedelta(seconds=shared.patience()),
-                rank=place.rank,
-                world_size=place.size,
+                kind, store=store, rank=place.rank, world_size=place.size, timeout=wait
             )
-        except (RuntimeError, ValueError) as error:
+        except ValueError as error:
+            raise L2OError(f"workers cannot meet ({error}); start them by torchrun") from None
+        except RuntimeError as error:
             raise shared.lost(error) from None
         atexit.register(self.close)
 
