@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from interchange.checkpoint import load_checkpoint
 from interchange.commands.workers import TIMEOUT
 from interchange.rule import Rule
 from interchange.weights import load_weights
-from tests.pipeline.together import TRAININGS, TUNINGS, main
+from tests.pipeline.together import TRAININGS, TUNINGS, free_ports, main, surroundings
 
 ROOT = Path(__file__).parents[2]
 LONG = [
@@ -43,25 +42,6 @@ def backend(request) -> str:
 
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def surroundings(backend: str, rank: int, ports: list[int]) -> dict[str, str]:
-    """What tells a process its place among ``len(ports)``."""
-    if backend == "torch":
-        found = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(ports), "MASTER_PORT": ports[0]}
-        return {name: str(value) for name, value in found.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})}
 
 
 def start(
@@ -199,12 +179,12 @@ def wait_for_rows(folder: Path, count: int, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_at_one_worker_stops_all_and_resumed_it_is_the_same_run(backend, rank, whole, tmp_path):
     command, folder = ["-m", f"{backend}_impl.train"], tmp_path / "run"
-    processes = start(backend, 2, *command, *LONG, "--out", str(folder))
+    processes = start(backend, 2, *command, *LONG, "--checkpoint-seconds", "1000", "--out", str(folder))
     wait_for_rows(folder, 3, processes[0])
     processes[rank].send_signal(signal.SIGTERM)
     (code, out, _), (other, silence, err) = ended(processes)
     assert (code, other) == (143, 143) and "--resume" in out and silence == err == ""
-    assert 3 <= len(rows(folder)) < 40
+    assert 3 <= len(rows(folder)) == load_checkpoint(folder)[1]["epoch"] < 40
     assert ended(start(backend, 2, *command, "--resume", str(folder), "--quiet"))[0][0] == 0
     assert_same_run(folder, whole(backend))
 

@@ -5,6 +5,8 @@ Each goes to ``OUT/NAME``; workers but the first leave their weights beside it, 
 
 import dataclasses
 import importlib
+import json
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,26 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "tuned": {"estimator": "first", "tasks": 2},
     "evolved": {"estimator": "es", "pairs": 1, "tasks": 1, "problem": "quadratic,lasso", "factors": True},
 }
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def surroundings(backend: str, rank: int, ports: list[int]) -> dict[str, str]:
+    """What tells a process its place among ``len(ports)``."""
+    if backend == "torch":
+        found = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(ports), "MASTER_PORT": ports[0]}
+        return {name: str(value) for name, value in found.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})}
 
 
 class Diverging:
