@@ -118,7 +118,8 @@ def run(
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         return body(config) or 0
     except L2OError as error:
-        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if not getattr(error, "told", False):  # as by another of several processes
+            print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except BrokenPipeError:  # the reader has what it wanted, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,6 +13,7 @@ from common.teachers import TeacherRow
 from interchange.commands.backend import Trained
 from interchange.rule import Rule
 from torch_impl import rollout
+from torch_impl.distributed import join
 from torch_impl.meta import MetaTrainer
 from torch_impl.problems import ProblemTask, table_task, value_and_gradient
 from torch_impl.rollout import rollout_job
@@ -32,6 +33,7 @@ __all__ = [
     "MetaTrainer",
     "device_of",
     "fit",
+    "join",
     "load_source",
     "mean_figure",
     "rollout_job",

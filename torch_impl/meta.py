@@ -11,9 +11,10 @@ import torch
 from common.runs import RunFolder
 from interchange.commands.backend import Arrays
 from interchange.commands.meta import MetaTraining
+from interchange.commands.workers import Workers
 from torch_impl import imitation, unroll
 from torch_impl.augment import ConvexTerm, RandomScaling
-from torch_impl.estimators import Persistent, evolution, processes
+from torch_impl.estimators import Persistent, evolution, here, processes
 from torch_impl.lanes import Lanes, divided, joined
 from torch_impl.problems import Task, table_task
 from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
@@ -38,10 +39,12 @@ class MetaTrainer(MetaTraining):
         tasks: ``tasks(stream, number)`` gives optimizee ``number`` of the stream ``meta_train`` or
             ``validation``, the same whenever asked; the configured problem's if None.
         folder: run folder for metrics and checkpoints; None keeps nothing.
+        workers: that train together; this process alone if None.
     """
 
     start, mean_figure = staticmethod(unroll.start), staticmethod(unroll.mean_figure)
     evolution, processes, persistent = staticmethod(evolution), staticmethod(processes), Persistent
+    here = staticmethod(here)
     imitate, table_task = staticmethod(imitation.start), staticmethod(table_task)
     random_scaling, convex_term = RandomScaling, ConvexTerm
 
@@ -53,8 +56,9 @@ class MetaTrainer(MetaTraining):
         rates: dict[str, float] | None = None,
         tasks: Tasks | None = None,
         folder: RunFolder | None = None,
+        workers: Workers | None = None,
     ) -> None:
-        super().__init__(network, config, rates, tasks, folder)
+        super().__init__(network, config, rates, tasks, folder, workers)
         self.dtype, self.device = DTYPES[config.dtype], torch.device(config.device)
         self.adam = torch.optim.Adam([{"params": [w]} for w in network.weights.values()])
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from common.baselines import Spec
     from common.teachers import TeacherRow
     from interchange.commands.meta import MetaTraining
+    from interchange.commands.workers import Workers
     from interchange.rule import Rule
 
 Arrays = dict[str, np.ndarray]
@@ -66,7 +67,7 @@ class Backend(Protocol):
         USAGE: the shortest way to use a rule, as Python text.
         CREATED_BY: what made a file: this project and the framework, with versions.
         KINDS: of tensors that a rule may have constants of its own for.
-        MetaTrainer: ``MetaTrainer(network, config, *, rates=None, tasks=None, folder=None)``.
+        MetaTrainer: ``MetaTrainer(network, config, *, rates=None, tasks=None, folder=None, workers=None)``.
     """
 
     NAME: str
@@ -78,6 +79,9 @@ class Backend(Protocol):
 
     def device_of(self, name: str) -> Any:
         """The device called ``name``; one that is not there raises ``L2OError``."""
+
+    def join(self, device: str) -> "Workers":
+        """The processes that train together, as this one's environment tells; ``Alone`` without any."""
 
     def load_source(self, spec: "Spec") -> Source:
         """Read the file a SPEC names; what cannot run as an optimizer is refused here."""

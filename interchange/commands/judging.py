@@ -8,6 +8,7 @@ from common.runs import RunFolder
 from interchange.commands.backend import Arrays, Network, Tasks
 from interchange.commands.schedule import Schedule
 from interchange.commands.standing import Standing
+from interchange.commands.workers import Workers
 
 SMALLEST = 1e-30  # what a loss of 0 counts as where logarithms are taken
 
@@ -26,10 +27,17 @@ class Judging(Standing):
     convex_term: Callable[..., Any]
     table_task: Callable[..., Any]
 
-    def __init__(self, network: Network, config: Any, tasks: Tasks | None, folder: RunFolder | None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        config: Any,
+        tasks: Tasks | None,
+        folder: RunFolder | None,
+        workers: Workers | None = None,
+    ) -> None:
         self.schedule = Schedule(config, own_tasks=tasks is not None)
         self.own_tasks = tasks
-        super().__init__(network, config, folder)
+        super().__init__(network, config, folder, workers)
 
     def plain_task(self, stream: str, number: int, problem: str = "") -> Any:
         """Optimizee ``number`` of a stream, as the table or the caller has it."""
@@ -91,12 +99,15 @@ class Judging(Standing):
         so that a tenth less counts the same on each; inf where one diverges.
         """
         count, plan = self.config.validation_tasks, self.schedule
+        mine = self.workers.share(count)
         horizons = (self.stage.judged_at,) if self.stage else plan.horizons
         figures = []
         for problem in plan.problems:
             for steps in horizons:
-                tasks = (self.task("validation", k, problem) for k in range(count))
-                figures.append(self.mean_figure(tasks, self.network, steps))
+                tasks = (self.task("validation", k, problem) for k in mine)
+                figure = self.mean_figure(tasks, self.network, steps) if mine else 0.0
+                figures.append(len(mine) / count * figure)
+        figures = self.workers.total(figures).tolist()
         if not all(map(math.isfinite, figures)):
             return math.inf
         if len(figures) == 1:

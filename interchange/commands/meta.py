@@ -1,6 +1,7 @@
 """The loop of meta-training, of ``train`` (teachers) and ``tune`` (rules): epochs, records, checkpoints."""
 
 import abc
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from common.runs import Interrupt, RunFolder
 from interchange.commands.backend import Network, Tasks
 from interchange.commands.judging import SMALLEST, Judging
 from interchange.commands.schedule import EXPERTS
+from interchange.commands.sharing import mean_of_all, shared_out, told
 from interchange.commands.standing import LATER_FIELDS
+from interchange.commands.workers import Workers
 
 __all__ = ["LATER_FIELDS", "MetaTraining"]
 
@@ -27,19 +30,21 @@ class MetaTraining(Judging):
     """A meta-training but for its tensors, which a backend's ``MetaTrainer`` adds.
 
     An epoch runs ``config.tasks`` optimizees side by side for the same number of steps; after each of their
-    unrolls comes one update by the mean of their meta-gradients.
+    unrolls comes one update by the mean of their meta-gradients. Several workers share the optimizees out,
+    sum the meta-gradients and make the same update each; an epoch that they are stopped in starts again.
 
     Args:
-        network, config, rates, tasks, folder: as for ``MetaTrainer``.
+        network, config, rates, tasks, folder, workers: as for ``MetaTrainer``.
 
     Attributes:
-        start, evolution, persistent, processes, imitate: the backend's own, of ``unroll``, ``estimators`` and
-            ``imitation``.
+        start, evolution, persistent, here, processes, imitate: the backend's own, of ``unroll``,
+            ``estimators`` and ``imitation``.
     """
 
     start: Callable[..., Any]
     evolution: Callable[..., tuple[dict[str, Any], np.ndarray]]
     persistent: Callable[..., Any]
+    here: Callable[..., Any]
     processes: Callable[..., Any]
     imitate: Callable[..., Any]
 
@@ -50,8 +55,9 @@ class MetaTraining(Judging):
         rates: dict[str, float] | None,
         tasks: Tasks | None,
         folder: RunFolder | None,
+        workers: Workers | None = None,
     ) -> None:
-        super().__init__(network, config, tasks, folder)
+        super().__init__(network, config, tasks, folder, workers)
         self.rates = rates or {}
 
     @abc.abstractmethod
@@ -117,7 +123,7 @@ class MetaTraining(Judging):
                         f"meta-training diverged in {self.skipped} of {self.epoch * config.tasks} {what}; "
                         f"lower --lr (now {config.lr:g}) or train on another problem first (--init)"
                     )
-                if self._due and self.schedule.restarts(self.epoch - 1):
+                if self._due and self._restarts(self.epoch - 1):
                     self._save()
         self._settle()
         return True
@@ -134,7 +140,7 @@ class MetaTraining(Judging):
         if plan.averages(self.epoch):
             self._count()
         self.epoch += 1
-        self.positions, self.epoch_losses = [], []
+        self.step, self.positions, self.epoch_losses = 0, [], []
         last = self.epoch == config.epochs
         if config.validate_every and (last or self.epoch % config.validate_every == 0):
             row |= self._validate()
@@ -156,8 +162,8 @@ class MetaTraining(Judging):
 
         One that no checkpoint can hold the middle of is undone then, and starts again.
         """
-        mark = self._mark() if self.schedule.restarts(self.epoch) else None
-        if mark and interrupt is not None and interrupt.requested:
+        mark = self._mark() if self._restarts(self.epoch) else None
+        if mark and self._told(interrupt):
             return False
         expert = self.schedule.expert(self.epoch)
         kind = "" if expert else self.schedule.estimator
@@ -171,22 +177,38 @@ class MetaTraining(Judging):
     def _unrolls(self, interrupt: Interrupt | None) -> bool:
         """An epoch of unrolls of all optimizees side by side, one update after each; False if interrupted."""
         config, length = self.config, self._length
-        numbers = range(self.epoch * config.tasks, (self.epoch + 1) * config.tasks)
-        tasks = [self.task("meta_train", number) for number in numbers]
+        tasks = [self.task("meta_train", self.epoch * config.tasks + lane) for lane in self.lanes]
         self.positions = self.positions or [self._begin(task) for task in tasks]
-        while (live := [at for at in self.positions if at is not None]) and live[0].step < length:
-            steps = min(config.unroll, length - live[0].step)
-            lanes = [k for k, at in enumerate(self.positions) if at is not None]
-            found, grads = self._lanes(tasks, lanes, steps)
-            if not found:
+        while self.step < length:
+            steps = min(config.unroll, length - self.step)
+            live = [k for k, at in enumerate(self.positions) if at is not None]
+            found, total = self._together_or_not(tasks, live, steps) if live else ([], {})
+            grads = {name: g / len(found) if len(found) > 1 else g for name, g in total.items()}
+            losses = np.mean(found or np.zeros((1, steps)), axis=0)
+            skipped, stopped = len(live) - len(found), False
+            if self.workers.size > 1:
+                grads, losses, skipped, stopped = mean_of_all(
+                    self.workers, self.network.weights, grads, losses, len(found), skipped, interrupt
+                )
+            self.skipped += skipped
+            if not grads:
                 break
-            self._update({name: g / len(found) if len(found) > 1 else g for name, g in grads.items()})
-            self.epoch_losses += np.mean(found, axis=0).tolist()
-            if interrupt is not None and interrupt.requested:
+            self._update(grads)
+            self.epoch_losses += losses.tolist()
+            self.step += steps
+            if stopped or (self.workers.size == 1 and self._told(interrupt)):
                 return False
-            if self._due and not self.schedule.restarts(self.epoch):
+            if self._due and not self._restarts(self.epoch):
                 self._save()
         return True
+
+    def _restarts(self, epoch: int) -> bool:
+        """Whether an interrupted epoch starts again: several workers keep no positions in checkpoints."""
+        return self.workers.size > 1 or self.schedule.restarts(epoch)
+
+    def _told(self, interrupt: Interrupt | None) -> bool:
+        """Whether this worker, or any of several, was told to stop."""
+        return told(self.workers, interrupt)
 
     def _begin(self, task: Any) -> Any:
         """The position of an optimizee at the start of the epoch."""
@@ -195,22 +217,23 @@ class MetaTraining(Judging):
             return self.imitate(task, self.network, expert, EXPERTS[expert])
         return self.start(task, self.network)
 
-    def _lanes(
-        self, tasks: list[Any], lanes: list[int], steps: int
+    def _together_or_not(
+        self, tasks: list[Any], live: list[int], steps: int
     ) -> tuple[list[list[float]], dict[str, Any]]:
-        """An unroll of the given lanes: losses of those that did not diverge, and the sum of gradients."""
-        here = [self.positions[k] for k in lanes]
-        drawn = [self._coordinates(len(at.theta), at.step, k) for k, at in zip(lanes, here, strict=True)]
-        chosen = [tasks[k] for k in lanes]
+        """An unroll of these optimizees: losses of those that did not diverge, and the sum of gradients."""
+        here, chosen = [self.positions[k] for k in live], [tasks[k] for k in live]
+        drawn = [
+            self._coordinates(len(at.theta), at.step, self.lanes[k]) for k, at in zip(live, here, strict=True)
+        ]
         together = None
-        if len(lanes) > 1 and not self.schedule.expert(self.epoch) and self.schedule.estimator == "first":
+        if len(live) > 1 and not self.schedule.expert(self.epoch) and self.schedule.estimator == "first":
             subset = None if drawn[0] is None else drawn
             together = self._together(chosen, here, steps, subset, self._weight)
         if together is not None:
             ends, found, total = together
         else:
             ends, found, total = [], [], {}
-            for part in zip(chosen, here, [steps] * len(lanes), drawn, strict=True):
+            for part in zip(chosen, here, [steps] * len(live), drawn, strict=True):
                 self.network.settle(part[0])
                 end, losses, grads = self._unroll(*part)
                 ends.append(None if grads is None else end)
@@ -220,9 +243,8 @@ class MetaTraining(Judging):
                     for name, g in grads.items():
                         g = g if weight == 1.0 else g * weight
                         total[name] = total[name] + g if name in total else g
-        for k, end in zip(lanes, ends, strict=True):
+        for k, end in zip(live, ends, strict=True):
             self.positions[k] = end
-        self.skipped += len(lanes) - len(found)
         return found, total
 
     def _weight(self, losses: list[float]) -> float:
@@ -246,9 +268,9 @@ class MetaTraining(Judging):
             rng(config.seed, "evolution", self.epoch),
             config.pairs,
             config.sigma,
-            **self._evolving("log"),
+            **self._evolving("log", self._of_pair),
         )
-        if interrupt is not None and interrupt.requested:
+        if self._told(interrupt):
             return False
         self._update(grads)
         self.epoch_losses = losses.tolist()
@@ -266,12 +288,12 @@ class MetaTraining(Judging):
             config.pairs,
             generator,
             horizon=length,
-            **self._evolving("relative"),
+            **self._evolving("relative", functools.cache(self._of_pair)),
         )
         while step < length:
             steps = min(config.unroll, length - step)
             grads, losses = pairs.advance(steps)
-            if interrupt is not None and interrupt.requested:
+            if self._told(interrupt):
                 return False
             self._update(grads)
             self.epoch_losses += losses.tolist()
@@ -281,12 +303,15 @@ class MetaTraining(Judging):
     def _of_pair(self, pair: int) -> Any:
         return self.task("meta_train", self.epoch * self.config.pairs + pair)
 
-    def _evolving(self, mixing: str) -> dict[str, Any]:
+    def _evolving(self, mixing: str, task: Callable[[int], Any]) -> dict[str, Any]:
         """Further arguments of the evolving estimators; ``mixing`` names the one that lets problems mix."""
         more: dict[str, Any] = {mixing: True} if self.schedule.several else {}
+        segments = None
         if self.config.jobs > 1:
-            more |= {"segments": self.processes(self.network, self.config, self.epoch * self.config.pairs)}
-        return more
+            segments = self.processes(self.network, self.config, self.epoch * self.config.pairs)
+        if self.workers.size > 1:
+            segments = shared_out(segments or self.here(task, self.network), self.workers)
+        return more if segments is None else more | {"segments": segments}
 
     def _coordinates(self, total: int, step: int, lane: int) -> np.ndarray | None:
         share = getattr(self.config, "coordinates", 1.0)

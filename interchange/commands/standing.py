@@ -15,6 +15,7 @@ from common.storage import content_hash
 from interchange.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from interchange.commands.backend import Arrays, Network
 from interchange.commands.schedule import EVOLVING
+from interchange.commands.workers import Alone, Workers
 
 # Settings younger than some run folders: hashed only where they are used, so that old runs resume.
 LATER_FIELDS = frozenset(
@@ -40,16 +41,23 @@ class Standing(abc.ABC):
     """Weights, moments, counters and positions, with a backend's ways to read and set them.
 
     Attributes:
-        positions: of the optimizees of the epoch under way after its last unroll, the backend's own, each
-            with ``step, theta``; None for one that diverged. Empty between epochs.
+        workers: that train together; each has its share of the optimizees and all else alike.
+        lanes: numbers of this worker's optimizees among the epoch's.
+        step: steps of the epoch under way that are done.
+        positions: of the optimizees of ``lanes`` after the last unroll, the backend's own, each with
+            ``step, theta``; None for one that diverged. Empty between epochs.
         best: weights with the lowest validation, by name; history: one row per epoch.
         stage: of the curriculum, None without one.
         summed: sums of the weights over ``counted`` epochs, float64, for their average.
     """
 
-    def __init__(self, network: Network, config: Any, folder: RunFolder | None) -> None:
+    def __init__(
+        self, network: Network, config: Any, folder: RunFolder | None, workers: Workers | None = None
+    ) -> None:
         self.network, self.config, self.folder = network, config, folder
-        self.epoch, self.updates, self.skipped = 0, 0, 0
+        self.workers = workers or Alone()
+        self.lanes = self.workers.share(config.tasks)
+        self.epoch, self.updates, self.skipped, self.step = 0, 0, 0, 0
         self.positions: list[Any] = []
         self.epoch_losses: list[float] = []
         self.first_score = self.best_score = math.inf  # validation before training, and the best since
@@ -59,7 +67,7 @@ class Standing(abc.ABC):
         self.summed: Arrays = {}
         self.counted = 0
         self._saved_at = time.monotonic()
-        self.config_hash = content_hash(_hashed(config))
+        self.config_hash = settings_hash(config)
 
     @abc.abstractmethod
     def _weights(self) -> Arrays:
@@ -95,15 +103,16 @@ class Standing(abc.ABC):
         """Mean of the weights that were counted, in their own dtype."""
         return {name: (self.summed[name] / self.counted).astype(w.dtype) for name, w in self.best.items()}
 
-    def _mark(self) -> tuple[Arrays, tuple[Arrays, Arrays, int], int, int]:
+    def _mark(self) -> tuple[Any, ...]:
         """What an epoch that restarts goes back to."""
-        return self._weights(), self._moments(), self.updates, self.skipped
+        begun = (self.step, [*self.positions], [*self.epoch_losses])  # from a checkpoint, where there is one
+        return self._weights(), self._moments(), self.updates, self.skipped, begun
 
-    def _return_to(self, mark: tuple[Arrays, tuple[Arrays, Arrays, int], int, int]) -> None:
+    def _return_to(self, mark: tuple[Any, ...]) -> None:
         """Undo the epoch under way."""
-        weights, moments, self.updates, self.skipped = mark
+        weights, moments, self.updates, self.skipped, begun = mark
         self._set(weights, *moments)
-        self.positions, self.epoch_losses = [], []
+        self.step, self.positions, self.epoch_losses = begun
 
     @property
     def _due(self) -> bool:
@@ -113,8 +122,8 @@ class Standing(abc.ABC):
     def _save(self) -> None:
         """One checkpoint that holds everything a resumed run needs."""
         self._saved_at = time.monotonic()
-        if self.folder is None:
-            return
+        if self.folder is None or (self.positions and self.workers.size > 1):
+            return  # within an epoch several workers stand at the checkpoint they came from, or at none
         first, second, count = self._moments()
         groups = {"phi": self._weights(), "best": self.best, "meta_m": first, "meta_v": second}
         groups |= {"average": self.summed}
@@ -145,15 +154,24 @@ class Standing(abc.ABC):
 
         A run stopped before its first checkpoint starts again.
         """
-        if not has_checkpoint(self.folder.path):
-            self.folder.truncate_metrics(lambda row: False)
-            return
-        arrays, meta = load_checkpoint(self.folder.path)
-        if meta["config_hash"] != self.config_hash:
-            raise L2OError(
-                f"{self.folder.path}: the checkpoint was written with other settings; resume with the run's "
-                "own config.json and no other flags, or start anew with --init"
-            )
+        meta, arrays = None, {}
+        with self.workers.together():
+            if self.folder is not None and has_checkpoint(self.folder.path):
+                arrays, meta = load_checkpoint(self.folder.path)
+                if meta["config_hash"] != self.config_hash:
+                    raise L2OError(
+                        f"{self.folder.path}: the checkpoint was written with other settings; resume with "
+                        "the run's own config.json and no other flags, or start anew with --init"
+                    )
+        meta, arrays = self.workers.broadcast(meta, arrays)
+        if meta is not None:
+            self._stand(meta, arrays)
+        if self.folder is not None:
+            self.folder.truncate_metrics(lambda row: row["epoch"] < self.epoch)
+            self.history = self.folder.read_metrics()
+
+    def _stand(self, meta: dict[str, Any], arrays: Arrays) -> None:
+        """Stand where a checkpoint of these numbers and arrays stands."""
 
         def group(prefix: str) -> Arrays:
             return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
@@ -166,14 +184,12 @@ class Standing(abc.ABC):
         if self.stage is not None:
             self.stage = Stage.from_dict(meta["stage"])
         if meta["step"]:
-            live, count = meta.get("live", [0]), getattr(self.config, "tasks", 1)
+            live, self.step = meta.get("live", [0]), meta["step"]
             self.positions = [
                 self._position_from(meta["step"], meta["t"], group(_lane(k))) if k in live else None
-                for k in range(count)
+                for k in self.lanes
             ]
             self.epoch_losses = arrays["epoch_losses"].tolist()
-        self.folder.truncate_metrics(lambda row: row["epoch"] < self.epoch)
-        self.history = self.folder.read_metrics()
 
 
 def _lane(k: int) -> str:
@@ -181,8 +197,13 @@ def _lane(k: int) -> str:
     return f"task_{k:03d}/" if k else ""
 
 
+def settings_hash(config: Any) -> str:
+    """Hash of what two runs must have in common to go on with each other."""
+    return content_hash(_hashed(config))
+
+
 def _hashed(config: Any) -> dict[str, Any]:
-    """What two runs must have in common to go on with each other."""
+    """The settings that count."""
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in _ELSEWHERE}
     for field in dataclasses.fields(config):
         if field.name in LATER_FIELDS and fields[field.name] == field.default:

@@ -1,5 +1,6 @@
 """Meta-training of a teacher into a run folder: ``train``."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +12,13 @@ from common.cli import run as run_command
 from common.config import TrainConfig, from_dict
 from common.errors import L2OError
 from common.teachers import TEACHERS, TeacherRow, initial_weights, variant
+from interchange.commands.sharing import check_share
+from interchange.commands.workers import place
 
 if TYPE_CHECKING:
+    from common.runs import RunFolder
     from interchange.commands.backend import Backend, Tasks
+    from interchange.commands.workers import Workers
     from interchange.weights import Teacher
 
 _INIT_FILE = "init.h5"  # a copy of the teacher it started from, so that a resumed run needs no other folder
@@ -44,8 +49,63 @@ class Run:
 
 def train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None" = None) -> Run:
     """``torch_impl.train`` and ``tf_impl.train``: meta-train a teacher into a run folder."""
-    from common.runs import Interrupt, RunFolder
+    with backend.join(config.device) as workers:
+        return _train(config, backend, tasks, workers)
+
+
+def _train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None", workers: "Workers") -> Run:
+    """One worker's part; rank 0 reads and writes the files and tells the others what is in them."""
+    from common.runs import Interrupt
     from interchange.weights import save_weights
+
+    folder, given, told, weights = None, None, {}, {}
+    with workers.together():
+        if workers.leads:
+            config, folder, given, teacher = _begin(config, tasks, workers.restarts)
+            weights = given.weights if given else initial_weights(teacher, config.seed, config.weights)
+            told = {
+                "config": dataclasses.asdict(config),
+                "row": teacher.to_dict(),
+                "folder": str(folder.path),
+            }
+    told, weights = workers.broadcast(told, weights)
+    if not workers.leads:
+        own = {"quiet": True, "data_dir": config.data_dir or told["config"]["data_dir"]}
+        config, teacher = from_dict(TrainConfig, told["config"] | own), TeacherRow.from_dict(told["row"])
+    with workers.together():
+        check_share(config, workers)
+        mine = dataclasses.replace(config, device=workers.device(config.device))
+        network = backend.teacher_network(teacher, weights, mine.dtype, mine.device, mine.state_dtype)
+        trainer = backend.MetaTrainer(network, mine, tasks=tasks, folder=folder, workers=workers)
+        for number in range(len(trainer.schedule.problems)):
+            trainer.task("meta_train", number)  # missing data are found before anything is written
+    with Interrupt() as interrupt, contextlib.ExitStack() as stack:
+        with workers.together():
+            if folder is not None:
+                stack.enter_context(folder)
+                if given and not config.resume:
+                    save_weights(folder.file(_INIT_FILE), given.row, given.weights, given.created_by)
+                if not config.resume:
+                    folder.write_config(dataclasses.asdict(config))
+        if config.resume:
+            trainer.restore()
+        try:
+            finished = trainer.run(label=f"train {teacher.name}", quiet=config.quiet, interrupt=interrupt)
+        finally:  # also where it gives up
+            if folder is not None:
+                save_weights(folder.file("teacher.h5"), teacher, trainer.best, backend.CREATED_BY)
+    code = 0 if finished else interrupt.exit_code
+    return Run(Path(told["folder"]), teacher, trainer.best, trainer.history, code)
+
+
+def _begin(
+    config: TrainConfig, tasks: "Tasks | None", restarts: int
+) -> "tuple[TrainConfig, RunFolder, Teacher | None, TeacherRow]":
+    """Settings in full, run folder, the teacher to start from and the row to train.
+
+    Workers that were started anew go on with the run they began.
+    """
+    from common.runs import RunFolder
 
     if name := config.resume:
         folder = RunFolder(name, resume=True)
@@ -59,31 +119,29 @@ def train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None" = None)
     config = dataclasses.replace(config, teacher=teacher.name)
     if not config.resume:
         name = config.out or f"runs/{teacher.name}-{_shown(config.problem)}-{config.seed}"
-        folder = RunFolder(name, create=True, overwrite=config.overwrite)
     if tasks is not None:
         config = dataclasses.replace(config, problem="")
     elif not config.problem:
         raise L2OError(
             f"{name} was trained on tasks of its caller; go on with it from Python: train(config, tasks)"
         )
-    weights = given.weights if given else initial_weights(teacher, config.seed, config.weights)
-    network = backend.teacher_network(teacher, weights, config.dtype, config.device, config.state_dtype)
-    trainer = backend.MetaTrainer(network, config, tasks=tasks, folder=folder)
-    for number in range(len(trainer.schedule.problems)):
-        trainer.task("meta_train", number)  # missing data are found before anything is written
-    with Interrupt() as interrupt, folder:
-        if config.resume:
-            trainer.restore()
-        else:
-            if given:
-                save_weights(folder.file(_INIT_FILE), given.row, given.weights, given.created_by)
-            folder.write_config(dataclasses.asdict(config))
-        try:
-            finished = trainer.run(label=f"train {teacher.name}", quiet=config.quiet, interrupt=interrupt)
-        finally:  # also where it gives up
-            save_weights(folder.file("teacher.h5"), teacher, trainer.best, backend.CREATED_BY)
-    code = 0 if finished else interrupt.exit_code
-    return Run(folder.path, teacher, trainer.best, trainer.history, code)
+    if not config.resume:
+        if restarts and _holds(name, config):
+            return _begin(dataclasses.replace(config, resume=name), tasks, restarts)
+        folder = RunFolder(name, create=True, overwrite=config.overwrite)
+    return config, folder, given, teacher
+
+
+def _holds(name: str, config: TrainConfig) -> bool:
+    """Whether a folder holds a run with these settings."""
+    from common.runs import RunFolder
+    from interchange.commands.standing import settings_hash
+
+    try:
+        saved = from_dict(TrainConfig, RunFolder(name).config(), f"{name}/config.json")
+    except L2OError:
+        return False
+    return settings_hash(saved) == settings_hash(config)
 
 
 def _shown(problem: str) -> str:
@@ -133,7 +191,7 @@ def main(command: Callable[[TrainConfig], Any], name: str, argv: Sequence[str] |
 
     def body(config: TrainConfig) -> int:
         result = command(config)
-        if not config.quiet:
+        if not config.quiet and place(name).rank == 0:
             state = "teacher" if result.exit_code == 0 else "interrupted; best teacher so far"
             print(f"{state}: {result.folder / 'teacher.h5'}")
             if result.exit_code:

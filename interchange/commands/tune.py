@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from common.cli import run as run_command
 from common.config import TuneConfig
 from common.errors import L2OError
+from interchange.commands.sharing import check_share
+from interchange.commands.workers import place
 
 if TYPE_CHECKING:
     from interchange.commands.backend import Backend, Tasks
+    from interchange.commands.workers import Workers
     from interchange.rule import Rule
 
 _INFINITE = 1e308  # how a rule file, which is JSON, says that a rollout diverged
@@ -23,28 +26,32 @@ _INFINITE = 1e308  # how a rule file, which is JSON, says that a rollout diverge
 
 def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -> "Rule":
     """``torch_impl.tune`` and ``tf_impl.tune``: tune the constants of a rule."""
-    from interchange.decay import with_schedule, with_weight_decay
+    with backend.join(config.device) as workers:
+        return _tune(config, backend, tasks, workers)
+
+
+def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers: "Workers") -> "Rule":
+    """One worker's part; rank 0 reads and writes the files and tells the others what is in them."""
     from interchange.rule import Rule
 
-    rule = Rule.load(config.rule)
-    out = output_file(config)
-    if out.exists() and not config.overwrite:
-        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
-    digest = rule.sha256
-    rule = rule.with_constants(dict(_constant(text) for text in config.constants))
-    if config.schedule:
-        rule = with_schedule(rule, config.schedule)
-    if config.weight_decay:
-        rule = with_weight_decay(rule, config.weight_decay)
-    if not rule.constants:
-        raise L2OError(f"{config.rule}: expected a rule with constants to tune, got none")
-    if config.kinds and "," in config.problem and config.estimator != "es":
-        raise L2OError(f"--kinds on several problems needs --estimator es, got {config.estimator}")
-    network = backend.rule_network(rule, config.device, factors(config), config.kinds)
-    trainer = backend.MetaTrainer(network, config, rates=network.rates, tasks=tasks)
-    trainer.run(label="tune", quiet=config.quiet)
-    if math.isinf(trainer.best_score):
-        raise L2OError(f"{config.rule} diverged in every validation; bring its constants nearer to 0 first")
+    digest, told = "", ""
+    with workers.together():
+        if workers.leads:
+            rule, digest = _begin(config)
+            told = rule.to_json()
+    told, _ = workers.broadcast(told)
+    with workers.together():
+        rule = rule if workers.leads else Rule.from_json(told)
+        check_share(config, workers)
+        mine = dataclasses.replace(config, device=workers.device(config.device))
+        network = backend.rule_network(rule, mine.device, factors(mine), mine.kinds)
+        trainer = backend.MetaTrainer(network, mine, rates=network.rates, tasks=tasks, workers=workers)
+    trainer.run(label="tune", quiet=config.quiet or not workers.leads)
+    with workers.together():
+        if math.isinf(trainer.best_score):
+            raise L2OError(
+                f"{config.rule} diverged in every validation; bring its constants nearer to 0 first"
+            )
     scores = [row["validation"] for row in trainer.history if "validation" in row]
     tuned = network.tuned(trainer.best)
     record = {
@@ -73,8 +80,31 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
     # The R2 of the rule that was distilled says nothing about other constants.
     provenance = {k: v for k, v in rule.provenance.items() if k not in ("r2", "loss")} | {"tuned": record}
     tuned = dataclasses.replace(tuned, name=f"{rule.name}, tuned"[:200], provenance=provenance)
-    tuned.save(out)
+    if workers.leads:
+        tuned.save(output_file(config))
     return tuned
+
+
+def _begin(config: TuneConfig) -> "tuple[Rule, str]":
+    """The rule to tune, with what the settings change of it, and the hash of the one in the file."""
+    from interchange.decay import with_schedule, with_weight_decay
+    from interchange.rule import Rule
+
+    rule = Rule.load(config.rule)
+    out = output_file(config)
+    if out.exists() and not config.overwrite:
+        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
+    digest = rule.sha256
+    rule = rule.with_constants(dict(_constant(text) for text in config.constants))
+    if config.schedule:
+        rule = with_schedule(rule, config.schedule)
+    if config.weight_decay:
+        rule = with_weight_decay(rule, config.weight_decay)
+    if not rule.constants:
+        raise L2OError(f"{config.rule}: expected a rule with constants to tune, got none")
+    if config.kinds and "," in config.problem and config.estimator != "es":
+        raise L2OError(f"--kinds on several problems needs --estimator es, got {config.estimator}")
+    return rule, digest
 
 
 def factors(config: Any) -> tuple[str, ...]:
@@ -118,7 +148,7 @@ def main(command: Callable[[TuneConfig], Any], name: str, argv: Sequence[str] | 
     def body(config: TuneConfig) -> None:
         rule = command(config)
         record = rule.provenance["tuned"]
-        if not config.quiet:
+        if not config.quiet and place(name).rank == 0:
             validation, before = record["validation"], rule.with_constants(record["from_constants"])
             before = dataclasses.replace(before, scale=record["from_scale"])
             print(f"validation loss {validation['before']:.4g} -> {validation['best']:.4g}")
