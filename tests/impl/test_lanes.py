@@ -1,0 +1,164 @@
+"""Optimizees side by side as one: what each does is what it does alone, in both backends."""
+
+import dataclasses
+import importlib
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from common.config import TrainConfig, TuneConfig
+from common.teachers import TEACHERS, initial_weights
+from interchange.rule import Rule
+
+
+@pytest.fixture(params=["torch", "tf"])
+def backend(request) -> SimpleNamespace:
+    pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[request.param])
+
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(f"{request.param}_impl.{name}")
+
+    return SimpleNamespace(
+        **{name: module(name) for name in ("backend", "lanes", "meta", "problems", "unroll")}
+    )
+
+
+def trained(backend, config, network, together: bool, wrap=None) -> tuple[dict, list[dict]]:
+    """Weights and metrics after the run; without ``together`` each optimizee takes its unrolls alone."""
+
+    class Trainer(backend.meta.MetaTrainer):
+        calls = 0
+
+        def task(self, stream, number, problem=""):
+            one = super().task(stream, number, problem)
+            return one if wrap is None else wrap(one, number)
+
+        def _together(self, *args):
+            found = super()._together(*args) if together else None
+            self.calls += found is not None
+            return found
+
+    trainer = Trainer(network, config)
+    trainer.run(label="", quiet=True)
+    assert (trainer.calls > 0) == together
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in trainer.history]
+    return trainer._weights(), rows
+
+
+def teacher(backend, name="rnnprop"):
+    return backend.backend.teacher_network(
+        TEACHERS[name], initial_weights(TEACHERS[name], 0), "float64", "cpu"
+    )
+
+
+def config(**given) -> TrainConfig:
+    fixed = {
+        "dtype": "float64",
+        "epochs": 2,
+        "epoch_length": 12,
+        "unroll": 5,
+        "tasks": 3,
+        "validate_every": 2,
+    }
+    return TrainConfig(**fixed | {"problem": "digits-mlp", "batch_size": 16, "validation_tasks": 1} | given)
+
+
+def assert_alike(one, other, tolerance=1e-9):
+    assert one[1] == [pytest.approx(row, rel=tolerance) for row in other[1]]
+    for name, w in one[0].items():
+        np.testing.assert_allclose(w, other[0][name], rtol=tolerance, atol=tolerance)
+
+
+class Exploding:
+    """A task whose gradient is not finite at its seventh step."""
+
+    def __init__(self, task):
+        self.task, self.names, self.shapes = task, task.names, task.shapes
+
+    def initial(self):
+        return self.task.initial()
+
+    def loss(self, parameters, step):
+        return self.task.loss(parameters, step) * (float("inf") if step == 6 else 1.0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"coordinates": 0.3},
+        {"loss": "last", "unroll": 12},
+        {"problem": "quadratic,digits-mlp", "tasks": 4},
+        {"problem": "quadratic", "random_scaling": 1.0, "convex": True},
+    ],
+    ids=["one-problem", "subset", "last-loss", "mixed", "varied"],
+)
+def test_several_as_one_train_as_each_alone(backend, given):
+    one, other = (trained(backend, config(**given), teacher(backend), together) for together in (True, False))
+    assert_alike(one, other)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_one_that_diverges_leaves_the_others_as_they_are(backend, share):
+    def wrap(task, number):
+        return Exploding(task) if number % 3 == 1 else task
+
+    settings = config(coordinates=share, validate_every=0)
+    one, other = (trained(backend, settings, teacher(backend), together, wrap) for together in (True, False))
+    assert one[1][-1]["diverged"] == other[1][-1]["diverged"] == 2
+    assert_alike(one, other)
+
+
+def test_rules_run_side_by_side_too(backend):
+    rule = Rule.from_text(
+        "-c0 * tanh(ema(g, b) / c1) - c2 * lag(g, 2)", {"c0": 0.3, "b": 0.8, "c1": 0.1, "c2": 0.02}
+    )
+    settings = TuneConfig(
+        problem="digits-mlp", estimator="first", dtype="float64", epochs=2, epoch_length=12, unroll=6, tasks=2
+    )
+    one, other = (
+        trained(backend, settings, backend.backend.rule_network(rule, "cpu"), together)
+        for together in (True, False)
+    )
+    assert_alike(one, other)
+
+
+def test_dense_networks_are_computed_at_once_and_others_one_by_one(backend):
+    def lanes(problem, count=3):
+        settings = dataclasses.replace(config(), problem=problem)
+        return backend.lanes.Lanes(
+            [backend.problems.table_task(settings, "meta_train", k) for k in range(count)]
+        )
+
+    for problem, stacked in (("digits-mlp", True), ("digits-conv", False), ("quadratic", False)):
+        several = lanes(problem)
+        assert (several._stacked is not None) == stacked
+        thetas = [np.asarray(task.initial()) for task in several.tasks]
+        theta = backend.problems.to_tensor(np.concatenate(thetas), several.tasks[0].dtype)
+        losses, gradient = several.value_and_gradient(theta, 4)
+        alone = [
+            backend.problems.value_and_gradient(task, backend.problems.to_tensor(part, task.dtype), 4)
+            for task, part in zip(several.tasks, thetas, strict=True)
+        ]
+        np.testing.assert_allclose(np.asarray(losses), [float(loss) for loss, _ in alone], rtol=1e-12)
+        expected = np.concatenate([np.asarray(g) for _, g in alone])
+        np.testing.assert_allclose(np.asarray(gradient), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_positions_are_joined_and_divided_again(backend):
+    network, tasks = (
+        teacher(backend),
+        [
+            backend.problems.table_task(config(problem=name), "meta_train", 0)
+            for name in ("quadratic", "digits-mlp")
+        ],
+    )
+    at = [backend.unroll.advance(task, network, backend.unroll.start(task, network), 3)[0] for task in tasks]
+    whole = backend.lanes.joined(at)
+    for old, new in zip(at, backend.lanes.divided(whole, [len(p.theta) for p in at]), strict=True):
+        assert new.step == old.step and new.state.t == old.state.t
+        for name, a in old.state.named().items():
+            np.testing.assert_array_equal(np.asarray(new.state.named()[name]), np.asarray(a))
+        for name in ("theta", "gradient", "loss"):
+            np.testing.assert_array_equal(np.asarray(getattr(new, name)), np.asarray(getattr(old, name)))
