@@ -17,7 +17,7 @@ from tf_impl.augment import ConvexTerm, RandomScaling
 from tf_impl.estimators import Persistent, evolution, here, processes
 from tf_impl.lanes import Lanes, divided, joined
 from tf_impl.problems import Task, table_task
-from tf_impl.tensors import DTYPES, State, device_of, to_numpy, to_tensor
+from tf_impl.tensors import DTYPES, State, device_of, on_host, to_numpy, to_tensor, view
 
 Tasks = Callable[[str, int], Task]
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # of Adam, as torch.optim has them
@@ -84,9 +84,7 @@ class MetaTrainer(MetaTraining):
         # The kept coordinates' gradients and losses do not show that another one's is not finite: theta does.
         if not _finite(losses, gradients, end.theta, end.gradient):
             return end, [], None
-        c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
-        if coordinates is not None:
-            c = c * (len(end.theta) / len(coordinates))
+        c = self._cotangents(gradients, len(end.theta) / gradients.shape[1])
         return end, losses[:-1].numpy().tolist(), self._pull(begin, inputs, c)
 
     def _together(
@@ -121,13 +119,18 @@ class MetaTrainer(MetaTraining):
                 factors.append(math.nan)
         if not found:
             return ends, [], {}
-        c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
         factor = np.repeat(factors, counts)
         if len(found) < len(tasks):
             kept = np.flatnonzero(np.isfinite(factor))
             begin = unroll.chosen_state(begin, kept)
-            inputs, c, factor = tf.gather(inputs, kept, axis=2), tf.gather(c, kept, axis=1), factor[kept]
-        return ends, found, self._pull(begin, inputs, c * tf.cast(factor, c.dtype))
+            inputs, gradients = tf.gather(inputs, kept, axis=2), tf.gather(gradients, kept, axis=1)
+            factor = factor[kept]
+        return ends, found, self._pull(begin, inputs, self._cotangents(gradients, factor))
+
+    def _cotangents(self, gradients: tf.Tensor, factor: float | np.ndarray) -> tf.Tensor:
+        return unroll.cotangents(
+            gradients, self.config.loss, unroll.kept(self.network), factor=factor, reuse=True
+        )
 
     def _pull(
         self,
@@ -209,4 +212,9 @@ class MetaTrainer(MetaTraining):
 
 
 def _finite(*tensors: tf.Tensor) -> bool:
-    return all(bool(tf.reduce_all(tf.math.is_finite(a))) for a in tensors)
+    def good(a: tf.Tensor) -> bool:
+        if on_host(a):
+            return bool(np.isfinite(view(a)).all())
+        return bool(tf.reduce_all(tf.math.is_finite(a)))
+
+    return all(map(good, tensors))

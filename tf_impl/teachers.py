@@ -62,11 +62,11 @@ class TeacherNetwork:
 
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N]."""
-        network = tuple(
-            tf.zeros([size, theta.shape[0]], self.state_dtype)
-            for size in self.teacher.lstm
-            for _ in ("h", "c")
-        )
+        shapes = [(size, theta.shape[0]) for size in self.teacher.lstm for _ in ("h", "c")]
+        if self.compiled is not None and on_host(theta):  # arrays, which steps may overwrite
+            network = tuple(np.zeros(shape, self.state_dtype.as_numpy_dtype) for shape in shapes)
+        else:
+            network = tuple(tf.zeros(shape, self.state_dtype) for shape in shapes)
         return State(0, self.features.initial_state(theta), network)
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:

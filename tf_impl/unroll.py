@@ -144,8 +144,8 @@ class _Rows:
         self._filled += 1
 
     def stacked(self) -> tf.Tensor:
-        """All rows, [count, ...]."""
-        return tf.stack(self._elsewhere) if self._array is None else tf.convert_to_tensor(self._array)
+        """All rows, [count, ...]; on the host an array, which is not copied again."""
+        return tf.stack(self._elsewhere) if self._array is None else self._array
 
 
 def chosen_state(state: State, coordinates: np.ndarray | None) -> State:
@@ -159,21 +159,33 @@ def chosen_state(state: State, coordinates: np.ndarray | None) -> State:
     return dataclasses.replace(state, network=tuple(network))
 
 
-def cotangents(gradients: tf.Tensor, loss: str, keep: float = 1.0) -> tf.Tensor:
+def cotangents(
+    gradients: tf.Tensor,
+    loss: str,
+    keep: float = 1.0,
+    *,
+    factor: float | np.ndarray = 1.0,
+    reuse: bool = False,
+) -> tf.Tensor:
     """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].
 
     Args:
         loss: w is all 1 (``sum``) or e_T (``last``).
         keep: what weight decay leaves of theta in a step (``kept``).
+        factor: on all of it, or [N].
+        reuse: the gradients are not needed any more and may be overwritten.
     """
-    if keep != 1.0:
-        found = [gradients[-1]]
-        for g in tf.unstack(gradients[1:-1])[::-1]:
-            found.append(keep * found[-1] + (g if loss == "sum" else 0.0))
-        return tf.stack(found[::-1])
-    if loss == "last":
-        return tf.repeat(gradients[-1:], len(gradients) - 1, 0)
-    return tf.cumsum(gradients[1:], reverse=True)
+    if on_host(gradients):
+        given = view(gradients)[1:]
+        c = given if reuse and given.flags.writeable else given.copy()
+        for t in range(len(c) - 2, -1, -1):
+            c[t] = keep * c[t + 1] + (0.0 if loss == "last" else c[t])
+        c *= np.asarray(factor, c.dtype)
+        return c
+    found = [gradients[-1]]
+    for g in tf.unstack(gradients[1:-1])[::-1]:
+        found.append(keep * found[-1] + (g if loss == "sum" else 0.0))
+    return tf.stack(found[::-1]) * tf.cast(factor, gradients.dtype)
 
 
 def meta_gradient(
@@ -202,9 +214,8 @@ def meta_gradient(
         factor *= inputs.shape[2] / len(coordinates)
         inputs, c = tf.gather(inputs, coordinates, axis=2), tf.gather(c, coordinates, axis=1)
         state = chosen_state(state, coordinates)
-    c = c * factor
     if (found := network.pull(state, inputs, c)) is not None:
-        return found
+        return {name: grad * factor for name, grad in found.items()}
     hidden = state.network
     grads = {name: tf.zeros_like(w) for name, w in network.weights.items()}
     size = _CHUNK
@@ -213,7 +224,9 @@ def meta_gradient(
         size = max(1, int(memory * 2**30 / (len(inputs) * numbers * c.dtype.size)))
     for low in range(0, c.shape[1], size):
         part = slice(low, low + size)
-        pieces = _part(network, state.t, tuple(a[..., part] for a in hidden), inputs[..., part], c[:, part])
+        pieces = _part(
+            network, state.t, tuple(a[..., part] for a in hidden), inputs[..., part], c[:, part] * factor
+        )
         for name, piece in zip(grads, pieces, strict=True):
             if piece is not None:  # a constant of a rule may have no gradient, as under greater
                 grads[name] += piece

@@ -82,9 +82,7 @@ class MetaTrainer(MetaTraining):
         # The kept coordinates' gradients and losses do not show that another one's is not finite: theta does.
         if not _finite(losses, gradients, end.theta, end.gradient):
             return end, [], None
-        c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
-        if index is not None:
-            c = c * (len(end.theta) / len(index))
+        c = self._cotangents(gradients, len(end.theta) / gradients.shape[1])
         return end, losses[:-1].tolist(), self._pull(begin, inputs, c)
 
     def _together(
@@ -122,13 +120,17 @@ class MetaTrainer(MetaTraining):
                 factors.append(math.nan)
         if not found:
             return ends, [], {}
-        c = unroll.cotangents(gradients, self.config.loss, unroll.kept(self.network))
-        factor = c.new_tensor(np.repeat(factors, counts))
+        factor = gradients.new_tensor(np.repeat(factors, counts))
         if len(found) < len(tasks):
             kept = torch.isfinite(factor)
             begin = unroll.chosen_state(begin, kept)
-            inputs, c, factor = inputs[..., kept], c[..., kept], factor[kept]
-        return ends, found, self._pull(begin, inputs, c * factor)
+            inputs, gradients, factor = inputs[..., kept], gradients[..., kept], factor[kept]
+        return ends, found, self._pull(begin, inputs, self._cotangents(gradients, factor))
+
+    def _cotangents(self, gradients: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
+        return unroll.cotangents(
+            gradients, self.config.loss, unroll.kept(self.network), factor=factor, reuse=True
+        )
 
     def _pull(
         self,
@@ -214,4 +216,6 @@ class MetaTrainer(MetaTraining):
 
 
 def _finite(*tensors: torch.Tensor) -> bool:
-    return all(bool(torch.isfinite(a).all()) for a in tensors)
+    # Row by row: the answer for all of an unroll's gradients at once would take more memory than they do.
+    rows = (row for a in tensors for row in (a if a.dim() > 1 else [a]))
+    return all(bool(torch.isfinite(row).all()) for row in rows)

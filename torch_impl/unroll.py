@@ -155,21 +155,29 @@ def chosen_state(state: State, coordinates: torch.Tensor | None) -> State:
     return dataclasses.replace(state, network=tuple(a[..., coordinates] for a in state.network))
 
 
-def cotangents(gradients: torch.Tensor, loss: str, keep: float = 1.0) -> torch.Tensor:
+def cotangents(
+    gradients: torch.Tensor,
+    loss: str,
+    keep: float = 1.0,
+    *,
+    factor: float | torch.Tensor = 1.0,
+    reuse: bool = False,
+) -> torch.Tensor:
     """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].
 
     Args:
         loss: w is all 1 (``sum``) or e_T (``last``).
         keep: what weight decay leaves of theta in a step (``kept``).
+        factor: on all of it, or [N].
+        reuse: the gradients are not needed any more and may be overwritten.
     """
-    if keep != 1.0:
-        found = [gradients[-1]]
-        for g in gradients[1:-1].flip(0):
-            found.append(keep * found[-1] + (g if loss == "sum" else 0.0))
-        return torch.stack(found[::-1])
-    if loss == "last":
-        return gradients[-1:].expand(len(gradients) - 1, -1)
-    return gradients[1:].flip(0).cumsum(0).flip(0)
+    c = gradients[1:] if reuse else gradients[1:].clone()
+    for t in range(len(c) - 2, -1, -1):
+        if loss == "last":
+            torch.mul(c[t + 1], keep, out=c[t])
+        else:
+            c[t].add_(c[t + 1], alpha=keep)
+    return c.mul_(factor)
 
 
 def meta_gradient(
@@ -199,9 +207,8 @@ def meta_gradient(
         index = torch.from_numpy(coordinates).to(inputs.device)
         inputs, c, state = inputs[:, :, index], c[:, index], chosen_state(state, index)
         factor *= total / len(coordinates)
-    c = c * factor
     if (found := network.pull(state, inputs, c)) is not None:
-        return found
+        return {name: grad * factor for name, grad in found.items()}
     size = min(max(-(-c.shape[1] // _CHUNKS), _SMALLEST_CHUNK), _LARGEST_CHUNK)
     if memory:
         numbers = (
@@ -221,7 +228,7 @@ def meta_gradient(
         total = torch.stack(outs)
         if not total.requires_grad:  # no constant of a rule has a gradient, as under greater
             return (None,) * len(leaves)
-        return torch.autograd.grad(total, list(leaves.values()), c[:, part], allow_unused=True)
+        return torch.autograd.grad(total, list(leaves.values()), c[:, part] * factor, allow_unused=True)
 
     grads = {name: torch.zeros_like(w) for name, w in network.weights.items()}
     lows = range(0, c.shape[1], size)

@@ -1,0 +1,59 @@
+"""Peak memory of meta-training: flat in the unroll's length, small beside a full graph's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.teachers import TEACHERS
+
+ROOT = Path(__file__).parents[2]
+RESNET_50 = 25_600_000  # coordinates
+
+
+def peak(backend: str, teacher: str, n: int, steps: int, share: float = 1.0, state: str = "full") -> int:
+    """Bytes that one unroll takes in a fresh process beyond what that had before."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the peak cannot be read here: no /proc/self/clear_refs")
+    pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[backend])
+    script = Path(__file__).with_name("unroll_memory.py")
+    run = subprocess.run(
+        [sys.executable, script, backend, teacher, *map(str, (n, steps, share, state))],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def stored(teacher: str, n: int, steps: int) -> int:
+    """Bytes of features and gradients of all steps: what an unroll keeps (MATH.md section 3)."""
+    return 4 * n * (steps * len(TEACHERS[teacher].inputs) + steps + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["rnnprop", "rp_s"])
+@pytest.mark.parametrize("backend", ["torch", "tf"])
+def test_the_peak_is_flat_in_the_unrolls_length(backend, teacher):
+    n = 300_000
+    short, long = (peak(backend, teacher, n, steps) - stored(teacher, n, steps) for steps in (20, 200))
+    assert 0 < long <= 1.5 * short
+
+
+@pytest.mark.parametrize("backend", ["torch", "tf"])
+def test_the_peak_is_a_fifth_of_a_full_graphs(backend):
+    n = 100_000
+    assert peak(backend, "rnnprop", n, 20) <= peak("torch", "rnnprop", n, 20, state="naive") / 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("share", "state", "gib"), [(1.0, "full", 30), (0.1, "full", 16), (0.1, "bfloat16", 8)]
+)
+@pytest.mark.parametrize("backend", ["torch", "tf"])
+def test_rnnprop_on_a_resnet_50_fits(backend, share, state, gib):
+    """By two smaller sizes: memory is linear in the number of coordinates."""
+    small, large = (peak(backend, "rnnprop", n, 20, share, state) for n in (400_000, 1_200_000))
+    assert large + (large - small) / 800_000 * (RESNET_50 - 1_200_000) < gib * 2**30

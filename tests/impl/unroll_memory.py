@@ -1,0 +1,93 @@
+"""Bytes at the peak of one unroll in a fresh process: unroll_memory.py BACKEND TEACHER N T SHARE STATE."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+BACKEND, TEACHER, N, T, SHARE, STATE = sys.argv[1:]
+N, T, SHARE = int(N), int(T), float(SHARE)
+
+from common.config import TrainConfig  # noqa: E402
+from common.teachers import TEACHERS, initial_weights  # noqa: E402
+
+package = {
+    name: importlib.import_module(f"{BACKEND}_impl.{name}")
+    for name in ("backend", "meta", "problems", "tensors")
+}
+if BACKEND == "torch":
+    import torch
+
+    package["norm"] = torch.linalg.vector_norm
+else:
+    import tensorflow as tf
+
+    package["norm"] = tf.norm
+
+
+class Bowl:
+    """theta^2 / 2 of N coordinates: an optimizee that takes little memory itself."""
+
+    names = ("x",)
+
+    def __init__(self, n: int) -> None:
+        self.shapes = ((n,),)
+
+    def initial(self):
+        return package["tensors"].to_tensor(
+            np.linspace(-1.0, 1.0, *self.shapes[0]), package["tensors"].DTYPES["float32"]
+        )
+
+    def loss(self, parameters, step):
+        raise NotImplementedError
+
+    def value_and_gradient(self, theta, step):
+        return package["norm"](theta), theta
+
+
+def status(key: str) -> int:
+    """Bytes of a line of this process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+
+def train(n: int, epochs_of: int) -> None:
+    config = TrainConfig(
+        problem="", epochs=1, epoch_length=epochs_of, unroll=epochs_of, validate_every=0, coordinates=SHARE,
+        state_dtype="" if STATE == "full" else STATE,
+    )  # fmt: skip
+    row = TEACHERS[TEACHER]
+    network = package["backend"].teacher_network(
+        row, initial_weights(row, 0), "float32", "cpu", config.state_dtype
+    )
+    trainer = package["meta"].MetaTrainer(network, config, tasks=lambda stream, number: Bowl(n))
+    trainer.run(label="", quiet=True)
+    assert np.isfinite(trainer.history[-1]["loss"])
+
+
+if STATE == "naive":
+
+    def unroll(n: int, steps: int) -> None:
+        """One graph through all steps, as plain autograd has it; features as first-order constants."""
+        row = TEACHERS[TEACHER]
+        network = package["backend"].teacher_network(row, initial_weights(row, 0), "float32", "cpu")
+        weights = {name: w.requires_grad_() for name, w in network.weights.items()}
+        theta = Bowl(n).initial()
+        state, total = network.initial_state(theta), 0.0
+        hidden = state.network
+        for _ in range(steps):
+            total = total + 0.5 * (theta * theta).sum()
+            x, state = network.inputs(theta.detach(), state)
+            out, hidden = network.step(weights, x, hidden, 1)
+            theta = theta + network.scale * out
+        torch.autograd.grad(total, list(weights.values()))
+
+    train = unroll
+
+train(1000, 2)
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+train(N, T)
+print(json.dumps(status("VmHWM") - before))
