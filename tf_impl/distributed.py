@@ -44,7 +44,8 @@ class Workers(shared.Workers):
             strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         except RuntimeError as error:  # TensorFlow has run something already
             raise L2OError(
-                f"workers must meet before TensorFlow computes anything ({error}); call train or tune first"
+                f"workers must meet before TensorFlow computes anything ({error}); build models and tasks "
+                "later, when train asks for them"
             ) from None
         except (tf.errors.OpError, ValueError) as error:
             raise shared.lost(error) from None

@@ -37,9 +37,9 @@ def worker(backend: str, settings: dict[str, Any]) -> None:
     side = importlib.import_module(f"{backend}_impl.backend")
     row = TEACHERS[settings["teacher"]]
     zeros = {name: np.zeros(shape) for name, shape in row.weight_shapes().items()}
-    weights = side.teacher_network(row, zeros, "float32", "cpu").weights
     numbers, seconds = np.zeros(4 + settings["unroll"]), []
     with side.join("cpu") as workers:
+        weights = side.teacher_network(row, zeros, "float32", "cpu").weights
         for _ in range(CALLS):
             started = time.perf_counter()
             workers.sum(weights, numbers)
