@@ -81,6 +81,7 @@ def test_no_kernels_on_a_cpu_or_without_triton(monkeypatch):
     network = TeacherNetwork(teacher, initial_weights(teacher, 0))
     assert network._fused is None
     triton_network.checked.cache_clear()
+    monkeypatch.setenv("L2O_TRITON", "1")
     monkeypatch.setattr(triton_network, "capable", lambda device: True)
     monkeypatch.setitem(sys.modules, "torch_impl.triton_lstm", None)
     assert triton_network.fused_network(network) is None

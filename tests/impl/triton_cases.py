@@ -153,6 +153,7 @@ def test_no_coordinates():
 @pytest.fixture
 def anywhere(monkeypatch):
     """CPU tensors taken for a GPU's, nothing tried before."""
+    monkeypatch.setenv("L2O_TRITON", "1")
     monkeypatch.setattr(triton_network, "capable", lambda device: True)
     triton_network.checked.cache_clear()
     yield
@@ -225,5 +226,5 @@ def test_what_has_no_kernels(anywhere, monkeypatch):
     assert found(TeacherRow("deep", ("g",), (3, 3, 3))) is None
     assert found(TeacherRow("broad", ("g",), (33,))) is None
     assert found(TEACHERS["rp_s"]) is not None
-    monkeypatch.setenv("L2O_KERNELS", "0")
+    monkeypatch.setenv("L2O_TRITON", "0")
     assert found(TEACHERS["rp_s"]) is None
