@@ -1,4 +1,4 @@
-"""``python -m interchange.doctor``: versions of what is installed, and which search engines run here."""
+"""``python -m interchange.doctor``: versions of what is installed, and what of this project runs here."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from importlib import metadata
 
 from common.cli import run as run_command
 from common.config import check, option
+from common.kernels import missing as without_kernels
 from interchange.search import ENGINES
 
 PACKAGES = (
@@ -60,20 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body(config: DoctorConfig) -> None:
         if config.json:
-            print(json.dumps({"versions": versions(), "engines": engines()}, indent=1))
+            found = {"versions": versions(), "engines": engines(), "compiled": without_kernels()}
+            print(json.dumps(found, indent=1))
             return
         for name, version in versions().items():
             print(f"{name:14} {version or '-'}")
         print()
         for name, reason in engines().items():
             print(f"{name:14} {reason or 'runs here: ' + ENGINES[name].note}")
+        print(f"{'compiled LSTM':14} {without_kernels() or 'runs here'}")
 
     return run_command(
         DoctorConfig,
         body,
         argv,
         prog="python -m interchange.doctor",
-        description="What is installed, and which search engines run here.",
+        description="What is installed, and which search engines and compiled code run here.",
     )
 
 
