@@ -124,6 +124,14 @@ class ProblemTask:
         self.buffers.update(buffers)
         return loss, gradient
 
+    def curvature(self, theta: tf.Tensor, vector: tf.Tensor, step: int) -> tf.Tensor:
+        """The Hessian [N, N] of the loss at ``theta`` on the batch of ``step``, times a vector [N]."""
+        bend = _bend(self.instance.problem)
+        if self.instance.problem.kind == "function":
+            return bend(theta, vector, *self._constants(step))
+        rows = tf.constant(self.instance.batch_indices(step))
+        return bend(theta, vector, self.buffers, *self._data, rows, *self._spread)
+
     @staticmethod
     def stacked(
         tasks: "Sequence[ProblemTask]",
@@ -257,6 +265,21 @@ def _slope(problem: Problem) -> Callable[..., Any]:
         return loss, tape.gradient(loss, theta, unconnected_gradients="zero"), buffers
 
     return of_function if problem.kind == "function" else of_classifier
+
+
+@functools.lru_cache(maxsize=32)
+def _bend(problem: Problem) -> Callable[..., tf.Tensor]:
+    """The Hessian at a flat vector [N] times another as one graph, of what ``_slope`` has."""
+    slope = _slope(problem)
+
+    @tf.function
+    def product(theta: tf.Tensor, vector: tf.Tensor, *given: Any) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch(theta)
+            gradient = slope(theta, *given)[1]
+        return tape.gradient(gradient, theta, output_gradients=vector, unconnected_gradients="zero")
+
+    return product
 
 
 def _normalised(

@@ -122,7 +122,7 @@ class RuleNetwork:
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         """Features [F, N] of gradient [N], and the state after their step."""
-        x, features = self._features(g, state.features, tf.constant(state.t + 1, tf.float64))
+        x, features = self._features(g, state.features, tf.cast(state.t + 1, tf.float64))
         return x, State(state.t + 1, features, state.network)
 
     def step(

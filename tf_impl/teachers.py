@@ -80,7 +80,7 @@ class TeacherNetwork:
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         """The network's inputs [F, N] for gradient [N]; first order, so outside the meta-gradient."""
-        x, features = self._features(g, state.features, tf.constant(state.t + 1))
+        x, features = self._features(g, state.features, tf.convert_to_tensor(state.t + 1))
         return x, State(state.t + 1, features, state.network)
 
     def step(
