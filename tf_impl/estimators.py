@@ -119,7 +119,7 @@ def processes(network: unroll.Network, config: Any, first: int, task: Callable[[
     def run(halves: Sequence[Half], steps: int, keep: bool) -> Iterator[tuple[Any, np.ndarray]]:
         cached = functools.lru_cache(maxsize=1)(task)
         found = list(shared.groups(halves, functools.partial(_kind, network, cached)))
-        if len(found) == 1:  # nothing to share out
+        if len(found) < 2:  # nothing to share out
             yield from here(task, network)(halves, steps, keep)
             return
         # No more than there is work for: one that never had any dies of Ctrl-C.

@@ -23,6 +23,7 @@ from torch_impl.problems import Task
 from torch_impl.symbolic import RuleNetwork
 from torch_impl.teachers import TeacherNetwork
 from torch_impl.tensors import DTYPES, device_of, to_numpy, to_tensor
+from torch_impl.threads import fitting
 
 
 def evolution(
@@ -117,7 +118,7 @@ def processes(network: unroll.Network, config: Any, first: int, task: Callable[[
     def run(halves: Sequence[Half], steps: int, keep: bool) -> Iterator[tuple[Any, np.ndarray]]:
         cached = functools.lru_cache(maxsize=1)(task)
         found = list(shared.groups(halves, functools.partial(_kind, network, cached)))
-        if len(found) == 1:  # nothing to share out
+        if len(found) < 2:  # nothing to share out
             yield from here(task, network)(halves, steps, keep)
             return
         # No more than there is work for: one that never had any dies of Ctrl-C.
@@ -174,7 +175,8 @@ def _segments(
         for task, half in zip(tasks, halves, strict=True)
     ]
     lanes, several = Lanes(tasks), network.abreast([half.weights for half in halves])
-    end, losses = unroll.segment(lanes, several, joined(starts, apart=True), steps)
+    with fitting(tasks[0]):  # as many threads as alone, so that processes with one make the same bits
+        end, losses = unroll.segment(lanes, several, joined(starts, apart=True), steps)
     ends = divided(end, lanes.sizes, apart=True) if keep else [None] * len(halves)
     return list(zip(ends, losses.T, strict=True))
 
