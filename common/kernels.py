@@ -67,17 +67,18 @@ class Kernel:
         after: Sequence[int],
         out: int,
         threads: int,
+        apart: int = 0,
     ) -> None:
-        """One step of ``n`` coordinates; everything but ``n`` and ``threads`` is an address.
+        """One step of ``n`` coordinates; everything but ``n``, ``threads`` and ``apart`` is an address.
 
         Args:
             weights: all weights in canonical order, one after the other.
-            x: inputs [F, n].
+            x: inputs [F, n], rows ``apart`` numbers apart (n if 0).
             before, after: h and c of every layer, [H, n] each; may be the same arrays.
             out: output [n] before ``scale``.
         """
         good = self._code.step(
-            ctypes.byref(self._shape), weights, n, n, x, _addresses(before), _addresses(after), out,
+            ctypes.byref(self._shape), weights, n, apart or n, x, _addresses(before), _addresses(after), out,
             self._threads(n, threads),
         )  # fmt: skip
         if not good:

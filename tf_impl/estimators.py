@@ -5,6 +5,7 @@ What is not TensorFlow's of evolution strategies stands in ``interchange.command
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from interchange.commands.evolution import Half, Segments
 from interchange.commands.tune import factors
 from interchange.rule import Rule
 from tf_impl import unroll
+from tf_impl.lanes import Lanes, divided, joined, kind
 from tf_impl.problems import Task
 from tf_impl.symbolic import RuleNetwork
 from tf_impl.teachers import TeacherNetwork
@@ -87,46 +89,64 @@ class Persistent:
 
 
 def here(task: Callable[[int], Task], network: unroll.Network) -> Segments:
-    """Segments in this process, one half after the other; the network's weights are put back at the end."""
-    task = functools.lru_cache(maxsize=1)(task)  # both halves of a pair follow each other
+    """Segments in this process; the network's weights are put back at the end.
+
+    Halves on optimizees that can be computed at once are, in lanes; others run one after the other.
+    """
 
     def run(halves: Sequence[Half], steps: int, keep: bool) -> Iterator[tuple[Any, np.ndarray]]:
-        before = _arrays(network)
+        before, cached = _arrays(network), functools.lru_cache(maxsize=1)(task)  # a pair's halves share it
         try:
-            for half in halves:
-                yield _segment(network, task(half.pair), half, steps, keep)
+            for group in shared.groups(halves, functools.partial(_kind, network, cached)):
+                yield from _segments(network, [cached(half.pair) for half in group], group, steps, keep)
         finally:
             _put(network, before)
 
     return run
 
 
-def processes(network: unroll.Network, config: Any, first: int) -> Segments:
+def processes(network: unroll.Network, config: Any, first: int, task: Callable[[int], Task]) -> Segments:
     """Segments in ``config.jobs`` worker processes, pair ``k`` on optimizee ``first + k`` of ``meta_train``.
 
     The workers build network and optimizees themselves, as ``MetaTrainer.task`` does, and keep them.
+
+    Args:
+        task: as for ``here``; it says which halves run in lanes, the same as there.
     """
     rule = getattr(network, "rule", None)
     source = network.teacher if rule is None else rule.to_json()
 
     def run(halves: Sequence[Half], steps: int, keep: bool) -> Iterator[tuple[Any, np.ndarray]]:
-        with parallel(config.jobs, ordered=True) as jobs:
-            yield from jobs(_job, ((source, config, first, half, steps, keep) for half in halves))
+        cached = functools.lru_cache(maxsize=1)(task)
+        found = list(shared.groups(halves, functools.partial(_kind, network, cached)))
+        if len(found) < 2:  # nothing to share out
+            yield from here(task, network)(halves, steps, keep)
+            return
+        # No more than there is work for: one that never had any dies of Ctrl-C.
+        with parallel(min(config.jobs, len(found)), ordered=True) as jobs:
+            for group in jobs(_job, ((source, config, first, group, steps, keep) for group in found)):
+                yield from group
 
     return run
 
 
+def _kind(network: unroll.Network, task: Callable[[int], Task], pair: int) -> tuple[Any, int]:
+    one = task(pair)
+    size = sum(math.prod(shape) for shape in one.shapes)
+    return (kind(one) if network.lanewise else None), size
+
+
 def _job(
-    source: str | TeacherRow, config: Any, first: int, half: Half, steps: int, keep: bool
-) -> tuple[Any, np.ndarray]:
-    """One half in a worker process."""
+    source: str | TeacherRow, config: Any, first: int, halves: Sequence[Half], steps: int, keep: bool
+) -> list[tuple[Any, np.ndarray]]:
+    """A group of halves in a worker process."""
     if config.jobs > 1:
         shared.leave_interrupts()
     with contextlib.suppress(RuntimeError):  # a worker that has begun keeps its threads
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
     network, task = _worker(source, config)
-    return _segment(network, task(first + half.pair), half, steps, keep)
+    return _segments(network, [task(first + half.pair) for half in halves], halves, steps, keep)
 
 
 @functools.lru_cache(maxsize=1)
@@ -144,6 +164,23 @@ def _worker(source: str | TeacherRow, config: Any) -> tuple[unroll.Network, Call
     return network, functools.lru_cache(maxsize=2 * config.pairs)(
         functools.partial(trainer.task, "meta_train")
     )
+
+
+def _segments(
+    network: unroll.Network, tasks: Sequence[Task], halves: Sequence[Half], steps: int, keep: bool
+) -> list[tuple[Any, np.ndarray]]:
+    """Halves in lanes; a single one alone."""
+    if len(halves) == 1:
+        return [_segment(network, tasks[0], halves[0], steps, keep)]
+    network.settle(tasks[0])
+    starts = [
+        unroll.start(task, network) if half.position is None else half.position
+        for task, half in zip(tasks, halves, strict=True)
+    ]
+    lanes, several = Lanes(tasks), network.abreast([half.weights for half in halves])
+    end, losses = unroll.segment(lanes, several, joined(starts, apart=True), steps)
+    ends = divided(end, lanes.sizes, apart=True) if keep else [None] * len(halves)
+    return list(zip(ends, losses.T, strict=True))
 
 
 def _segment(

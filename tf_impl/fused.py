@@ -5,6 +5,8 @@ written out once, to be looked at and to be applied; and as old state is overwri
 it can be overwritten where it stands, without a copy.
 """
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 from tensorflow.python.ops import control_flow_util
@@ -17,7 +19,7 @@ from tf_impl.operators import op_div, op_mul
 class Plain(Lowered):
     """A program that is never differentiated."""
 
-    def _pointwise(self, ins: Instruction, args: list[Scalar]) -> Scalar:
+    def _pointwise(self, ins: Instruction, args: Sequence[Scalar]) -> Scalar:
         if ins.op == "sqrt" and isinstance(args[0], tf.Tensor):  # what Lowered adds is for derivatives at 0
             return tf.sqrt(tf.abs(args[0]))
         return super()._pointwise(ins, args)

@@ -25,10 +25,8 @@ class Lanes:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tuple(tasks)
         self.sizes = [sum(math.prod(shape) for shape in task.shapes) for task in tasks]
-        alike = all(type(task) is ProblemTask for task in tasks) and (
-            len({(task.instance.problem, task.instance.split, task.instance.data_dir) for task in tasks}) == 1
-        )
-        self._stacked = ProblemTask.stacked(tasks) if alike else None
+        kinds = set(map(kind, tasks))
+        self._stacked = ProblemTask.stacked(tasks) if len(kinds) == 1 and None not in kinds else None
 
     def value_and_gradient(self, theta: tf.Tensor, step: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Losses [lane] and gradient [N] of all at the flat vector ``theta``, each on its own batch."""
@@ -40,34 +38,47 @@ class Lanes:
         return losses, tf.reshape(gradient, [-1])
 
 
-def joined(positions: Sequence[Any]) -> Any:
-    """Positions at one step as a single one, of ``Lanes``."""
+def kind(task: Task) -> Any:
+    """What optimizees have in common that are computed at once; None of one that never is."""
+    if type(task) is not ProblemTask or ProblemTask.stacked([task]) is None:
+        return None
+    return task.instance.problem, task.instance.split, task.instance.data_dir
+
+
+def joined(positions: Sequence[Any], apart: bool = False) -> Any:
+    """Positions at one step as a single one, of ``Lanes``.
+
+    Args:
+        apart: the network's state gets a first axis for the lanes, as networks with ``abreast`` have it.
+    """
     first = positions[0]
     if first.loss is None:
         given = (None, None)
     else:
         given = tf.stack([at.loss for at in positions]), tf.concat([at.gradient for at in positions], 0)
 
-    def together(group: str) -> tuple[tf.Tensor, ...]:
+    def together(group: str, stacked: bool = False) -> tuple[tf.Tensor, ...]:
         arrays = zip(*(getattr(at.state, group) for at in positions), strict=True)
-        return tuple(map(_side_by_side, arrays))
+        return tuple(_stacked(lanes) if stacked else _side_by_side(lanes) for lanes in arrays)
 
     theta = tf.concat([at.theta for at in positions], 0)
     return dataclasses.replace(
         first,
         theta=theta,
-        state=State(first.state.t, together("features"), together("network")),
+        state=State(first.state.t, together("features"), together("network", apart)),
         loss=given[0],
         gradient=given[1],
     )
 
 
-def divided(position: Any, sizes: Sequence[int]) -> list[Any]:
+def divided(position: Any, sizes: Sequence[int], apart: bool = False) -> list[Any]:
     """The inverse of ``joined``: the position of every lane; arrays are views."""
     thetas, gradients = tf.split(position.theta, sizes), tf.split(position.gradient, sizes)
     groups = [
-        zip(*(_split(a, sizes) for a in arrays), strict=True) if arrays else [()] * len(sizes)
-        for arrays in (position.state.features, position.state.network)
+        zip(*(list(a) if stacked else _split(a, sizes) for a in arrays), strict=True)
+        if arrays
+        else [()] * len(sizes)
+        for arrays, stacked in ((position.state.features, False), (position.state.network, apart))
     ]
     lanes = zip(thetas, tf.unstack(position.loss), gradients, *groups, strict=True)
     return [
@@ -76,6 +87,10 @@ def divided(position: Any, sizes: Sequence[int]) -> list[Any]:
         )
         for theta, loss, gradient, *parts in lanes
     ]
+
+
+def _stacked(lanes: Sequence[tf.Tensor | np.ndarray]) -> tf.Tensor | np.ndarray:
+    return np.stack(lanes) if all(isinstance(a, np.ndarray) for a in lanes) else tf.stack(lanes)
 
 
 def _side_by_side(lanes: Sequence[tf.Tensor | np.ndarray]) -> tf.Tensor | np.ndarray:

@@ -1,7 +1,7 @@
 """Compiled programs run as TensorFlow code, one step at a time."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -62,17 +62,18 @@ class Lowered:
                 value = state[ins.slot]
             elif ins.op == "ema":
                 x, b = args[0], _float64(args[1])
-                value = op_add(op_mul(b, state[ins.slot]), op_mul(1.0 - b, x))
+                kept = op_mul(*self._matched(b, state[ins.slot]))
+                value = op_add(*self._matched(kept, op_mul(*self._matched(1.0 - b, x))))
             elif ins.op == "unbias":
-                value = self._unbiased(args[0], _one_minus_power(args[1], t))
+                value = self._unbiased(*self._matched(args[0], _one_minus_power(args[1], t)))
             elif ins.op == "cumsum":
-                value = op_add(state[ins.slot], args[0])
+                value = op_add(*self._matched(state[ins.slot], args[0]))
             elif ins.op == "cummax":
                 old = state[ins.slot]
                 x = tf.cast(as_tensor(args[0]), old.dtype)
                 value = tf.where(tf.equal(t, 1), x, op_max(old, x))
             else:
-                value = self._pointwise(ins, args)
+                value = self._pointwise(ins, self._matched(*args))
             values.append(value)
         outputs = tuple(values[i] for i in self.program.outputs)
         new_state = tuple(
@@ -80,7 +81,10 @@ class Lowered:
         )
         return outputs, new_state
 
-    def _pointwise(self, ins: Instruction, args: list[Scalar]) -> Scalar:
+    def _matched(self, *args: Scalar) -> Sequence[Scalar]:
+        return args
+
+    def _pointwise(self, ins: Instruction, args: Sequence[Scalar]) -> Scalar:
         return OPERATORS[ins.op](*args)
 
     def _unbiased(self, x: Scalar, factor: Scalar) -> Scalar:
@@ -89,3 +93,18 @@ class Lowered:
     def _kept(self, value: Scalar, old: tf.Tensor) -> tf.Tensor:
         """A value as state: like ``old``."""
         return tf.broadcast_to(tf.cast(as_tensor(value), old.dtype), tf.shape(old))
+
+
+class Lanewise(Lowered):
+    """A program that also runs in lanes: arrays [lane, N], and constants of every lane, [lane, 1] float64.
+
+    A constant takes the dtype of the array it meets, as a 0-dim one does of itself.
+    """
+
+    def _matched(self, *args: Scalar) -> Sequence[Scalar]:
+        args = tuple(a if isinstance(a, int | float) else tf.convert_to_tensor(a) for a in args)
+        found = {a.dtype for a in args if isinstance(a, tf.Tensor) and a.shape.rank}
+        if len(found) < 2:
+            return args
+        dtype = min(found, key=lambda dtype: dtype.size)
+        return tuple(tf.cast(a, dtype) if isinstance(a, tf.Tensor) and a.shape.rank else a for a in args)

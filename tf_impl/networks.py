@@ -21,7 +21,8 @@ def forward(
 ) -> tf.Tensor:
     """Run the layers of the table on images [batch, h, w, c].
 
-    ``stackable`` layers also run several networks at once: parameters and images with a first axis more.
+    ``stackable`` layers also run several networks at once: parameters and images with a first axis more, of
+    images a shorter one where as many networks in a row see the same.
 
     Args:
         parameters: name -> tensor in canonical layout.
@@ -50,8 +51,8 @@ def _run(
             x = tf.reshape(x, tf.concat([tf.shape(x)[:-3], [-1]], 0))
         elif layer.kind == "dense":
             prefix = next(prefixes)
-            b = parameters[f"{prefix}/b"]
-            x = tf.matmul(x, parameters[f"{prefix}/w"]) + (b if b.shape.rank == 1 else b[:, None])
+            w, b = parameters[f"{prefix}/w"], parameters[f"{prefix}/b"]
+            x = tf.matmul(x, w) + b if w.shape.rank == 2 else _dense(x, w, b)
         elif layer.kind == "relu":
             x = tf.nn.relu(x)
         elif layer.kind == "sigmoid":
@@ -85,6 +86,18 @@ def _run(
                 known.append(tf.add_n(ends) if ends else tf.zeros_like(x))
             x = known[-1]
     return x
+
+
+def _dense(x: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Of several networks, [network, batch, units]; the same ``x`` of several in a row is read once."""
+    count, groups = w.shape[0], x.shape[0]
+    if groups == count:
+        return tf.matmul(x, w) + b[:, None]
+    size, units = w.shape[1:]
+    side_by_side = tf.transpose(tf.reshape(w, [groups, -1, size, units]), [0, 2, 1, 3])
+    out = tf.matmul(x, tf.reshape(side_by_side, [groups, size, -1]))
+    out = tf.transpose(tf.reshape(out, [groups, -1, count // groups, units]), [0, 2, 1, 3])
+    return tf.reshape(out, [count, -1, units]) + b[:, None]
 
 
 def _padding(layer: Layer) -> list[list[int]]:

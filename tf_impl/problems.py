@@ -124,6 +124,14 @@ class ProblemTask:
         self.buffers.update(buffers)
         return loss, gradient
 
+    def curvature(self, theta: tf.Tensor, vector: tf.Tensor, step: int) -> tf.Tensor:
+        """The Hessian [N, N] of the loss at ``theta`` on the batch of ``step``, times a vector [N]."""
+        bend = _bend(self.instance.problem)
+        if self.instance.problem.kind == "function":
+            return bend(theta, vector, *self._constants(step))
+        rows = tf.constant(self.instance.batch_indices(step))
+        return bend(theta, vector, self.buffers, *self._data, rows, *self._spread)
+
     @staticmethod
     def stacked(
         tasks: "Sequence[ProblemTask]",
@@ -135,9 +143,14 @@ class ProblemTask:
         problem, first = tasks[0].instance.problem, tasks[0]
         if problem.kind != "classifier" or not stackable(problem.layers):
             return None
+        # The same one several times in a row, as often as every other, gets its batch once.
+        row = next((k for k, task in enumerate(tasks) if task is not first), len(tasks))
+        one_each = tasks[::row]
+        if len(tasks) % row or any(task is not one_each[k // row] for k, task in enumerate(tasks)):
+            one_each = tasks
 
         def losses(theta: tf.Tensor, step: int) -> tuple[tf.Tensor, tf.Tensor]:
-            rows = tf.constant(np.stack([task.instance.batch_indices(step) for task in tasks]))
+            rows = tf.constant(np.stack([task.instance.batch_indices(step) for task in one_each]))
             return first._slope(theta, {}, *first._data, rows, *first._spread)[:2]
 
         return losses
@@ -244,11 +257,29 @@ def _slope(problem: Problem) -> Callable[..., Any]:
             parts = zip(specs, tf.split(theta, sizes, -1), strict=True)
             named = {spec.name: tf.reshape(part, [*lanes, *spec.shape]) for spec, part in parts}
             scores = forward(problem.layers, named, seen, buffers)
-            each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.gather(labels, rows), scores)
+            classes = tf.gather(labels, rows)
+            if lanes and lanes[0] > rows.shape[0]:  # several in a row see the same
+                classes = tf.repeat(classes, lanes[0] // rows.shape[0], 0)
+            each = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, scores)
             loss = tf.reduce_mean(each, -1)
         return loss, tape.gradient(loss, theta, unconnected_gradients="zero"), buffers
 
     return of_function if problem.kind == "function" else of_classifier
+
+
+@functools.lru_cache(maxsize=32)
+def _bend(problem: Problem) -> Callable[..., tf.Tensor]:
+    """The Hessian at a flat vector [N] times another as one graph, of what ``_slope`` has."""
+    slope = _slope(problem)
+
+    @tf.function
+    def product(theta: tf.Tensor, vector: tf.Tensor, *given: Any) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch(theta)
+            gradient = slope(theta, *given)[1]
+        return tape.gradient(gradient, theta, output_gradients=vector, unconnected_gradients="zero")
+
+    return product
 
 
 def _normalised(

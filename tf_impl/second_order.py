@@ -18,13 +18,15 @@ derivative lacks what goes through the mean.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tf_impl.problems import ModuleTask, Task, value_and_gradient
-from tf_impl.tensors import State, unflatten
+from tf_impl.tensors import State, Weights, unflatten
 from tf_impl.unroll import Network, Position, advance, inputs_at
 
 _ROUNDING = 16.0  # times the dtype's eps and the largest gradient
@@ -77,25 +79,46 @@ def _step_back(
     Returns:
         dL by the gradient [N], by theta [N] (weight decay only), by the state before, and by the weights.
     """
+    given = (at.gradient, at.theta, at.state.features, at.state.network)
+    weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
+    by = (by_out, *by_state.features, *by_state.network)
+    # A graph would keep what a network reads of itself: kinds of tensors, and whether there is weight decay.
+    fixed = network.together and not network.shrink
+    run = _compiled(network) if fixed else functools.partial(_pulled, network)
+    by_g, by_theta, features, hidden, pieces = run(tf.constant(at.state.t), *given, weights, by)
+    return by_g, by_theta, State(at.state.t, features, hidden), pieces
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled(network: Network) -> Callable[..., Any]:
+    return tf.function(functools.partial(_pulled, network))
+
+
+def _pulled(
+    network: Network,
+    t: tf.Tensor,
+    g: tf.Tensor,
+    theta: tf.Tensor,
+    features: tuple[tf.Tensor, ...],
+    hidden: tuple[tf.Tensor, ...],
+    weights: Weights,
+    by: tuple[tf.Tensor, ...],
+) -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...], tuple[tf.Tensor, ...], Weights]:
+    """What ``by``, dL by the output and the state after, makes of dL by each of what comes before."""
     # Copies: two of these may be one tensor, as a gradient kept as state, and the tape tells tensors apart.
-    weights = {name: tf.identity(w) for name, w in network.weights.items()}
-    g, theta = tf.identity(at.gradient), tf.identity(at.theta)
-    features, hidden = tuple(map(tf.identity, at.state.features)), tuple(map(tf.identity, at.state.network))
-    starts = [g, theta, *features, *hidden, *weights.values()]
+    g, theta, features, hidden, weights = tf.nest.map_structure(
+        tf.identity, (g, theta, features, hidden, weights)
+    )
     with tf.GradientTape() as tape:
-        tape.watch(starts)
-        here = Position(at.step, theta, State(at.state.t, features, hidden), at.loss, g)
-        x, state = inputs_at(network, here)
+        tape.watch([g, theta, *features, *hidden, *weights.values()])
+        x, state = inputs_at(network, Position(0, theta, State(t, features, hidden), None, g))
         out, after = network.step(weights, x, state.network, state.t)
-    by = tape.gradient(
+    return tape.gradient(
         [out, *state.features, *after],
-        starts,
-        output_gradients=[by_out, *by_state.features, *by_state.network],
+        (g, theta, features, hidden, weights),
+        output_gradients=list(by),
         unconnected_gradients="zero",
     )
-    first, second = 2 + len(features), 2 + len(features) + len(hidden)
-    before = State(at.state.t, tuple(by[2:first]), tuple(by[first:second]))
-    return by[0], by[1], before, dict(zip(weights, by[second:], strict=True))
 
 
 def _felt(by_g: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
@@ -107,6 +130,8 @@ def _felt(by_g: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
 
 def _curvature(task: Task, at: Position, vector: tf.Tensor, drawn: list[tf.Tensor]) -> tf.Tensor:
     """The Hessian [N, N] of the loss at ``at`` on its batch, times a vector [N]."""
+    if hasattr(task, "curvature"):
+        return task.curvature(at.theta, vector, at.step)
     for variable, value in zip(_variables(task), drawn, strict=True):
         variable.assign(value)  # the units dropout left out the first time
     theta = tf.identity(at.theta)

@@ -13,9 +13,9 @@ from interchange.compiler import compile_program
 from interchange.decay import split
 from interchange.rule import Rule
 from tf_impl.features import FeatureStream
-from tf_impl.lowering import Lowered
+from tf_impl.lowering import Lanewise, Lowered
 from tf_impl.operators import as_tensor
-from tf_impl.tensors import State, Weights
+from tf_impl.tensors import State, Weights, to_tensor
 
 KINDS = ("matrix", "kernel", "vector")  # of dense layers, of convolutions, all other tensors
 
@@ -54,7 +54,7 @@ class RuleNetwork:
         self.rule, self._problem, self._kinds = rule, "", kinds
         self._place: Any = None
         self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
-        self._body = Lowered(body)
+        self._body = Lanewise(body)
         self._decays = frozenset(rule.decay_constants)
         with tf.device(device):
             self.weights: Weights = {
@@ -89,6 +89,16 @@ class RuleNetwork:
         """Several optimizees may run as one: nothing depends on the problem or the kind of a tensor."""
         return not self._kinds and not any(name not in self.rule.constants for name in self.weights)
 
+    @property
+    def lanewise(self) -> bool:
+        """``abreast`` is there: with constants by the kind of a tensor it is not."""
+        return not self._kinds
+
+    def abreast(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "RulesAbreast":
+        """The rule in lanes of optimizees of the problem it is settled on, with the given weights of each."""
+        factor = _factor(self._problem)
+        return RulesAbreast(self, weights, factor if factor in self.weights else "", bool(self._decay))
+
     def settle(self, task: Any) -> None:
         """Take the factor of the task's problem, where there is one, and the kinds of its tensors."""
         instance = getattr(task, "instance", None)
@@ -112,7 +122,7 @@ class RuleNetwork:
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         """Features [F, N] of gradient [N], and the state after their step."""
-        x, features = self._features(g, state.features, tf.constant(state.t + 1, tf.float64))
+        x, features = self._features(g, state.features, tf.cast(state.t + 1, tf.float64))
         return x, State(state.t + 1, features, state.network)
 
     def step(
@@ -174,6 +184,43 @@ class RuleNetwork:
         factors = [float(w) for n, w in weights.items() if n not in self.rule.constants]
         scale = self.rule.scale * math.exp(math.fsum(factors) / max(1, len(factors)))
         return dataclasses.replace(self.rule.with_constants(values | inside), scale=scale)
+
+
+class RulesAbreast:
+    """A rule with constants of its own in every lane of optimizees of one problem.
+
+    Args:
+        weights: of every lane.
+        factor: the weight that is the logarithm of a factor on the update, "" without.
+        decays: theta is an input, for weight decay.
+    """
+
+    def __init__(
+        self, alone: RuleNetwork, weights: Sequence[Mapping[str, np.ndarray]], factor: str, decays: bool
+    ) -> None:
+        self._alone, self._decays, self.scale = alone, decays, alone.rule.scale
+        self.inputs = alone.inputs
+        self._weights = {
+            name: to_tensor(np.stack([lane[name] for lane in weights]), w.dtype, w.device)[:, None]
+            for name, w in alone.weights.items()
+        }
+        self._factor = tf.exp(self._weights[factor]) if factor else None
+        self._count = len(weights)
+
+    def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
+        """Inputs [1, N] beside the features: theta for weight decay."""
+        return [theta[None]] if self._decays else []
+
+    def roll(
+        self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Output [N] before ``scale`` and the new state, arrays [lane, n], for inputs [F, N]."""
+        del reuse  # a rule's state is small
+        shaped = tf.reshape(x, [x.shape[0], self._count, x.shape[1] // self._count])
+        out, network = self._alone.step(self._weights, shaped, network, t)
+        if self._factor is not None:
+            out = out * tf.cast(self._factor, out.dtype)
+        return tf.reshape(out, [-1]), network
 
 
 def kinds_of(shapes: Sequence[tuple[int, ...]]) -> np.ndarray:

@@ -5,7 +5,7 @@ LSTM is one contiguous block.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,15 @@ class TeacherNetwork:
             return None
         return kernel(self.teacher, self.state_dtype.name)
 
+    @property
+    def lanewise(self) -> bool:
+        """``abreast`` is there: with compiled code."""
+        return self.compiled is not None
+
+    def abreast(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "TeachersAbreast":
+        """The network in lanes of optimizees of one size, with the given weights of each."""
+        return TeachersAbreast(self, weights)
+
     def settle(self, task: Any) -> None:
         """Nothing of a teacher depends on the problem."""
 
@@ -71,7 +80,7 @@ class TeacherNetwork:
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         """The network's inputs [F, N] for gradient [N]; first order, so outside the meta-gradient."""
-        x, features = self._features(g, state.features, tf.constant(state.t + 1))
+        x, features = self._features(g, state.features, tf.convert_to_tensor(state.t + 1))
         return x, State(state.t + 1, features, state.network)
 
     def step(
@@ -155,6 +164,44 @@ class TeacherNetwork:
 
     def _flat(self) -> np.ndarray:
         return np.concatenate([view(w.read_value()).ravel() for w in self.weights.values()])
+
+
+class TeachersAbreast:
+    """A teacher's network with weights of its own in every lane of optimizees of one size.
+
+    Args:
+        alone: with compiled code.
+        weights: of every lane.
+    """
+
+    def __init__(self, alone: TeacherNetwork, weights: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self.scale, self.inputs, self.rows = alone.scale, alone.inputs, alone.rows
+        self._compiled, self._count = alone.compiled, len(weights)
+        dtype = alone.weights["out/w"].dtype.as_numpy_dtype
+        self._weights = np.stack(
+            [
+                np.concatenate([np.ravel(lane[name]) for name in alone.weights]).astype(dtype)
+                for lane in weights
+            ]
+        )
+
+    def roll(
+        self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Output [N] before ``scale`` and the new state, h and c [lane, H, n], for inputs [F, N]."""
+        del t
+        before, inputs = [np.ascontiguousarray(view(a)) for a in network], view(x)
+        reuse = reuse and all(a.flags.writeable for a in before)  # those of tensors are not
+        after = before if reuse else [np.empty_like(a) for a in before]
+        out = np.empty(inputs.shape[1], inputs.dtype)
+        n = len(out) // self._count
+        for k, weights in enumerate(self._weights):
+            part = slice(k * n, (k + 1) * n)
+            self._compiled.step(
+                weights.ctypes.data, n, inputs[:, part].ctypes.data, _addresses([a[k] for a in before]),
+                _addresses([a[k] for a in after]), out[part].ctypes.data, _threads(), len(out),
+            )  # fmt: skip
+        return tf.convert_to_tensor(out), tuple(after)
 
 
 def _addresses(arrays: list[np.ndarray]) -> list[int]:

@@ -7,7 +7,15 @@ import torch
 from interchange.compiler import compile_program
 from interchange.expression import Node
 from interchange.parse import parse
-from torch_impl.lowering import Lowered
+from torch_impl.lowering import Lowered, Scalar
+from torch_impl.operators import as_tensor
+
+
+class _Lowered(Lowered):
+    def _apply(self, operator: str, *args: Scalar) -> Scalar:
+        if operator == "sqrt" and not torch.is_grad_enabled():  # the rest of it is for derivatives at 0
+            return torch.sqrt(torch.abs(as_tensor(args[0])))
+        return super()._apply(operator, *args)
 
 
 class FeatureStream:
@@ -20,7 +28,7 @@ class FeatureStream:
     def __init__(self, expressions: Mapping[str, str | Node]) -> None:
         self.names = tuple(expressions)
         nodes = [parse(e) if isinstance(e, str) else e for e in expressions.values()]
-        self._lowered = Lowered(compile_program(nodes))
+        self._lowered = _Lowered(compile_program(nodes))
 
     def initial_state(self, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Zero state for gradients shaped as ``like``."""

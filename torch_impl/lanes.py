@@ -24,11 +24,9 @@ class Lanes:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tuple(tasks)
         self.sizes = [sum(torch.Size(shape).numel() for shape in task.shapes) for task in tasks]
-        alike = all(type(task) is ProblemTask for task in tasks) and (
-            len({(task.instance.problem, task.instance.split, task.instance.data_dir) for task in tasks}) == 1
-        )
         self.work = sum(getattr(task, "work", math.inf) for task in tasks)
-        self._stacked = ProblemTask.stacked(tasks) if alike else None
+        kinds = set(map(kind, tasks))
+        self._stacked = ProblemTask.stacked(tasks) if len(kinds) == 1 and None not in kinds else None
 
     def value_and_gradient(self, theta: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses [lane] and gradient [N] of all at the flat vector ``theta``, each on its own batch."""
@@ -43,34 +41,47 @@ class Lanes:
         return losses.detach(), gradient
 
 
-def joined(positions: Sequence[Any]) -> Any:
-    """Positions at one step as a single one, of ``Lanes``."""
+def kind(task: Task) -> Any:
+    """What optimizees have in common that are computed at once; None of one that never is."""
+    if type(task) is not ProblemTask or ProblemTask.stacked([task]) is None:
+        return None
+    return task.instance.problem, task.instance.split, task.instance.data_dir
+
+
+def joined(positions: Sequence[Any], apart: bool = False) -> Any:
+    """Positions at one step as a single one, of ``Lanes``.
+
+    Args:
+        apart: the network's state gets a first axis for the lanes, as networks with ``abreast`` have it.
+    """
     first = positions[0]
     if first.loss is None:
         given = (None, None)
     else:
         given = torch.stack([at.loss for at in positions]), torch.cat([at.gradient for at in positions])
 
-    def together(group: str) -> tuple[torch.Tensor, ...]:
+    def together(group: str, stacked: bool = False) -> tuple[torch.Tensor, ...]:
         arrays = zip(*(getattr(at.state, group) for at in positions), strict=True)
-        return tuple(torch.cat(lanes, -1) for lanes in arrays)
+        return tuple(torch.stack(lanes) if stacked else torch.cat(lanes, -1) for lanes in arrays)
 
     theta = torch.cat([at.theta for at in positions])
     return dataclasses.replace(
         first,
         theta=theta,
-        state=State(first.state.t, together("features"), together("network")),
+        state=State(first.state.t, together("features"), together("network", apart)),
         loss=given[0],
         gradient=given[1],
     )
 
 
-def divided(position: Any, sizes: Sequence[int]) -> list[Any]:
+def divided(position: Any, sizes: Sequence[int], apart: bool = False) -> list[Any]:
     """The inverse of ``joined``: the position of every lane; arrays are views."""
     thetas, gradients = position.theta.split(sizes), position.gradient.split(sizes)
     groups = [
-        zip(*(a.split(sizes, -1) for a in arrays), strict=True) if arrays else [()] * len(sizes)
-        for arrays in (position.state.features, position.state.network)
+        zip(*(list(a) if stacked else a.split(sizes, -1) for a in arrays), strict=True)
+        if arrays
+        else [()] * len(sizes)
+        for arrays, stacked in ((position.state.features, False), (position.state.network, apart))
     ]
     lanes = zip(thetas, position.loss, gradients, *groups, strict=True)
     return [

@@ -66,16 +66,17 @@ class Lowered:
                 value = state[ins.slot]
             elif ins.op == "ema":
                 x, b = args
-                value = b * state[ins.slot] + (1.0 - b) * x
+                kept, new = self._apply("mul", b, state[ins.slot]), self._apply("mul", 1.0 - b, x)
+                value = self._apply("add", kept, new)
             elif ins.op == "unbias":
-                value = _unbiased(args[0], _one_minus_power(args[1], t))
+                value = _unbiased(*self._matched(args[0], _one_minus_power(args[1], t)))
             elif ins.op == "cumsum":
-                value = state[ins.slot] + args[0]
+                value = self._apply("add", state[ins.slot], args[0])
             elif ins.op == "cummax":
                 first = torch.as_tensor(t == 1)
-                value = torch.where(first, args[0], OPERATORS["max"](state[ins.slot], args[0]))
+                value = torch.where(first, args[0], self._apply("max", state[ins.slot], args[0]))
             else:
-                value = OPERATORS[ins.op](*args)
+                value = self._apply(ins.op, *args)
             values.append(value)
         outputs = tuple(values[i] for i in self.program.outputs)
         new_state = tuple(
@@ -83,7 +84,27 @@ class Lowered:
         )
         return outputs, new_state
 
+    def _apply(self, operator: str, *args: Scalar) -> Scalar:
+        return OPERATORS[operator](*self._matched(*args))
+
+    def _matched(self, *args: Scalar) -> tuple[Scalar, ...]:
+        return args
+
     def _kept(self, register: int, value: Scalar, old: torch.Tensor) -> torch.Tensor:
         """A value as state: like ``old``, and a copy where the caller may change it in place later."""
         kept = torch.as_tensor(value, dtype=old.dtype, device=old.device).expand_as(old)
         return kept.clone() if self.program.instructions[register].op == "input" else kept
+
+
+class Lanewise(Lowered):
+    """A program that also runs in lanes: arrays [lane, N], and constants of every lane, [lane, 1] float64.
+
+    A constant takes the dtype of the array it meets, as a 0-dim one does of itself.
+    """
+
+    def _matched(self, *args: Scalar) -> tuple[Scalar, ...]:
+        found = [a.dtype for a in args if isinstance(a, torch.Tensor) and a.dim()]
+        if len(set(found)) < 2:
+            return args
+        dtype = min(found, key=lambda dtype: dtype.itemsize)
+        return tuple(a.to(dtype) if isinstance(a, torch.Tensor) and a.dim() else a for a in args)

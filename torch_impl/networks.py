@@ -21,7 +21,8 @@ def forward(
 ) -> torch.Tensor:
     """Run the layers of the table on images [batch, h, w, c].
 
-    ``stackable`` layers also run several networks at once: parameters and images with a first axis more.
+    ``stackable`` layers also run several networks at once: parameters and images with a first axis more, of
+    images a shorter one where as many networks in a row see the same.
 
     Args:
         parameters: name -> tensor in canonical layout.
@@ -54,7 +55,7 @@ def _run(
         elif layer.kind == "dense":
             prefix = next(prefixes)
             w, b = parameters[f"{prefix}/w"], parameters[f"{prefix}/b"]
-            x = torch.addmm(b, x, w) if w.dim() == 2 else torch.baddbmm(b[:, None], x, w)
+            x = torch.addmm(b, x, w) if w.dim() == 2 else _dense(x, w, b)
         elif layer.kind == "relu":
             x = F.relu(x)
         elif layer.kind == "sigmoid":
@@ -85,6 +86,14 @@ def _run(
                 known.append(sum(ends[1:], ends[0]) if ends else torch.zeros_like(x))
             x = known[-1]
     return x
+
+
+def _dense(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of several networks, [network, batch, units]; the same ``x`` of several in a row is read once."""
+    if len(x) == len(w):
+        return torch.baddbmm(b[:, None], x, w)
+    out = torch.einsum("gni,grio->grno", x, w.unflatten(0, (len(x), -1)))
+    return out.flatten(0, 1) + b[:, None]
 
 
 def _batch_norm(

@@ -108,6 +108,8 @@ def _curvature(
     task: Task, at: Position, vector: torch.Tensor, drawn: tuple[torch.Tensor, ...]
 ) -> torch.Tensor:
     """The Hessian [N, N] of the loss at ``at`` on its batch, times a vector [N]."""
+    if hasattr(task, "curvature"):
+        return task.curvature(at.theta, vector, at.step)
     theta = at.theta.detach().requires_grad_()
     cuda = [theta.device] if theta.is_cuda else []
     with torch.enable_grad(), torch.random.fork_rng(cuda):

@@ -13,8 +13,8 @@ from interchange.compiler import compile_program
 from interchange.decay import split
 from interchange.rule import Rule
 from torch_impl.features import FeatureStream
-from torch_impl.lowering import Lowered
-from torch_impl.tensors import State, Weights
+from torch_impl.lowering import Lanewise, Lowered
+from torch_impl.tensors import State, Weights, to_tensor
 
 KINDS = ("matrix", "kernel", "vector")  # of dense layers, of convolutions, all other tensors
 
@@ -57,7 +57,7 @@ class RuleNetwork:
         self.rule, self._problem, self._kinds = rule, "", kinds
         self._place: Any = None
         self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
-        self._body = Lowered(body)
+        self._body = Lanewise(body)
         self._decays = frozenset(rule.decay_constants)
         self.weights: Weights = {
             name: torch.tensor(
@@ -93,6 +93,16 @@ class RuleNetwork:
     def together(self) -> bool:
         """Several optimizees may run as one: nothing depends on the problem or the kind of a tensor."""
         return not self._kinds and not any(name not in self.rule.constants for name in self.weights)
+
+    @property
+    def lanewise(self) -> bool:
+        """``abreast`` is there: with constants by the kind of a tensor it is not."""
+        return not self._kinds
+
+    def abreast(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "RulesAbreast":
+        """The rule in lanes of optimizees of the problem it is settled on, with the given weights of each."""
+        factor = _factor(self._problem)
+        return RulesAbreast(self, weights, factor if factor in self.weights else "", bool(self._decay))
 
     def settle(self, task: Any) -> None:
         """Take the factor of the task's problem, where there is one, and the kinds of its tensors."""
@@ -135,7 +145,7 @@ class RuleNetwork:
         inputs = dict(zip(names, x[: len(names)], strict=True)) | values
         (out,), network = self._body.step(inputs, network, t)
         out = torch.as_tensor(out, dtype=x.dtype, device=x.device).expand(x.shape[1:])
-        return (out - weights[self._decay] * theta[0] if len(theta) else out), network
+        return (out - weights[self._decay].to(x.dtype) * theta[0] if len(theta) else out), network
 
     def roll(
         self, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int, *, reuse: bool = False
@@ -169,6 +179,42 @@ class RuleNetwork:
         factors = [float(w) for n, w in weights.items() if n not in self.rule.constants]
         scale = self.rule.scale * math.exp(math.fsum(factors) / max(1, len(factors)))
         return dataclasses.replace(self.rule.with_constants(values | inside), scale=scale)
+
+
+class RulesAbreast:
+    """A rule with constants of its own in every lane of optimizees of one problem.
+
+    Args:
+        weights: of every lane.
+        factor: the weight that is the logarithm of a factor on the update, "" without.
+        decays: theta is an input, for weight decay.
+    """
+
+    def __init__(
+        self, alone: RuleNetwork, weights: Sequence[Mapping[str, np.ndarray]], factor: str, decays: bool
+    ) -> None:
+        self._alone, self._decays, self.scale = alone, decays, alone.rule.scale
+        self.inputs = alone.inputs
+        self._weights = {
+            name: to_tensor(np.stack([lane[name] for lane in weights]), w.dtype, w.device)[:, None]
+            for name, w in alone.weights.items()
+        }
+        self._factor = self._weights[factor].exp() if factor else None
+        self._count = len(weights)
+
+    def rows(self, theta: torch.Tensor) -> list[torch.Tensor]:
+        """Inputs [1, N] beside the features: theta for weight decay."""
+        return [theta[None]] if self._decays else []
+
+    def roll(
+        self, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Output [N] before ``scale`` and the new state, arrays [lane, n], for inputs [F, N]."""
+        del reuse  # a rule's state is small
+        out, network = self._alone.step(self._weights, x.unflatten(-1, (self._count, -1)), network, t)
+        if self._factor is not None:
+            out = out * self._factor.to(out.dtype)
+        return out.flatten(), network
 
 
 def kinds_of(shapes: Sequence[tuple[int, ...]]) -> np.ndarray:

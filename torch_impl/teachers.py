@@ -5,7 +5,7 @@ LSTM is one contiguous block.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from common.kernels import Kernel, kernel
 from common.teachers import TeacherRow
 from torch_impl.features import FeatureStream
-from torch_impl.tensors import State, Weights
+from torch_impl.tensors import State, Weights, to_tensor
 from torch_impl.threads import threads
 from torch_impl.triton_network import FusedNetwork, fused_network
 
@@ -58,6 +58,15 @@ class TeacherNetwork:
     def _fused(self) -> FusedNetwork | None:
         """The network as fused kernels on a GPU, None elsewhere and where they are not there or not right."""
         return fused_network(self)
+
+    @property
+    def lanewise(self) -> bool:
+        """``abreast`` is there: with compiled code."""
+        return self.compiled is not None
+
+    def abreast(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "TeachersAbreast":
+        """The network in lanes of optimizees of one size, with the given weights of each."""
+        return TeachersAbreast(self, weights)
 
     def settle(self, task: Any) -> None:
         """Nothing of a teacher depends on the problem."""
@@ -157,6 +166,36 @@ class TeacherNetwork:
 
     def _flat(self) -> torch.Tensor:
         return torch.cat([w.detach().reshape(-1) for w in self.weights.values()])
+
+
+class TeachersAbreast:
+    """A teacher's network with weights of its own in every lane of optimizees of one size.
+
+    Args:
+        alone: with compiled code.
+        weights: of every lane.
+    """
+
+    def __init__(self, alone: TeacherNetwork, weights: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self.scale, self.inputs, self.rows = alone.scale, alone.inputs, alone.rows
+        self._compiled, self._count = alone.compiled, len(weights)
+        flat = [np.concatenate([np.ravel(lane[name]) for name in alone.weights]) for lane in weights]
+        self._weights = to_tensor(np.stack(flat), alone.weights["out/w"].dtype)
+
+    def roll(
+        self, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Output [N] before ``scale`` and the new state, h and c [lane, H, n], for inputs [F, N]."""
+        del t
+        x, after = x.contiguous(), network if reuse else [torch.empty_like(a) for a in network]
+        out, n = x.new_empty(x.shape[1]), x.shape[1] // self._count
+        for k, weights in enumerate(self._weights):
+            part = slice(k * n, (k + 1) * n)
+            self._compiled.step(
+                weights.data_ptr(), n, x[:, part].data_ptr(), _addresses([a[k] for a in network]),
+                _addresses([a[k] for a in after]), out[part].data_ptr(), threads(), x.shape[1],
+            )  # fmt: skip
+        return out, tuple(after)
 
 
 def _addresses(tensors: list[torch.Tensor]) -> list[int]:

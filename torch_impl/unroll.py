@@ -38,6 +38,7 @@ class Network(Protocol):
     Attributes:
         shrink: decoupled weight decay, 0.0 without.
         together: several optimizees may run as one (``Lanes``).
+        lanewise: so may several sets of weights (``abreast``).
     """
 
     weights: Weights

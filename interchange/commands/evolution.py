@@ -6,9 +6,10 @@ segments that go on from each other persistent ones.
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from interchange.commands.backend import Arrays
 
 LAST_SHARE = 0.3  # of a rollout's steps: the mean loss over them is the objective
+# Of halves that run at once: more gain little, cost memory and leave processes without work.
+_MOST_COORDINATES, _MOST_PAIRS = 2**18, 4
 _WORST = 10.0  # times the first loss: the most that a loss counts, so that a diverged rollout has a value
 
 
@@ -128,6 +131,37 @@ def objective(losses: np.ndarray) -> float:
     """Mean over the last 30 % of the losses [steps] of a rollout; one that diverged is bounded."""
     last = max(1, round(LAST_SHARE * len(losses)))
     return float(_bounded(losses, losses[0])[-last:].mean())
+
+
+def groups(halves: Sequence[Half], kind: Callable[[int], tuple[Any, int]]) -> Iterator[list[Half]]:
+    """The halves in order, in groups that run at once; the same ones however many processes share them.
+
+    Args:
+        kind: of a pair's number what it has in common with those it may run at once with, None where both
+            halves run alone, and its coordinates.
+    """
+    run: list[Half] = []
+    shared, most = None, 1
+    for half in halves:
+        common, size = kind(half.pair)
+        if run and common != shared:
+            yield from _even(run, most)
+            run = []
+        shared, most = common, min(_MOST_COORDINATES // (2 * size), _MOST_PAIRS)
+        if common is None or not most:
+            yield [half]
+        else:
+            run.append(half)
+    if run:
+        yield from _even(run, most)
+
+
+def _even(halves: list[Half], most: int) -> Iterator[list[Half]]:
+    """Groups of nearly the same size, of at most that many pairs."""
+    pairs = len(halves) // 2
+    parts = -(-pairs // most)
+    bounds = [2 * (pairs * k // parts) for k in range(parts + 1)]
+    return (halves[low:high] for low, high in itertools.pairwise(bounds))
 
 
 def leave_interrupts() -> None:

@@ -308,7 +308,8 @@ class MetaTraining(Judging):
         more: dict[str, Any] = {mixing: True} if self.schedule.several else {}
         segments = None
         if self.config.jobs > 1:
-            segments = self.processes(self.network, self.config, self.epoch * self.config.pairs)
+            first = self.epoch * self.config.pairs
+            segments = self.processes(self.network, self.config, first, task)
         if self.workers.size > 1:
             segments = shared_out(segments or self.here(task, self.network), self.workers)
         return more if segments is None else more | {"segments": segments}

@@ -9,6 +9,7 @@ from common.config import TuneConfig
 from common.problems import PROBLEMS, Instance
 from common.rng import rng
 from common.teachers import TEACHERS, initial_weights
+from interchange.commands import evolution as shared
 from interchange.rule import Rule
 
 torch = pytest.importorskip("torch")
@@ -63,6 +64,45 @@ def test_evolution_agrees(name, log):
     (expected, losses), (got, others) = found
     np.testing.assert_allclose(others, losses, rtol=1e-10)
     assert_close(got, expected, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["nesterov", "rp_s_11", "rp_s"])
+def test_halves_in_lanes_are_those_that_run_alone_in_tensorflow(monkeypatch, name):
+    """Two segments in both; one half diverges, and disturbs no other."""
+    found = []
+    for most in (4, 0):
+        monkeypatch.setattr(shared, "_MOST_PAIRS", most)
+        net, at = network(tf_impl, tf.float64, name), [None] * 6
+        generator = np.random.default_rng(0)
+        weights = [{n: np.asarray(w) for n, w in net.weights.items()} for _ in at]
+        for k, given in enumerate(weights):
+            weights[k] = {n: w * generator.normal(1.0, 0.1, w.shape) for n, w in given.items()}
+        if name == "nesterov":
+            weights[1]["gain"] = np.asarray(1e200)
+        run = tf_impl.estimators.here(tasks(tf_impl, tf.float64), net)
+        for steps in (4, 3):
+            halves = [shared.Half(k // 2, weights[k], position) for k, position in enumerate(at)]
+            ran = list(run(halves, steps, True))
+            at = [position for position, _ in ran]
+        found.append(ran)
+    for k, ((at, losses), (expected, others)) in enumerate(zip(*found, strict=True)):
+        np.testing.assert_allclose(losses, others, rtol=1e-12)
+        assert np.isfinite(others).all() == (k != 1 or name != "nesterov")
+        if np.isfinite(others).all():
+            np.testing.assert_allclose(at.theta, expected.theta, rtol=1e-11, atol=1e-12)
+            for name_of, a in expected.state.named().items():
+                np.testing.assert_allclose(at.state.named()[name_of], a, rtol=1e-9, atol=1e-11)
+
+
+def test_a_rule_in_lanes_forms_one_minus_its_decay_in_float64_in_tensorflow(monkeypatch):
+    net = network(tf_impl, tf.float32, "adam")
+    halves = [
+        shared.Half(k // 2, {n: np.asarray(w) * 0.99 for n, w in net.weights.items()}) for k in range(4)
+    ]
+    run = tf_impl.estimators.here(tasks(tf_impl, tf.float32), net)
+    together = [losses for _, losses in run(halves, 8, False)]
+    monkeypatch.setattr(shared, "_MOST_PAIRS", 0)
+    np.testing.assert_allclose(together, [losses for _, losses in run(halves, 8, False)], rtol=3e-6)
 
 
 @pytest.mark.parametrize("relative", [False, True])
