@@ -18,6 +18,7 @@ from torch_impl.estimators import Persistent, evolution, here, processes
 from torch_impl.lanes import Lanes, divided, joined
 from torch_impl.problems import Task, table_task
 from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
+from torch_impl.threads import fitting
 
 Tasks = Callable[[str, int], Task]
 
@@ -74,6 +75,12 @@ class MetaTrainer(MetaTraining):
             return self._second_order(task, position, steps)
         if self.schedule.estimator == "forward":
             return self._forward(task, position, steps)
+        with fitting(task):
+            return self._first_order(task, position, steps, coordinates)
+
+    def _first_order(
+        self, task: Task, position: unroll.Position, steps: int, coordinates: np.ndarray | None
+    ) -> tuple[unroll.Position, list[float], dict[str, torch.Tensor] | None]:
         index = None if coordinates is None else torch.from_numpy(coordinates).to(self.device)
         begin = unroll.chosen_state(position.state, index)
         end, losses, gradients, inputs = unroll.advance(
@@ -95,7 +102,19 @@ class MetaTrainer(MetaTraining):
     ) -> tuple[list[Any], list[list[float]], dict[str, torch.Tensor]] | None:
         if not self.network.together:
             return None
-        lanes, position = Lanes(tasks), joined(positions)
+        lanes = Lanes(tasks)
+        with fitting(lanes):
+            return self._side_by_side(lanes, positions, steps, coordinates, weigh)
+
+    def _side_by_side(
+        self,
+        lanes: Lanes,
+        positions: list[unroll.Position],
+        steps: int,
+        coordinates: list[np.ndarray] | None,
+        weigh: Callable[[list[float]], float],
+    ) -> tuple[list[Any], list[list[float]], dict[str, torch.Tensor]]:
+        position = joined(positions)
         index, counts = None, lanes.sizes
         if coordinates is not None:
             starts = np.cumsum([0, *lanes.sizes[:-1]])
@@ -109,10 +128,7 @@ class MetaTrainer(MetaTraining):
         ends: list[Any] = divided(end, lanes.sizes)
         found, factors = [], []
         for k, (loss, gradient) in enumerate(zip(losses.T, gradients.split(counts, 1), strict=True)):
-            good = all(
-                bool(torch.isfinite(a).all()) for a in (loss, gradient, ends[k].theta, ends[k].gradient)
-            )
-            if good:
+            if _finite(loss, gradient, ends[k].theta, ends[k].gradient):
                 found.append(loss[:-1].tolist())
                 factors.append(weigh(found[-1]) * lanes.sizes[k] / counts[k])
             else:
@@ -121,8 +137,8 @@ class MetaTrainer(MetaTraining):
         if not found:
             return ends, [], {}
         factor = gradients.new_tensor(np.repeat(factors, counts))
-        if len(found) < len(tasks):
-            kept = torch.isfinite(factor)
+        if len(found) < len(positions):
+            kept = torch.isfinite(factor).nonzero()[:, 0]
             begin = unroll.chosen_state(begin, kept)
             inputs, gradients, factor = inputs[..., kept], gradients[..., kept], factor[kept]
         return ends, found, self._pull(begin, inputs, self._cotangents(gradients, factor))
@@ -172,6 +188,7 @@ class MetaTrainer(MetaTraining):
         traced = _Traced(**here, tangents=tangents)
         return traced, losses[:-1].tolist(), grads if bool(torch.isfinite(losses).all()) else None
 
+    @fitting()  # a few thousand weights
     def _descend(self, grads: dict[str, torch.Tensor], rates: dict[str, float]) -> None:
         if not all(bool(torch.isfinite(g).all()) for g in grads.values()):
             return

@@ -9,7 +9,7 @@ import torch
 # Multiplications of a batch (coordinates times batch size) from which torch's threads pay. Below, they save
 # little on an idle machine, and on a busy one, where OpenMP's threads wait for one that does not run, cost a
 # hundredfold.
-_LARGE = 1 << 24
+_LARGE = 1 << 25
 
 _given = 0  # threads torch had before ``fitting`` took them
 
@@ -20,10 +20,14 @@ def threads() -> int:
 
 
 @contextlib.contextmanager
-def fitting(task: Any) -> Iterator[None]:
-    """Within, torch runs a small optimizee on one thread. By its size alone: bits depend on threads."""
+def fitting(task: Any = None) -> Iterator[None]:
+    """Within, torch runs on one thread where a task is small, or where there is none.
+
+    Decided by its size alone, since bits depend on threads.
+    """
     global _given
-    if _given or getattr(task, "work", _LARGE) >= _LARGE or torch.get_num_threads() == 1:
+    small = task is None or getattr(task, "work", _LARGE) < _LARGE
+    if _given or not small or torch.get_num_threads() == 1:
         yield
         return
     _given = torch.get_num_threads()

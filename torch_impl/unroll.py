@@ -132,7 +132,7 @@ def _advance(
     position = _begun(task, position)
 
     def chosen(a: torch.Tensor) -> torch.Tensor:
-        return a if coordinates is None else a[..., coordinates]
+        return a if coordinates is None else a.index_select(-1, coordinates)
 
     losses, first = [position.loss], chosen(position.gradient)
     # Filled row by row: stacked from a list they would need their memory twice.
@@ -153,7 +153,7 @@ def chosen_state(state: State, coordinates: torch.Tensor | None) -> State:
     """The network's state at the given coordinates, a copy; the state itself if None."""
     if coordinates is None:
         return state
-    return dataclasses.replace(state, network=tuple(a[..., coordinates] for a in state.network))
+    return dataclasses.replace(state, network=tuple(a.index_select(-1, coordinates) for a in state.network))
 
 
 def cotangents(
