@@ -159,7 +159,8 @@ def _worker(source: str | TeacherRow, config: Any) -> tuple[unroll.Network, Call
         network: unroll.Network = RuleNetwork(Rule.from_json(source), device, factors(config), config.kinds)
     else:
         zeros = {name: np.zeros(shape) for name, shape in source.weight_shapes().items()}
-        network = TeacherNetwork(source, zeros, DTYPES[config.dtype], device)
+        kept = tf.bfloat16 if config.state_dtype else None
+        network = TeacherNetwork(source, zeros, DTYPES[config.dtype], device, kept)
     trainer = MetaTrainer(network, config)
     return network, functools.lru_cache(maxsize=2 * config.pairs)(
         functools.partial(trainer.task, "meta_train")
