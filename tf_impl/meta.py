@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from common.coordinates import Subset
 from common.runs import RunFolder
 from interchange.commands.backend import Arrays
 from interchange.commands.meta import MetaTraining
@@ -69,7 +70,7 @@ class MetaTrainer(MetaTraining):
         return {name: to_numpy(w) for name, w in self.network.weights.items()}
 
     def _unroll(
-        self, task: Task, position: Any, steps: int, coordinates: np.ndarray | None
+        self, task: Task, position: Any, steps: int, coordinates: Subset | None
     ) -> tuple[Any, list[float], dict[str, tf.Tensor] | None]:
         if isinstance(position, imitation.Imitation):
             return self._imitated(task, position, steps, coordinates)
@@ -77,14 +78,15 @@ class MetaTrainer(MetaTraining):
             return self._second_order(task, position, steps)
         if self.schedule.estimator == "forward":
             return self._forward(task, position, steps)
-        begin = unroll.chosen_state(position.state, coordinates)
+        index = None if coordinates is None else coordinates.numbers
+        begin = unroll.chosen_state(position.state, index)
         end, losses, gradients, inputs = unroll.advance(
-            task, self.network, position, steps, coordinates=coordinates, reuse=coordinates is not None
+            task, self.network, position, steps, coordinates=index, reuse=index is not None
         )
         # The kept coordinates' gradients and losses do not show that another one's is not finite: theta does.
         if not _finite(losses, gradients, end.theta, end.gradient):
             return end, [], None
-        c = self._cotangents(gradients, len(end.theta) / gradients.shape[1])
+        c = self._cotangents(gradients, 1.0 if coordinates is None else coordinates.weights)
         return end, losses[:-1].numpy().tolist(), self._pull(begin, inputs, c)
 
     def _together(
@@ -92,7 +94,7 @@ class MetaTrainer(MetaTraining):
         tasks: list[Task],
         positions: list[unroll.Position],
         steps: int,
-        coordinates: list[np.ndarray] | None,
+        coordinates: list[Subset] | None,
         weigh: Callable[[list[float]], float],
     ) -> tuple[list[Any], list[list[float]], dict[str, tf.Tensor]] | None:
         if not self.network.together:
@@ -101,7 +103,7 @@ class MetaTrainer(MetaTraining):
         index, counts = None, lanes.sizes
         if coordinates is not None:
             starts = np.cumsum([0, *lanes.sizes[:-1]])
-            moved = [drawn + start for drawn, start in zip(coordinates, starts, strict=True)]
+            moved = [drawn.numbers + start for drawn, start in zip(coordinates, starts, strict=True)]
             index, counts = np.concatenate(moved), [len(drawn) for drawn in coordinates]
         begin = unroll.chosen_state(position.state, index)
         end, losses, gradients, inputs = unroll.advance(
@@ -113,13 +115,15 @@ class MetaTrainer(MetaTraining):
         for k, (loss, gradient) in enumerate(per_lane):
             if _finite(loss, gradient, ends[k].theta, ends[k].gradient):
                 found.append(loss[:-1].numpy().tolist())
-                factors.append(weigh(found[-1]) * lanes.sizes[k] / counts[k])
+                factors.append(weigh(found[-1]))
             else:
                 ends[k] = None
                 factors.append(math.nan)
         if not found:
             return ends, [], {}
         factor = np.repeat(factors, counts)
+        if coordinates is not None:
+            factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
         if len(found) < len(tasks):
             kept = np.flatnonzero(np.isfinite(factor))
             begin = unroll.chosen_state(begin, kept)
@@ -137,12 +141,16 @@ class MetaTrainer(MetaTraining):
         state: State,
         inputs: tf.Tensor,
         c: tf.Tensor,
-        coordinates: np.ndarray | None = None,
+        coordinates: Subset | None = None,
     ) -> dict[str, tf.Tensor]:
-        return unroll.meta_gradient(self.network, state, inputs, c, coordinates, self.config.memory)
+        if coordinates is not None:
+            index = coordinates.numbers
+            state, inputs = unroll.chosen_state(state, index), tf.gather(inputs, index, axis=2)
+            c = tf.gather(c, index, axis=1) * tf.cast(coordinates.weights, c.dtype)
+        return unroll.meta_gradient(self.network, state, inputs, c, memory=self.config.memory)
 
     def _imitated(
-        self, task: Task, position: imitation.Imitation, steps: int, coordinates: np.ndarray | None
+        self, task: Task, position: imitation.Imitation, steps: int, coordinates: Subset | None
     ) -> tuple[imitation.Imitation, list[float], dict[str, tf.Tensor] | None]:
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
         if not _finite(losses, c):

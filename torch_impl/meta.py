@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.coordinates import Subset
 from common.runs import RunFolder
 from interchange.commands.backend import Arrays
 from interchange.commands.meta import MetaTraining
@@ -67,7 +68,7 @@ class MetaTrainer(MetaTraining):
         return {name: to_numpy(w) for name, w in self.network.weights.items()}
 
     def _unroll(
-        self, task: Task, position: Any, steps: int, coordinates: np.ndarray | None
+        self, task: Task, position: Any, steps: int, coordinates: Subset | None
     ) -> tuple[Any, list[float], dict[str, torch.Tensor] | None]:
         if isinstance(position, imitation.Imitation):
             return self._imitated(task, position, steps, coordinates)
@@ -79,9 +80,9 @@ class MetaTrainer(MetaTraining):
             return self._first_order(task, position, steps, coordinates)
 
     def _first_order(
-        self, task: Task, position: unroll.Position, steps: int, coordinates: np.ndarray | None
+        self, task: Task, position: unroll.Position, steps: int, coordinates: Subset | None
     ) -> tuple[unroll.Position, list[float], dict[str, torch.Tensor] | None]:
-        index = None if coordinates is None else torch.from_numpy(coordinates).to(self.device)
+        index = None if coordinates is None else torch.from_numpy(coordinates.numbers).to(self.device)
         begin = unroll.chosen_state(position.state, index)
         end, losses, gradients, inputs = unroll.advance(
             task, self.network, position, steps, coordinates=index, reuse=index is not None
@@ -89,7 +90,9 @@ class MetaTrainer(MetaTraining):
         # The kept coordinates' gradients and losses do not show that another one's is not finite: theta does.
         if not _finite(losses, gradients, end.theta, end.gradient):
             return end, [], None
-        c = self._cotangents(gradients, len(end.theta) / gradients.shape[1])
+        c = self._cotangents(
+            gradients, 1.0 if coordinates is None else gradients.new_tensor(coordinates.weights)
+        )
         return end, losses[:-1].tolist(), self._pull(begin, inputs, c)
 
     def _together(
@@ -97,7 +100,7 @@ class MetaTrainer(MetaTraining):
         tasks: list[Task],
         positions: list[unroll.Position],
         steps: int,
-        coordinates: list[np.ndarray] | None,
+        coordinates: list[Subset] | None,
         weigh: Callable[[list[float]], float],
     ) -> tuple[list[Any], list[list[float]], dict[str, torch.Tensor]] | None:
         if not self.network.together:
@@ -111,14 +114,14 @@ class MetaTrainer(MetaTraining):
         lanes: Lanes,
         positions: list[unroll.Position],
         steps: int,
-        coordinates: list[np.ndarray] | None,
+        coordinates: list[Subset] | None,
         weigh: Callable[[list[float]], float],
     ) -> tuple[list[Any], list[list[float]], dict[str, torch.Tensor]]:
         position = joined(positions)
         index, counts = None, lanes.sizes
         if coordinates is not None:
             starts = np.cumsum([0, *lanes.sizes[:-1]])
-            moved = [drawn + start for drawn, start in zip(coordinates, starts, strict=True)]
+            moved = [drawn.numbers + start for drawn, start in zip(coordinates, starts, strict=True)]
             index = torch.from_numpy(np.concatenate(moved)).to(self.device)
             counts = [len(drawn) for drawn in coordinates]
         begin = unroll.chosen_state(position.state, index)
@@ -130,13 +133,16 @@ class MetaTrainer(MetaTraining):
         for k, (loss, gradient) in enumerate(zip(losses.T, gradients.split(counts, 1), strict=True)):
             if _finite(loss, gradient, ends[k].theta, ends[k].gradient):
                 found.append(loss[:-1].tolist())
-                factors.append(weigh(found[-1]) * lanes.sizes[k] / counts[k])
+                factors.append(weigh(found[-1]))
             else:
                 ends[k] = None
                 factors.append(math.nan)
         if not found:
             return ends, [], {}
-        factor = gradients.new_tensor(np.repeat(factors, counts))
+        factor = np.repeat(factors, counts)
+        if coordinates is not None:
+            factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
+        factor = gradients.new_tensor(factor)
         if len(found) < len(positions):
             kept = torch.isfinite(factor).nonzero()[:, 0]
             begin = unroll.chosen_state(begin, kept)
@@ -153,12 +159,16 @@ class MetaTrainer(MetaTraining):
         state: State,
         inputs: torch.Tensor,
         c: torch.Tensor,
-        coordinates: np.ndarray | None = None,
+        coordinates: Subset | None = None,
     ) -> dict[str, torch.Tensor]:
-        return unroll.meta_gradient(self.network, state, inputs, c, coordinates, self.config.memory)
+        if coordinates is not None:
+            index = torch.from_numpy(coordinates.numbers).to(c.device)
+            state, inputs = unroll.chosen_state(state, index), inputs.index_select(2, index)
+            c = c.index_select(1, index) * c.new_tensor(coordinates.weights)
+        return unroll.meta_gradient(self.network, state, inputs, c, memory=self.config.memory)
 
     def _imitated(
-        self, task: Task, position: imitation.Imitation, steps: int, coordinates: np.ndarray | None
+        self, task: Task, position: imitation.Imitation, steps: int, coordinates: Subset | None
     ) -> tuple[imitation.Imitation, list[float], dict[str, torch.Tensor] | None]:
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
         if not _finite(losses, c):

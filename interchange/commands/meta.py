@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.cli import Progress
+from common.coordinates import Subset, choose_subset
 from common.errors import L2OError
 from common.metrics import figure
 from common.rng import rng
@@ -62,12 +63,12 @@ class MetaTraining(Judging):
 
     @abc.abstractmethod
     def _unroll(
-        self, task: Any, position: Any, steps: int, coordinates: np.ndarray | None
+        self, task: Any, position: Any, steps: int, coordinates: Subset | None
     ) -> tuple[Any, list[float], dict[str, Any] | None]:
         """The position after ``steps``, the losses before each, and the meta-gradient.
 
-        The gradient is None where a loss or a gradient on the way is not finite; ``coordinates`` as for
-        ``unroll.meta_gradient``.
+        The gradient is None where a loss or a gradient on the way is not finite; with ``coordinates`` it is
+        the estimate from those.
         """
 
     def _together(
@@ -75,7 +76,7 @@ class MetaTraining(Judging):
         tasks: list[Any],
         positions: list[Any],
         steps: int,
-        coordinates: list[np.ndarray] | None,
+        coordinates: list[Subset] | None,
         weigh: Callable[[list[float]], float],
     ) -> tuple[list[Any], list[list[float]], dict[str, Any]] | None:
         """An unroll of several optimizees as one; None where these cannot be, and each takes ``_unroll``.
@@ -223,7 +224,8 @@ class MetaTraining(Judging):
         """An unroll of these optimizees: losses of those that did not diverge, and the sum of gradients."""
         here, chosen = [self.positions[k] for k in live], [tasks[k] for k in live]
         drawn = [
-            self._coordinates(len(at.theta), at.step, self.lanes[k]) for k, at in zip(live, here, strict=True)
+            self._coordinates(task, len(at.theta), at.step, self.lanes[k])
+            for k, task, at in zip(live, chosen, here, strict=True)
         ]
         together = None
         if len(live) > 1 and not self.schedule.expert(self.epoch) and self.schedule.estimator == "first":
@@ -314,13 +316,13 @@ class MetaTraining(Judging):
             segments = shared_out(segments or self.here(task, self.network), self.workers)
         return more if segments is None else more | {"segments": segments}
 
-    def _coordinates(self, total: int, step: int, lane: int) -> np.ndarray | None:
+    def _coordinates(self, task: Any, total: int, step: int, lane: int) -> Subset | None:
         share = getattr(self.config, "coordinates", 1.0)
         if share >= 1.0:
             return None
         key = (self.epoch, step, lane) if lane else (self.epoch, step)  # as before there were lanes
-        generator = rng(self.config.seed, "coordinates", *key)
-        return generator.choice(total, max(1, round(share * total)), replace=False)
+        sizes = [math.prod(shape) for shape in getattr(task, "shapes", [(total,)])]
+        return choose_subset(sizes, share, rng(self.config.seed, "coordinates", *key))
 
     def _update(self, grads: dict[str, Any]) -> None:
         """One step at the learning rate of the schedule."""

@@ -25,10 +25,10 @@ def recording(base: type, to_numpy: Callable[[Any], np.ndarray]) -> type:
     class Recording(base):
         gradient, picked, losses = None, None, ()
 
-        def _coordinates(self, *args: Any) -> np.ndarray | None:
+        def _coordinates(self, *args: Any) -> Any:
             found = super()._coordinates(*args)
             if self.gradient is None and found is not None:
-                self.picked = found.tolist()
+                self.picked = [found.numbers.tolist(), found.weights.tolist()]
             return found
 
         def _descend(self, grads: dict[str, Any], rates: dict[str, float]) -> None:
@@ -198,7 +198,7 @@ class Served:
         picked = self.contestant.trainer.picked if isinstance(self.contestant, Ours) else None
         return {"losses": losses, "gradient": _lists(gradient), "picked": picked}
 
-    def subset(self, coordinates: list[int]) -> dict[str, Any]:
+    def subset(self, coordinates: list[list[float]]) -> dict[str, Any]:
         """The gradient through these coordinates by a new ``naive`` that has made no update."""
         fresh = built(self.settings)
         return {"gradient": _lists(fresh.subset_gradient(coordinates))}

@@ -114,7 +114,7 @@ class TorchReference(Reference):
         """The position after T steps, losses [T], and their sum with the last one, on its whole graph.
 
         Args:
-            mask: coordinates [N] the meta-gradient is taken through, all if None.
+            mask: what each coordinate [N] counts in the meta-gradient, all 1 if None.
         """
         theta, moving, hidden, t = at
         theta.requires_grad_()
@@ -133,17 +133,17 @@ class TorchReference(Reference):
             x, moving = features(torch, self.row, g, moving, t)
             out, hidden = self.network(x, hidden)
             if mask is not None:
-                out = torch.where(mask, out, out.detach())
+                out = out.detach() + mask * (out - out.detach())
             theta = theta + self.row.scale * out
         return (theta, moving, hidden, t), torch.stack(losses), total + self.loss(theta, rows[-1])
 
-    def subset_gradient(self, coordinates: list[int]) -> dict[str, np.ndarray]:
-        """The first unroll's meta-gradient by these coordinates only, times N/n; asked before any update."""
+    def subset_gradient(self, coordinates: list[list[float]]) -> dict[str, np.ndarray]:
+        """The first unroll's meta-gradient by these coordinates, with these weights; before any update."""
         at = self.begin(self.optimizee.start(0))
-        mask = torch.zeros(len(at[0]), dtype=torch.bool, device=self.device)
-        mask[torch.tensor(coordinates)] = True
+        mask = torch.zeros(len(at[0]), device=self.device)
+        mask[torch.tensor(coordinates[0])] = torch.tensor(coordinates[1], device=self.device)
         batches = self.optimizee.batches(0, 0, self.settings["unroll"])
         _, _, total = self.unrolled(at, batches, mask)
-        named, factor = self.network.named(), len(mask) / len(coordinates)
+        named = self.network.named()
         grads = torch.autograd.grad(total, list(named.values()))
-        return {name: factor * g.cpu().numpy() for name, g in zip(named, grads, strict=True)}
+        return {name: g.cpu().numpy() for name, g in zip(named, grads, strict=True)}

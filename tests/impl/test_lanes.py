@@ -162,3 +162,38 @@ def test_positions_are_joined_and_divided_again(backend):
             np.testing.assert_array_equal(np.asarray(new.state.named()[name]), np.asarray(a))
         for name in ("theta", "gradient", "loss"):
             np.testing.assert_array_equal(np.asarray(getattr(new, name)), np.asarray(getattr(old, name)))
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+def test_a_subset_of_coordinates_is_unbiased(backend, together):
+    """Over 200 draws the mean of the estimates contains the exact meta-gradient, entry by entry."""
+    network = teacher(backend, "rp_s")
+
+    class Trainer(backend.meta.MetaTrainer):
+        share = 1.0
+
+        def found(self, lane):
+            """The meta-gradient of one unroll of two optimizees, their coordinates drawn for ``lane``."""
+            tasks = [self.task("meta_train", k) for k in range(2)]
+            at = [backend.unroll.start(task, network) for task in tasks]
+            at = [backend.unroll.advance(task, network, p, 3)[0] for task, p in zip(tasks, at, strict=True)]
+            subsets = None
+            if lane is not None:
+                subsets = [self._coordinates(task, 0, 3, 2 * lane + k) for k, task in enumerate(tasks)]
+                assert all(len(subset) == round(0.1 * len(at[0].theta)) for subset in subsets)
+            if together:
+                grads = self._together(tasks, at, 4, subsets, lambda losses: 1.0)[2]
+            else:
+                parts = [
+                    self._unroll(*a)[2] for a in zip(tasks, at, [4, 4], subsets or [None] * 2, strict=True)
+                ]
+                grads = {name: parts[0][name] + parts[1][name] for name in parts[0]}
+            return np.concatenate([np.asarray(g).ravel() for g in grads.values()])
+
+    trainer = Trainer(network, config(coordinates=0.1, tasks=2))
+    exact = trainer.found(None)
+    draws = np.stack([trainer.found(k) for k in range(200)])
+    error = np.abs(draws.mean(0) - exact)
+    assert np.mean(error <= 4.0 * draws.std(0, ddof=1) / np.sqrt(200) + 1e-12) > 0.999
+    assert np.linalg.norm(draws.mean(0) - exact) < 0.2 * np.linalg.norm(exact)
+    assert np.linalg.norm(draws[0] - exact) > 1e-3 * np.linalg.norm(exact)
