@@ -37,6 +37,7 @@ class TeacherNetwork:
         state_dtype: tf.DType | None = None,
     ) -> None:
         self.teacher, self.state_dtype = teacher, state_dtype or dtype
+        self._narrow = self.state_dtype != dtype
         self.scale, self.shrink = teacher.scale, 0.0
         self.features = FeatureStream(teacher.expressions())
         with tf.device(device):
@@ -72,10 +73,10 @@ class TeacherNetwork:
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N]."""
         shapes = [(size, theta.shape[0]) for size in self.teacher.lstm for _ in ("h", "c")]
-        if self.compiled is not None and on_host(theta):  # arrays, which steps may overwrite
-            network = tuple(np.zeros(shape, self.state_dtype.as_numpy_dtype) for shape in shapes)
-        else:
-            network = tuple(tf.zeros(shape, self.state_dtype) for shape in shapes)
+        kind = self.state_dtype if self._narrow else theta.dtype
+        # Arrays, which steps may overwrite, where steps are compiled.
+        ours = self.compiled is not None and tf.executing_eagerly() and on_host(theta)
+        network = tuple(np.zeros(s, kind.as_numpy_dtype) if ours else tf.zeros(s, kind) for s in shapes)
         return State(0, self.features.initial_state(theta), network)
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
@@ -94,7 +95,7 @@ class TeacherNetwork:
 
     def _kept(self, a: tf.Tensor) -> tf.Tensor:
         """An array of the state rounded to what is kept; the rounding is not differentiated."""
-        if self.state_dtype == a.dtype:
+        if not self._narrow:
             return a
         return a + tf.stop_gradient(tf.cast(tf.cast(a, self.state_dtype), a.dtype) - a)
 
@@ -128,7 +129,7 @@ class TeacherNetwork:
         """
         if self.compiled is None or x.dtype != self.weights["out/w"].dtype or not on_host(x):
             out, after = self.step(self.weights, x, network, t)
-            return out, tuple(tf.cast(a, self.state_dtype) for a in after)
+            return out, tuple(tf.cast(a, self.state_dtype) if self._narrow else a for a in after)
         before, inputs, weights = self._arrays(network), view(x), self._flat()
         reuse = reuse and all(a.flags.writeable for a in before)  # those of tensors are not
         after = before if reuse else [np.empty_like(a) for a in before]

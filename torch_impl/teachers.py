@@ -40,6 +40,7 @@ class TeacherNetwork:
         state_dtype: torch.dtype | None = None,
     ) -> None:
         self.teacher, self.state_dtype = teacher, state_dtype or dtype
+        self._narrow = self.state_dtype != dtype
         self.scale, self.shrink = teacher.scale, 0.0
         self.features = FeatureStream(teacher.expressions())
         self.weights: Weights = {
@@ -78,7 +79,7 @@ class TeacherNetwork:
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N]."""
         network = tuple(
-            theta.new_zeros(size, theta.numel(), dtype=self.state_dtype)
+            theta.new_zeros(size, theta.numel(), dtype=self.state_dtype if self._narrow else theta.dtype)
             for size in self.teacher.lstm
             for _ in ("h", "c")
         )
@@ -113,7 +114,7 @@ class TeacherNetwork:
 
     def _kept(self, a: torch.Tensor) -> torch.Tensor:
         """An array of the state as it is kept; its rounding is not differentiated."""
-        if self.state_dtype == a.dtype:
+        if not self._narrow:
             return a
         return (
             a + (a.to(self.state_dtype) - a).detach() if torch.is_grad_enabled() else a.to(self.state_dtype)
