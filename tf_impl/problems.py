@@ -15,6 +15,7 @@ from common.datasets import Split
 from common.problems import Instance, Problem, parameter_specs, problem_row
 from common.rng import derived_seed
 from interchange.checkpoint import load_start
+from tf_impl import graphs
 from tf_impl.networks import forward, stackable
 from tf_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
 
@@ -74,7 +75,7 @@ class ProblemTask:
         self.shapes = tuple(spec.shape for spec in specs)
         self.buffers: dict[str, tf.Tensor] = {}
         problem = instance.problem
-        self._compiled, self._slope = _compiled(problem), _slope(problem)
+        self._compiled, self._slope = graphs.loss(problem, function), graphs.slope(problem, function)
         if problem.kind == "function":
             self._data = tuple(to_tensor(part, dtype, device) for part in instance.constants())
         else:
@@ -126,7 +127,7 @@ class ProblemTask:
 
     def curvature(self, theta: tf.Tensor, vector: tf.Tensor, step: int) -> tf.Tensor:
         """The Hessian [N, N] of the loss at ``theta`` on the batch of ``step``, times a vector [N]."""
-        bend = _bend(self.instance.problem)
+        bend = graphs.curvature(self.instance.problem, function)
         if self.instance.problem.kind == "function":
             return bend(theta, vector, *self._constants(step))
         rows = tf.constant(self.instance.batch_indices(step))
@@ -160,7 +161,7 @@ class ProblemTask:
         return a, b if noise is None else b + to_tensor(noise, self.dtype, self.device), c
 
     def _seen(self, images: tf.Tensor) -> tf.Tensor:
-        return _normalised(images, *self._spread, self.dtype)
+        return graphs.normalised(images, *self._spread, self.dtype)
 
     def logits(self, parameters: list[tf.Tensor], images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Class scores [batch, classes] of normalised images [batch, h, w, c].
@@ -205,87 +206,6 @@ class ProblemTask:
         task = ProblemTask(other, self.dtype, self.device)
         task.buffers = self.buffers
         return task
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(problem: Problem) -> Callable[..., Any]:
-    """The loss of a row as one graph, shared by all of its instances."""
-    if problem.kind == "function":
-        return tf.function(functools.partial(function, problem))
-
-    @tf.function
-    def loss(
-        parameters: dict[str, tf.Tensor], buffers: dict[str, tf.Tensor], images: tf.Tensor, labels: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        buffers = dict(buffers)
-        order = {spec.name: parameters[spec.name] for spec in parameter_specs(problem)}
-        scores = forward(problem.layers, order, images, buffers)
-        each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores)
-        return tf.reduce_mean(each), buffers
-
-    return loss
-
-
-@functools.lru_cache(maxsize=32)
-def _slope(problem: Problem) -> Callable[..., Any]:
-    """Loss and gradient at a flat vector [N], or at several [lane, N], as one graph."""
-    specs = parameter_specs(problem)
-    sizes = [math.prod(spec.shape) for spec in specs]
-
-    @tf.function
-    def of_function(theta: tf.Tensor, *constants: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            tape.watch(theta)
-            loss = function(problem, tf.reshape(theta, specs[0].shape), *constants)
-        return loss, tape.gradient(loss, theta)
-
-    @tf.function
-    def of_classifier(
-        theta: tf.Tensor,
-        buffers: dict[str, tf.Tensor],
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        rows: tf.Tensor,
-        divisor: float,
-        offset: float,
-        spread: float,
-    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-        lanes, buffers = theta.shape[:-1].as_list(), dict(buffers)
-        seen = _normalised(tf.gather(images, rows), divisor, offset, spread, theta.dtype)
-        with tf.GradientTape() as tape:
-            tape.watch(theta)
-            parts = zip(specs, tf.split(theta, sizes, -1), strict=True)
-            named = {spec.name: tf.reshape(part, [*lanes, *spec.shape]) for spec, part in parts}
-            scores = forward(problem.layers, named, seen, buffers)
-            classes = tf.gather(labels, rows)
-            if lanes and lanes[0] > rows.shape[0]:  # several in a row see the same
-                classes = tf.repeat(classes, lanes[0] // rows.shape[0], 0)
-            each = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, scores)
-            loss = tf.reduce_mean(each, -1)
-        return loss, tape.gradient(loss, theta, unconnected_gradients="zero"), buffers
-
-    return of_function if problem.kind == "function" else of_classifier
-
-
-@functools.lru_cache(maxsize=32)
-def _bend(problem: Problem) -> Callable[..., tf.Tensor]:
-    """The Hessian at a flat vector [N] times another as one graph, of what ``_slope`` has."""
-    slope = _slope(problem)
-
-    @tf.function
-    def product(theta: tf.Tensor, vector: tf.Tensor, *given: Any) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            tape.watch(theta)
-            gradient = slope(theta, *given)[1]
-        return tape.gradient(gradient, theta, output_gradients=vector, unconnected_gradients="zero")
-
-    return product
-
-
-def _normalised(
-    images: tf.Tensor, divisor: float, offset: float, spread: float, dtype: tf.DType
-) -> tf.Tensor:
-    return tf.cast((tf.cast(images, tf.float32) / divisor - offset) / spread, dtype)
 
 
 def function(problem: Problem, x: tf.Tensor, a: tf.Tensor, b: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
