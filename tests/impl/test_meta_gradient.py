@@ -49,13 +49,18 @@ def quadratic(seed: int = 0) -> ProblemTask:
     return ProblemTask(Instance(PROBLEMS["quadratic"], seed), torch.float64)
 
 
-def teacher_network(name: str, path: str = "compiled") -> TeacherNetwork:
-    """A teacher whose weights are large enough that saturation and memory matter."""
+def teacher_network(name: str, path: str = "") -> TeacherNetwork:
+    """A teacher whose weights are large enough that saturation and memory matter.
+
+    Args:
+        path: ``compiled`` or ``plain``; compiled where it can be if "".
+    """
     weights = initial_weights(TEACHERS[name], 1)
     network = TeacherNetwork(TEACHERS[name], {k: 2.0 * w for k, w in weights.items()}, torch.float64)
-    if path != "compiled":
+    if path == "plain":
         network.__dict__["compiled"] = None
-    assert (network.compiled is not None) == (path == "compiled"), missing("float64")
+    if path == "compiled" and network.compiled is None:
+        pytest.skip(missing("float64"))
     return network
 
 
