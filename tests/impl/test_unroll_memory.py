@@ -11,6 +11,13 @@ import pytest
 from common.teachers import TEACHERS
 
 ROOT = Path(__file__).parents[2]
+# Arrays of this size go back to the system when they are freed, as those of large optimizees do anyway: the
+# holes that glibc's heap keeps between smaller ones are not what is measured here.
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "OMP_NUM_THREADS": "1",
+}
 RESNET_50 = 25_600_000  # coordinates
 
 
@@ -22,7 +29,7 @@ def peak(backend: str, teacher: str, n: int, steps: int, share: float = 1.0, sta
     script = Path(__file__).with_name("unroll_memory.py")
     run = subprocess.run(
         [sys.executable, script, backend, teacher, *map(str, (n, steps, share, state))],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True,
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
@@ -37,7 +44,7 @@ def stored(teacher: str, n: int, steps: int) -> int:
 @pytest.mark.parametrize("teacher", ["rnnprop", "rp_s"])
 @pytest.mark.parametrize("backend", ["torch", "tf"])
 def test_the_peak_is_flat_in_the_unrolls_length(backend, teacher):
-    n = 300_000
+    n = 100_000
     short, long = (peak(backend, teacher, n, steps) - stored(teacher, n, steps) for steps in (20, 200))
     assert 0 < long <= 1.5 * short
 
