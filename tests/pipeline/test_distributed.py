@@ -100,6 +100,8 @@ def assert_same_run(folder: Path, expected: Path, tolerance: float = 0.0) -> Non
     assert len(got) == len(want)
     for mine, its in zip(got, want, strict=True):
         assert mine.pop("imitates", "") == its.pop("imitates", "")
+        # Rolling out 100 steps multiplies what differs in the last bits of the weights.
+        assert mine.pop("validation", 0.0) == pytest.approx(its.pop("validation", 0.0), rel=10 * tolerance)
         assert mine == pytest.approx(its, rel=tolerance, abs=0.0)
 
 
