@@ -1,5 +1,6 @@
 """The compiled LSTM optimizers against the NumPy oracle, and what happens where there is no compiler."""
 
+import configparser
 import os
 import subprocess
 import sys
@@ -170,6 +171,12 @@ def test_without_a_compiler_there_is_a_reason_and_a_remedy(tmp_path):
     assert not list(tmp_path.glob("**/*.so"))
     made = "from tests.unit.test_kernels import *; print(kernels.kernel(TEACHERS['dm'], 'float32'))"
     assert _said(made, L2O_KERNELS="0", PYTHONPATH=str(ROOT)) == "None"
+
+
+def test_the_source_goes_into_the_package():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    assert "*.c" in settings["options.package_data"]["common"].split()
 
 
 @pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing())
