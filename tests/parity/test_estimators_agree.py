@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from common.config import TuneConfig
 from common.problems import PROBLEMS, Instance
@@ -146,6 +147,8 @@ def test_the_forward_meta_gradient_and_its_tangents_agree():
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["es", "pes"])
 def test_worker_processes_change_no_number_in_tensorflow(estimator):
+    # Workers that torch's tests left would count TensorFlow as a leak of memory; loky waits for ever then.
+    get_reusable_executor().shutdown(wait=True)
     config = TuneConfig(
         problem="quadratic",
         epochs=2,
