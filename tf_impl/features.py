@@ -7,6 +7,7 @@ import tensorflow as tf
 from interchange.compiler import compile_program
 from interchange.expression import Node
 from interchange.parse import parse
+from tf_impl.compiled import Compiled
 from tf_impl.lowering import Lowered
 from tf_impl.operators import as_tensor
 
@@ -21,7 +22,9 @@ class FeatureStream:
     def __init__(self, expressions: Mapping[str, str | Node]) -> None:
         self.names = tuple(expressions)
         nodes = [parse(e) if isinstance(e, str) else e for e in expressions.values()]
-        self._lowered = Lowered(compile_program(nodes))
+        program = compile_program(nodes)
+        self._lowered, self._compiled = Lowered(program), Compiled(program, ("g",))
+        self._graph = tf.function(self._one_step)
 
     def initial_state(self, like: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Zero state for gradients shaped as ``like``."""
@@ -31,6 +34,16 @@ class FeatureStream:
         self, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: int | tf.Tensor
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """Features [F, *g.shape] of gradient ``g`` at step ``t`` (from 1), and the new state."""
+        if not tf.executing_eagerly():
+            return self._one_step(g, state, t)
+        if isinstance(t, int) and (found := self._compiled.roll(tf.reshape(g, [1, -1]), state, {}, t)):
+            return tf.reshape(tf.convert_to_tensor(found[0]), [-1, *g.shape]), found[1]
+        # A tensor, because a graph would be traced anew for every number.
+        return self._graph(g, tuple(map(tf.convert_to_tensor, state)), tf.cast(t, tf.float64))
+
+    def _one_step(
+        self, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: int | tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         outputs, state = self._lowered.step({"g": g}, state, t)
         shape = tf.shape(g)
         if not outputs:

@@ -9,9 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import L2OError
+from interchange import expression as ex
 from interchange.compiler import compile_program
 from interchange.decay import split
 from interchange.rule import Rule
+from tf_impl.compiled import Compiled
 from tf_impl.features import FeatureStream
 from tf_impl.lowering import Lanewise, Lowered
 from tf_impl.operators import as_tensor
@@ -55,6 +57,11 @@ class RuleNetwork:
         self._place: Any = None
         self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
         self._body = Lanewise(body)
+        # By the number of rows: theta is the last where there is weight decay.
+        self._compiled = {len(read): Compiled(body, read)}
+        if self._decay:
+            shrunk = ex.call("sub", tree, ex.call("mul", ex.name(self._decay), ex.name("theta")))
+            self._compiled[len(read) + 1] = Compiled(compile_program([shrunk]), [*read, "theta"])
         self._decays = frozenset(rule.decay_constants)
         with tf.device(device):
             self.weights: Weights = {
@@ -67,7 +74,7 @@ class RuleNetwork:
             for name, value in rule.constants.items()
         } | dict.fromkeys(map(_factor, problems), 1.0)
         self._initial = {name: float(tf.reshape(w, [-1])[0]) for name, w in self.weights.items()}
-        self._features, self._step = tf.function(self.features.step), tf.function(self._one_step)
+        self._step = tf.function(self._one_step)
 
     def _start(self, name: str, value: float) -> Any:
         if name in self._decays:
@@ -122,7 +129,7 @@ class RuleNetwork:
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         """Features [F, N] of gradient [N], and the state after their step."""
-        x, features = self._features(g, state.features, tf.cast(state.t + 1, tf.float64))
+        x, features = self.features.step(g, state.features, state.t + 1)
         return x, State(state.t + 1, features, state.network)
 
     def step(
@@ -134,17 +141,40 @@ class RuleNetwork:
         """
         # Tensors, because a graph would be traced anew for every number and would read a variable itself.
         weights = {name: tf.convert_to_tensor(w) for name, w in weights.items()}
-        return self._step(weights, x, network, tf.cast(t, tf.float64))
+        return self._step(weights, x, tuple(map(tf.convert_to_tensor, network)), tf.cast(t, tf.float64))
 
     def roll(
         self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """``step`` with the rule's own constants, not recorded."""
         del reuse  # a rule's state is small
-        return self.step(self.weights, x, network, t)
+        if self._kinds:
+            return self.step(self.weights, x, network, t)
+        found = self._compiled[x.shape[0]].roll(x, network, self.constants(self.weights), t)
+        if found is None:
+            return self.step(self.weights, x, network, t)
+        return tf.convert_to_tensor(found[0][0]), found[1]
 
-    def pull(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> None:
-        """A rule has no compiled code."""
+    def pull(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor] | None:
+        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none.
+
+        Args:
+            inputs: [T, F, N]; c: [T, N].
+        """
+        if self._kinds:
+            return None
+        values = self.constants(self.weights)
+        found = self._compiled[inputs.shape[1]].pull(inputs, c, state.network, values, state.t)
+        if found is None:
+            return None
+        # A decay b is held as its logit, of which it moves by b (1 - b).
+        slopes = {n: d * values[n] * (1.0 - values[n]) if n in self._decays else d for n, d in found.items()}
+        return {n: tf.constant(slopes.get(n, 0.0), w.dtype) for n, w in self.weights.items()}
+
+    def constants(self, weights: Mapping[str, Any], lane: int = 0) -> dict[str, float]:
+        """The numbers of the rule that weights stand for, those of one lane where they are [lane, ...]."""
+        values = {n: float(np.reshape(weights[n], -1)[lane]) for n in self.rule.constants}
+        return {n: 1.0 / (1.0 + math.exp(-v)) if n in self._decays else v for n, v in values.items()}
 
     def _one_step(
         self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: tf.Tensor
@@ -162,6 +192,16 @@ class RuleNetwork:
         if theta:
             out -= tf.cast(weights[self._decay], x.dtype) * theta[0]
         return out, network
+
+    def roll_lanes(
+        self,
+        x: tf.Tensor,
+        network: tuple[tf.Tensor, ...],
+        constants: Sequence[Mapping[str, float]],
+        t: int,
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]] | None:
+        """Outputs [1, N] and new state with constants of every lane; None without compiled code."""
+        return self._compiled[x.shape[0]].roll_lanes(x, network, constants, t)
 
     def _values(self, weights: Weights) -> Weights:
         return {n: tf.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
@@ -206,6 +246,7 @@ class RulesAbreast:
         }
         self._factor = tf.exp(self._weights[factor]) if factor else None
         self._count = len(weights)
+        self._constants = [alone.constants(self._weights, lane) for lane in range(len(weights))]
 
     def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
         """Inputs [1, N] beside the features: theta for weight decay."""
@@ -216,8 +257,11 @@ class RulesAbreast:
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """Output [N] before ``scale`` and the new state, arrays [lane, n], for inputs [F, N]."""
         del reuse  # a rule's state is small
-        shaped = tf.reshape(x, [x.shape[0], self._count, x.shape[1] // self._count])
-        out, network = self._alone.step(self._weights, shaped, network, t)
+        if found := self._alone.roll_lanes(x, network, self._constants, t):
+            out, network = tf.reshape(tf.convert_to_tensor(found[0]), [self._count, -1]), found[1]
+        else:
+            shaped = tf.reshape(x, [x.shape[0], self._count, x.shape[1] // self._count])
+            out, network = self._alone.step(self._weights, shaped, network, t)
         if self._factor is not None:
             out = out * tf.cast(self._factor, out.dtype)
         return tf.reshape(out, [-1]), network

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from common.kernels import Kernel, default_threads, kernel
+from common.kernels import Kernel, kernel
 from common.teachers import TeacherRow
+from tf_impl.compiled import threads
 from tf_impl.features import FeatureStream
 from tf_impl.tensors import State, Weights, on_host, view
 
@@ -44,7 +45,7 @@ class TeacherNetwork:
             self.weights: Weights = {
                 name: tf.Variable(weights[name], dtype=dtype) for name in teacher.weight_shapes()
             }
-        self._features, self._step = tf.function(self.features.step), tf.function(self._one_step)
+        self._step = tf.function(self._one_step)
 
     @functools.cached_property
     def compiled(self) -> Kernel | None:
@@ -81,7 +82,7 @@ class TeacherNetwork:
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         """The network's inputs [F, N] for gradient [N]; first order, so outside the meta-gradient."""
-        x, features = self._features(g, state.features, tf.convert_to_tensor(state.t + 1))
+        x, features = self.features.step(g, state.features, state.t + 1)
         return x, State(state.t + 1, features, state.network)
 
     def step(
@@ -136,7 +137,7 @@ class TeacherNetwork:
         out = np.empty(inputs.shape[1], inputs.dtype)
         self.compiled.step(
             weights.ctypes.data, len(out), inputs.ctypes.data, _addresses(before), _addresses(after),
-            out.ctypes.data, _threads(),
+            out.ctypes.data, threads(),
         )  # fmt: skip
         return tf.convert_to_tensor(out), tuple(after)
 
@@ -151,7 +152,7 @@ class TeacherNetwork:
         start, weights = self._arrays(state.network), self._flat()
         inputs, c = np.ascontiguousarray(view(inputs)), np.ascontiguousarray(view(c))
         found = self.compiled.gradient(
-            weights.ctypes.data, *c.shape, inputs.ctypes.data, c.ctypes.data, _addresses(start), _threads()
+            weights.ctypes.data, *c.shape, inputs.ctypes.data, c.ctypes.data, _addresses(start), threads()
         )
         parts = np.split(found, np.cumsum([w.shape.num_elements() for w in self.weights.values()])[:-1])
         return {
@@ -200,17 +201,13 @@ class TeachersAbreast:
             part = slice(k * n, (k + 1) * n)
             self._compiled.step(
                 weights.ctypes.data, n, inputs[:, part].ctypes.data, _addresses([a[k] for a in before]),
-                _addresses([a[k] for a in after]), out[part].ctypes.data, _threads(), len(out),
+                _addresses([a[k] for a in after]), out[part].ctypes.data, threads(), len(out),
             )  # fmt: skip
         return tf.convert_to_tensor(out), tuple(after)
 
 
 def _addresses(arrays: list[np.ndarray]) -> list[int]:
     return [a.ctypes.data for a in arrays]
-
-
-def _threads() -> int:
-    return tf.config.threading.get_intra_op_parallelism_threads() or default_threads()
 
 
 def lstm_cell(

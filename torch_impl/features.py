@@ -7,6 +7,7 @@ import torch
 from interchange.compiler import compile_program
 from interchange.expression import Node
 from interchange.parse import parse
+from torch_impl.compiled import Compiled
 from torch_impl.lowering import Lowered, Scalar
 from torch_impl.operators import as_tensor
 
@@ -28,7 +29,8 @@ class FeatureStream:
     def __init__(self, expressions: Mapping[str, str | Node]) -> None:
         self.names = tuple(expressions)
         nodes = [parse(e) if isinstance(e, str) else e for e in expressions.values()]
-        self._lowered = _Lowered(compile_program(nodes))
+        program = compile_program(nodes)
+        self._lowered, self._compiled = _Lowered(program), Compiled(program, ("g",))
 
     def initial_state(self, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Zero state for gradients shaped as ``like``."""
@@ -38,6 +40,8 @@ class FeatureStream:
         self, g: torch.Tensor, state: tuple[torch.Tensor, ...], t: int | torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Features [F, *g.shape] of gradient ``g`` at step ``t`` (from 1), and the new state."""
+        if isinstance(t, int) and (found := self._compiled.roll(g.reshape(1, -1), state, {}, t)):
+            return found[0].view(-1, *g.shape), found[1]
         outputs, state = self._lowered.step({"g": g}, state, t)
         if not outputs:
             return g.new_zeros(0, *g.shape), state

@@ -11,10 +11,9 @@ from common.errors import L2OError
 from interchange.expression import to_text
 from interchange.rule import Rule, zero_update
 from interchange.weights import Teacher, load_weights
-from torch_impl.blocks import Blocks
+from torch_impl.compiled import step_many
 from torch_impl.lowering import Lowered
-from torch_impl.pieces import Item, Settings
-from torch_impl.stepping import CoordinateOptimizer, NonFinite, NonFiniteError, number
+from torch_impl.stepping import CoordinateOptimizer, NonFinite, NonFiniteError, number, real
 from torch_impl.symbolic import lower
 from torch_impl.teachers import TeacherNetwork
 
@@ -33,11 +32,12 @@ class SymbolicOptimizer(CoordinateOptimizer):
         constants: in place of some of the rule's own; 0-dim tensors may be changed, or differentiated by.
         center: subtract what the rule does at zero gradient.
         weight_decay: decoupled, theta *= 1 - lr * weight_decay.
-        nonfinite: ``skip`` keeps a tensor whose update is not finite as it is, ``raise`` raises at once,
-            ``off`` does not look.
+        nonfinite: ``skip`` leaves coordinates alone whose update, state or moved parameter is not finite,
+            ``raise`` raises besides at once, ``off`` does not look.
         maximize: ascend.
-        foreach: False works tensor by tensor; otherwise, on the CPU, many at once and large ones in pieces.
-        capturable: decide what to skip by masks on the device, so that a CUDA graph can hold the step.
+        foreach: False for the plain step, tensor by tensor; otherwise, on the CPU, all in one call of
+            compiled code where there is a compiler.
+        capturable: wait for no number of the device, so that a CUDA graph can hold the step.
         differentiable: let gradients flow through the step: to lr, constants, gradients, parameters, state.
 
     State per parameter: ``rule.state_floats`` arrays in its shape, float32 at least, and a step count.
@@ -119,33 +119,28 @@ class SymbolicOptimizer(CoordinateOptimizer):
         (out,), state = bound.lowered.step({"g": g, "theta": p, **constants}, state, t)
         return bound.scale * torch.as_tensor(out, dtype=p.dtype, device=p.device).expand_as(p), state
 
-    def _many(
+    def _step_compiled(
         self,
         group: dict[str, Any],
         params: list[torch.Tensor],
         grads: list[torch.Tensor],
+        steps: list[torch.Tensor],
+        skipped: list[torch.Tensor],
         states: list[tuple[torch.Tensor, ...]],
-        steps: list[int],
-    ) -> list[bool]:
-        given, lr, guard = group["constants"], number(group["lr"]), group["nonfinite"] != "off"
-        constants = {name: c if type(c) is float else number(c) for name, c in given.items()}
-        settings = Settings(1.0 - lr * group["weight_decay"], lr, group["maximize"], guard)
-        bound, accepted = self._of(group), [True] * len(params)
-        alike: dict[tuple[torch.dtype, int], list[int]] = {}
-        for k, (p, t) in enumerate(zip(params, steps, strict=True)):
-            alike.setdefault((p.dtype if p.dtype == torch.float64 else torch.float32, t), []).append(k)
-        for (dtype, t), numbers in alike.items():
-            for exact in (False, True) if guard else (True,):
-                items = [Item(params[k], grads[k], states[k]) for k in numbers]
-                oks = bound.blocks(dtype, exact).step(items, constants, t, settings)
-                if all(oks):
-                    numbers = []
-                    break
-                # What the fast way refuses may be fine: it gives nan where a state is infinite.
-                numbers = [k for k, ok in zip(numbers, oks, strict=True) if not ok]
-            for k in numbers:
-                accepted[k] = False
-        return accepted
+    ) -> list[int]:
+        bound, lr = self._of(group), number(group["lr"])
+        if any(p.is_complex() for p in params):
+            params, grads = list(map(real, params)), list(map(real, grads))
+        return step_many(
+            bound.lowered.program,
+            bound.scale,
+            {name: number(value) for name, value in group["constants"].items()},
+            lr,
+            1.0 - lr * group["weight_decay"],
+            group["maximize"],
+            group["nonfinite"] != "off",
+            list(zip(params, grads, steps, skipped, states, strict=True)),
+        )
 
 
 class _Bound:
@@ -156,13 +151,6 @@ class _Bound:
         self.rule = rule.centered() if center else rule
         self.lowered: Lowered = lower(self.rule)
         self.scale = self.rule.scale
-        self._blocks: dict[tuple[torch.dtype, bool], Blocks] = {}
-
-    def blocks(self, dtype: torch.dtype, exact: bool) -> Blocks:
-        key = dtype, exact
-        if key not in self._blocks:
-            self._blocks[key] = Blocks(self.lowered.program, self.scale, dtype, exact)
-        return self._blocks[key]
 
 
 def _named(given: AnyRule, constants: Mapping[str, float | torch.Tensor]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What optimizers over single coordinates share: settings, lazy state, the guard, and how a step is taken."""
 
 import abc
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -9,11 +10,10 @@ from torch.optim.optimizer import _use_grad_for_differentiable
 
 from torch_impl.resuming import FLAGS, Resumable
 
-_LOOK_EVERY = 100  # steps between two looks of the host at the counters of skipped updates
-_MOST_IN_A_ROW = 10
+_LOOK_EVERY = 100  # steps between two looks of the host at what was left alone
+_MOST_IN_A_ROW = 10  # looks
 NonFinite = Literal["skip", "raise", "off"]
 Tensor = torch.Tensor
-_ONE = torch.ones(())  # to add it is faster than to add 1.0
 
 
 class NonFiniteError(RuntimeError):
@@ -23,9 +23,8 @@ class NonFiniteError(RuntimeError):
 class CoordinateOptimizer(Resumable, abc.ABC):
     """theta += lr * u(g), one coordinate like another.
 
-    An update with a value that is not finite is skipped for its whole tensor, state and weight decay included
-    (FORMATS.md section 3). On the host that is decided at once; on an accelerator, under ``torch.compile``
-    and with ``capturable`` by masks, and the host looks at the counters every 100 steps.
+    A coordinate whose update, new state or moved parameter is not finite is left alone, its state and weight
+    decay included (FORMATS.md section 3); the host looks every 100 steps at how many were (``check_finite``).
     """
 
     _calls = 0
@@ -57,16 +56,17 @@ class CoordinateOptimizer(Resumable, abc.ABC):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Update u in the shape of ``p`` and the new state; ``t`` counts from 1."""
 
-    def _many(
+    def _step_compiled(
         self,
         group: dict[str, Any],
         params: list[Tensor],
         grads: list[Tensor],
+        steps: list[Tensor],
+        skipped: list[Tensor],
         states: list[tuple[Tensor, ...]],
-        steps: list[int],
-    ) -> list[bool] | None:
-        """All tensors of a group at once, on the host; which ones were finite. None: one by one, please."""
-        return None
+    ) -> list[int]:
+        """A step of what compiled code can take; the numbers of the tensors it did not take."""
+        return list(range(len(params)))
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -74,13 +74,14 @@ class CoordinateOptimizer(Resumable, abc.ABC):
 
         Raises:
             RuntimeError: a gradient is sparse.
-            NonFiniteError: updates stayed non-finite for 10 steps in a row.
+            NonFiniteError: as ``check_finite``, every 100th step; with ``nonfinite="raise"`` every step.
         """
         self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._refuse_sparse()
         for group in self.param_groups:
             params: list[Tensor] = []
             grads: list[Tensor] = []
@@ -92,6 +93,15 @@ class CoordinateOptimizer(Resumable, abc.ABC):
                 self._step_group(group, params, grads, steps, skipped, arrays)
         (self._look_between_graphs if torch.compiler.is_compiling() else self._look)()
         return loss
+
+    def _refuse_sparse(self) -> None:
+        """Before anything is changed."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.layout is not torch.strided:
+                    raise RuntimeError(
+                        f"{type(self).__name__} does not support sparse gradients; use .to_dense()"
+                    )
 
     def _init_group(
         self,
@@ -107,13 +117,9 @@ class CoordinateOptimizer(Resumable, abc.ABC):
             g = p.grad
             if g is None:
                 continue
-            if g.layout is not torch.strided:
-                raise RuntimeError(
-                    f"{type(self).__name__} does not support sparse gradients; use .to_dense()"
-                )
             state = self.state[p]
             if not state:
-                zero = self._zero_state(_work(_real(p.detach())), group)
+                zero = self._zero_state(_work(real(p.detach())), group)
                 state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 state["skipped"] = torch.zeros((), dtype=torch.int64, device=p.device)
                 state.update({f"s{i}": array for i, array in enumerate(zero)})
@@ -135,105 +141,50 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         count = len(arrays) // len(params)
         states = [tuple(arrays[i * count : (i + 1) * count]) for i in range(len(params))]
         compiling = torch.compiler.is_compiling()
-        if not compiling and group["foreach"] is not False and not group["differentiable"]:
-            plain = not group["capturable"] and all(map(_plain, params)) and all(map(_plain, grads))
-            if plain and self._step_many(group, params, grads, states, steps, skipped):
-                return
-        for p, g, step, skips, state in zip(params, grads, steps, skipped, states, strict=True):
-            values = self.state[p] if group["differentiable"] else None
-            p, g = _real(p), _real(g)
-            if compiling or group["capturable"] or step.device.type != "cpu":
-                self._step_masked(group, p, g, step, skips, state)
-            else:
-                self._step_one(group, p, g, step, skips, state, values)
-
-    def _step_many(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[tuple[Tensor, ...]],
-        steps: list[Tensor],
-        skipped: list[Tensor],
-    ) -> bool:
-        if any(p.is_complex() for p in params):
-            params, grads = list(map(_real, params)), list(map(_real, grads))
-        times = [int(step.item()) + 1 for step in steps]
-        accepted = self._many(group, params, grads, states, times)
-        if accepted is None:
-            return False
-        for step, skips, ok in zip(steps, skipped, accepted, strict=True):
-            if ok:
-                step.add_(_ONE)
-                if skips.item():
-                    skips.zero_()
-        if not all(accepted):  # after the others have been counted, because this may raise
-            for p, skips, ok in zip(params, skipped, accepted, strict=True):
-                if not ok:
-                    self._skip(p, skips, group)
-        return True
+        numbers = range(len(params))
+        if not (compiling or group["capturable"] or group["differentiable"] or group["foreach"] is False):
+            numbers = self._step_compiled(group, params, grads, steps, skipped, states)
+        for k in numbers:
+            p, g, step = real(params[k]), real(grads[k]), steps[k]
+            waits = compiling or group["capturable"] or step.device.type != "cpu"
+            # What is computed from t is not float32 either.
+            t = step.to(torch.float64) + 1.0 if waits else int(step) + 1
+            values = self.state[params[k]] if group["differentiable"] else None
+            self._step_one(group, p, g, t, step, skipped[k], states[k], values)
 
     def _step_one(
         self,
         group: dict[str, Any],
         p: Tensor,
         g: Tensor,
+        t: int | Tensor,
         step: Tensor,
         skips: Tensor,
         state: tuple[Tensor, ...],
         values: dict[str, Tensor] | None,
     ) -> None:
-        """One tensor on the host; ``values`` takes the new state where gradients have to flow through it."""
-        t = int(step) + 1
-        theta = _work(p.clone() if values is not None else p)
-        u, new = self._update(theta, -_work(g) if group["maximize"] else _work(g), state, t, group)
-        if group["nonfinite"] != "off":
-            if not _all_finite(u):
-                self._skip(p, skips, group)
-                return
-            skips.zero_()
-        p.copy_(_moved(theta, u, group))
-        step.fill_(t)
+        """Step ``t`` of one tensor; ``values`` takes the new state where gradients flow through it."""
+        p_old = p.clone() if values is not None else p
+        theta, g = _work(p_old), -_work(g) if group["maximize"] else _work(g)
+        u, new = self._update(theta, g, state, t, group)
+        moved = _moved(theta, u, group).to(p.dtype)
+        if group["nonfinite"] == "off":
+            step.add_(1.0)
+        else:
+            ok = _accepted(u, moved, new)
+            moved = torch.where(ok, moved, p_old)
+            new = tuple(torch.where(_as_in(ok, a), a, b) for a, b in zip(new, state, strict=True))
+            left = ok.numel() - _total(ok)
+            skips.copy_(left)
+            # A tensor of which nothing moved has taken no step.
+            step.add_(left < ok.numel() if ok.numel() else 1.0)
+        p.copy_(moved)
         if values is not None:
             values.update({f"s{i}": array for i, array in enumerate(new)})
             return
         # Backwards: a lag takes over the old value of the slot before it.
         for old, array in zip(reversed(state), reversed(new), strict=True):
             old.copy_(array)
-
-    def _step_masked(
-        self,
-        group: dict[str, Any],
-        p: Tensor,
-        g: Tensor,
-        step: Tensor,
-        skips: Tensor,
-        state: tuple[Tensor, ...],
-    ) -> None:
-        """One tensor without waiting for its device."""
-        theta, t = _work(p), step.to(torch.float64) + 1.0  # what is computed from t is not float32 either
-        u, new = self._update(theta, -_work(g) if group["maximize"] else _work(g), state, t, group)
-        moved = _moved(theta, u, group)
-        if group["nonfinite"] != "off":
-            ok = (u * 0.0).sum() == 0.0  # all finite; as a sum of floats it is one vectorized reduction
-            moved, t = torch.where(ok, moved, theta), torch.where(ok, t, step)
-            new = tuple(torch.where(ok, a, b) for a, b in zip(new, state, strict=True))
-            skips.copy_(torch.where(ok, 0, skips + 1))
-        p.copy_(moved)
-        step.copy_(t)
-        for old, array in zip(reversed(state), reversed(new), strict=True):
-            old.copy_(array)
-
-    def _skip(self, p: Tensor, skips: Tensor, group: dict[str, Any]) -> None:
-        skips.add_(1)
-        if group["nonfinite"] == "raise" or int(skips) >= _MOST_IN_A_ROW:
-            raise self._stuck(p, int(skips))
-
-    def _stuck(self, p: Tensor, in_a_row: int) -> NonFiniteError:
-        return NonFiniteError(
-            f"{type(self).__name__}: the update of a parameter of shape {tuple(p.shape)} was not finite "
-            f"{in_a_row} times in a row; lower lr, or look for nan or inf in the gradients"
-        )
 
     @torch.compiler.disable
     def _look_between_graphs(self) -> None:
@@ -246,13 +197,54 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         ):
             self.check_finite()
 
+    @torch.no_grad()
     def check_finite(self) -> None:
-        """Raise ``NonFiniteError`` where the last updates of a tensor were skipped 10 times in a row."""
+        """Look at how many coordinates the last step left alone, as every 100th step does.
+
+        Warns:
+            RuntimeWarning: some were, once for every tensor.
+
+        Raises:
+            NonFiniteError: all of a tensor at ten looks in a row, or any with ``nonfinite="raise"``.
+        """
+        warned, looks = self.__dict__.setdefault("_warned", set()), self.__dict__.setdefault("_looks", {})
         for group in self.param_groups:
-            most = 1 if group["nonfinite"] == "raise" else _MOST_IN_A_ROW
             for p in group["params"]:
-                if p in self.state and int(self.state[p].get("skipped", 0)) >= most:
-                    raise self._stuck(p, int(self.state[p]["skipped"]))
+                left = int(self.state[p].get("skipped", 0)) if p in self.state else 0
+                size = (real(p)).numel()
+                looks[p] = looks.get(p, 0) + 1 if left == size and size else 0
+                if left and group["nonfinite"] == "raise":
+                    raise NonFiniteError(self._told(p, group, left, size))
+                if looks[p] >= _MOST_IN_A_ROW:
+                    raise NonFiniteError(
+                        f"{self._told(p, group, left, size)}, at {looks[p]} looks in a row, {_LOOK_EVERY} "
+                        "steps apart; lower lr, or look for nan or inf in the gradients"
+                    )
+                if left and p not in warned:
+                    warned.add(p)
+                    warnings.warn(self._told(p, group, left, size), RuntimeWarning, stacklevel=2)
+
+    def _told(self, p: Tensor, group: dict[str, Any], left: int, size: int) -> str:
+        return (
+            f"{type(self).__name__}: {left} of {size} coordinates of a parameter of shape {tuple(p.shape)} "
+            f"were left alone in the last step, because {self._reason(p, group)} was not finite there"
+        )
+
+    def _reason(self, p: Tensor, group: dict[str, Any]) -> str:
+        """What was not finite: coordinates left alone have what they had, so it can be computed again."""
+        values = self.state[p]
+        if p.grad is not None:
+            g, theta = _work(real(p.grad)), _work(real(p.detach()))
+            if not _every(torch.isfinite(g)):
+                return "the gradient"
+            state = tuple(values[f"s{i}"] for i in range(len(values) - 2))
+            t = max(1, int(values["step"]))
+            u, new = self._update(theta, -g if group["maximize"] else g, state, t, group)
+            if not _every(torch.isfinite(u)):
+                return "the update"
+            if not all(_every(torch.isfinite(a)) for a in new):
+                return "the state"
+        return "the moved parameter"
 
 
 def number(value: float | Tensor) -> float:
@@ -272,12 +264,7 @@ def _check_settings(group: dict[str, Any]) -> None:
         raise ValueError(f"nonfinite: expected skip, raise or off, got {nonfinite!r}")
 
 
-def _plain(x: Tensor) -> bool:
-    """A tensor whose memory torch's CPU kernels may be given."""
-    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
-
-
-def _real(x: Tensor) -> Tensor:
+def real(x: Tensor) -> Tensor:
     """Complex numbers as pairs of coordinates."""
     return torch.view_as_real(x) if x.is_complex() else x
 
@@ -293,6 +280,27 @@ def _moved(theta: Tensor, u: Tensor, group: dict[str, Any]) -> Tensor:
     return theta * (1.0 - lr * group["weight_decay"]) + lr * u
 
 
-def _all_finite(u: Tensor) -> bool:
-    ok = torch.isfinite(u).all()
+def _accepted(u: Tensor, moved: Tensor, new: tuple[Tensor, ...]) -> Tensor:
+    """Where update, moved parameter and all of the new state are finite, in the parameter's shape."""
+    ok = torch.isfinite(u) & torch.isfinite(moved)
+    for a in new:
+        finite = torch.isfinite(a)
+        if a.shape != ok.shape:  # a value for every hidden unit of a coordinate
+            finite = (finite.all(0) if a.dim() > 1 else finite).view(ok.shape)
+        ok = ok & finite
+    return ok
+
+
+def _as_in(ok: Tensor, a: Tensor) -> Tensor:
+    """``ok`` in a shape that goes with a state array: its own, or [..., N]."""
+    return ok if a.shape == ok.shape else ok.reshape(-1)
+
+
+def _total(ok: Tensor) -> Tensor:
+    total = ok.sum()
+    return total.full_tensor() if hasattr(total, "full_tensor") else total  # of all shards
+
+
+def _every(ok: Tensor) -> bool:
+    ok = ok.all()
     return bool(ok.full_tensor() if hasattr(ok, "full_tensor") else ok)

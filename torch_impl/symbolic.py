@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from common.errors import L2OError
+from interchange import expression as ex
 from interchange.compiler import compile_program
 from interchange.decay import split
 from interchange.rule import Rule
+from torch_impl.compiled import Compiled
 from torch_impl.features import FeatureStream
 from torch_impl.lowering import Lanewise, Lowered
 from torch_impl.tensors import State, Weights, to_tensor
@@ -58,6 +60,11 @@ class RuleNetwork:
         self._place: Any = None
         self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
         self._body = Lanewise(body)
+        # By the number of rows: theta is the last where there is weight decay.
+        self._compiled = {len(read): Compiled(body, read)}
+        if self._decay:
+            shrunk = ex.call("sub", tree, ex.call("mul", ex.name(self._decay), ex.name("theta")))
+            self._compiled[len(read) + 1] = Compiled(compile_program([shrunk]), [*read, "theta"])
         self._decays = frozenset(rule.decay_constants)
         self.weights: Weights = {
             name: torch.tensor(
@@ -153,10 +160,42 @@ class RuleNetwork:
         """``step`` with the rule's own constants, not recorded."""
         del reuse  # a rule's state is small
         with torch.no_grad():
-            return self.step(self.weights, x, network, t)
+            if self._kinds:
+                return self.step(self.weights, x, network, t)
+            found = self._compiled[len(x)].roll(x, network, self.constants(self.weights), t)
+            return (found[0][0], found[1]) if found else self.step(self.weights, x, network, t)
 
-    def pull(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> None:
-        """A rule has no compiled code."""
+    def pull(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none.
+
+        Args:
+            inputs: [T, F, N]; c: [T, N].
+        """
+        if self._kinds:
+            return None
+        values = self.constants(self.weights)
+        with torch.no_grad():
+            found = self._compiled[inputs.shape[1]].pull(inputs, c, state.network, values, state.t)
+        if found is None:
+            return None
+        # A decay b is held as its logit, of which it moves by b (1 - b).
+        slopes = {n: d * values[n] * (1.0 - values[n]) if n in self._decays else d for n, d in found.items()}
+        return {n: torch.full_like(w, slopes.get(n, 0.0)) for n, w in self.weights.items()}
+
+    def constants(self, weights: Mapping[str, Any], lane: int = 0) -> dict[str, float]:
+        """The numbers of the rule that weights stand for, those of one lane where they are [lane, ...]."""
+        values = {n: float(weights[n].reshape(-1)[lane]) for n in self.rule.constants}
+        return {n: 1.0 / (1.0 + math.exp(-v)) if n in self._decays else v for n, v in values.items()}
+
+    def roll_lanes(
+        self,
+        x: torch.Tensor,
+        network: tuple[torch.Tensor, ...],
+        constants: Sequence[Mapping[str, float]],
+        t: int,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None:
+        """Outputs [1, N] and new state with constants of every lane; None without compiled code."""
+        return self._compiled[len(x)].roll_lanes(x, network, constants, t)
 
     def _values(self, weights: Weights) -> Weights:
         return {n: torch.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
@@ -201,6 +240,7 @@ class RulesAbreast:
         }
         self._factor = self._weights[factor].exp() if factor else None
         self._count = len(weights)
+        self._constants = [alone.constants(self._weights, lane) for lane in range(len(weights))]
 
     def rows(self, theta: torch.Tensor) -> list[torch.Tensor]:
         """Inputs [1, N] beside the features: theta for weight decay."""
@@ -211,7 +251,10 @@ class RulesAbreast:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Output [N] before ``scale`` and the new state, arrays [lane, n], for inputs [F, N]."""
         del reuse  # a rule's state is small
-        out, network = self._alone.step(self._weights, x.unflatten(-1, (self._count, -1)), network, t)
+        if found := self._alone.roll_lanes(x, network, self._constants, t):
+            out, network = found[0].view(self._count, -1), found[1]
+        else:
+            out, network = self._alone.step(self._weights, x.unflatten(-1, (self._count, -1)), network, t)
         if self._factor is not None:
             out = out * self._factor.to(out.dtype)
         return out.flatten(), network

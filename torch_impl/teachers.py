@@ -17,7 +17,6 @@ from common.teachers import TeacherRow
 from torch_impl.features import FeatureStream
 from torch_impl.tensors import State, Weights, to_tensor
 from torch_impl.threads import threads
-from torch_impl.triton_network import FusedNetwork, fused_network
 
 
 class TeacherNetwork:
@@ -54,11 +53,6 @@ class TeacherNetwork:
         if w.device.type != "cpu" or self.state_dtype not in (w.dtype, torch.bfloat16):
             return None
         return kernel(self.teacher, str(self.state_dtype).removeprefix("torch."))
-
-    @functools.cached_property
-    def _fused(self) -> FusedNetwork | None:
-        """The network as fused kernels on a GPU, None elsewhere and where they are not there or not right."""
-        return fused_network(self)
 
     @property
     def lanewise(self) -> bool:
@@ -128,10 +122,6 @@ class TeacherNetwork:
         Args:
             reuse: the new state may take the place of the old one in its arrays.
         """
-        if self._fused is not None and x.dtype == network[0].dtype == torch.float32:
-            before = [a.contiguous() for a in network]
-            after = before if reuse else [torch.empty_like(a) for a in before]
-            return self._fused.step(self.weights, x.contiguous(), before, after), tuple(after)
         if self.compiled is None or x.dtype != self.weights["out/w"].dtype:
             with torch.no_grad():
                 return self.step(self.weights, x, network, t)
@@ -150,10 +140,6 @@ class TeacherNetwork:
         Args:
             inputs: [T, F, N]; c: [T, N].
         """
-        if self._fused is not None and {a.dtype for a in (inputs, c, *state.network)} == {torch.float32}:
-            start = [a.contiguous() for a in state.network]
-            sums = self._fused.gradient(self.weights, inputs.contiguous(), c.contiguous(), start)
-            return {name: a.to(c.dtype) for name, a in zip(self.weights, sums, strict=True)}
         if self.compiled is None or not inputs.dtype == c.dtype == self.weights["out/w"].dtype:
             return None
         start, weights = [a.to(self.state_dtype).contiguous() for a in state.network], self._flat()

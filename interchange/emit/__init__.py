@@ -44,6 +44,7 @@ TARGETS: Registry[Target] = Registry(
         "sympy": Target(".txt", "to_sympy", "an expression SymPy and interchange.parse read"),
         "latex": Target(".tex", "to_latex", "the update equation, constants rounded for print"),
         "mathml": Target(".html", "to_mathml", "the same as Presentation MathML, to put into a web page"),
+        "c": Target(".c", "to_c", "a standalone step in C99, float and double, with the guard"),
         "numpy": Target(".py", "to_numpy", "a standalone optimizer in NumPy"),
         "torch": Target(".py", "to_torch", "a standalone torch.optim.Optimizer"),
         "tensorflow": Target(".py", "to_tensorflow", "a standalone keras.optimizers.Optimizer"),

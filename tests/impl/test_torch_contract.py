@@ -8,7 +8,6 @@ from interchange.rule import Rule
 
 torch = pytest.importorskip("torch")
 
-from torch_impl import blocks  # noqa: E402
 from torch_impl.optimizers import SymbolicOptimizer  # noqa: E402
 
 RULES = {
@@ -24,12 +23,6 @@ RULES = {
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 FOREACH = pytest.mark.parametrize("foreach", [False, True])
 ADAM = RULES["adam"]
-
-
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    """Tensors of a few elements are cut as those of millions are."""
-    monkeypatch.setattr(blocks, "PIECE", 8)
 
 
 def problem(contiguous: bool = True, dtype: torch.dtype = torch.float32):
@@ -273,9 +266,7 @@ def test_non_empty_state(rule):
 
 
 @FOREACH
-@pytest.mark.parametrize("large", [False, True])
-def test_channels_last_and_turned_parameters_keep_their_layout(foreach, large, monkeypatch):
-    monkeypatch.setattr(blocks, "PIECE", 8 if large else 1000)
+def test_channels_last_and_turned_parameters_keep_their_layout(foreach):
     draw = torch.Generator().manual_seed(0)
     image = torch.randn(2, 3, 4, 5, generator=draw)
     params = [
@@ -316,8 +307,8 @@ def test_rosenbrock(foreach):
 def test_defaults_changed_to_foreach(monkeypatch):
     """Without a word about it many tensors are stepped at once; with foreach=False one by one."""
     seen = []
-    whole, single = SymbolicOptimizer._step_many, SymbolicOptimizer._step_one
-    monkeypatch.setattr(SymbolicOptimizer, "_step_many", lambda *a: seen.append("many") or whole(*a))
+    whole, single = SymbolicOptimizer._step_compiled, SymbolicOptimizer._step_one
+    monkeypatch.setattr(SymbolicOptimizer, "_step_compiled", lambda *a: seen.append("many") or whole(*a))
     monkeypatch.setattr(SymbolicOptimizer, "_step_one", lambda *a: seen.append("one") or single(*a))
     for foreach, expected in ((None, ["many"]), (True, ["many"]), (False, ["one", "one"])):
         params, loss = problem()

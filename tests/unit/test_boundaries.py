@@ -57,8 +57,6 @@ BOUNDARIES = {
     ),
     "torch_impl": Boundary(
         always=frozenset({"common", "interchange", "numpy", "torch"}),
-        # Comes with torch's builds for GPUs only; the module is imported where there is one.
-        places={"torch_impl/triton_lstm.py": frozenset({"triton"})},
     ),
     "tf_impl": Boundary(
         always=frozenset({"common", "interchange", "numpy", "tensorflow", "keras"}),
@@ -231,7 +229,7 @@ def test_a_file_runs_nothing_from_outside(path):
         ("interchange/emit/to_optax.py", "def f():\n    import jax"),
         ("torch_impl/a.py", "def f():\n    import tensorflow as tf"),
         ("torch_impl/a.py", "import tf_impl"),
-        ("torch_impl/triton_network.py", "def f():\n    import triton"),
+        ("torch_impl/a.py", "def f():\n    import triton"),
         ("tf_impl/a.py", "from torch_impl.unroll import Unroll"),
         ("tf_impl/a.py", "if True:\n    import torch"),
     ],

@@ -8,11 +8,11 @@
    L2O_DOUBLE: in float64. L2O_BFLOAT16: state in bfloat16 between steps, arithmetic in float32. */
 
 #include <math.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "pool.h"
 
 #ifdef L2O_DOUBLE
 typedef double real;
@@ -44,7 +44,6 @@ typedef real stored;
 #define BLOCK (PARTS * LANES)
 #define MOST_LAYERS 8
 #define WINDOW 20 /* steps whose activations are kept at once; longer unrolls are computed once more */
-#define SHARES 64 /* pieces the coordinates are shared out in: of N alone, so the sums' bits are too */
 /* Compilers would read a vector from memory for every use of it, which is what limits the sums then. */
 #if defined(__x86_64__)
 #define ONCE(x) __asm__("" : "+x"(x))
@@ -79,44 +78,12 @@ INLINE vec choose(bits m, vec a, vec b) { return (vec)((m & (bits)a) | (~m & (bi
 INLINE vec exp_(vec x) { for (int l = 0; l < LANES; l++) x[l] = exp(x[l]); return x; }
 INLINE vec tanh_(vec x) { for (int l = 0; l < LANES; l++) x[l] = tanh(x[l]); return x; }
 INLINE vec expm1_(vec x) { for (int l = 0; l < LANES; l++) x[l] = expm1(x[l]); return x; }
-#else
-/* exp to 2e-7 relative; polynomial of degree 6 by least squares of the relative error, as those below. */
-INLINE vec exp_(vec x) {
-    x = choose(x > fill(88.0f), fill(88.0f), x);
-    x = choose(x < fill(-87.0f), fill(-87.0f), x);
-    vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 2^23: the sum's low bits are the rounded product */
-    vec n = shifted - 12582912.0f;
-    vec r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    vec p = r * 0.00138357976f + 0.008375645f;
-    p = p * r + 0.0416682888f;
-    p = p * r + 0.166664102f;
-    p = p * r + 0.499999916f;
-    p = p * r + 1.00000004f;
-    p = p * r + 1.0f;
-    bits scale = ((bits)shifted << 23) + 0x3f800000;
-    return p * (vec)scale;
-}
-
-/* tanh with a polynomial in x^2 near 0, where 1 - 2 / (exp(2 x) + 1) would lose digits. */
-INLINE vec tanh_(vec x) {
-    vec z = x * x, e = exp_(x + x);
-    vec p = z * 0.0205909842f - 0.0056599848f * z * z - 0.0537210666f;
-    p = p * z + 0.133311275f;
-    p = p * z - 0.333332605f;
-    p = p * z + 1.0f;
-    return choose(z < fill(0.390625f), x * p, 1.0f - 2.0f / (e + 1.0f));
-}
-
-INLINE vec expm1_(vec x) { /* for x <= 0 */
-    vec p = x * 0.008375645f + 0.0416682888f;
-    p = p * x + 0.166664102f;
-    p = p * x + 0.499999916f;
-    return choose(x > fill(-0.1f), x + x * x * p, exp_(x) - 1.0f);
-}
 #endif
-
-INLINE vec sigmoid_(vec x) { return 1.0f / (1.0f + exp_(-x)); }
+#define value vec
+#define as_bits(x) ((bits)(x))
+#define as_value(x) ((vec)(x))
+#include "vector.h"
+#undef value
 
 INLINE real total(vec x) { real s = 0; for (int l = 0; l < LANES; l++) s += x[l]; return s; }
 
@@ -298,76 +265,6 @@ static long border(long count, long k) {
     return at < count ? at : count;
 }
 
-/* Threads that take shares of a job. Whoever calls works too and waits only for shares that somebody has begun:
-   with OpenMP's barriers a busy machine, where one of the threads does not run, is ten times slower. */
-typedef struct {
-    void (*work)(void *job, long share, void *scratch);
-    void *job;
-    size_t scratch; /* bytes a thread needs */
-    long next, late; /* late: threads at work on it */
-    int good, helpers; /* helpers: that may still join */
-} duty;
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, calls = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t come = PTHREAD_COND_INITIALIZER, gone = PTHREAD_COND_INITIALIZER;
-static duty *current;
-static int running;
-static pid_t owner;
-
-/* Shares of a duty until there are none; called and left with the lock held. */
-static void take(duty *d) {
-    void *scratch = NULL;
-    d->late++;
-    while (d->next < SHARES) {
-        long share = d->next++;
-        pthread_mutex_unlock(&lock);
-        if (!scratch) scratch = aligned(d->scratch);
-        if (scratch) d->work(d->job, share, scratch);
-        pthread_mutex_lock(&lock);
-        if (!scratch) d->good = 0;
-    }
-    free(scratch);
-    if (--d->late == 0) pthread_cond_broadcast(&gone);
-}
-
-static void *helper(void *nothing) {
-    pthread_mutex_lock(&lock);
-    for (;;) {
-        while (!current || current->next >= SHARES || current->helpers <= 0) pthread_cond_wait(&come, &lock);
-        current->helpers--;
-        take(current);
-    }
-    return nothing;
-}
-
-/* All shares of a job, by up to `threads` threads; 0 where memory is short. */
-static int share_out(void (*work)(void *, long, void *), void *job, size_t scratch, int threads) {
-    duty d = {work, job, scratch, 0, 0, 1, threads - 1};
-    if (threads <= 1) {
-        void *mine = aligned(scratch);
-        for (long share = 0; mine && share < SHARES; share++) work(job, share, mine);
-        free(mine);
-        return mine != NULL;
-    }
-    if (owner != getpid()) { /* a fork has no threads, and maybe locks that somebody held */
-        pthread_mutex_init(&lock, NULL), pthread_mutex_init(&calls, NULL);
-        pthread_cond_init(&come, NULL), pthread_cond_init(&gone, NULL);
-        owner = getpid(), running = 0, current = NULL;
-    }
-    pthread_mutex_lock(&calls); /* one call at a time */
-    pthread_mutex_lock(&lock);
-    for (pthread_t id; running < threads - 1 && pthread_create(&id, NULL, helper, NULL) == 0; running++)
-        pthread_detach(id);
-    current = &d;
-    pthread_cond_broadcast(&come);
-    take(&d);
-    while (d.late > 0) pthread_cond_wait(&gone, &lock);
-    current = NULL;
-    pthread_mutex_unlock(&lock);
-    pthread_mutex_unlock(&calls);
-    return d.good;
-}
-
 typedef struct {
     const net *net;
     long n, apart;
@@ -405,7 +302,7 @@ static void step_share(void *job, long share, void *scratch) {
 /* One step: out [n] from x [inputs, n] (rows `apart` apart); before and after: h, c of every layer, [units, n],
    which may be the same arrays. 0: memory is short. */
 int step(const shape *s, const real *phi, long n, long apart, const real *x, const stored *const *before,
-         stored *const *after, real *out, int threads) {
+         stored *const *after, real *out, share_out_type *share_out, int threads) {
     net w;
     if (!pack(&w, s, phi)) return 0;
     stepping job = {&w, n, apart, x, before, after, out};
@@ -650,7 +547,7 @@ static void slope_share(void *job, long share, void *scratch) {
    x [steps, inputs, n], c [steps, n]; start: h, c of every layer before the first step, [units, n]. Activations
    are computed anew, WINDOW steps at a time, so memory does not grow with the steps. 0: memory is short. */
 int gradient(const shape *s, const real *phi, long steps, long n, const real *x, const real *c,
-             const stored *const *start, double *grad, int threads) {
+             const stored *const *start, double *grad, share_out_type *share_out, int threads) {
     net w;
     if (!pack(&w, s, phi)) return 0;
     double *parts = aligned(sizeof(double) * SHARES * w.count);

@@ -1,0 +1,7 @@
+"""Compiled code for steps on the CPU: the LSTM's, and rules' as ``interchange.emit`` writes them."""
+
+from common.kernels.build import default_threads, which
+from common.kernels.lstm import Kernel, kernel, missing
+from common.kernels.rule import RuleCode, rule_code
+
+__all__ = ["Kernel", "RuleCode", "default_threads", "kernel", "missing", "rule_code", "which"]

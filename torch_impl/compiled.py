@@ -1,0 +1,164 @@
+"""Programs of rules and features as compiled code on tensors of the CPU (``common.kernels``)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from common.kernels import RuleCode, rule_code
+from interchange.compiler import Program
+from interchange.emit.c_kernels import Source, pull_source, roll_source, step_source
+from torch_impl.threads import threads
+
+Tensor = torch.Tensor
+_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+class Compiled:
+    """A program's rollouts and derivatives for vectors.
+
+    Args:
+        inputs: the program's inputs that are rows of arrays, in order; all others but ``t`` are constants.
+    """
+
+    def __init__(self, program: Program, inputs: Sequence[str]) -> None:
+        self._program, self._inputs = program, tuple(inputs)
+
+    def roll(
+        self, x: Tensor, state: Sequence[Tensor], constants: Mapping[str, float], t: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        """Outputs [O, N] and new state for inputs x [F, N] at step ``t`` (from 1).
+
+        None where there is no compiled code.
+        """
+        return self.roll_lanes(x, state, [constants], t)
+
+    def roll_lanes(
+        self, x: Tensor, state: Sequence[Tensor], constants: Sequence[Mapping[str, float]], t: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        """``roll`` with constants of its own for each of as many equal parts of the coordinates."""
+        code = self._code(x, state, lambda: roll_source(self._program, self._inputs))
+        if code is None:
+            return None
+        x, before = x.contiguous(), [a.contiguous() for a in state]
+        out = x.new_empty(len(self._program.outputs), x.shape[1])
+        after = tuple(torch.empty_like(a) for a in before)
+        n = x.shape[1] // len(constants)
+        for k, values in enumerate(constants):
+            shift = k * n * x.element_size()
+            code.roll(
+                n, x.data_ptr() + shift, [a + shift for a in _addresses(before)],
+                [a + shift for a in _addresses(after)], out.data_ptr() + shift,
+                [values[name] for name in code.constants], t, threads(), x.shape[1], x.shape[1],
+            )  # fmt: skip
+        return out, after
+
+    def pull(
+        self,
+        x: Tensor,
+        c: Tensor,
+        state: Sequence[Tensor],
+        constants: Mapping[str, float],
+        before: int,
+    ) -> dict[str, float] | None:
+        """sum_t <c_t, d out_t / d constant> for every constant the program reads; None without compiled code.
+
+        Args:
+            x: inputs [T, F, N]; c: [T, N].
+            state: before the first step, after ``before`` steps.
+        """
+        wrt = tuple(name for name in constants if name in self._program.inputs)
+        code = self._code(x, state, lambda: pull_source(self._program, self._inputs, wrt))
+        if code is None or c.dtype != x.dtype or not wrt:
+            return {} if code is not None and not wrt else None
+        x, c, start = x.contiguous(), c.contiguous(), [a.contiguous() for a in state]
+        found = code.pull(
+            c.shape[1], len(c), x.data_ptr(), c.data_ptr(), _addresses(start),
+            [constants[name] for name in code.constants], before, len(wrt), threads(),
+        )  # fmt: skip
+        return dict(zip(wrt, found.tolist(), strict=True))
+
+    def _code(self, x: Tensor, state: Sequence[Tensor], source: Callable[[], Source]) -> RuleCode | None:
+        """The code for these arrays; None where there is none, or where autograd may look."""
+        name = _NAMES.get(x.dtype)
+        plain = type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if (
+            x.shape[-2] != len(self._inputs)
+            or name not in ("float32", "float64")
+            or not plain
+            or any(a.dtype != x.dtype for a in state)
+        ):
+            return None
+        if torch.is_grad_enabled() and (x.requires_grad or any(a.requires_grad for a in state)):
+            return None
+        return rule_code(source(), name)
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return [a.data_ptr() for a in tensors]
+
+
+def step_many(
+    program: Program,
+    scale: float,
+    constants: Mapping[str, float],
+    rate: float,
+    keep: float,
+    maximize: bool,
+    guard: bool,
+    rows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, Sequence[Tensor]]],
+) -> list[int]:
+    """One step of an optimizer in place, theta <- keep * theta + rate * scale * u; the rows not taken.
+
+    Args:
+        rows: of every parameter tensor itself, gradient, steps taken (0-dim float32), coordinates left alone
+            (0-dim int64), state. Taken are dense ones on the CPU whose arrays all lie in memory alike.
+    """
+    alike: dict[torch.dtype, list[int]] = {}
+    for k, (p, g, _, _, state) in enumerate(rows):
+        if _fits(p, g, state):
+            alike.setdefault(p.dtype, []).append(k)
+    left = set(range(len(rows)))
+    for dtype, numbers in alike.items():
+        code = rule_code(step_source(program), _NAMES[dtype])
+        if code is None:
+            continue
+        taken = [rows[k] for k in numbers]
+        sizes = [p.numel() for p, *_ in taken]
+        table = [a.data_ptr() for p, g, step, skipped, state in taken for a in (p, g, step, skipped, *state)]
+        values = [constants[name] for name in code.constants]
+        code.step(sizes, table, values, scale, rate, keep, maximize, guard, torch.get_num_threads())
+        # Autograd is told what it could not see, as of any operation in place.
+        torch.autograd.graph.increment_version([p for p, *_ in taken])
+        left -= set(numbers)
+    return sorted(left)
+
+
+def _fits(p: Tensor, g: Tensor, state: Sequence[Tensor]) -> bool:
+    if type(p) not in (Tensor, torch.nn.Parameter) or p.device.type != "cpu" or p.dtype not in _NAMES:
+        return False
+    work = torch.float64 if p.dtype == torch.float64 else torch.float32
+    if type(g) is not Tensor or g.dtype != p.dtype or g.is_neg():
+        return False
+    if p.is_contiguous():
+        if not g.is_contiguous() or not all(map(Tensor.is_contiguous, state)):
+            return False
+    else:
+        strides = p.stride()
+        if not _dense(p) or any(a.stride() != strides for a in (g, *state)):
+            return False
+    return all(a.dtype == work for a in state)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether the elements fill their memory without holes or overlaps, in whatever order."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
