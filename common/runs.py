@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from common import kernels
 from common.errors import L2OError
 from common.storage import (
     RunLock,
@@ -105,6 +106,13 @@ class RunFolder:
     def environment(self) -> dict[str, Any]:
         """The environment the run was started in."""
         return _mapping(self.file("env.json"))
+
+    def code_changed(self) -> str:
+        """What a resumed run should know: that it goes on with other code than it began with; "" if not."""
+        began, now = self.environment().get("kernels", ""), kernels.which()
+        if began in ("", now):
+            return ""
+        return f"{self.path}: begun with {began}; goes on with {now}, so the last bits may differ"
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl`` in a single write; NaN and infinities become null."""
@@ -218,7 +226,7 @@ def finite_or_none(value: Any) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """What a result may depend on: loaded libraries' versions, platform, threads, command line."""
+    """What a result may depend on: libraries' versions, platform, threads, compiled code, command line."""
     versions = {
         name: str(getattr(sys.modules[name], "__version__", "unknown"))
         for name in _LIBRARIES
@@ -240,6 +248,7 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
+        "kernels": kernels.which(),
         "command": sys.argv,
     }
 

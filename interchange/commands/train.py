@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from interchange.commands.workers import Workers
     from interchange.weights import Teacher
 
+_log = logging.getLogger(__name__)
 _INIT_FILE = "init.h5"  # a copy of the teacher it started from, so that a resumed run needs no other folder
 
 
@@ -88,6 +90,8 @@ def _train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None", worke
                 if not config.resume:
                     folder.write_config(dataclasses.asdict(config))
         if config.resume:
+            if folder is not None and (other := folder.code_changed()):
+                _log.warning(other)
             trainer.restore()
         try:
             finished = trainer.run(label=f"train {teacher.name}", quiet=config.quiet, interrupt=interrupt)

@@ -10,7 +10,8 @@ import functools
 from collections.abc import Sequence
 
 from interchange.compiler import Program
-from interchange.emit.c_source import Step, declared, loops, needed, write_step
+from interchange.emit.c_loops import declared, loops, needed
+from interchange.emit.c_source import Step, write_step
 
 _COST = 50  # of a library function, in operations
 _DEEP = 2**17  # numbers a thread's stack may hold for derivatives

@@ -2,8 +2,7 @@
 
 The text is plain C99 over ``real`` and a few functions that whoever includes it provides
 (``common/kernels/rule.h`` or the head of a standalone file). Names are made of counters and numbers of
-``repr``, so nothing in a rule can become code. An operator is a row of ``_ROWS`` and, with its derivative, of
-``_DERIVATIVES``.
+``repr``, so nothing in a rule can become code.
 """
 
 import dataclasses
@@ -11,88 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from interchange.compiler import Instruction, Program
+from interchange.emit.c_operators import DERIVATIVES, EXACT_POWERS, ROWS, in_double
 
-# {a}, {b}: arguments, {o}: the result. Functions with a trailing _ do not branch or call where real is float.
-_ROWS = {
-    "add": "{a} + {b}",
-    "sub": "{a} - {b}",
-    "mul": "{a} * {b}",
-    "div": "{a} / {b}",
-    "neg": "-{a}",
-    "square": "{a} * {a}",
-    "cube": "{a} * {a} * {a}",
-    "abs": "fabs({a})",
-    "sign": "sign_({a})",
-    "pow": "{b} != {b} ? {b} : sign_({a}) * pow_(fabs({a}), {b})",
-    "powabs": "{a} != {a} ? {a} : {b} != {b} ? {b} : pow_(fabs({a}), {b})",
-    "sqrt": "sqrt(fabs({a}))",
-    "log": "log_(fabs({a}) + (real)1e-8)",
-    "logabs": "log_(fabs({a}))",
-    "log1p": "log1p({a})",
-    "cbrt": "cbrt({a})",
-    "exp": "exp_({a})",
-    "tanh": "tanh_({a})",
-    "sinh": "sinh({a})",
-    "cosh": "cosh({a})",
-    "asinh": "asinh({a})",
-    "erf": "erf({a})",
-    "erfc": "erfc({a})",
-    "sin": "sin({a})",
-    "cos": "cos({a})",
-    "tan": "tan({a})",
-    "atan": "atan({a})",
-    "sigmoid": "sigmoid_({a})",
-    "relu": "max_({a}, (real)0)",
-    "softsign": "{a} / ((real)1 + fabs({a}))",
-    "max": "max_({a}, {b})",
-    "min": "min_({a}, {b})",
-    "greater": "{a} > {b} ? (real)1 : (real)0",
-    "aq": "{a} / sqrt((real)1 + {b} * {b})",
-}
-EXACT_POWERS = {2.0: "{a} * {a}", 3.0: "fabs({a} * {a} * {a})", 0.5: "sqrt(fabs({a}))"}
-
-# One per argument; "" is 0 everywhere.
-_POW_A = "{a} == 0 ? (real)0 : {b} * pow_(fabs({a}), {b} - (real)1)"
-_POW_B = "{a} == 0 ? (real)0 : {o} * log_(fabs({a}))"
-_LARGER = "{a} == {b} ? (real)0.5 : (real)0.5 * ((real)1 + sign_({a} - {b}))"
-_SMALLER = "{a} == {b} ? (real)0.5 : (real)0.5 * ((real)1 - sign_({a} - {b}))"
-_DERIVATIVES = {
-    "add": ("1", "1"),
-    "sub": ("1", "-(real)1"),
-    "mul": ("{b}", "{a}"),
-    "div": ("(real)1 / {b}", "-{o} / {b}"),
-    "neg": ("-(real)1",),
-    "square": ("(real)2 * {a}",),
-    "cube": ("(real)3 * {a} * {a}",),
-    "abs": ("sign_({a})",),
-    "sign": ("",),
-    "pow": (_POW_A, _POW_B),
-    "powabs": (f"sign_({{a}}) * ({_POW_A})", _POW_B),
-    "sqrt": ("{a} == 0 ? (real)0 : (real)0.5 * sign_({a}) / {o}",),
-    "log": ("sign_({a}) / (fabs({a}) + (real)1e-8)",),
-    "logabs": ("{a} == 0 ? (real)0 : (real)1 / {a}",),
-    "log1p": ("(real)1 / ((real)1 + {a})",),
-    "cbrt": ("{a} == 0 ? (real)0 : (real)1 / ((real)3 * {o} * {o})",),
-    "exp": ("{o}",),
-    "tanh": ("(real)1 - {o} * {o}",),
-    "sinh": ("cosh({a})",),
-    "cosh": ("sinh({a})",),
-    "asinh": ("(real)1 / sqrt((real)1 + {a} * {a})",),
-    "erf": ("(real)1.1283791670955126 * exp_(-{a} * {a})",),
-    "erfc": ("(real)-1.1283791670955126 * exp_(-{a} * {a})",),
-    "sin": ("cos({a})",),
-    "cos": ("-sin({a})",),
-    "tan": ("(real)1 + {o} * {o}",),
-    "atan": ("(real)1 / ((real)1 + {a} * {a})",),
-    "sigmoid": ("sigmoid_({a}) * sigmoid_(-{a})",),
-    "relu": ("{a} > 0 ? (real)1 : (real)0",),
-    "softsign": ("(real)1 / (((real)1 + fabs({a})) * ((real)1 + fabs({a})))",),
-    "max": (_LARGER, _SMALLER),
-    "min": (_SMALLER, _LARGER),
-    "greater": ("", ""),
-    "aq": ("(real)1 / sqrt((real)1 + {b} * {b})", "-{o} * {b} / ((real)1 + {b} * {b})"),
-}
-_NAME = re.compile(r"\b[krd]\d+(?:_\d+)?\b")
 # What compilers have no vector form of, even where nothing has to be reported of errors.
 _CALL = re.compile(r"\b(log1p|cbrt|sinh|cosh|asinh|erfc?|sin|cos|tan|atan)\(")
 
@@ -236,13 +155,13 @@ class _Writer:
         self._tangents.append(tangents)
 
     def _pointwise(self, ins: Instruction, args: list[str]) -> None:
-        row = _ROWS[ins.op]
+        row = ROWS[ins.op]
         if ins.op == "powabs" and self._program.instructions[ins.args[1]].op == "number":
             row = EXACT_POWERS.get(self._program.instructions[ins.args[1]].value, row)
         given = dict(zip("ab", args, strict=False))
         out = self._line(row.format(**given), args)
         total: dict[int, str] = {}
-        for arg, partial in zip(ins.args, _DERIVATIVES[ins.op], strict=True):
+        for arg, partial in zip(ins.args, DERIVATIVES[ins.op], strict=True):
             moved = self._vector_tangents(arg)
             if not partial or not moved:
                 continue
@@ -341,94 +260,21 @@ class _Writer:
                 f"{{o}} * t * pow({names[1]}, t - 1.0) / {self._factor(ins.args[1])}",
             )
         else:
-            text, partials = _ROWS[ins.op], _DERIVATIVES[ins.op]
+            text, partials = ROWS[ins.op], DERIVATIVES[ins.op]
         given = dict(zip("ab", names, strict=False))
         register = len(self._texts)
         terms: dict[int, list[str]] = {}
         for arg, partial in zip(ins.args, partials, strict=True):
             if partial:
-                factor = _wide(partial.format(**given, o=f"k{register}"))
+                factor = in_double(partial.format(**given, o=f"k{register}"))
                 for k, d in self._tangents[arg].items():
                     terms.setdefault(k, []).append(f"({factor}) * {d}")
-        self._define_once(_wide(text.format(**given)), {})
+        self._define_once(in_double(text.format(**given)), {})
         for k, parts in terms.items():
             name = f"d{register}_{k}"
             self._once.append(f"const double {name} = {' + '.join(parts)};")
             self._tangents[register][k] = name
 
 
-def _wide(text: str) -> str:
-    """Text for doubles: the C library's functions, whatever ``real`` is."""
-    text = text.replace("(real)", "")
-    return re.sub(
-        r"\b(exp|tanh|log|pow)_\(", r"\1(", re.sub(r"\b(sign|max|min|sigmoid)_\(", r"\1_double(", text)
-    )
-
-
 def _number(value: float) -> str:
     return f"({value!r})" if value < 0.0 or repr(value).startswith("-") else repr(value)
-
-
-def needed(lines: Sequence[Line], used: Sequence[str]) -> list[Line]:
-    """The lines that something of ``used`` is made of."""
-    found, wanted = [], set(used)
-    for line in reversed(lines):
-        if line.name in wanted:
-            wanted.update(line.uses)
-            found.append(line)
-    return found[::-1]
-
-
-def declared(once: Sequence[str], body: str, indent: str) -> str:
-    """The declarations that ``body`` needs."""
-    found: list[str] = []
-    wanted = set(_NAME.findall(body))
-    for text in reversed(once):
-        name, value = text.split(" = ", 1)
-        if name.split()[-1] in wanted:
-            wanted.update(_NAME.findall(value))
-            found.append(f"{indent}{text}\n")
-    return "".join(found[::-1])
-
-
-def loops(lines: Sequence[Line], last: Sequence[str], final: Sequence[str], indent: str) -> str:
-    """The loop over coordinates ``i`` below ``n``; blocks of loops where library functions are called.
-
-    Args:
-        last: names that the final statements use.
-        final: statements at the end of a coordinate.
-    """
-    if not any(line.calls for line in lines):
-        body = [f"const real {line.name} = {line.text};" for line in lines]
-        return _loop([*body, *final], "0", "n", indent)
-    groups: list[list[Line]] = [[]]
-    for line in lines:
-        if groups[-1] and groups[-1][-1].calls != line.calls:
-            groups.append([])
-        groups[-1].append(line)
-    where = {line.name: number for number, group in enumerate(groups) for line in group}
-    crossing = {u for number, group in enumerate(groups) for x in group for u in x.uses if where[u] != number}
-    ends = len(groups) - 1
-    crossing |= {name for name in last if name in where and where[name] != ends}
-    deeper = indent + "    "
-    text = [f"{indent}for (long from = 0; from < n; from += BLOCK) {{"]
-    text.append(f"{deeper}const long to = n - from < BLOCK ? n : from + BLOCK;")
-    text += [f"{deeper}real kept_{name}[BLOCK];" for name in sorted(crossing, key=lambda x: int(x[1:]))]
-    for number, group in enumerate(groups):
-        here = {line.name for line in group}
-        needed = {u for line in group for u in line.uses} | (set(last) if number == ends else set())
-        body = [
-            f"const real {name} = kept_{name}[i - from];"
-            for name in sorted((needed & crossing) - here, key=lambda x: int(x[1:]))
-        ]
-        for line in group:
-            body.append(f"const real {line.name} = {line.text};")
-            if line.name in crossing:
-                body.append(f"kept_{line.name}[i - from] = {line.name};")
-        text.append(_loop([*body, *(final if number == ends else ())], "from", "to", deeper).rstrip("\n"))
-    return "\n".join([*text, f"{indent}}}"]) + "\n"
-
-
-def _loop(body: Sequence[str], low: str, high: str, indent: str) -> str:
-    head = [f"{indent}NO_CARRY", f"{indent}for (long i = {low}; i < {high}; i++) {{"]
-    return "\n".join([*head, *(f"{indent}    {line}" for line in body), f"{indent}}}"]) + "\n"

@@ -2,7 +2,8 @@
 
 import re
 
-from interchange.emit.c_source import declared, loops, needed, write_step
+from interchange.emit.c_loops import declared, loops, needed
+from interchange.emit.c_source import write_step
 from interchange.expression import to_text
 from interchange.rule import Rule
 

@@ -213,3 +213,12 @@ def test_outside_the_main_thread_nothing_happens():
     thread.start()
     thread.join()
     assert results == [(False, 0)]
+
+
+def test_a_resumed_run_is_told_when_other_code_computes_than_began(tmp_path, monkeypatch):
+    with RunFolder(tmp_path / "run", create=True) as run:
+        run.write_config({})
+        assert run.environment()["kernels"].startswith(("compiled: ", "plain: "))
+        assert run.code_changed() == ""
+    monkeypatch.setattr("common.kernels.which", lambda: "compiled: another compiler")
+    assert "goes on with compiled: another compiler" in RunFolder(tmp_path / "run").code_changed()
