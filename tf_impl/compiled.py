@@ -1,5 +1,6 @@
 """Programs of rules and features as compiled code on tensors of the CPU (``common.kernels``)."""
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ import tensorflow as tf
 
 from common.kernels import RuleCode, default_threads, rule_code
 from interchange.compiler import Program
-from interchange.emit.c_kernels import Source, pull_source, roll_source
+from interchange.emit.c_kernels import Source, pull_source, roll_source, step_source
 from tf_impl.tensors import on_host, view
 
 Array = np.ndarray
@@ -91,6 +92,52 @@ class Compiled:
         if not all(on_host(a) and tf.as_dtype(a.dtype).name == name for a in (x, *state)):
             return None
         return rule_code(source(), name)
+
+
+def step_fresh(
+    program: Program,
+    scale: float,
+    constants: Mapping[str, float],
+    rate: float,
+    keep: float,
+    guard: bool,
+    theta: tf.Tensor,
+    g: tf.Tensor,
+    t: float,
+    state: Sequence[tf.Tensor],
+) -> tuple[tf.Tensor, float, int, list[tf.Tensor]] | None:
+    """One step of an optimizer, keep * theta + rate * scale * u, on fresh tensors.
+
+    Args:
+        t: steps taken before.
+
+    Returns:
+        The moved parameter, steps taken, coordinates left alone, new state; None where compiled code cannot
+        be used: none there, in a graph, on another device, in bfloat16 (whose memory TensorFlow does not show).
+    """
+    work = tf.float64 if theta.dtype == tf.float64 else tf.float32
+    fits = tf.executing_eagerly() and theta.dtype == g.dtype and theta.dtype != tf.bfloat16
+    if not fits or not all(on_host(a) for a in (theta, g, *state)) or any(a.dtype != work for a in state):
+        return None
+    code = rule_code(step_source(program), theta.dtype.name)
+    if code is None:
+        return None
+    # The code works in place; what others may hold of the old tensors must not change.
+    moved, *new = map(_copy, (theta, *state))
+    taken, left = np.array([t], np.float32), np.zeros(1, np.int64)
+    code.step(
+        [view(theta).size], _addresses([view(moved), view(g), taken, left, *map(view, new)]),
+        [constants[name] for name in code.constants], scale, rate, keep, False, guard, threads(),
+    )  # fmt: skip
+    return moved, float(taken[0]), int(left[0]), new
+
+
+def _copy(tensor: tf.Tensor) -> tf.Tensor:
+    """A tensor of the same values in memory of its own (``tf.identity`` shares it)."""
+    fresh = tf.raw_ops.Empty(shape=tensor.shape, dtype=tensor.dtype, init=False)
+    given = view(tensor)
+    ctypes.memmove(view(fresh).ctypes.data, given.ctypes.data, given.nbytes)
+    return fresh
 
 
 def threads() -> int:

@@ -171,7 +171,7 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         if group["nonfinite"] == "off":
             step.add_(1.0)
         else:
-            ok = _accepted(u, moved, new)
+            ok = _accepted(moved, new)
             moved = torch.where(ok, moved, p_old)
             new = tuple(torch.where(_as_in(ok, a), a, b) for a, b in zip(new, state, strict=True))
             left = ok.numel() - _total(ok)
@@ -280,9 +280,9 @@ def _moved(theta: Tensor, u: Tensor, group: dict[str, Any]) -> Tensor:
     return theta * (1.0 - lr * group["weight_decay"]) + lr * u
 
 
-def _accepted(u: Tensor, moved: Tensor, new: tuple[Tensor, ...]) -> Tensor:
-    """Where update, moved parameter and all of the new state are finite, in the parameter's shape."""
-    ok = torch.isfinite(u) & torch.isfinite(moved)
+def _accepted(moved: Tensor, new: tuple[Tensor, ...]) -> Tensor:
+    """Where moved parameter, which the update is in, and all of the new state are finite."""
+    ok = torch.isfinite(moved)
     for a in new:
         finite = torch.isfinite(a)
         if a.shape != ok.shape:  # a value for every hidden unit of a coordinate

@@ -42,7 +42,7 @@ def step_source(program: Program) -> Source:
     final = [
         f"const real u = scale * {step.outputs[0]}, moved = widen(theta[i]) * keep + rate * u;",
         "const stored to = narrow(moved);",
-        f"const word ok = off | (finite_(u) & finite_(moved) & finite_(widen(to)){finite});",
+        f"const word ok = off | (finite_(moved) & finite_(widen(to)){finite});",
         "theta[i] = ok ? to : theta[i];",
         *(f"s{slot}[i] = ok ? {w} : s{slot}[i];" for slot, w in enumerate(step.writes)),
         "left += 1 - ok;",

@@ -75,7 +75,7 @@ def emit(rule: Rule) -> str:
     finite = "".join(f" && finite_({w})" for w in dict.fromkeys(step.writes))
     final = [
         f"const real u = scale * {step.outputs[0]}, moved = theta[i] * keep + rate * u;",
-        f"const int ok = finite_(u) && finite_(moved){finite};",
+        f"const int ok = finite_(moved){finite};",
         "theta[i] = ok ? moved : theta[i];",
         *(f"s{slot}[i] = ok ? {w} : s{slot}[i];" for slot, w in enumerate(step.writes)),
         "left += !ok;",
