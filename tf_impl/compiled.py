@@ -113,7 +113,7 @@ def step_fresh(
 
     Returns:
         The moved parameter, steps taken, coordinates left alone, new state; None where compiled code cannot
-        be used: none there, in a graph, on another device, in bfloat16 (whose memory TensorFlow does not show).
+        be used: none there, in a graph, on another device, in bfloat16 (TensorFlow does not show its memory).
     """
     work = tf.float64 if theta.dtype == tf.float64 else tf.float32
     fits = tf.executing_eagerly() and theta.dtype == g.dtype and theta.dtype != tf.bfloat16

@@ -10,6 +10,7 @@ from interchange.emit.c_kernels import Source, pull_source, roll_source, step_so
 from torch_impl.threads import threads
 
 Tensor = torch.Tensor
+_OWN = (Tensor, torch.nn.Parameter)
 _NAMES = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -110,48 +111,64 @@ def step_many(
     keep: float,
     maximize: bool,
     guard: bool,
-    rows: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, Sequence[Tensor]]],
+    tensors: Sequence[Sequence[Tensor]],
 ) -> list[int]:
-    """One step of an optimizer in place, theta <- keep * theta + rate * scale * u; the rows not taken.
+    """One step of an optimizer in place, theta <- keep * theta + rate * scale * u; the numbers not taken.
 
     Args:
-        rows: of every parameter tensor itself, gradient, steps taken (0-dim float32), coordinates left alone
-            (0-dim int64), state. Taken are dense ones on the CPU whose arrays all lie in memory alike.
+        tensors: parameters, gradients, steps taken (0-dim float32), coordinates left alone (0-dim int64) and
+            the arrays of state, those of each parameter in turn. Taken are dense parameters on the CPU whose
+            arrays all lie in memory alike.
     """
-    alike: dict[torch.dtype, list[int]] = {}
-    for k, (p, g, _, _, state) in enumerate(rows):
-        if _fits(p, g, state):
-            alike.setdefault(p.dtype, []).append(k)
-    left = set(range(len(rows)))
-    for dtype, numbers in alike.items():
+    params, grads, steps, skipped, arrays = tensors
+    slots, at, rest = len(program.writes), 0, []
+    jobs: dict[torch.dtype, tuple[list[int], list[int], list[Tensor]]] = {}
+    for k, p in enumerate(params):
+        g, step, skips, state = grads[k], steps[k], skipped[k], arrays[at : at + slots]
+        at += slots
+        dtype = p.dtype
+        if type(p) not in _OWN or not p.is_cpu or dtype not in _NAMES or not _fits(p, g, step, skips, state):
+            rest.append(k)
+            continue
+        if dtype not in jobs:
+            jobs[dtype] = [], [], []
+        sizes, table, taken = jobs[dtype]
+        sizes.append(p.numel())
+        table += [p.data_ptr(), g.data_ptr(), step.data_ptr(), skips.data_ptr()]
+        table += [a.data_ptr() for a in state]
+        taken.append(p)
+    for dtype, (sizes, table, taken) in jobs.items():
         code = rule_code(step_source(program), _NAMES[dtype])
         if code is None:
+            rest += [k for k, p in enumerate(params) if any(p is other for other in taken)]
             continue
-        taken = [rows[k] for k in numbers]
-        sizes = [p.numel() for p, *_ in taken]
-        table = [a.data_ptr() for p, g, step, skipped, state in taken for a in (p, g, step, skipped, *state)]
         values = [constants[name] for name in code.constants]
         code.step(sizes, table, values, scale, rate, keep, maximize, guard, torch.get_num_threads())
         # Autograd is told what it could not see, as of any operation in place.
-        torch.autograd.graph.increment_version([p for p, *_ in taken])
-        left -= set(numbers)
-    return sorted(left)
+        torch.autograd.graph.increment_version(taken)
+    return sorted(rest)
 
 
-def _fits(p: Tensor, g: Tensor, state: Sequence[Tensor]) -> bool:
-    if type(p) not in (Tensor, torch.nn.Parameter) or p.device.type != "cpu" or p.dtype not in _NAMES:
+def _fits(p: Tensor, g: Tensor, step: Tensor, skips: Tensor, state: Sequence[Tensor]) -> bool:
+    """Whether compiled code may be given these addresses; it believes what it is told of them."""
+    dtype, size = p.dtype, p.numel()
+    work = torch.float64 if dtype is torch.float64 else torch.float32
+    if type(g) is not Tensor or g.dtype is not dtype or g.numel() != size or g.is_neg():
         return False
-    work = torch.float64 if p.dtype == torch.float64 else torch.float32
-    if type(g) is not Tensor or g.dtype != p.dtype or g.is_neg():
+    if step.dtype is not torch.float32 or skips.dtype is not torch.int64 or not step.is_cpu:
         return False
     if p.is_contiguous():
-        if not g.is_contiguous() or not all(map(Tensor.is_contiguous, state)):
+        if not g.is_contiguous():
             return False
-    else:
-        strides = p.stride()
-        if not _dense(p) or any(a.stride() != strides for a in (g, *state)):
-            return False
-    return all(a.dtype == work for a in state)
+        for a in state:  # noqa: SIM110 - all() of a generator takes longer than the checks
+            if a.dtype is not work or a.numel() != size or not a.is_contiguous():
+                return False
+        return True
+    shape, strides = p.shape, p.stride()
+    return _dense(p) and all(
+        a.stride() == strides and a.shape == shape and a.dtype is kind
+        for a, kind in ((g, dtype), *((a, work) for a in state))
+    )
 
 
 def _dense(x: Tensor) -> bool:

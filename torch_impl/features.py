@@ -8,15 +8,7 @@ from interchange.compiler import compile_program
 from interchange.expression import Node
 from interchange.parse import parse
 from torch_impl.compiled import Compiled
-from torch_impl.lowering import Lowered, Scalar
-from torch_impl.operators import as_tensor
-
-
-class _Lowered(Lowered):
-    def _apply(self, operator: str, *args: Scalar) -> Scalar:
-        if operator == "sqrt" and not torch.is_grad_enabled():  # the rest of it is for derivatives at 0
-            return torch.sqrt(torch.abs(as_tensor(args[0])))
-        return super()._apply(operator, *args)
+from torch_impl.lowering import Lowered
 
 
 class FeatureStream:
@@ -30,7 +22,7 @@ class FeatureStream:
         self.names = tuple(expressions)
         nodes = [parse(e) if isinstance(e, str) else e for e in expressions.values()]
         program = compile_program(nodes)
-        self._lowered, self._compiled = _Lowered(program), Compiled(program, ("g",))
+        self._lowered, self._compiled = Lowered(program), Compiled(program, ("g",))
 
     def initial_state(self, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Zero state for gradients shaped as ``like``."""

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,15 +120,10 @@ class SymbolicOptimizer(CoordinateOptimizer):
         return bound.scale * torch.as_tensor(out, dtype=p.dtype, device=p.device).expand_as(p), state
 
     def _step_compiled(
-        self,
-        group: dict[str, Any],
-        params: list[torch.Tensor],
-        grads: list[torch.Tensor],
-        steps: list[torch.Tensor],
-        skipped: list[torch.Tensor],
-        states: list[tuple[torch.Tensor, ...]],
-    ) -> list[int]:
+        self, group: dict[str, Any], tensors: Sequence[Sequence[torch.Tensor]]
+    ) -> Sequence[int]:
         bound, lr = self._of(group), number(group["lr"])
+        params, grads, *others = tensors
         if any(p.is_complex() for p in params):
             params, grads = list(map(real, params)), list(map(real, grads))
         return step_many(
@@ -139,7 +134,7 @@ class SymbolicOptimizer(CoordinateOptimizer):
             1.0 - lr * group["weight_decay"],
             group["maximize"],
             group["nonfinite"] != "off",
-            list(zip(params, grads, steps, skipped, states, strict=True)),
+            (params, grads, *others),
         )
 
 
