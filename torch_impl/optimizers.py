@@ -249,5 +249,8 @@ class LearnedOptimizer(CoordinateOptimizer):
         network = self._network(p)
         count = len(state) - 2 * len(network.teacher.lstm)
         x, features = network.features.step(g.reshape(-1), state[:count], t)
-        out, hidden = network.step(network.weights, x, state[count:], t)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            out, hidden = network.step(network.weights, x, state[count:], t)
+        else:
+            out, hidden = network.roll(x, state[count:], t)
         return network.scale * out.view(p.shape), features + hidden
