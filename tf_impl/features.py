@@ -37,7 +37,7 @@ class FeatureStream:
         if not tf.executing_eagerly():
             return self._one_step(g, state, t)
         if isinstance(t, int) and (found := self._compiled.roll(tf.reshape(g, [1, -1]), state, {}, t)):
-            return tf.reshape(tf.convert_to_tensor(found[0]), [-1, *g.shape]), found[1]
+            return tf.reshape(tf.convert_to_tensor(found[0]), [len(self.names), *g.shape]), found[1]
         # A tensor, because a graph would be traced anew for every number.
         return self._graph(g, tuple(map(tf.convert_to_tensor, state)), tf.cast(t, tf.float64))
 

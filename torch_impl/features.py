@@ -33,7 +33,7 @@ class FeatureStream:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Features [F, *g.shape] of gradient ``g`` at step ``t`` (from 1), and the new state."""
         if isinstance(t, int) and (found := self._compiled.roll(g.reshape(1, -1), state, {}, t)):
-            return found[0].view(-1, *g.shape), found[1]
+            return found[0].view(len(self.names), *g.shape), found[1]
         outputs, state = self._lowered.step({"g": g}, state, t)
         if not outputs:
             return g.new_zeros(0, *g.shape), state
