@@ -1,8 +1,8 @@
 """Time of a step of a rule against torch's Adam: ``python tests/benchmarks/step_torch.py``.
 
-Ratios are to torch's fused Adam; the guard is on. A row for each rule and number of parameters, as 160 tensors
-of a network and as a single one. The bandwidth is that of seven arrays a step (four read, three written), which
-is what a rule with two floats of state has to move.
+Ratios are to torch's fused Adam; the guard is on. A row for each rule and number of parameters, as the 160
+tensors of a network and as a single one. The bandwidth is that of seven arrays a step (four read, three
+written), which is what a rule with two floats of state has to move.
 """
 
 import argparse
