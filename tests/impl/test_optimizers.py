@@ -353,55 +353,6 @@ def test_sparse_gradients_are_refused(make):
     assert not p.any() and not optimizer.state[p]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["rule", "rp_s", "rnnprop"])
-def test_a_gradient_that_is_not_finite_skips_its_tensor_only(name, bad):
-    """One bad entry: the tensor, its state and its t stay, as if it had had no gradient."""
-    params, others, grads = parameters(), parameters(), gradients(6)
-    optimizer, other = OPTIMIZERS[name](params), OPTIMIZERS[name](others)
-    spoiled = copy.deepcopy(grads)
-    spoiled[0][1][2] = spoiled[3][1][4] = bad
-    holes = [[row[0], None, row[2]] if step in (0, 3) else row for step, row in enumerate(grads)]
-    feed(optimizer, params, spoiled)
-    feed(other, others, holes)
-    assert_same(params, others)
-    assert_same_state(optimizer, other)
-    for state in optimizer.state.values():
-        assert all(torch.isfinite(array).all() for array in state.values())
-
-
-@every_optimizer
-def test_ten_skips_in_a_row_raise_and_nine_do_not(make):
-    params, good = parameters(), gradients(1)[0]
-    bad = [good[0], np.full(5, np.nan), good[2]]
-    optimizer = make(params)
-    feed(optimizer, params, [bad] * 9 + [good] + [bad] * 9)
-    assert optimizer.state[params[1]]["skipped"] == 9 and optimizer.state[params[1]]["step"] == 1
-    with pytest.raises(RuntimeError, match=r"shape \(5,\) was not finite 10 times in a row; lower lr"):
-        feed(optimizer, params, [bad])
-    assert all(torch.isfinite(p).all() for p in params)
-
-
-@every_optimizer
-def test_mode_raise_raises_at_once_and_changes_nothing(make):
-    (p,) = params = parameters()[:1]
-    optimizer = make(params, nonfinite="raise")
-    feed(optimizer, params, [[np.ones((4, 3))]])
-    before = p.detach().clone()
-    with pytest.raises(RuntimeError, match="not finite 1 times"):
-        feed(optimizer, params, [[np.full((4, 3), np.nan)]])
-    assert torch.equal(p, before) and optimizer.state[p]["step"] == 1
-
-
-@every_optimizer
-def test_mode_off_lets_it_through(make):
-    (p,) = params = parameters()[:1]
-    g = np.ones((4, 3))
-    g[1, 2] = np.nan
-    feed(make(params, nonfinite="off"), params, [[g]] * 12)
-    assert torch.isnan(p[1, 2]) and torch.isfinite(p).sum() == 11
-
-
 @every_optimizer
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch._dynamo.testing import CompileCounter  # noqa: E402
 
-from torch_impl.optimizers import NonFiniteError, SymbolicOptimizer  # noqa: E402
+from torch_impl.optimizers import SymbolicOptimizer  # noqa: E402
 
 ADAM = Rule.named("adam")
 L2O = Rule.from_text(
@@ -141,58 +141,6 @@ def params_of(params):
     for p in params:
         p.requires_grad_(False)
     return params
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("path", ["many", "one", "capturable", "compiled", "differentiable"])
-def test_every_path_skips_a_tensor_whose_update_is_not_finite(path, bad):
-    """Value, weight decay, state and t of that tensor stay; the others step; the counter counts."""
-    params, others = parameters(), parameters()
-    options = {"one": {"foreach": False}, "capturable": {"capturable": True}}.get(path, {})
-    optimizer = SymbolicOptimizer(
-        params_of(params),
-        AVERAGE,
-        lr=0.1,
-        weight_decay=0.1,
-        differentiable=path == "differentiable",
-        **options,
-    )
-    other = SymbolicOptimizer(others, AVERAGE, lr=0.1, weight_decay=0.1)
-    step = torch.compile(optimizer.step, backend="eager") if path == "compiled" else optimizer.step
-    torch._dynamo.reset()
-    for number in range(4):
-        for p, q in zip(params, others, strict=True):
-            p.grad = torch.linspace(-1.0, 1.0, p.numel(), dtype=p.dtype).reshape(p.shape) + number
-            q.grad = p.grad.clone()
-        if number in (0, 2):
-            params[1].grad[2], others[1].grad = bad, None
-        step()
-        other.step()
-        if number == 2:
-            assert optimizer.state[params[1]]["skipped"] == 1 and optimizer.state[params[0]]["skipped"] == 0
-    assert optimizer.state[params[1]]["step"] == 2 and optimizer.state[params[0]]["step"] == 4
-    for p, q in zip(params, others, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-15)
-        for key, value in optimizer.state[p].items():
-            torch.testing.assert_close(value, other.state[q][key], rtol=1e-13, atol=1e-15)
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("nonfinite", "calls"), [("skip", 20), ("raise", 1)])
-def test_masked_paths_raise_when_the_host_looks(compiled, nonfinite, calls):
-    """Every 100 steps, at every one in mode ``raise``, and when asked."""
-    (p,) = params = parameters()[:1]
-    optimizer = SymbolicOptimizer(params, AVERAGE, nonfinite=nonfinite, capturable=True)
-    optimizer._calls = 80
-    torch._dynamo.reset()
-    step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
-    p.grad = torch.full_like(p, torch.nan)
-    for _ in range(calls - 1):
-        step()
-    with pytest.raises(NonFiniteError, match=rf"shape \(4, 3\) was not finite {calls} times in a row"):
-        step()
-    with pytest.raises(NonFiniteError):
-        optimizer.check_finite()
 
 
 @pytest.mark.parametrize("scheduled", ["float", "tensor", ""])
