@@ -108,7 +108,7 @@ def gradients(target: str, indices: Iterable[int]) -> Outcome:
     row, outcome = rule_gradients.ROWS[target], Outcome(f"d {target}", "float64")
     for index in indices:
         case, start = _case(index, row.features), time.perf_counter()
-        error = 0.0 if case is None else rule_gradients.errors(row.run(case), case)
+        error = 0.0 if case is None else rule_gradients.errors(row.run(case), case, not row.compiled)
         outcome.seconds += time.perf_counter() - start
         kept = 0 if case is None else case.kept
         outcome.add(error, _rule(index), random_rules.COLUMNS, random_rules.COLUMNS - kept)

@@ -77,10 +77,12 @@ def _feature(rule: Rule, name: str, raw: Mapping[str, Array]) -> Array:
     return Rule(name, rule.features[name]).evaluate(raw)
 
 
-def errors(got: Gradient, given: Case) -> float:
-    """The largest error in units; inf where one is not finite."""
+def errors(got: Gradient, given: Case, inputs: bool = True) -> float:
+    """The largest error in units; inf where one is not finite. Without ``inputs``: by constants only."""
     worst = 0.0
     for name, want in given.want.items():
+        if not inputs and name not in given.rule.constants:
+            continue
         difference = np.abs(np.asarray(got[name]) - want)
         error = np.where(difference == 0.0, 0.0, difference / np.maximum(given.unit[name], 1e-300))
         worst = max(worst, float(np.where(np.isnan(error), np.inf, error).max()))
@@ -195,6 +197,33 @@ def optax_file(given: Case) -> Gradient:
         return {name: np.array(grads[name]) for name in given.want}
 
 
+def torch_pull(given: Case) -> Gradient:
+    """Compiled code in forward mode; by constants only."""
+    import torch
+
+    from torch_impl.compiled import Compiled
+
+    names = [name for name in given.inputs if name in given.program.inputs]
+    x = torch.from_numpy(np.stack([given.inputs[name] for name in names], axis=1))
+    state = [torch.zeros(x.shape[2], dtype=x.dtype) for _ in given.program.writes]
+    found = Compiled(given.program, names).pull(
+        x, torch.from_numpy(given.weight), state, given.rule.constants, 0
+    )
+    return {name: np.float64(given.rule.scale * value) for name, value in found.items()}
+
+
+def tensorflow_pull(given: Case) -> Gradient:
+    import tensorflow as tf
+
+    from tf_impl.compiled import Compiled
+
+    names = [name for name in given.inputs if name in given.program.inputs]
+    x = tf.constant(np.stack([given.inputs[name] for name in names], axis=1))
+    state = [tf.zeros(x.shape[2], x.dtype) for _ in given.program.writes]
+    found = Compiled(given.program, names).pull(x, tf.constant(given.weight), state, given.rule.constants, 0)
+    return {name: np.float64(given.rule.scale * value) for name, value in found.items()}
+
+
 @dataclass(frozen=True)
 class Row:
     """One way to a gradient.
@@ -202,11 +231,13 @@ class Row:
     Attributes:
         features: of the expression over its features as data, not of the whole rule over g.
         every: `make test` takes every so manieth rule.
+        compiled: it needs a C compiler, and gives derivatives by constants only.
     """
 
     run: Callable[[Case], Gradient]
     features: bool = False
     every: int = 1
+    compiled: bool = False
 
 
 ROWS: dict[str, Row] = {
@@ -215,4 +246,6 @@ ROWS: dict[str, Row] = {
     "tensorflow lowered": Row(tensorflow_lowered, features=True, every=5),
     "tensorflow file": Row(tensorflow_file, every=5),
     "optax file": Row(optax_file, every=5),
+    "torch pull": Row(torch_pull, compiled=True),
+    "tensorflow pull": Row(tensorflow_pull, every=5, compiled=True),
 }

@@ -1,12 +1,16 @@
 """Every executable target of a rule behind one function: (rule, g, theta) -> u, all [T, N] of one dtype."""
 
+import ctypes
+import dataclasses
 import importlib.util
 import itertools
+import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +19,7 @@ import numpy as np
 from interchange.emit import TARGETS
 from interchange.emit.to_sympy import build_rule, from_sympy
 from interchange.parse import parse
+from interchange.program import evaluate
 from interchange.rule import Rule
 from tests.parity.rule_oracle import expect
 
@@ -57,6 +62,57 @@ def sympy_text(rule: Rule, g: Array, theta: Array) -> Array:
 def sympy_tree(rule: Rule, g: Array, theta: Array) -> Array:
     unscaled = Rule(rule.name, from_sympy(build_rule(rule)), rule.constants, rule.features)
     return unscaled.evaluate({"g": g, "theta": theta}, g.dtype)
+
+
+WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
+
+
+@lru_cache(4096)
+def c_library(text: str, *flags: str) -> ctypes.CDLL:
+    """An emitted C99 file, compiled without a warning."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"rule{next(_COUNT)}.so")
+        command = [shutil.which("cc"), *WARNINGS, *(flags or ("-O1",)), "-fPIC", "-shared", "-o", str(path)]
+        done = subprocess.run(
+            [*command, "-x", "c", "-", "-lm"],
+            input=text,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        library = ctypes.CDLL(str(path))
+    for name in ("rule_step_float", "rule_step_double"):
+        function = getattr(library, name)
+        function.argtypes = [ctypes.c_size_t, *[ctypes.c_void_p] * 5, ctypes.c_double, ctypes.c_double]
+        function.restype = ctypes.c_size_t
+    return library
+
+
+class CSteps:
+    """Steps of an emitted C99 file; ``left``: coordinates that the last one left alone."""
+
+    def __init__(self, library: ctypes.CDLL, theta: Array) -> None:
+        self.library, self.theta, self.t, self.left = library, theta.copy(), np.zeros(1), 0
+        self.state = [np.zeros_like(theta) for _ in range(ctypes.c_int.in_dll(library, "rule_slots").value)]
+
+    def step(self, g: Array, lr: float = 1.0, weight_decay: float = 0.0) -> None:
+        real = {"float32": "float", "float64": "double"}[str(self.theta.dtype)]
+        arrays = (ctypes.c_void_p * (len(self.state) + 1))(*(a.ctypes.data for a in self.state))
+        constants = ctypes.addressof(ctypes.c_double.in_dll(self.library, "rule_constants"))
+        self.left = getattr(self.library, f"rule_step_{real}")(
+            self.theta.size, self.theta.ctypes.data, np.ascontiguousarray(g).ctypes.data,
+            ctypes.addressof(arrays), self.t.ctypes.data, constants, lr, weight_decay,
+        )  # fmt: skip
+
+
+def c_file(rule: Rule, g: Array, theta: Array, **_: object) -> Array:
+    """theta + u: what the array is after one step from theta."""
+    steps, out = CSteps(c_library(TARGETS["c"].emit(rule)), theta[0]), []
+    for row, at in zip(g, theta, strict=True):
+        steps.theta[:] = at
+        steps.step(row)
+        out.append(steps.theta.copy())
+    return np.stack(out)
 
 
 def torch_lowered(rule: Rule, g: Array, theta: Array) -> Array:
@@ -179,11 +235,14 @@ def keras_optimizer(rule: Rule, g: Array, theta: Array, **options: object) -> Ar
 
 
 def guarded(run: Callable[..., Array]) -> Callable[[Rule, Array, Array], Array]:
-    """``run`` with its guard on, on columns where it has nothing to skip."""
+    """``run`` with its guard on, on columns where it has nothing to leave alone."""
 
     def some(rule: Rule, g: Array, theta: Array) -> Array:
-        expected = expect(rule, g, theta, add_theta=True)
+        expected, program = expect(rule, g, theta, add_theta=True), rule.program()
         out, fine = expected.u.copy(), (np.isfinite(expected.u) & ~expected.apart).all(axis=0)
+        states = dataclasses.replace(program, outputs=program.writes)
+        for a in evaluate(states, {**rule.constants, "g": g, "theta": theta}, g.dtype):
+            fine &= (np.abs(a) < 0.1 * np.finfo(g.dtype).max).all(axis=0)
         if fine.any():
             given = (np.ascontiguousarray(a[:, fine]) for a in (g, theta))
             out[:, fine] = run(rule, *given, nonfinite="skip")
@@ -233,6 +292,7 @@ class Row:
         graph: a compiler of graphs or fused calls (b * s + c * g * g) regroup sums and products, so that
             what leaves the range of the dtype on the way may differ.
         every: of the rules it takes every so manieth, because it is a variant of another row.
+        compiled: it needs a C compiler, and time of it for every rule.
         k: units it may be off, per dtype.
     """
 
@@ -241,6 +301,7 @@ class Row:
     add_theta: bool = False
     graph: bool = False
     every: int = 1
+    compiled: bool = False
     k: Mapping[type, float] = field(default_factory=dict)
 
 
@@ -249,13 +310,14 @@ _XLA = {np.float64: 64.0}
 ROWS: dict[str, Row] = {
     "whole sequences": Row(whole_sequences),
     "numpy file": Row(numpy_file),
+    "c file": Row(guarded(c_file), add_theta=True, compiled=True),
     "sympy text": Row(sympy_text),
     "sympy tree": Row(sympy_tree),
     "torch lowered": Row(torch_lowered),
     "torch file": Row(torch_file),
-    "torch optimizer": Row(torch_optimizer, add_theta=True, graph=True),
-    "torch opt. guarded": Row(guarded(torch_optimizer), add_theta=True, graph=True),
-    "torch opt. for-loop": Row(partial(torch_optimizer, foreach=False), add_theta=True, every=20),
+    "torch opt. compiled": Row(torch_optimizer, add_theta=True, compiled=True),
+    "torch opt. guarded": Row(guarded(torch_optimizer), add_theta=True, compiled=True),
+    "torch opt. plain": Row(partial(torch_optimizer, foreach=False), add_theta=True),
     "tensorflow lowered": Row(tf_lowered, graph=True, every=2),
     "tensorflow xla": Row(tf_compiled, graph=True, every=20, k=_XLA),
     "tensorflow file": Row(tf_file, graph=True),

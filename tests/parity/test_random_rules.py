@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from common import kernels
 from interchange import expression as ex
 from interchange.emit import TARGETS
 from interchange.operators import OPERATORS
@@ -27,19 +28,22 @@ NEEDS = {
     "onnx": "onnxruntime",
 }
 RULES, MANY, SHARE = 100, 2000, 3.0
+COMPILED = 40  # rules of a row whose code takes a compiler's time
 CASES = [(target, dtype) for target, row in ROWS.items() for dtype in row.dtypes]
 ONCE = [case for case in CASES if case[1] is np.float64 or case[0] == "onnx file"]
 
 
-def need(target: str) -> None:
-    """Skip, and say why, where the target's framework is not installed."""
+def need(target: str, compiled: bool) -> None:
+    """Skip, and say why, where the target's framework or a compiler is not installed."""
+    if compiled and (reason := kernels.missing()):
+        pytest.skip(reason)
     if module := NEEDS.get(target.split()[0]):
         pytest.importorskip("torch")  # before TensorFlow, as everywhere
         pytest.importorskip(module, reason=f"{module} is not installed")
 
 
 def check_values(target: str, dtype: type, indices: range) -> None:
-    need(target)
+    need(target, ROWS[target].compiled)
     outcome = conformance.values(target, dtype, indices)
     print(f"\n{conformance.HEAD}\n{outcome}")
     assert outcome.worst <= ROWS[target].k.get(dtype, K), outcome.where
@@ -47,7 +51,7 @@ def check_values(target: str, dtype: type, indices: range) -> None:
 
 
 def check_gradients(target: str, indices: range) -> None:
-    need(target)
+    need(target, GRADIENT_ROWS[target].compiled)
     outcome = conformance.gradients(target, indices)
     print(f"\n{conformance.HEAD}\n{outcome}")
     assert outcome.worst <= K, outcome.where
@@ -56,7 +60,8 @@ def check_gradients(target: str, indices: range) -> None:
 
 @pytest.mark.parametrize(("target", "dtype"), CASES)
 def test_targets_equal_the_oracle(target, dtype):
-    check_values(target, dtype, range(0, RULES, ROWS[target].every))
+    row = ROWS[target]
+    check_values(target, dtype, range(0, COMPILED if row.compiled else RULES, row.every))
 
 
 @pytest.mark.slow
@@ -67,7 +72,8 @@ def test_targets_equal_the_oracle_on_many_rules(target, dtype):
 
 @pytest.mark.parametrize("target", GRADIENT_ROWS)
 def test_gradients_equal_the_oracle(target):
-    check_gradients(target, range(0, RULES, GRADIENT_ROWS[target].every))
+    row = GRADIENT_ROWS[target]
+    check_gradients(target, range(0, COMPILED if row.compiled else RULES, row.every))
 
 
 @pytest.mark.slow
