@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -12,16 +13,16 @@ from common.metrics import DIVERGED
 from common.teachers import TeacherRow
 from interchange.commands.backend import Trained
 from interchange.rule import Rule
-from tf_impl import rollout
 from tf_impl.distributed import join
+from tf_impl.loops import borrowed
 from tf_impl.meta import MetaTrainer
 from tf_impl.problems import ProblemTask, table_task, value_and_gradient
-from tf_impl.rollout import rollout_job
+from tf_impl.rollout import descend, leaves, rollout_job
 from tf_impl.sources import Source
 from tf_impl.sources import load as load_source
 from tf_impl.symbolic import KINDS, RuleNetwork
 from tf_impl.teachers import TeacherNetwork
-from tf_impl.tensors import CREATED_BY, DTYPES, device_of, to_numpy
+from tf_impl.tensors import CREATED_BY, DTYPES, device_of, to_numpy, unflatten
 from tf_impl.unroll import Network, mean_figure
 
 __all__ = [
@@ -74,7 +75,7 @@ def trace(
         state = network.initial_state(theta)
     else:
         variable = tf.Variable(theta)
-        update = rollout.updater(source.optimizer([variable], lr), [variable])
+        update = _updater(source.optimizer([variable], lr), [variable])
     for step in range(steps):
         loss, g = value_and_gradient(task, theta, step)
         if not (math.isfinite(float(loss)) and _finite(g)):
@@ -95,20 +96,28 @@ def trace(
         yield inputs.T, gradient, output, float(loss)
 
 
+def _updater(
+    optimizer: keras.optimizers.Optimizer, parameters: list[tf.Variable]
+) -> Callable[[list[tf.Tensor]], None]:
+    """One update of ``parameters`` by their gradients, as a graph."""
+    return tf.function(lambda grads: optimizer.apply(grads, parameters))
+
+
 def _finite(values: tf.Tensor) -> bool:
     return bool(tf.reduce_all(tf.math.is_finite(values)))
 
 
 def fit(source: Source, task: ProblemTask, steps: int, stop: Callable[[float], bool]) -> Trained:
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
-    started, parameters = time.perf_counter(), rollout.leaves(task)
-    optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle)
-    losses, outcome = rollout.descend(task, parameters, optimizer, steps, stop, source.spec.cosine)
-    seconds, theta = time.perf_counter() - started, tf.concat([tf.reshape(p, [-1]) for p in parameters], 0)
+    started = time.perf_counter()
+    with borrowed(source, task, source.spec.lr or source.spec.middle) as loop:
+        losses, outcome = descend(task, loop, steps, stop, source.spec.cosine)
+        seconds = time.perf_counter() - started
+        theta = tf.concat([tf.reshape(p, [-1]) for p in loop.parameters], 0)
+        arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, loop.parameters, strict=True)}
     if not _finite(theta):  # the last step may have ruined it
         outcome = DIVERGED
     accuracy = math.nan if outcome == DIVERGED else task.test_accuracy(theta)
-    arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, parameters, strict=True)}
     arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
     return Trained(losses, outcome, accuracy, arrays, seconds=seconds)
 
@@ -117,10 +126,10 @@ def stepper(
     source: Source, lr: float, task: ProblemTask
 ) -> tuple[Callable[[int], None], Callable[[], float]]:
     """A fresh optimizer on one gradient of the task, to measure its cost."""
-    parameters = rollout.leaves(task)
-    _, grads = rollout.loss_and_gradients(task, parameters, 0)
+    parameters = leaves(task)
+    grads = unflatten(value_and_gradient(task, task.initial(), 0)[1], task.shapes)
     optimizer = source.optimizer(parameters, lr)
-    update = rollout.updater(optimizer, parameters)
+    update = _updater(optimizer, parameters)
 
     def advance(count: int) -> None:
         for _ in range(count):

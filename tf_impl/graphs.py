@@ -11,67 +11,69 @@ from typing import Any
 import tensorflow as tf
 
 from common.problems import Problem, parameter_specs
+from tf_impl.direct import Direct
 from tf_impl.networks import forward
 
 
 @functools.lru_cache(maxsize=32)
 def loss(problem: Problem, function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
-    """The loss of a row as one graph, shared by all of its instances."""
-    if problem.kind == "function":
-        return tf.function(functools.partial(function, problem))
+    """The loss of parameters, a list, and batch norm's running values after it, as one graph."""
+    names = [spec.name for spec in parameter_specs(problem)]
 
     @tf.function
-    def of_classifier(
-        parameters: dict[str, tf.Tensor], buffers: dict[str, tf.Tensor], images: tf.Tensor, labels: tf.Tensor
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        buffers = dict(buffers)
-        order = {spec.name: parameters[spec.name] for spec in parameter_specs(problem)}
-        scores = forward(problem.layers, order, images, buffers)
-        each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores)
-        return tf.reduce_mean(each), buffers
+    def of_function(parameters: list[tf.Tensor], *constants: tf.Tensor) -> tuple[tf.Tensor, dict]:
+        return function(problem, parameters[0], *constants), {}
 
-    return of_classifier
+    @tf.function
+    def of_classifier(parameters: list[tf.Tensor], *given: Any) -> tuple[tf.Tensor, dict]:
+        return _cross_entropy(problem, dict(zip(names, parameters, strict=True)), *given)
+
+    return of_function if problem.kind == "function" else of_classifier
 
 
 @functools.lru_cache(maxsize=32)
-def slope(problem: Problem, function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
-    """Loss and gradient at a flat vector [N], or at several [lane, N], as one graph."""
+def slope(problem: Problem, function: Callable[..., tf.Tensor]) -> Direct:
+    """Loss and gradient at a flat vector [N], or at several [lane, N], and the same values, as one graph."""
     specs = parameter_specs(problem)
     sizes = [math.prod(spec.shape) for spec in specs]
 
-    @tf.function
-    def of_function(theta: tf.Tensor, *constants: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def of_function(theta: tf.Tensor, *constants: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, dict]:
         with tf.GradientTape() as tape:
             tape.watch(theta)
             loss = function(problem, tf.reshape(theta, specs[0].shape), *constants)
-        return loss, tape.gradient(loss, theta)
+        return loss, tape.gradient(loss, theta), {}
 
-    @tf.function
-    def of_classifier(
-        theta: tf.Tensor,
-        buffers: dict[str, tf.Tensor],
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        rows: tf.Tensor,
-        divisor: float,
-        offset: float,
-        spread: float,
-    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-        lanes, buffers = theta.shape[:-1].as_list(), dict(buffers)
-        seen = normalised(tf.gather(images, rows), divisor, offset, spread, theta.dtype)
+    def of_classifier(theta: tf.Tensor, *given: Any) -> tuple[tf.Tensor, tf.Tensor, dict]:
+        lanes = theta.shape[:-1].as_list()
         with tf.GradientTape() as tape:
             tape.watch(theta)
             parts = zip(specs, tf.split(theta, sizes, -1), strict=True)
             named = {spec.name: tf.reshape(part, [*lanes, *spec.shape]) for spec, part in parts}
-            scores = forward(problem.layers, named, seen, buffers)
-            classes = tf.gather(labels, rows)
-            if lanes and lanes[0] > rows.shape[0]:  # several in a row see the same
-                classes = tf.repeat(classes, lanes[0] // rows.shape[0], 0)
-            each = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, scores)
-            loss = tf.reduce_mean(each, -1)
+            loss, buffers = _cross_entropy(problem, named, *given)
         return loss, tape.gradient(loss, theta, unconnected_gradients="zero"), buffers
 
-    return of_function if problem.kind == "function" else of_classifier
+    return Direct(of_function if problem.kind == "function" else of_classifier)
+
+
+def _cross_entropy(
+    problem: Problem,
+    named: dict[str, tf.Tensor],
+    buffers: dict[str, tf.Tensor],
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    rows: tf.Tensor,
+    divisor: float,
+    offset: float,
+    spread: float,
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """The mean over the images in ``rows``, of one network or of several, and the new buffers."""
+    dtype, buffers = next(iter(named.values())).dtype, dict(buffers)
+    seen = normalised(tf.gather(images, rows), divisor, offset, spread, dtype)
+    scores, classes = forward(problem.layers, named, seen, buffers), tf.gather(labels, rows)
+    if rows.shape.rank > 1 and scores.shape[0] > rows.shape[0]:  # several networks in a row see the same
+        classes = tf.repeat(classes, scores.shape[0] // rows.shape[0], 0)
+    each = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, scores)
+    return tf.reduce_mean(each, -1), buffers
 
 
 @functools.lru_cache(maxsize=32)

@@ -75,7 +75,7 @@ class ProblemTask:
         self.shapes = tuple(spec.shape for spec in specs)
         self.buffers: dict[str, tf.Tensor] = {}
         problem = instance.problem
-        self._compiled, self._slope = graphs.loss(problem, function), graphs.slope(problem, function)
+        self._loss, self._slope = graphs.loss(problem, function), graphs.slope(problem, function)
         if problem.kind == "function":
             self._data = tuple(to_tensor(part, dtype, device) for part in instance.constants())
         else:
@@ -107,31 +107,26 @@ class ProblemTask:
 
     def loss(self, parameters: list[tf.Tensor], step: int) -> tf.Tensor:
         """The loss, 0-dim, on the mini-batch of ``step`` (from 0)."""
-        if self.instance.problem.kind == "function":
-            return self._compiled(parameters[0], *self._constants(step))
-        images, labels = self._data
-        rows = tf.constant(self.instance.batch_indices(step))
-        batch = self._seen(tf.gather(images, rows)), tf.gather(labels, rows)
-        loss, buffers = self._compiled(dict(zip(self.names, parameters, strict=True)), self.buffers, *batch)
+        loss, buffers = self._loss(parameters, *self.given(step))
         self.buffers.update(buffers)
         return loss
 
     def value_and_gradient(self, theta: tf.Tensor, step: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Loss (0-dim) and gradient [N] at the flat vector ``theta`` on the batch of ``step``: one graph."""
-        if self.instance.problem.kind == "function":
-            return self._slope(theta, *self._constants(step))
-        rows = tf.constant(self.instance.batch_indices(step))
-        loss, gradient, buffers = self._slope(theta, self.buffers, *self._data, rows, *self._spread)
+        loss, gradient, buffers = self._slope(tf.convert_to_tensor(theta), *self.given(step))
         self.buffers.update(buffers)
         return loss, gradient
 
     def curvature(self, theta: tf.Tensor, vector: tf.Tensor, step: int) -> tf.Tensor:
         """The Hessian [N, N] of the loss at ``theta`` on the batch of ``step``, times a vector [N]."""
-        bend = graphs.curvature(self.instance.problem, function)
+        return graphs.curvature(self.instance.problem, function)(theta, vector, *self.given(step))
+
+    def given(self, step: int) -> tuple[Any, ...]:
+        """What the graphs of the problem (``graphs``) need beside parameters, for the batch of ``step``."""
         if self.instance.problem.kind == "function":
-            return bend(theta, vector, *self._constants(step))
-        rows = tf.constant(self.instance.batch_indices(step))
-        return bend(theta, vector, self.buffers, *self._data, rows, *self._spread)
+            (a, b, c), noise = self._data, self.instance.noise(step)
+            return a, b if noise is None else b + to_tensor(noise, self.dtype, self.device), c
+        return self.buffers, *self._data, tf.constant(self.instance.batch_indices(step)), *self._spread
 
     @staticmethod
     def stacked(
@@ -155,10 +150,6 @@ class ProblemTask:
             return first._slope(theta, {}, *first._data, rows, *first._spread)[:2]
 
         return losses
-
-    def _constants(self, step: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        (a, b, c), noise = self._data, self.instance.noise(step)
-        return a, b if noise is None else b + to_tensor(noise, self.dtype, self.device), c
 
     def _seen(self, images: tf.Tensor) -> tf.Tensor:
         return graphs.normalised(images, *self._spread, self.dtype)

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from common.baselines import falling
 from common.metrics import DIVERGED
 from interchange.commands.backend import Rollout
-from tf_impl.optimizers import NonFiniteError
+from tf_impl.loops import Loop, borrowed
 from tf_impl.problems import ProblemTask, table_task
 from tf_impl.sources import Source
 from tf_impl.tensors import unflatten
@@ -41,13 +40,13 @@ def rollout(source: Source, lr: float, task: ProblemTask, steps: int, score: boo
     Args:
         score: look at the test images at the end.
     """
-    started, parameters = time.perf_counter(), leaves(task)
-    optimizer = source.optimizer(parameters, lr)
-    losses, outcome = descend(task, parameters, optimizer, steps, cosine=source.spec.cosine)
-    seconds = time.perf_counter() - started
-    if outcome == DIVERGED or not score:
-        return Rollout(losses, outcome, math.nan, seconds=seconds)
-    theta = tf.concat([tf.reshape(p, [-1]) for p in parameters], 0)
+    started = time.perf_counter()
+    with borrowed(source, task, lr) as loop:
+        losses, outcome = descend(task, loop, steps, cosine=source.spec.cosine)
+        seconds = time.perf_counter() - started
+        if outcome == DIVERGED or not score:
+            return Rollout(losses, outcome, math.nan, seconds=seconds)
+        theta = tf.concat([tf.reshape(p, [-1]) for p in loop.parameters], 0)
     test_loss, accuracy = task.test_scores(theta)
     return Rollout(losses, outcome, accuracy, test_loss=test_loss, seconds=seconds)
 
@@ -59,8 +58,7 @@ def leaves(task: ProblemTask) -> list[tf.Variable]:
 
 def descend(
     task: ProblemTask,
-    parameters: list[tf.Variable],
-    optimizer: keras.optimizers.Optimizer,
+    loop: Loop,
     steps: int,
     stop: Callable[[float], bool] | None = None,
     cosine: bool = False,
@@ -68,41 +66,20 @@ def descend(
     """The training loop: losses [step] before each update, and the outcome; ``parameters`` are changed.
 
     Args:
+        loop: at its beginning; it has ``parameters`` and optimizer.
         stop: asked after every step with its loss; True ends the loop with the outcome ``interrupted``.
         cosine: the learning rate falls to 0 as a cosine over ``steps``.
     """
-    rate = float(optimizer.learning_rate)
-    update = updater(optimizer, parameters)
+    rate = float(loop.optimizer.learning_rate)
     losses: list[float] = []
     for step in range(steps):
-        loss, grads = loss_and_gradients(task, parameters, step)
-        losses.append(float(loss))
-        if not math.isfinite(losses[-1]):
-            return np.asarray(losses[:-1]), DIVERGED
         if cosine:
-            optimizer.learning_rate = rate * falling(step, steps)
-        try:
-            update(grads)
-        except (NonFiniteError, tf.errors.InvalidArgumentError):  # the latter from within a graph
+            loop.optimizer.learning_rate = rate * falling(step, steps)
+        loss, moved = loop.step(task, step)
+        if math.isfinite(loss):
+            losses.append(loss)
+        if not (moved and math.isfinite(loss)):
             return np.asarray(losses), DIVERGED
-        if stop is not None and stop(losses[-1]):
+        if stop is not None and stop(loss):
             return np.asarray(losses), INTERRUPTED
     return np.asarray(losses), "ok"
-
-
-def updater(
-    optimizer: keras.optimizers.Optimizer, parameters: list[tf.Variable]
-) -> Callable[[list[tf.Tensor]], None]:
-    """One update of ``parameters`` by their gradients, as a graph."""
-    return tf.function(lambda grads: optimizer.apply(grads, parameters))
-
-
-def loss_and_gradients(
-    task: ProblemTask, parameters: list[tf.Variable], step: int
-) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Loss, 0-dim, on the batch of ``step``, and its gradients in the shapes of the parameters."""
-    values = [tf.convert_to_tensor(p) for p in parameters]
-    with tf.GradientTape() as tape:
-        tape.watch(values)
-        loss = task.loss(values, step)
-    return loss, tape.gradient(loss, values, unconnected_gradients="zero")

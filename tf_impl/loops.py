@@ -1,0 +1,98 @@
+"""Plain training with one graph a step, which is traced once and then used by rollout after rollout.
+
+A rollout differs from the next in its start, its data and its learning rate. These are values of variables
+and arguments of the graph, so that only another optimizer or another problem needs another graph.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from common.storage import canonical_json
+from interchange.weights import Teacher
+from tf_impl import graphs
+from tf_impl.direct import Direct
+from tf_impl.optimizers import NonFiniteError
+from tf_impl.problems import ProblemTask, function
+from tf_impl.sources import Source
+from tf_impl.tensors import unflatten
+
+_MOST, _NUMBERS = 64, 2**25  # loops that are kept, and numbers in their variables: 128 MiB of float32
+
+_kept: dict[Any, "Loop"] = {}  # the last one used at the end
+
+
+class Loop:
+    """An optimizer, the parameters it trains, and loss, gradient and update on a batch as one graph.
+
+    ``begin`` comes before the first step of a rollout.
+
+    Attributes:
+        size: numbers in all variables.
+        graph: of a step, called with ``ProblemTask.given``.
+    """
+
+    def __init__(self, source: Source, task: ProblemTask, lr: float) -> None:
+        with tf.device(task.device):
+            self.parameters = [tf.Variable(tf.zeros(shape, task.dtype)) for shape in task.shapes]
+            self._last = tf.Variable(math.nan, dtype=task.dtype)
+        self.optimizer = source.optimizer(self.parameters, lr)
+        self.size = sum(math.prod(v.shape) for v in (*self.parameters, *self.optimizer.variables))
+        self._loss = graphs.loss(task.instance.problem, function)
+        self.graph = Direct(self._one_step)
+
+    def begin(self, task: ProblemTask, lr: float) -> None:
+        """The task's start, and an optimizer that has not taken a step."""
+        for parameter, value in zip(self.parameters, unflatten(task.initial(), task.shapes), strict=True):
+            parameter.assign(value)
+        for variable in self.optimizer.variables:  # all that an optimizer of this package has begins at 0
+            variable.assign(tf.zeros(variable.shape, variable.dtype))
+        self.optimizer.learning_rate = lr
+
+    def step(self, task: ProblemTask, number: int) -> tuple[float, bool]:
+        """Take a step; the loss before it, and whether its update was one to go on from."""
+        try:
+            loss, buffers = self.graph(*task.given(number))
+        except (NonFiniteError, tf.errors.InvalidArgumentError) as error:  # the latter from within a graph
+            if "not finite" not in str(error):
+                raise
+            return float(self._last), False
+        task.buffers.update(buffers)
+        return float(loss), True
+
+    def _one_step(self, *given: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        values = [tf.convert_to_tensor(p) for p in self.parameters]
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            loss, buffers = self._loss(values, *given)
+        gradients = tape.gradient(loss, values, unconnected_gradients="zero")
+        with tf.control_dependencies([self._last.assign(loss)]):  # known even where the update fails
+            self.optimizer.apply(gradients, self.parameters)
+        return loss, buffers
+
+
+@contextlib.contextmanager
+def borrowed(source: Source, task: ProblemTask, lr: float) -> Iterator[Loop]:
+    """A loop at its beginning: one that was used before, if there is one for this optimizer and problem.
+
+    Nobody else has it during the ``with`` block, and one that failed is not used again.
+    """
+    key = _content(source), task.instance.problem, task.dtype, task.device
+    if (loop := _kept.pop(key, None)) is None:
+        loop = Loop(source, task, lr)
+    loop.begin(task, lr)
+    yield loop
+    _kept[key] = loop
+    while len(_kept) > _MOST or sum(one.size for one in _kept.values()) > _NUMBERS:
+        del _kept[next(iter(_kept))]
+
+
+def _content(source: Source) -> tuple:
+    """What an optimizer is but for its learning rate; of a file the content, as workers get copies of it."""
+    loaded = source.loaded
+    if isinstance(loaded, Teacher):
+        return canonical_json(loaded.row.to_dict()), *(w.tobytes() for w in loaded.weights.values())
+    return (source.sha256, source.spec.target, *source.spec.options.items())
