@@ -12,6 +12,7 @@ from common.errors import L2OError
 from common.teachers import TEACHERS, initial_weights
 from interchange.rule import Rule
 from interchange.weights import Teacher, save_weights
+from tests.conftest import need_half_products
 
 tf = pytest.importorskip("tensorflow")
 
@@ -231,6 +232,7 @@ def test_a_loop_of_ones_own_may_build_it_inside_a_graph(make):
 @every_optimizer
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_policies_work(make, policy):
+    need_half_products(policy.removeprefix("mixed_"))
     keras.config.set_dtype_policy(policy)
     model = fitted(make(learning_rate=0.5))
     assert all(w.dtype == "float32" for w in model.trainable_weights)

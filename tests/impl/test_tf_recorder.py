@@ -11,6 +11,7 @@ from common.teachers import TEACHERS, initial_weights
 from interchange.rule import Rule
 from interchange.trajectories import Run, Trajectories, load_trajectories
 from interchange.weights import Teacher
+from tests.conftest import need_half_products
 
 tf = pytest.importorskip("tensorflow")
 
@@ -183,6 +184,7 @@ def test_as_a_callback_it_may_come_after_a_fit(tmp_path, caplog):
 
 
 def test_mixed_precision_is_unscaled_and_its_skipped_steps_left_out(tmp_path):
+    need_half_products("float16")
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = network(SGD(0.1), jit_compile=False)
@@ -284,6 +286,7 @@ def test_coordinates_are_those_of_choose_coordinates_and_steps_the_first(tmp_pat
 
 
 def test_low_precision_is_recorded_in_float32(tmp_path):
+    need_half_products("bfloat16")
     model = Model(dtype="bfloat16")
     recorder = Recorder(optimizer := SGD(0.1), steps=3)
     trained(recorder, model, optimizer, 7)
