@@ -413,7 +413,7 @@ def test_rules_may_read_theta_and_t_or_nothing(expression, by_hand):
         feed(optimizer, params, gradients(1))
         expected = [by_hand(theta, t) for theta in expected]
     for p, theta in zip(params, expected, strict=True):
-        torch.testing.assert_close(p.detach(), theta, rtol=1e-13, atol=0)
+        torch.testing.assert_close(p.detach(), theta, rtol=1e-13, atol=1e-15)
 
 
 @every_optimizer
@@ -425,7 +425,7 @@ def test_memory_layout_and_empty_tensors_do_not_matter(make):
     for row in gradients(3):
         feed(optimizer, [turned, empty], [[row[0].T, np.zeros((0, 3))]])
         feed(other, [plain], [[row[0].T]])
-    torch.testing.assert_close(turned.detach(), plain.detach(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(turned.detach(), plain.detach(), rtol=1e-13, atol=1e-15)
 
 
 def test_a_lag_of_the_parameter_is_the_value_before_and_not_the_live_tensor():

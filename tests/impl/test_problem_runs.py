@@ -39,13 +39,14 @@ def test_the_gradient_equals_finite_differences(name):
     """Tensor by tensor, batch norm in training; along steps so short that they meet no kink.
 
     A direction of unit length is half random and half the gradient, without which its slope would be lost
-    among the rounding errors of a million coordinates.
+    among the rounding errors of a million coordinates. Both losses may be off by a few roundings.
     """
     task = task_of(name, torch.float64, 3 if name in DEEP else 8)
     generator, theta, h = np.random.default_rng(1), task.initial(), 1e-7
     theta += 0.1 * float(theta.std()) * torch.from_numpy(generator.normal(size=len(theta)))  # no bias is 0
     loss, gradient = value_and_gradient(task, theta, 5)
     assert loss.dtype == torch.float64 and not loss.requires_grad and gradient.shape == theta.shape
+    rounding = 16.0 * np.spacing(float(loss)) / h
     which, tensors = torch.from_numpy(coordinate_table(task.shapes)[0]), range(len(task.shapes))
     chosen = generator.choice(tensors, 3, replace=False) if name in DEEP else tensors
     for tensor in (*chosen, None):
@@ -53,14 +54,14 @@ def test_the_gradient_equals_finite_differences(name):
         direction, along = mask * torch.from_numpy(generator.normal(size=len(theta))), mask * gradient
         idle = tensor is not None and task.names[tensor] in without_effect(task.names)
         if idle:
-            assert along.norm() < 1e-12
+            assert along.norm() < 1e-12 * gradient.norm()
         else:
             direction = direction / direction.norm() + along / along.norm()
         with torch.no_grad():
             ends = [float(task.loss(unflatten(theta + s * direction, task.shapes), 5)) for s in (h, -h)]
         slope = float(gradient @ direction)
         assert idle or slope > 1e-4
-        expected = pytest.approx(slope, rel=1e-5, abs=1e-6 if idle else 1e-8)
+        expected = pytest.approx(slope, rel=1e-5, abs=max(rounding, 1e-6 if idle else 1e-8))
         assert (ends[0] - ends[1]) / (2 * h) == expected, tensor
 
 
@@ -76,9 +77,10 @@ def test_a_trained_teacher_takes_finite_steps_on_every_problem(name):
     optimizer = LearnedOptimizer(parameters, Teacher.named("rp_s"))
     losses, outcome = descend(task, parameters, optimizer, STEPS)
     assert outcome == "ok" and len(losses) == STEPS and np.isfinite(losses).all()
-    for p, start in zip(parameters, before, strict=True):
+    for name, p, start in zip(task.names, parameters, before, strict=True):
         largest = float((p.detach() - start).abs().max())
-        assert 0.0 < largest <= 0.0101 * STEPS  # 0.01 tanh(..) a step
+        assert largest <= 0.0101 * STEPS  # 0.01 tanh(..) a step
+        assert largest > 0.0 or name in without_effect(task.names)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -94,4 +96,5 @@ def test_adam_lowers_the_loss_of_one_batch_of_every_problem(name):
         loss.backward()
         optimizer.step()
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
-    assert all(bool((p != start).any()) for p, start in zip(parameters, before, strict=True))
+    for name, p, start in zip(task.names, parameters, before, strict=True):
+        assert bool((p != start).any()) or name in without_effect(task.names), name
