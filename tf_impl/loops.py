@@ -20,7 +20,7 @@ from tf_impl.problems import ProblemTask, function
 from tf_impl.sources import Source
 from tf_impl.tensors import unflatten
 
-_MOST, _NUMBERS = 64, 2**25  # loops that are kept, and numbers in their variables: 128 MiB of float32
+_MOST, _NUMBERS = 64, 2**25  # loops that are kept, and numbers in their variables, 128 MiB in float32
 
 _kept: dict[Any, "Loop"] = {}  # the last one used at the end
 

@@ -63,10 +63,10 @@ def descend(
     stop: Callable[[float], bool] | None = None,
     cosine: bool = False,
 ) -> tuple[np.ndarray, str]:
-    """The training loop: losses [step] before each update, and the outcome; ``parameters`` are changed.
+    """The training loop: losses [step] before each update, and the outcome; the parameters are changed.
 
     Args:
-        loop: at its beginning; it has ``parameters`` and optimizer.
+        loop: with parameters and optimizer, at its beginning.
         stop: asked after every step with its loss; True ends the loop with the outcome ``interrupted``.
         cosine: the learning rate falls to 0 as a cosine over ``steps``.
     """
