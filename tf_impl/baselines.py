@@ -94,7 +94,7 @@ class ScheduleFree(CoordinateOptimizer):
         u, c = u - decay * y, tf.cast(1.0 / t, work)
         moved = y - c * e + rate * (1.0 - self.beta1 * (1.0 - c)) * u
         e = (1.0 - c) * (e - self.beta1 * rate * u)
-        return tf.cast(moved, theta.dtype), tf.stack([t, tally[1]]), v, e
+        return tf.cast(moved, theta.dtype), tf.stack([t, *tf.unstack(tally)[1:]]), v, e
 
     def _settings(self) -> dict[str, Any]:
         return {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps}

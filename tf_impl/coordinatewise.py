@@ -9,15 +9,16 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 from common.errors import L2OError
-from tf_impl.fused import compiling
 from tf_impl.operators import as_tensor
 from tf_impl.tensors import DTYPES
 
 LearningRate = float | keras.optimizers.schedules.LearningRateSchedule
 State = tuple[tf.Tensor, ...]
 
+_TALLY = 3  # numbers per tensor; of optimizers that do not look the first counts steps, the others stay 0
 FUSED_FROM = 65536  # elements: below, half a second of compiling is more than most runs get back
 
 
@@ -81,23 +82,13 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
     def _prepare(self, variables: Sequence[keras.Variable]) -> None:
         """What is to be done once, before the state is made."""
 
-    def _guarded(
-        self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor, fused: bool
-    ) -> tuple[tf.Tensor | None, tf.Tensor, State]:
-        """Whether to make the update, 0-dim (None is yes, without asking), the update, the state to keep."""
-        del fused
-        return None, *self._update(p, g, state, t)
-
-    def _look(self, k: int, tally: tf.Tensor) -> None:
-        """What a step count [t, skipped in a row] of tensor ``k`` is worth telling."""
-
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Make the state: per tensor a count of steps taken and skipped, and what ``_zero_state`` says."""
+        """Make the state: per tensor a tally [t, ...] of three numbers, and what ``_zero_state`` says."""
         if self.built:
             return
         super().build(variables)
         self._prepare(variables)
-        self._tallies = [self._slot(v, "step", (2,), "float64") for v in variables]
+        self._tallies = [self._slot(v, "step", (_TALLY,), "float64") for v in variables]
         self._states = [
             [
                 self._slot(v, f"s{i}", tuple(a.shape), a.dtype.name)
@@ -121,15 +112,22 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         """One update of one tensor; a sparse gradient is made dense, as u(0) need not be 0."""
         k = self._get_variable_index(variable)
         slots = [self._tallies[k], *self._states[k]]
-        lr = tf.cast(as_tensor(learning_rate), tf.float64)
+        lr, g = tf.cast(as_tensor(learning_rate), tf.float64), _dense(gradient, variable)
         decay = float(self.weight_decay or 0.0) if self._use_weight_decay(variable) else 0.0
         moved, tally, *state = self._stepper(variable, decay)(
-            tf.convert_to_tensor(variable), _dense(gradient, variable), lr, *map(tf.convert_to_tensor, slots)
+            tf.convert_to_tensor(variable), g, lr, *map(tf.convert_to_tensor, slots)
         )
+        tally = self._tallied(tally, k, variable, g, lr, decay)
         self.assign(variable, moved)
         for slot, array in zip(slots, (tally, *state), strict=True):
             self.assign(slot, array)
-        self._look(k, tally)
+
+    def _tallied(
+        self, tally: tf.Tensor, k: int, variable: tf.Variable, g: tf.Tensor, lr: tf.Tensor, decay: float
+    ) -> tf.Tensor:
+        """The tally of tensor ``k`` after a step, as it is to be kept."""
+        del k, variable, g, lr, decay
+        return tally
 
     def _stepper(self, variable: tf.Variable, decay: float) -> Callable[..., tuple[tf.Tensor, ...]]:
         """``_advance``, by XLA where that is worth its compilation; compiled once for every shape."""
@@ -153,15 +151,23 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         tally: tf.Tensor,
         *state: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
-        """One step as a pure function: the new parameter, count and state."""
+        """One step as a pure function: the new parameter, tally and state."""
+        del fused  # the same here
+        moved, new = self._moved(decay, theta, g, lr, tally[0] + 1.0, state)
+        return (
+            tf.cast(moved, theta.dtype),
+            tally + tf.constant([1.0] + [0.0] * (_TALLY - 1), tf.float64),
+            *new,
+        )
+
+    def _moved(
+        self, decay: float, theta: tf.Tensor, g: tf.Tensor, lr: tf.Tensor, t: tf.Tensor, state: State
+    ) -> tuple[tf.Tensor, State]:
+        """The moved parameter, not yet in its own dtype, and the new state."""
         work = work_dtype(theta)
-        p, t, rate = tf.cast(theta, work), tally[0] + 1.0, tf.cast(lr, work)
-        ok, u, state = self._guarded(p, tf.cast(g, work), state, t, fused)
-        moved = p * tf.cast(1.0 - lr * decay, work) + rate * u if decay else p + rate * u
-        if ok is None:
-            return tf.cast(moved, theta.dtype), tf.stack([t, tally[1]]), *state
-        tally = tf.where(ok, tf.stack([t, tf.zeros_like(t)]), tally + tf.constant([0.0, 1.0], tf.float64))
-        return tf.cast(tf.where(ok, moved, p), theta.dtype), tally, *state
+        p, rate = tf.cast(theta, work), tf.cast(lr, work)
+        u, new = self._update(p, tf.cast(g, work), state, t)
+        return (p * tf.cast(1.0 - lr * decay, work) if decay else p) + rate * u, new
 
     def get_config(self) -> dict[str, Any]:
         """What makes the same optimizer again, JSON-ready and exact."""
@@ -186,13 +192,18 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
                 f"{self.name}: expected state of {len(self.variables)} arrays, got {len(store.keys())}; load "
                 "it into an optimizer with the same rule, teacher and settings"
             )
+        arrays = {str(k): np.asarray(store[str(k)]) for k in range(len(self.variables))}
         for k, variable in enumerate(self.variables):
-            if tuple(variable.shape) != tuple(np.shape(store[str(k)])):
+            shape = tuple(arrays[str(k)].shape)
+            if shape == (2,) and any(variable is tally for tally in getattr(self, "_tallies", ())):
+                # Written when a tensor was skipped as a whole: t, and skips in a row.
+                arrays[str(k)] = np.array([arrays[str(k)][0]] + [0.0] * (_TALLY - 1))
+            elif shape != tuple(variable.shape):
                 raise L2OError(
-                    f"{self.name}: expected state of shape {tuple(variable.shape)}, got "
-                    f"{np.shape(store[str(k)])}; load it into an optimizer of the same parameters"
+                    f"{self.name}: expected state of shape {tuple(variable.shape)}, got {shape}; load it "
+                    "into an optimizer of the same parameters"
                 )
-        super().load_own_variables(store)
+        super().load_own_variables(arrays)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays: dict[str, np.ndarray] | None = self._pending
@@ -224,6 +235,11 @@ def _unpickled(
 def work_dtype(variable: tf.Variable | keras.Variable) -> tf.DType:
     """The dtype updates are computed in: the variable's, float32 at least."""
     return DTYPES.get(tf.as_dtype(variable.dtype).name, tf.float32)
+
+
+def compiling() -> bool:
+    """Whether XLA will compile what is being traced."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def _zeros(variable: keras.Variable) -> tf.Tensor:

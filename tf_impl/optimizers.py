@@ -13,13 +13,14 @@ import tensorflow as tf
 
 from common.errors import L2OError
 from common.storage import canonical_json
+from interchange.compiler import Instruction
 from interchange.rule import Rule, zero_update
 from interchange.walk import Tree
 from interchange.weights import GATE_ORDER, Teacher, load_weights, weights_from_tree
 from tf_impl.coordinatewise import LearningRate, State, work_dtype
-from tf_impl.fused import Plain
 from tf_impl.guarded import GuardedOptimizer, NonFinite, NonFiniteError
-from tf_impl.operators import as_tensor
+from tf_impl.lowering import Lowered, Scalar
+from tf_impl.operators import as_tensor, op_div, op_mul
 from tf_impl.teachers import TeacherNetwork
 
 __all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
@@ -38,8 +39,8 @@ class SymbolicOptimizer(GuardedOptimizer):
         constants: in place of some of the rule's own.
         center: subtract what the rule does at zero gradient.
         weight_decay: decoupled, theta *= 1 - lr * weight_decay.
-        nonfinite: ``skip`` keeps a tensor whose update is not finite as it is, ``raise`` raises at once,
-            ``off`` does not look.
+        nonfinite: ``skip`` leaves coordinates alone whose step would not be finite, and warns; ``raise``
+            raises as well; ``off`` does not look.
         keywords: of every Keras optimizer: ``clipnorm``, ``clipvalue``, ``global_clipnorm``, ``use_ema``,
             ``ema_momentum``, ``ema_overwrite_frequency``, ``loss_scale_factor``,
             ``gradient_accumulation_steps``, ``name``.
@@ -81,7 +82,7 @@ class SymbolicOptimizer(GuardedOptimizer):
                 stacklevel=2,
             )
         self._run = self.rule.centered() if center else self.rule
-        self._lowered = Plain(self._run.program())
+        self._lowered = _Plain(self._run.program())
 
     def _zero_state(self, p: tf.Tensor) -> State:
         return self._lowered.initial_state(p)
@@ -98,6 +99,18 @@ class SymbolicOptimizer(GuardedOptimizer):
     @classmethod
     def _arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
         return config | {"rule": Rule.from_json(config["rule"])}
+
+
+class _Plain(Lowered):
+    """A program that is never differentiated."""
+
+    def _pointwise(self, ins: Instruction, args: Sequence[Scalar]) -> Scalar:
+        if ins.op == "sqrt" and isinstance(args[0], tf.Tensor):  # what Lowered adds is for derivatives at 0
+            return tf.sqrt(tf.abs(args[0]))
+        return super()._pointwise(ins, args)
+
+    def _unbiased(self, x: Scalar, factor: Scalar) -> Scalar:
+        return op_mul(x, op_div(1.0, factor))  # one division, of a scalar
 
 
 @keras.saving.register_keras_serializable(package="symbolic_l2o")
