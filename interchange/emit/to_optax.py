@@ -21,6 +21,7 @@ or, as pure functions of one array (differentiable, also by ``constants``):
 """
 
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ import optax
 
 {header}
 READS_THETA = {reads_theta}
+TALLIES = ("t", "skipped", "looks")
 
 
 {functions}def one_minus_power(b, t):
@@ -65,8 +67,10 @@ def update(g, state, theta=None, constants=CONSTANTS):
 def rule_optimizer(learning_rate=1.0, weight_decay=0.0, constants=None):
     """theta <- (1 - lr * weight_decay) * theta + lr * u, as an ``optax.GradientTransformationExtraArgs``.
 
-    A step whose u is not finite leaves that array and its state as they were and is counted in the state's
-    "skipped"; see ``look``. Extra arguments of ``update`` are ignored.
+    A coordinate whose change or new state would not be finite is left alone, the others go on; t stays where
+    all of an array were. Where ``update`` is given params, params + change have to be finite as well, as far
+    as it knows them: what follows in a chain it does not. ``look`` tells how many were. Extra arguments of
+    ``update`` are ignored.
 
     Args:
         learning_rate: a number, or a schedule: function of the number of updates before this one.
@@ -81,9 +85,10 @@ def rule_optimizer(learning_rate=1.0, weight_decay=0.0, constants=None):
             raise ValueError(f"expected learning_rate >= 0 and weight_decay >= 0, got {{setting}}")
 
     def init_fn(params):
-        t, skipped = (jax.tree.map(lambda theta: jnp.zeros((), jnp.int32), params) for _ in range(2))
+        t, skipped, looks = (jax.tree.map(lambda theta: jnp.zeros((), jnp.int32), params) for _ in range(3))
         slots = [jax.tree.map(lambda theta, k=k: init(theta)["slots"][k], params) for k in range({slots})]
-        return {{"count": jnp.zeros((), jnp.int32), "t": t, "skipped": skipped, "slots": tuple(slots)}}
+        tallies = {{"t": t, "skipped": skipped, "looks": looks}}
+        return {{"count": jnp.zeros((), jnp.int32), **tallies, "slots": tuple(slots)}}
 
     def update_fn(grads, state, params=None, **extra_args):
         del extra_args
@@ -92,33 +97,56 @@ def rule_optimizer(learning_rate=1.0, weight_decay=0.0, constants=None):
         lr = learning_rate(state["count"]) if callable(learning_rate) else learning_rate
         leaves, tree = jax.tree.flatten(grads, is_leaf=lambda g: g is None)
         thetas = [None] * len(leaves) if params is None else tree.flatten_up_to(params)
-        kept = [tree.flatten_up_to(part) for part in (state["t"], state["skipped"], *state["slots"])]
-        rows = [one_array(lr, *row) for row in zip(leaves, thetas, *kept)]
-        updates, t, skipped, *slots = (
+        kept = [tree.flatten_up_to(part) for part in (*map(state.get, TALLIES), *state["slots"])]
+        looking = (state["count"] + 1) % 100 == 0
+        rows = [one_array(lr, looking, *row) for row in zip(leaves, thetas, *kept)]
+        updates, t, skipped, looks, *slots = (
             jax.tree.unflatten(tree, [row[i] for row in rows]) for i in range(len(kept) + 1)
         )
-        new = {{"count": state["count"] + 1, "t": t, "skipped": skipped, "slots": tuple(slots)}}
-        return updates, new
+        tallies = {{"t": t, "skipped": skipped, "looks": looks}}
+        return updates, {{"count": state["count"] + 1, **tallies, "slots": tuple(slots)}}
 
-    def one_array(lr, g, theta, t, skipped, *slots):
+    def one_array(lr, looking, g, theta, t, skipped, looks, *slots):
         if g is None:
-            return g, t, skipped, *slots
+            return g, t, skipped, looks, *slots
         if not jnp.issubdtype(g.dtype, jnp.floating):
             raise TypeError(f"expected real floating-point gradients, got {{g.dtype}}")
         u, state = update(g, {{"t": t, "slots": slots}}, theta, values)
-        ok = jnp.isfinite(u).all()
         change = u - weight_decay * jnp.asarray(theta).astype(u.dtype) if decays else u
-        change = jnp.where(ok, (lr * change).astype(g.dtype), 0)
+        change = (lr * change).astype(g.dtype)
+        ok = fits(change, g.dtype)
+        if theta is not None:
+            ok &= fits(theta + change, jnp.result_type(theta))
+        for slot in state["slots"]:
+            ok &= jnp.isfinite(slot)
+        left = (ok.size - jnp.count_nonzero(ok)).astype(skipped.dtype)
+        whole = (left == ok.size) & (ok.size > 0)
+        looks = jnp.where(looking, jnp.where(whole, looks + 1, 0), looks)
         news = (jnp.where(ok, new, old) for new, old in zip(state["slots"], slots))
-        return change, jnp.where(ok, state["t"], t), jnp.where(ok, 0, skipped + 1), *news
+        return jnp.where(ok, change, 0), jnp.where(whole, t, state["t"]), left, looks, *news
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def look(state):
-    """Raise ``RuntimeError`` if the last ten updates of an array were not finite; call it outside ``jit``."""
-    if any(int(skipped) >= 10 for skipped in jax.tree.leaves(state["skipped"])):
-        raise RuntimeError("ten updates in a row were not finite; lower learning_rate or check the gradients")
+    """Warn of coordinates left alone in the last step; call it outside ``jit``.
+
+    ``RuntimeError`` if all of an array were at every 100th step ten times in a row.
+    """
+    looks = jax.tree.leaves(state["looks"])
+    for (path, left), whole in zip(jax.tree_util.tree_leaves_with_path(state["skipped"]), looks):
+        told = f"{{int(left)}} coordinates of params{{jax.tree_util.keystr(path)}} were left alone, because "
+        told += "the step was not finite; lower learning_rate or check the gradients"
+        if int(whole) >= 10:
+            raise RuntimeError("at ten looks in a row " + told)
+        if int(left):
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
+
+
+def fits(x, dtype):
+    """Where numbers are finite in a dtype; XLA leaves a cast to a narrower one and back out."""
+    info = jnp.finfo(dtype)
+    return jnp.isfinite(jax.lax.reduce_precision(x, info.nexp, info.nmant))
 
 
 def all_constants(given):

@@ -19,6 +19,8 @@ or, as pure functions (differentiable, also by ``constants``; eagerly and inside
     theta = theta + lr * u
 """
 
+import warnings
+
 import keras
 import tensorflow as tf
 
@@ -64,13 +66,24 @@ def update(g, state, theta, constants=CONSTANTS):
     return u, {{"t": t, "slots": tuple(slots)}}
 
 
+def finite(x):
+    return bool(tf.reduce_all(tf.math.is_finite(x)))
+
+
+def fits(x, dtype):
+    """Where numbers stay finite in a narrower dtype; XLA leaves a cast there and back out."""
+    limit = {{"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}}.get(tf.as_dtype(dtype).name)
+    return tf.math.is_finite(x) if limit is None else tf.abs(x) < limit
+
+
 @keras.saving.register_keras_serializable(package={package})
 class RuleOptimizer(keras.optimizers.Optimizer):
     """theta <- (1 - lr * weight_decay) * theta + lr * u.
 
-    A step whose u is not finite leaves that tensor and its state as they were. Ten of them in a row raise
-    ``RuntimeError`` in ``look()``: eager steps call it every 100 steps; inside ``fit`` nothing can raise, so
-    call it from a callback, as ``LambdaCallback(on_epoch_end=lambda epoch, logs: optimizer.look())``.
+    A coordinate whose new value or state would not be finite is left alone, the others go on; t stays where
+    all were. ``look()`` tells: a warning, once for every variable, or ``RuntimeError`` where all of it was
+    left alone at ten looks in a row. Eager steps call it every 100 steps; inside ``fit`` nothing can, so call
+    it from a callback, as ``LambdaCallback(on_epoch_end=lambda epoch, logs: optimizer.look())``.
     Further options are those of every Keras optimizer.
     """
 
@@ -82,7 +95,7 @@ class RuleOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate, weight_decay=None, **options)
         self.decoupled_decay = weight_decay
         self.constants = dict(constants)
-        self._eager_steps = 0
+        self._eager_steps, self._whole, self._told, self._seen = 0, [], [], {{}}
 
     def build(self, variables):
         if self.built:
@@ -103,20 +116,28 @@ class RuleOptimizer(keras.optimizers.Optimizer):
         ]
 
     def update_step(self, gradient, variable, learning_rate):
-        store = self._stores[self._get_variable_index(variable)]
+        k = self._get_variable_index(variable)
+        store = self._stores[k]
         step, skipped, *old = (tf.convert_to_tensor(kept) for kept in store)
-        u, state = update(gradient, {{"t": step, "slots": tuple(old)}}, variable, self.constants)
-        theta = tf.cast(tf.convert_to_tensor(variable), u.dtype)
-        lr = tf.cast(learning_rate, u.dtype)
-        new = theta + lr * u
+        u, state, new = self._compute(gradient, variable, learning_rate, step, old)
+        ok = fits(new, variable.dtype)  # so does u, which is in it
+        for slot in state["slots"]:
+            ok &= tf.math.is_finite(slot)
+        left = tf.size(ok, tf.int64) - tf.math.count_nonzero(ok)
+        t = tf.where(left < tf.maximum(tf.size(ok, tf.int64), 1), state["t"], step)
+        self.assign(variable, tf.where(ok, tf.cast(new, variable.dtype), variable))
+        for kept, value in zip(store, [t, left, *(tf.where(ok, *pair) for pair in zip(state["slots"], old))]):
+            self.assign(kept, value)
+        if tf.executing_eagerly() and (self._eager_steps + 1) % 100 == 0:
+            self._seen[k] = gradient, learning_rate
+
+    def _compute(self, gradient, variable, learning_rate, step, slots):
+        """The update, the new state and the new value."""
+        u, state = update(gradient, {{"t": step, "slots": tuple(slots)}}, variable, self.constants)
+        theta, lr = tf.cast(tf.convert_to_tensor(variable), u.dtype), tf.cast(learning_rate, u.dtype)
         if self.decoupled_decay and self._use_weight_decay(variable):
-            new = (1.0 - lr * self.decoupled_decay) * theta + lr * u
-        ok = tf.reduce_all(tf.math.is_finite(u))
-        news = [state["t"], tf.zeros_like(skipped), *state["slots"]]
-        olds = [step, skipped + 1, *old]
-        self.assign(variable, tf.where(ok, new, theta))
-        for kept, value, before in zip(store, news, olds):
-            self.assign(kept, tf.where(ok, value, before))
+            theta = (1.0 - lr * self.decoupled_decay) * theta
+        return u, state, theta + lr * u
 
     def apply(self, grads, trainable_variables=None):
         super().apply(grads, trainable_variables)
@@ -124,11 +145,38 @@ class RuleOptimizer(keras.optimizers.Optimizer):
             self._eager_steps += 1
             if self._eager_steps % 100 == 0:
                 self.look()
+                self._seen = {{}}
 
     def look(self):
-        """Raise ``RuntimeError`` if the last ten updates of a tensor were not finite."""
-        if self.built and any(int(store[1].numpy()) >= 10 for store in self._stores):
-            raise RuntimeError("ten updates in a row were not finite; lower lr or check the gradients")
+        """Warn of coordinates left alone in the last step, or raise ``RuntimeError``."""
+        stores = self._stores if self.built else []
+        self._whole = self._whole or [0] * len(stores)
+        for k, (variable, store) in enumerate(zip(self._trainable_variables, stores)):
+            left, count = int(store[1].numpy()), int(tf.size(variable))
+            self._whole[k] = self._whole[k] + 1 if left == count > 0 else 0
+            if not left:
+                continue
+            told = (
+                f"{{left}} of {{count}} coordinates of {{getattr(variable, 'path', variable.name)}} of shape "
+                f"{{tuple(variable.shape)}} were left alone, because the {{self._cause(k, left < count)}} "
+                "was not finite; lower learning_rate or check the gradients"
+            )
+            if self._whole[k] >= 10:
+                raise RuntimeError("at ten looks in a row " + told)
+            if k not in self._told:
+                self._told.append(k)
+                warnings.warn(told, RuntimeWarning, stacklevel=2)
+
+    def _cause(self, k, stepped):
+        """What was left alone is as it was: with the gradient, computing the step again tells why."""
+        if k not in self._seen:
+            return "step"
+        (gradient, lr), variable = self._seen[k], self._trainable_variables[k]
+        step, _, *slots = (tf.convert_to_tensor(kept) for kept in self._stores[k])
+        u, state, new = self._compute(gradient, variable, lr, step - int(stepped), slots)
+        parts = {{"gradient": [tf.convert_to_tensor(gradient)], "update": [u], "state": state["slots"]}}
+        causes = [name for name, xs in parts.items() if not all(map(finite, xs))]
+        return [*causes, "step" if tf.reduce_all(fits(new, variable.dtype)) else "moved parameter"][0]
 
     def get_config(self):
         constants = {{name: float(value) for name, value in self.constants.items()}}

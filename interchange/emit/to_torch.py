@@ -17,6 +17,8 @@ or, as pure functions (differentiable, also by ``constants``):
     theta = theta + lr * u
 """
 
+import warnings
+
 import torch
 
 {header}
@@ -51,8 +53,9 @@ def update(g, state, theta, constants=CONSTANTS):
 class RuleOptimizer(torch.optim.Optimizer):
     """theta <- (1 - lr * weight_decay) * theta + lr * u.
 
-    A step whose u is not finite leaves that tensor and its state as they were; ten of them in a row raise
-    ``RuntimeError`` (looked at every 100 steps, so that the device is not waited for).
+    A coordinate whose new value or state would not be finite is left alone, the others go on; t stays where
+    all were. Every 100 steps, so that the device is not waited for, one looks: a warning, once for every
+    parameter, or ``RuntimeError`` where all of a parameter was left alone at ten looks in a row.
     """
 
     def __init__(self, params, lr=1.0, weight_decay=0.0, constants=CONSTANTS):
@@ -60,7 +63,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             raise ValueError(f"expected lr >= 0 and weight_decay >= 0, got {{lr}} and {{weight_decay}}")
         super().__init__(params, {{"lr": lr, "weight_decay": weight_decay}})
         self.constants = dict(constants)
-        self._calls = 0
+        self._calls, self._told = 0, set()
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -71,13 +74,13 @@ class RuleOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for theta in group["params"]:
                 if theta.grad is not None:
-                    self._step_one(theta, group["lr"], group["weight_decay"])
+                    self._step_one(theta, group)
         self._calls += 1
         if self._calls % 100 == 0:
             self._look()
         return loss
 
-    def _step_one(self, theta, lr, weight_decay):
+    def _step_one(self, theta, group):
         if theta.grad.is_sparse or theta.is_complex():
             raise RuntimeError("expected dense real gradients; use sparse=False and real parameters")
         store = self.state[theta]
@@ -85,20 +88,49 @@ class RuleOptimizer(torch.optim.Optimizer):
             fresh = init(theta)
             store["step"] = fresh["t"]
             store["skipped"] = torch.zeros_like(fresh["t"])
+            store["looks"] = torch.zeros_like(fresh["t"])
             store.update({{f"slot_{{i}}": slot for i, slot in enumerate(fresh["slots"])}})
-        old = (store["step"], *(store[f"slot_{{i}}"] for i in range({slots})))
-        u, state = update(theta.grad, {{"t": old[0], "slots": old[1:]}}, theta, self.constants)
-        ok = torch.isfinite(u).all()
-        new = (1.0 - lr * weight_decay) * theta.to(u.dtype) + lr * u
-        theta.copy_(torch.where(ok, new.to(theta.dtype), theta))
-        store["step"] = torch.where(ok, state["t"], old[0])
-        store["skipped"] = torch.where(ok, 0, store["skipped"] + 1)
+        u, state, new = self._compute(theta, group, store["step"])
+        ok = torch.isfinite(new)  # so is u, which is in it
+        for slot in state["slots"]:
+            ok = ok & torch.isfinite(slot)
+        theta.copy_(torch.where(ok, new, theta))
         for i, slot in enumerate(state["slots"]):
-            store[f"slot_{{i}}"] = torch.where(ok, slot, old[i + 1])
+            store[f"slot_{{i}}"] = torch.where(ok, slot, store[f"slot_{{i}}"])
+        store["skipped"] = theta.numel() - ok.sum()
+        store["step"] = torch.where(store["skipped"] < max(1, theta.numel()), state["t"], store["step"])
+
+    def _compute(self, theta, group, t):
+        """The update, the new state and the new parameter."""
+        slots = tuple(self.state[theta][f"slot_{{i}}"] for i in range({slots}))
+        u, state = update(theta.grad, {{"t": t, "slots": slots}}, theta, self.constants)
+        new = (1.0 - group["lr"] * group["weight_decay"]) * theta.to(u.dtype) + group["lr"] * u
+        return u, state, new.to(theta.dtype)
 
     def _look(self):
-        if any(int(store["skipped"]) >= 10 for store in self.state.values()):
-            raise RuntimeError("ten updates in a row were not finite; lower lr or check the gradients")
+        for group in self.param_groups:
+            for theta in group["params"]:
+                if theta.grad is not None:
+                    self._look_at(theta, group, self.state[theta])
+
+    def _look_at(self, theta, group, store):
+        left, count = int(store["skipped"]), theta.numel()
+        store["looks"] = store["looks"] + 1 if left == count > 0 else torch.zeros_like(store["looks"])
+        if not left:
+            return
+        # What was left alone is as it was, so computing the step again tells why.
+        u, state, new = self._compute(theta, group, store["step"] - int(left < count))
+        parts = {{"gradient": [theta.grad], "update": [u], "state": state["slots"], "moved parameter": [new]}}
+        cause = [name for name, xs in parts.items() if not all(bool(torch.isfinite(x).all()) for x in xs)]
+        told = (
+            f"{{left}} of {{count}} coordinates of a parameter of shape {{tuple(theta.shape)}} were left "
+            f"alone, because the {{[*cause, 'step'][0]}} was not finite; lower lr or check the gradients"
+        )
+        if int(store["looks"]) >= 10:
+            raise RuntimeError("at ten looks in a row " + told)
+        if theta not in self._told:
+            self._told.add(theta)
+            warnings.warn(told, RuntimeWarning, stacklevel=4)
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)

@@ -189,21 +189,71 @@ def test_the_optimizer_equals_the_pure_update_with_decoupled_decay(optimizer_cla
     np.testing.assert_allclose(theta.detach().numpy(), expected, rtol=1e-12)
 
 
-def test_non_finite_updates_change_nothing_and_ten_in_a_row_raise(optimizer_class):
-    import torch
+GUARDED = {  # rule, dtype, learning rate, gradient of a coordinate that is left alone, why
+    "gradient": ("-g", "float32", 1.0, math.nan),
+    "update": ("-g / greater(1.5, g)", "float32", 1.0, 2.0),
+    "state": ("-sign(ema(square(g), 0.5))", "float32", 1.0, 1e30),
+    "moved parameter": ("-g", "float16", 10.0, 6e4),
+}
 
-    theta, _, optimizer = quadratic(torch, optimizer_class, steps=3)
-    before = {key: value.clone() for key, value in optimizer.state[theta].items()}
-    value = theta.detach().clone()
-    theta.grad = torch.tensor([1.0, math.nan, 1.0])
-    optimizer.step()
-    assert torch.equal(theta, value)
-    after = optimizer.state[theta]
-    assert int(after["skipped"]) == 1
-    assert all(torch.equal(before[key], after[key]) for key in before if key != "skipped")
-    with pytest.raises(RuntimeError, match="not finite"):
-        for _ in range(100):
+
+@pytest.mark.parametrize("cause", GUARDED)
+def test_a_coordinate_is_left_alone_and_one_warning_says_why(cause, tmp_path):
+    torch = pytest.importorskip("torch")
+    text, dtype, lr, g = GUARDED[cause]
+    module = load(Rule.from_text(text), "torch", tmp_path)
+    theta = torch.nn.Parameter(torch.ones(3, dtype=getattr(torch, dtype)))
+    optimizer = module.RuleOptimizer([theta], lr, weight_decay=0.001)
+    theta.grad = torch.tensor([g, 0.5, 0.5]).to(theta.dtype)
+    with pytest.warns(RuntimeWarning) as told:
+        for _ in range(200):
             optimizer.step()
+    assert [str(w.message) for w in told] == [
+        f"1 of 3 coordinates of a parameter of shape (3,) were left alone, because the {cause} was not "
+        "finite; lower lr or check the gradients"
+    ]
+    store = optimizer.state[theta]
+    assert theta[0] == 1.0 and torch.isfinite(theta).all() and (theta[1:] < 0.0).all()
+    assert (int(store["step"]), int(store["skipped"])) == (200, 1)
+    assert all(bool(torch.isfinite(value).all()) for value in store.values())
+
+
+def test_all_of_a_parameter_at_ten_looks_in_a_row_is_an_error(tmp_path):
+    torch = pytest.importorskip("torch")
+    bad, good = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = load(Rule.from_text("-g"), "torch", tmp_path).RuleOptimizer([bad, good], 1e-3)
+    bad.grad, good.grad = torch.full((2,), math.nan), torch.ones(2)
+    with pytest.warns(RuntimeWarning, match=r"2 of 2 .* because the gradient was not finite"):
+        for _ in range(999):
+            optimizer.step()
+    with pytest.raises(RuntimeError, match="at ten looks in a row 2 of 2"):
+        optimizer.step()
+    assert torch.equal(bad, torch.ones(2)) and (good < 0.1).all()
+    assert [int(optimizer.state[p]["step"]) for p in (bad, good)] == [0, 1000]
+
+
+@pytest.mark.parametrize(("name", "spike"), [("lion", math.inf), ("adam", math.inf), ("adam", 3e38)])
+def test_after_a_spike_a_coordinate_ends_where_its_neighbour_does(name, spike, tmp_path):
+    torch = pytest.importorskip("torch")
+    theta = torch.nn.Parameter(torch.ones(2))
+    optimizer = load(Rule.named(name), "torch", tmp_path).RuleOptimizer([theta], 0.01)
+    for step in range(300):
+        theta.grad = 2.0 * theta.detach()
+        if step == 5:
+            theta.grad[0] = spike
+        optimizer.step()
+    assert theta.detach().abs().max() < 0.05 and int(optimizer.state[theta]["step"]) == 300
+
+
+def test_empty_and_0_dim_parameters_step(tmp_path):
+    torch = pytest.importorskip("torch")
+    params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((0, 3), (), (2,))]
+    optimizer = load(Rule.from_text("-g / abs(g)"), "torch", tmp_path).RuleOptimizer(params, 0.5)
+    for p, g in zip(params, (1.0, 2.0, 0.0), strict=True):
+        p.grad = torch.full_like(p, g)
+    optimizer.step()
+    assert [p.tolist() for p in params] == [[], 0.5, [1.0, 1.0]]
+    assert [int(optimizer.state[p]["step"]) for p in params] == [1, 1, 0]
 
 
 def test_saved_state_continues_exactly_also_for_bfloat16(optimizer_class):
@@ -234,7 +284,11 @@ def test_sparse_gradients_and_negative_settings_are_refused(optimizer_class):
 
 @pytest.mark.parametrize(
     ("target", "allowed"),
-    [("numpy", {"math", "numpy"}), ("torch", {"torch"}), ("tensorflow", {"keras", "tensorflow"})],
+    [
+        ("numpy", {"math", "numpy"}),
+        ("torch", {"torch", "warnings"}),
+        ("tensorflow", {"keras", "tensorflow", "warnings"}),
+    ],
 )
 def test_files_import_only_their_framework(target, allowed):
     import ast

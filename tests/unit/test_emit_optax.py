@@ -214,24 +214,52 @@ def test_it_runs_under_cond_and_scan(adam):
     assert int(state["count"]) == 5
 
 
-def test_non_finite_updates_change_nothing_and_are_counted(adam):
+def test_coordinates_that_are_not_finite_are_left_alone_and_counted(adam):
     optimizer = adam.rule_optimizer(0.1, weight_decay=0.01)
     params, state = descend(optimizer, starts(), 3)
     update = jax.jit(optimizer.update)
-    bad = {"w": jnp.full((2, 2), math.nan), "b": jax.tree.map(jnp.ones_like, params["b"])}
-    kept = {"t": state["t"]["w"], "slots": [slot["w"] for slot in state["slots"]]}
-    for _ in range(9):
-        updates, state = update(bad, state, params)
-        assert not np.asarray(updates["w"]).any()
-        assert np.asarray(updates["b"][2]).all()
-    assert_equal({"t": state["t"]["w"], "slots": [slot["w"] for slot in state["slots"]]}, kept)
-    assert int(state["t"]["b"][0]) == 12
-    adam.look(state)
-    _, state = update(bad, state, params)
-    with pytest.raises(RuntimeError, match="not finite"):
+    ones = jax.tree.map(jnp.ones_like, params)
+    bad = {**ones, "w": jnp.array([[math.nan, 1.0], [1e30, 1.0]])}
+    kept = [slot["w"][:, 0] for slot in state["slots"]]
+    updates, state = update(bad, state, params)
+    assert (np.asarray(updates["w"]) == 0.0).tolist() == [[True, False], [True, False]]
+    assert_equal([slot["w"][:, 0] for slot in state["slots"]], kept)
+    assert int(state["skipped"]["w"]) == 2 and [int(t) for t in jax.tree.leaves(state["t"])] == [4] * 4
+    with pytest.warns(RuntimeWarning, match=r"2 coordinates of params\['w'\] were left alone"):
         adam.look(state)
-    _, state = update(jax.tree.map(jnp.ones_like, params), state, params)
+    _, state = update(ones, state, params)
     adam.look(state)
+    whole = {**ones, "w": jnp.full((2, 2), math.nan)}
+    for _ in range(5, 999):
+        _, state = update(whole, state, params)
+    assert [int(t) for t in jax.tree.leaves(state["t"])] == [999, 999, 999, 5]
+    with pytest.warns(RuntimeWarning, match="4 coordinates"):
+        adam.look(state)
+    _, state = update(whole, state, params)
+    with pytest.raises(RuntimeError, match="at ten looks in a row 4 coordinates"):
+        adam.look(state)
+
+
+@pytest.mark.parametrize(("kind", "g"), [("float16", 6e4), ("bfloat16", 3e38), ("float32", 3e38)])
+def test_no_parameter_moves_to_infinity(kind, g, module):
+    optimizer = module(Rule.from_text("-g")).rule_optimizer(1.0)
+    params, largest = jnp.array([-1e4 if kind == "float16" else -3e38, 1.0], kind), jnp.array([g, 1.0], kind)
+    updates, state = jax.jit(optimizer.update)(largest, optimizer.init(params), params)
+    assert optax.apply_updates(params, updates).tolist() == [float(params[0]), 0.0]
+    assert int(state["skipped"]) == 1
+    updates, _ = optimizer.update(largest, optimizer.init(params))  # who knows of what
+    assert (updates == -largest).all()
+
+
+@pytest.mark.parametrize(("name", "spike"), [("lion", math.inf), ("adam", math.inf), ("adam", 3e38)])
+def test_after_a_spike_a_coordinate_ends_where_its_neighbour_does(name, spike, module):
+    optimizer, params = module(Rule.named(name)).rule_optimizer(0.01), jnp.ones(2)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for step in range(300):
+        g = jnp.where(jnp.array([step == 5, False]), spike, 2.0 * params)
+        updates, state = update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    assert jnp.abs(params).max() < 0.05 and int(state["t"]) == 300
 
 
 def test_none_and_masked_leaves_are_left_alone(adam):

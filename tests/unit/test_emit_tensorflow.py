@@ -132,25 +132,80 @@ def test_a_variable_without_gradient_keeps_its_value_and_its_t(module):
     assert [int(store[0].numpy()) for store in optimizer._stores] == [2, 1]
 
 
-def test_non_finite_updates_change_nothing_and_ten_in_a_row_raise(module):
-    params = variables()
-    optimizer = module.RuleOptimizer(weight_decay=0.01)
-    descend(optimizer, params, steps=3)
-    kept, other = values([params[0], *optimizer._stores[0][2:], optimizer._stores[0][0]]), np.array(params[1])
-    bad = [tf.constant([1.0, math.nan, 1.0, 0.0], tf.float64), tf.ones([1, 2], tf.float64)]
-    for _ in range(9):
-        optimizer.apply(bad, params)
-    optimizer.look()
-    assert_same(kept, [params[0], *optimizer._stores[0][2:], optimizer._stores[0][0]])
-    assert (np.array(params[1]) != other).all()
-    optimizer.apply(bad, params)
-    with pytest.raises(RuntimeError, match="not finite"):
-        optimizer.look()
-    with pytest.raises(RuntimeError, match="not finite"):
-        for _ in range(100):
-            optimizer.apply(bad, params)
-    descend(optimizer, params)
-    optimizer.look()
+MODES = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}
+every_mode = pytest.mark.parametrize("mode", MODES)
+GUARDED = {  # why a coordinate is left alone -> rule, dtype, learning rate, its gradient
+    "gradient": ("-g", "float32", 1.0, math.nan),
+    "update": ("-g / greater(1.5, g)", "float32", 1.0, 2.0),
+    "state": ("-sign(ema(square(g), 0.5))", "float32", 1.0, 1e30),
+    "moved parameter": ("-g", "float16", 10.0, 6e4),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("cause", GUARDED)
+def test_a_coordinate_is_left_alone_and_one_warning_says_so(cause, mode, tmp_path):
+    text, dtype, lr, g = GUARDED[cause]
+    theta = keras.Variable(np.ones(3), dtype=dtype)
+    optimizer = load(Rule.from_text(text), tmp_path).RuleOptimizer(lr, weight_decay=0.001)
+    optimizer.build([theta])
+    step = MODES[mode](lambda g: optimizer.apply([g], [theta]))
+    with pytest.warns(RuntimeWarning) as told:
+        for k in range(200):
+            step(tf.cast([g, 0.5, 0.5], dtype))
+            if mode != "eager" and k % 100 == 99:
+                optimizer.look()
+    why = cause if mode == "eager" else "step"
+    assert [str(w.message) for w in told] == [
+        f"1 of 3 coordinates of {theta.path} of shape (3,) were left alone, because the {why} was not "
+        "finite; lower learning_rate or check the gradients"
+    ]
+    moved = tf.cast(theta, tf.float32).numpy()
+    assert moved[0] == 1.0 and np.isfinite(moved).all() and (moved[1:] < 0.0).all()
+    assert [int(kept.numpy()) for kept in optimizer._stores[0][:2]] == [200, 1]
+    assert all(np.isfinite(slot.numpy()).all() for slot in optimizer._stores[0])
+
+
+@every_mode
+def test_all_of_a_variable_at_ten_looks_in_a_row_is_an_error(mode, tmp_path):
+    params = [keras.Variable(np.ones(n)) for n in (2, 3)]
+    optimizer = load(Rule.from_text("-g"), tmp_path).RuleOptimizer(1e-3)
+    optimizer.build(params)
+    step = MODES[mode](lambda *g: optimizer.apply(g, params))
+    row = tf.constant([math.nan, math.nan]), tf.ones(3)
+    with (
+        pytest.warns(RuntimeWarning, match="2 of 2 coordinates"),
+        pytest.raises(RuntimeError, match="at ten looks in a row 2 of 2"),
+    ):
+        for k in range(1000):
+            step(*row)
+            if mode != "eager" and k % 100 == 99:
+                optimizer.look()
+    assert k == 999 and (params[0].numpy() == 1.0).all() and (params[1].numpy() < 0.1).all()
+    assert [int(store[0].numpy()) for store in optimizer._stores] == [0, 1000]
+
+
+@every_mode
+@pytest.mark.parametrize(("name", "spike"), [("lion", math.inf), ("adam", math.inf), ("adam", 3e38)])
+def test_after_a_spike_a_coordinate_ends_where_its_neighbour_does(name, spike, mode, tmp_path):
+    theta = keras.Variable(np.ones(2), dtype="float32")
+    optimizer = load(Rule.named(name), tmp_path).RuleOptimizer(0.01)
+    optimizer.build([theta])
+    step = MODES[mode](lambda g: optimizer.apply([g], [theta]))
+    for k in range(300):
+        step(tf.constant(np.where([k == 5, False], spike, 2.0 * theta.numpy()), tf.float32))
+    assert np.abs(theta.numpy()).max() < 0.05 and int(optimizer._stores[0][0].numpy()) == 300
+
+
+@every_mode
+def test_empty_and_0_dim_variables_step(mode, tmp_path):
+    params = [keras.Variable(np.ones(shape)) for shape in ((0, 3), (), (2,))]
+    optimizer = load(Rule.from_text("-g / abs(g)"), tmp_path).RuleOptimizer(0.5)
+    optimizer.build(params)
+    step = MODES[mode](lambda *g: optimizer.apply(g, params))
+    step(tf.ones((0, 3)), tf.constant(2.0), tf.zeros(2))
+    assert [p.numpy().tolist() for p in params] == [[], 0.5, [1.0, 1.0]]
+    assert [int(store[0].numpy()) for store in optimizer._stores] == [1, 1, 0]
 
 
 def test_a_saved_model_continues_exactly(module, tmp_path):
