@@ -114,13 +114,25 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         slots = [self._tallies[k], *self._states[k]]
         lr, g = tf.cast(as_tensor(learning_rate), tf.float64), _dense(gradient, variable)
         decay = float(self.weight_decay or 0.0) if self._use_weight_decay(variable) else 0.0
-        moved, tally, *state = self._stepper(variable, decay)(
-            tf.convert_to_tensor(variable), g, lr, *map(tf.convert_to_tensor, slots)
-        )
+        given = tf.convert_to_tensor(variable), g, lr, *map(tf.convert_to_tensor, slots)
+        found = self._step_compiled(decay, *given) if tf.executing_eagerly() else None
+        moved, tally, *state = found or self._stepper(variable, decay)(*given)
         tally = self._tallied(tally, k, variable, g, lr, decay)
         self.assign(variable, moved)
         for slot, array in zip(slots, (tally, *state), strict=True):
             self.assign(slot, array)
+
+    def _step_compiled(
+        self,
+        decay: float,
+        theta: tf.Tensor,
+        g: tf.Tensor,
+        lr: tf.Tensor,
+        tally: tf.Tensor,
+        *state: tf.Tensor,
+    ) -> tuple[tf.Tensor, ...] | None:
+        """``_advance`` by compiled code, outside graphs; None where there is none."""
+        return None
 
     def _tallied(
         self, tally: tf.Tensor, k: int, variable: tf.Variable, g: tf.Tensor, lr: tf.Tensor, decay: float

@@ -17,6 +17,7 @@ from interchange.compiler import Instruction
 from interchange.rule import Rule, zero_update
 from interchange.walk import Tree
 from interchange.weights import GATE_ORDER, Teacher, load_weights, weights_from_tree
+from tf_impl.compiled import step_fresh
 from tf_impl.coordinatewise import LearningRate, State, work_dtype
 from tf_impl.guarded import GuardedOptimizer, NonFinite, NonFiniteError
 from tf_impl.lowering import Lowered, Scalar
@@ -91,6 +92,23 @@ class SymbolicOptimizer(GuardedOptimizer):
         (out,), state = self._lowered.step({"g": g, "theta": p, **self._run.constants}, state, t)
         u = tf.broadcast_to(tf.cast(as_tensor(out), p.dtype), p.shape)
         return u if self._run.scale == 1.0 else self._run.scale * u, state
+
+    def _step_compiled(
+        self,
+        decay: float,
+        theta: tf.Tensor,
+        g: tf.Tensor,
+        lr: tf.Tensor,
+        tally: tf.Tensor,
+        *state: tf.Tensor,
+    ) -> tuple[tf.Tensor, ...] | None:
+        rule, guard, rate, before = self._run, self.nonfinite != "off", float(lr), tally.numpy()
+        program, keep = self._lowered.program, 1.0 - rate * decay
+        found = step_fresh(program, rule.scale, rule.constants, rate, keep, guard, theta, g, before[0], state)
+        if found is None:
+            return None
+        moved, t, left, new = found
+        return moved, tf.constant([t, left, *before[2:]], tf.float64), *new
 
     def _settings(self) -> dict[str, Any]:
         own = {"rule": self.rule.to_json(), "constants": self.constants, "center": self.center}
