@@ -59,7 +59,8 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
     ) -> tuple[tf.Tensor, ...]:
         if self.nonfinite == "off":
             return super()._advance(decay, fused, theta, g, lr, tally, *state)
-        t, size = tally[0] + 1.0, math.prod(theta.shape)
+        (before, _, in_a_row), size = tf.unstack(tally), math.prod(theta.shape)
+        t = before + 1.0
         moved, new = self._moved(decay, theta, g, lr, t, state)
         if fused:
             # XLA gives a loop one result, and would copy state that it overwrites before the last look at it.
@@ -78,8 +79,7 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
             for array in new:
                 ok &= _of_coordinates(tf.math.is_finite(array), theta.shape)
             left = _left(ok)
-        t = tf.where(left < max(size, 1), t, tally[0])
-        tally = tf.stack([t, tf.cast(left, tf.float64), tally[2]])
+        tally = tf.stack([tf.where(left < max(size, 1), t, before), tf.cast(left, tf.float64), in_a_row])
         flat = tf.reshape(ok, [size])
         state = (
             tf.where(ok if a.shape == theta.shape else flat, a, b) for a, b in zip(new, state, strict=True)
@@ -190,7 +190,7 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
 
 def _left(ok: tf.Tensor) -> tf.Tensor:
     """How many are not."""
-    return tf.size(ok) - tf.math.count_nonzero(ok, dtype=tf.int32)
+    return math.prod(ok.shape) - tf.reduce_sum(tf.cast(ok, tf.int32))
 
 
 def _fits(moved: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
