@@ -42,9 +42,11 @@ class Recorder(_Callback, Recording):
 
     It is made before the optimizer's first step; given to ``fit`` as a callback it may be made later. The
     gradient is the one of ``update_step``, so clipped, unscaled and accumulated as it may be. y is (theta
-    after - theta before) / lr: weight decay and constraints are in it, and theta's rounding. A tensor that
-    loses its gradient is left out of the run. Places count in Keras' own layout, which for the kernels of
-    dense layers and convolutions is the canonical one.
+    after - theta before) / lr: weight decay and constraints are in it, and theta's rounding; it is 0 where
+    the optimizer left a coordinate alone. A run ends before its first gradient, feature, output or loss that
+    is not finite, and its ``outcome`` says so. A tensor that loses its gradient is left out of the run.
+    Places count in Keras' own layout, which for the kernels of dense layers and convolutions is the canonical
+    one.
     """
 
     _WHEN = "the Recorder before the first step, or fit with it as a callback"

@@ -32,9 +32,10 @@ class Recorder(Recording):
         seed: of the choice of coordinates.
 
     The gradient is the one the optimizer is given, so clipped and unscaled as it may be. y is (theta after -
-    theta before) / lr: weight decay is in it, and theta's rounding. A tensor that loses its gradient or its
-    lr is dropped from the run. Places count in torch's own layout, a convolution's being [out, in, kh, kw],
-    not in the canonical one.
+    theta before) / lr: weight decay is in it, and theta's rounding; it is 0 where the optimizer left a
+    coordinate alone. A run ends before its first gradient, feature, output or loss that is not finite, and
+    its ``outcome`` says so. A tensor that loses its gradient or its lr is dropped from the run. Places
+    count in torch's own layout, a convolution's being [out, in, kh, kw], not in the canonical one.
     """
 
     def __init__(

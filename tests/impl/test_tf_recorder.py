@@ -329,6 +329,18 @@ def test_a_run_ends_before_its_first_value_that_is_not_finite(tmp_path, caplog):
     assert (len(cut.step), cut.num_steps, cut.outcome) == (3, 6, "diverged at step 4")
 
 
+def test_a_coordinate_left_alone_has_y_0_and_the_run_goes_on(tmp_path):
+    """Its gradient is finite here, but not the square of it; of one that is nan the run ends."""
+    adam, p = SymbolicOptimizer(Rule.named("adam"), 0.1), keras.Variable(np.ones(5), dtype="float32")
+    recorder = Recorder(adam)
+    for step in range(6):
+        adam.apply([tf.constant([1e30 if step == 3 else 1.0, 1.0, 1.0, 1.0, 1.0])], [p])
+    got = whole(saved(recorder, tmp_path))
+    assert got.outcome.startswith("ok") and len(got.step) == 6
+    assert got.g[3, 0] == np.float32(1e30) and (got.y[:, 0] == 0.0).tolist() == [k == 3 for k in range(6)]
+    assert (got.y[:, 1:] < 0.0).all()
+
+
 def test_saving_goes_on_and_equal_loops_give_equal_bytes(tmp_path):
     files = []
     for name in ("one.h5", "other.h5"):
