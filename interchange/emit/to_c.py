@@ -58,6 +58,8 @@ static int finite_{real}({real} x) {{
 }}
 """
 
+_LONGEST = 4095  # characters of a string that every C99 compiler takes
+
 # Of both types; {real} stands for the type.
 _HELPERS = {
     "sign": "{real} a) {{ return a > 0 ? 1 : a < 0 ? -1 : a == 0 ? 0 : a; }}",
@@ -122,7 +124,13 @@ def _typed(real: str, slots: str, once: str, loop: str, scale: float, also: str)
 
 
 def _literal(text: str) -> str:
-    """A C string of these characters: what is not plain as octal bytes (``??`` may begin a trigraph)."""
+    """The value of a C array of these characters: a string, or numbers where it is too long for one.
+
+    What is not plain is an octal byte (``??`` may begin a trigraph).
+    """
+    if len(text) > _LONGEST and text.isascii():
+        numbers = [", ".join(map(str, text[k : k + 20].encode())) for k in range(0, len(text), 20)]
+        return "{\n    " + ",\n    ".join([*numbers, "0"]) + "}"
     plain = (chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode())
     return '"' + "".join(plain) + '"'
 
