@@ -11,7 +11,7 @@ from interchange.compiler import Program
 from interchange.emit.c_kernels import Source, pull_source, roll_source, step_source
 from tf_impl.tensors import on_host, view
 
-Array = np.ndarray
+_Array = np.ndarray
 
 
 class Compiled:
@@ -26,16 +26,16 @@ class Compiled:
 
     def roll(
         self, x: tf.Tensor, state: Sequence[tf.Tensor], constants: Mapping[str, float], t: int
-    ) -> tuple[Array, tuple[Array, ...]] | None:
-        """Outputs [O, N] and new state for inputs x [F, N] at step ``t`` (from 1), as arrays.
+    ) -> tuple[_Array, tuple[_Array, ...]] | None:
+        """Outputs [O, N] and new state for inputs x [F, N] at step ``t`` (from 1).
 
-        None where there is no compiled code.
+        As arrays; None where there is no compiled code.
         """
         return self.roll_lanes(x, state, [constants], t)
 
     def roll_lanes(
         self, x: tf.Tensor, state: Sequence[tf.Tensor], constants: Sequence[Mapping[str, float]], t: int
-    ) -> tuple[Array, tuple[Array, ...]] | None:
+    ) -> tuple[_Array, tuple[_Array, ...]] | None:
         """``roll`` with constants of its own for each of as many equal parts of the coordinates."""
         code = self._code(x, state, lambda: roll_source(self._program, self._inputs))
         if code is None:
@@ -145,5 +145,5 @@ def threads() -> int:
     return tf.config.threading.get_intra_op_parallelism_threads() or default_threads()
 
 
-def _addresses(arrays: Sequence[Array]) -> list[int]:
+def _addresses(arrays: Sequence[_Array]) -> list[int]:
     return [a.ctypes.data for a in arrays]

@@ -9,8 +9,8 @@ from interchange.compiler import Program
 from interchange.emit.c_kernels import Source, pull_source, roll_source, step_source
 from torch_impl.threads import threads
 
-Tensor = torch.Tensor
-_OWN = (Tensor, torch.nn.Parameter)
+_Tensor = torch.Tensor
+_OWN = (_Tensor, torch.nn.Parameter)
 _NAMES = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -30,8 +30,8 @@ class Compiled:
         self._program, self._inputs = program, tuple(inputs)
 
     def roll(
-        self, x: Tensor, state: Sequence[Tensor], constants: Mapping[str, float], t: int
-    ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        self, x: _Tensor, state: Sequence[_Tensor], constants: Mapping[str, float], t: int
+    ) -> tuple[_Tensor, tuple[_Tensor, ...]] | None:
         """Outputs [O, N] and new state for inputs x [F, N] at step ``t`` (from 1).
 
         None where there is no compiled code.
@@ -39,8 +39,8 @@ class Compiled:
         return self.roll_lanes(x, state, [constants], t)
 
     def roll_lanes(
-        self, x: Tensor, state: Sequence[Tensor], constants: Sequence[Mapping[str, float]], t: int
-    ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        self, x: _Tensor, state: Sequence[_Tensor], constants: Sequence[Mapping[str, float]], t: int
+    ) -> tuple[_Tensor, tuple[_Tensor, ...]] | None:
         """``roll`` with constants of its own for each of as many equal parts of the coordinates."""
         code = self._code(x, state, lambda: roll_source(self._program, self._inputs))
         if code is None:
@@ -60,9 +60,9 @@ class Compiled:
 
     def pull(
         self,
-        x: Tensor,
-        c: Tensor,
-        state: Sequence[Tensor],
+        x: _Tensor,
+        c: _Tensor,
+        state: Sequence[_Tensor],
         constants: Mapping[str, float],
         before: int,
     ) -> dict[str, float] | None:
@@ -83,10 +83,10 @@ class Compiled:
         )  # fmt: skip
         return dict(zip(wrt, found.tolist(), strict=True))
 
-    def _code(self, x: Tensor, state: Sequence[Tensor], source: Callable[[], Source]) -> RuleCode | None:
+    def _code(self, x: _Tensor, state: Sequence[_Tensor], source: Callable[[], Source]) -> RuleCode | None:
         """The code for these arrays; None where there is none, or where autograd may look."""
         name = _NAMES.get(x.dtype)
-        plain = type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        plain = type(x) is _Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
         if (
             x.shape[-2] != len(self._inputs)
             or name not in ("float32", "float64")
@@ -99,7 +99,7 @@ class Compiled:
         return rule_code(source(), name)
 
 
-def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+def _addresses(tensors: Sequence[_Tensor]) -> list[int]:
     return [a.data_ptr() for a in tensors]
 
 
@@ -111,7 +111,7 @@ def step_many(
     keep: float,
     maximize: bool,
     guard: bool,
-    tensors: Sequence[Sequence[Tensor]],
+    tensors: Sequence[Sequence[_Tensor]],
 ) -> list[int]:
     """One step of an optimizer in place, theta <- keep * theta + rate * scale * u; the numbers not taken.
 
@@ -122,7 +122,7 @@ def step_many(
     """
     params, grads, steps, skipped, arrays = tensors
     slots, at, rest = len(program.writes), 0, []
-    jobs: dict[torch.dtype, tuple[list[int], list[int], list[Tensor]]] = {}
+    jobs: dict[torch.dtype, tuple[list[int], list[int], list[_Tensor]]] = {}
     for k, p in enumerate(params):
         g, step, skips, state = grads[k], steps[k], skipped[k], arrays[at : at + slots]
         at += slots
@@ -149,11 +149,11 @@ def step_many(
     return sorted(rest)
 
 
-def _fits(p: Tensor, g: Tensor, step: Tensor, skips: Tensor, state: Sequence[Tensor]) -> bool:
+def _fits(p: _Tensor, g: _Tensor, step: _Tensor, skips: _Tensor, state: Sequence[_Tensor]) -> bool:
     """Whether compiled code may be given these addresses; it believes what it is told of them."""
     dtype, size = p.dtype, p.numel()
     work = torch.float64 if dtype is torch.float64 else torch.float32
-    if type(g) is not Tensor or g.dtype is not dtype or g.numel() != size or g.is_neg():
+    if type(g) is not _Tensor or g.dtype is not dtype or g.numel() != size or g.is_neg():
         return False
     if step.dtype is not torch.float32 or skips.dtype is not torch.int64 or not step.is_cpu:
         return False
@@ -171,7 +171,7 @@ def _fits(p: Tensor, g: Tensor, step: Tensor, skips: Tensor, state: Sequence[Ten
     )
 
 
-def _dense(x: Tensor) -> bool:
+def _dense(x: _Tensor) -> bool:
     """Whether the elements fill their memory without holes or overlaps, in whatever order."""
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
