@@ -14,6 +14,7 @@ import tensorflow as tf
 from common.kernels import Kernel, kernel
 from common.teachers import TeacherRow
 from tf_impl.compiled import threads
+from tf_impl.direct import Direct
 from tf_impl.features import FeatureStream
 from tf_impl.tensors import State, Weights, on_host, view
 
@@ -46,6 +47,7 @@ class TeacherNetwork:
                 name: tf.Variable(weights[name], dtype=dtype) for name in teacher.weight_shapes()
             }
         self._step = tf.function(self._one_step)
+        self._joined = Direct(lambda: tf.concat([tf.reshape(w, [-1]) for w in self.weights.values()], 0))
 
     @functools.cached_property
     def compiled(self) -> Kernel | None:
@@ -165,7 +167,7 @@ class TeacherNetwork:
         return [np.ascontiguousarray(view(a)).astype(kind, copy=False) for a in network]
 
     def _flat(self) -> np.ndarray:
-        return np.concatenate([view(w.read_value()).ravel() for w in self.weights.values()])
+        return view(self._joined())
 
 
 class TeachersAbreast:
