@@ -12,6 +12,7 @@ from torch_impl.resuming import FLAGS, Resumable
 
 _LOOK_EVERY = 100  # steps between two looks of the host at what was left alone
 _MOST_IN_A_ROW = 10  # looks
+_ADVICE = "lower the learning rate, or look for nan or inf in the gradients"
 NonFinite = Literal["skip", "raise", "off"]
 Tensor = torch.Tensor
 
@@ -199,20 +200,19 @@ class CoordinateOptimizer(Resumable, abc.ABC):
                 size = (real(p)).numel()
                 looks[p] = looks.get(p, 0) + 1 if left == size and size else 0
                 if left and group["nonfinite"] == "raise":
-                    raise NonFiniteError(self._told(p, group, left, size))
+                    raise NonFiniteError(f"{self._told(p, group, left, size)}; {_ADVICE}")
                 if looks[p] >= _MOST_IN_A_ROW:
-                    raise NonFiniteError(
-                        f"{self._told(p, group, left, size)}, at {looks[p]} looks in a row, {_LOOK_EVERY} "
-                        "steps apart; lower lr, or look for nan or inf in the gradients"
-                    )
+                    again = f", at {looks[p]} looks in a row"
+                    raise NonFiniteError(f"{self._told(p, group, left, size)}{again}; {_ADVICE}")
                 if left and p not in warned:
                     warned.add(p)
-                    warnings.warn(self._told(p, group, left, size), RuntimeWarning, stacklevel=2)
+                    told = f"{self._told(p, group, left, size)}; {_ADVICE}"
+                    warnings.warn(told, RuntimeWarning, stacklevel=2)
 
     def _told(self, p: Tensor, group: dict[str, Any], left: int, size: int) -> str:
         return (
             f"{type(self).__name__}: {left} of {size} coordinates of a parameter of shape {tuple(p.shape)} "
-            f"were left alone in the last step, because {self._reason(p, group)} was not finite there"
+            f"were left alone, because {self._reason(p, group)} was not finite"
         )
 
     def _reason(self, p: Tensor, group: dict[str, Any]) -> str:

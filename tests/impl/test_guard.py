@@ -201,7 +201,7 @@ def test_ten_looks_in_a_row_with_all_of_a_tensor_left_alone_raise_and_nine_do_no
     look(optimizer, step, 11)
     give(params, bad)
     look(optimizer, step, 9)
-    told = r"5 of 5 .* shape \(5,\) .* the gradient was not finite there, at 10 looks in a row, 100 steps"
+    told = r"5 of 5 .* shape \(5,\) .* the gradient was not finite, at 10 looks in a row"
     with pytest.raises(NonFiniteError, match=told):
         look(optimizer, step, 1)
     assert all(torch.isfinite(p).all() for p in params)
