@@ -157,7 +157,8 @@ def _compile(
                 os.replace(name, path)
                 _flush(folder)
                 return path, ""
-            said = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[0]
+            lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+            said = next((line for line in lines if "error" in line), lines[0])
         except subprocess.TimeoutExpired:
             said = f"took more than {_TIMEOUT:.0f} s"
         finally:

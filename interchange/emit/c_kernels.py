@@ -84,14 +84,14 @@ def pull_source(program: Program, inputs: tuple[str, ...], wrt: tuple[str, ...])
     """sum_t <c_t, d out_t / d constant> for the constants ``wrt``, from inputs [T, F, n]."""
     constants = _constants(program, inputs)
     rows = {name: f"in{k}[i]" for k, name in enumerate(inputs)}
-    step = write_step(program, rows, constants, "s{slot}[i]", wrt, "d{slot}_{k}[i]")
+    step = write_step(program, rows, constants, "s{slot}[i]", wrt, "ds{slot}_{k}[i]")
     of_output, of_state = step.tangents[0], step.tangents[len(step.outputs) :]
     moving = [(slot, k) for slot in range(len(step.writes)) for k in range(len(wrt))]
-    moving = [(slot, k) for slot, k in moving if f"d{slot}_{k}[i]" in {line.text for line in step.lines}]
+    moving = [(slot, k) for slot, k in moving if f"ds{slot}_{k}[i]" in {line.text for line in step.lines}]
     wide = max(16, min(256, _DEEP // (len(step.writes) + len(moving) + len(wrt) + 1) // 16 * 16))
     final = [f"sum{k}[i] += c_t[i] * {text};" for k, text in of_output.items()]
     final += [f"s{slot}[i] = {text};" for slot, text in enumerate(step.writes)]
-    final += [f"d{slot}_{k}[i] = {of_state[slot].get(k, '0')};" for slot, k in moving]
+    final += [f"ds{slot}_{k}[i] = {of_state[slot].get(k, '0')};" for slot, k in moving]
     used = [*of_output.values(), *step.writes, *(of_state[slot].get(k, "") for slot, k in moving)]
     head = (
         f"#define WRT {len(wrt)}\n#define WIDE {wide}\n"
@@ -100,7 +100,7 @@ def pull_source(program: Program, inputs: tuple[str, ...], wrt: tuple[str, ...])
         "                 const double before, double *const found) {\n"
     )
     head += "".join(f"    real sum{k}[WIDE] = {{0}};\n" for k in of_output)
-    head += "".join(f"    real d{slot}_{k}[WIDE] = {{0}};\n" for slot, k in moving)
+    head += "".join(f"    real ds{slot}_{k}[WIDE] = {{0}};\n" for slot, k in moving)
     for slot in range(len(step.writes)):
         head += f"    real s{slot}[WIDE];\n    memcpy(s{slot}, start[{slot}], (size_t)n * sizeof(real));\n"
     head += "    for (long step = 0; step < steps; step++) {\n"

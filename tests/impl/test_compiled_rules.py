@@ -1,0 +1,214 @@
+"""Rules as compiled code on arrays of both frameworks: rollouts and derivatives against the NumPy oracle."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from common import kernels
+from common.kernels import build, rule
+from interchange.compiler import compile_program
+from interchange.emit.c_kernels import pull_source, roll_source, step_source
+from interchange.parse import parse
+from interchange.program import initial_state, step
+from interchange.rule import Rule
+
+pytestmark = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing())
+
+CONSTANTS = {"c0": 0.7, "c1": 1.3, "b": 0.9, "h": 0.8}
+TEXTS = (
+    "-c0 * tanh(ema_hat(g, b) / c1) / (1 + t / 50) + 0.1 * asinh(lag(theta - c0 * g, 2))",  # a call: blocks
+    "-c0 * ema(cummax(c1 * g), h) + 0.01 * cumsum(g / c1) - sqrt(0.1 + square(ema(g, b)))",  # one loop
+)
+TOLERANCE = {"float64": 1e-13, "float32": 3e-6}
+
+
+class Backend(NamedTuple):
+    """A framework's wing: its class, and arrays there and back."""
+
+    compiled: type
+    to: Callable[[np.ndarray], Any]
+    back: Callable[[Any], np.ndarray]
+
+
+@pytest.fixture(params=["torch", "tf"])
+def backend(request) -> Backend:
+    torch = pytest.importorskip("torch")  # before TensorFlow, as everywhere
+    if request.param == "torch":
+        from torch_impl.compiled import Compiled
+
+        return Backend(Compiled, torch.from_numpy, lambda x: x.numpy())
+    tf = pytest.importorskip("tensorflow")
+    from tf_impl.compiled import Compiled
+
+    return Backend(Compiled, tf.constant, np.asarray)
+
+
+def made(texts=TEXTS):
+    return compile_program([parse(text, {"g", "theta", "t", *CONSTANTS}) for text in texts])
+
+
+def data(steps: int, n: int, dtype: str) -> np.ndarray:
+    """g and theta, [T, 2, N]."""
+    return np.random.default_rng(0).normal(size=(steps, 2, n)).astype(dtype)
+
+
+def unroll(program, x, state, before: int, constants=CONSTANTS):
+    """The oracle's outputs [T, O, N], and the state in the end."""
+    out = []
+    for t, (g, theta) in enumerate(x, before + 1):
+        outputs, state = step(program, {"g": g, "theta": theta, **constants}, state, t)
+        out.append(np.stack(outputs))
+    return np.stack(out), state
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 300])
+def test_a_rollout_is_the_oracles(backend, n, dtype):
+    program, x = made(), data(5, n, dtype)
+    code, state = backend.compiled(program, ("g", "theta")), initial_state(program, (n,), dtype)
+    want, ends = unroll(program, x, state, 0)
+    state = [backend.to(a) for a in state]
+    for t, row in enumerate(x, 1):
+        out, state = code.roll(backend.to(row), state, CONSTANTS, t)
+        np.testing.assert_allclose(
+            backend.back(out), want[t - 1], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+        )
+        state = [backend.to(backend.back(a)) for a in state]
+    for got, end in zip(state, ends, strict=True):
+        np.testing.assert_allclose(backend.back(got), end, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_lanes_have_constants_of_their_own(backend):
+    program, x = made(), data(1, 140, "float64")[0]
+    code, state = backend.compiled(program, ("g", "theta")), initial_state(program, (140,))
+    lanes = [CONSTANTS, CONSTANTS | {"c0": -0.2, "b": 0.5}]
+    out, after = code.roll_lanes(backend.to(x), [backend.to(a) for a in state], lanes, 3)
+    for k, constants in enumerate(lanes):
+        here = slice(70 * k, 70 * k + 70)
+        alone = code.roll(backend.to(x[:, here].copy()), [backend.to(a[here]) for a in state], constants, 3)
+        assert np.array_equal(backend.back(out)[:, here], backend.back(alone[0]))
+        for a, b in zip(after, alone[1], strict=True):
+            assert np.array_equal(backend.back(a)[here], backend.back(b))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("n", [1, 300])
+def test_derivatives_are_the_slopes_of_the_oracle(backend, text, n):
+    """Of a piece of an unroll: state and t come from the steps before, and do not move with the constants."""
+    program, x = made([text]), data(12, n, "float64")
+    c = np.random.default_rng(1).normal(size=(7, n))
+    state = unroll(program, x[:5], initial_state(program, (n,)), 0)[1]
+    found = backend.compiled(program, ("g", "theta")).pull(
+        backend.to(x[5:]), backend.to(c), [backend.to(a) for a in state], CONSTANTS, 5
+    )
+    assert set(found) == set(CONSTANTS) & set(program.inputs)
+    for name, got in found.items():
+        h, sides = 1e-6, []
+        for sign in (1, -1):
+            moved = CONSTANTS | {name: CONSTANTS[name] + sign * h}
+            sides.append((c * unroll(program, x[5:], state, 5, moved)[0][:, 0]).sum())
+        assert got == pytest.approx((sides[0] - sides[1]) / (2 * h), rel=1e-6, abs=1e-7), name
+
+
+def test_float32_derivatives_are_those_of_float64_rounded(backend):
+    program, x = made(TEXTS[:1]), data(20, 300, "float64")
+    c, found = np.random.default_rng(1).normal(size=(20, 300)), []
+    for dtype in ("float64", "float32"):
+        state = [backend.to(a) for a in initial_state(program, (300,), dtype)]
+        code = backend.compiled(program, ("g", "theta"))
+        found.append(code.pull(*(backend.to(a.astype(dtype)) for a in (x, c)), state, CONSTANTS, 0))
+    assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-3)
+
+
+def test_what_compiled_code_does_not_take_is_left_to_others(backend, monkeypatch):
+    program = made()
+    code, zeros = backend.compiled(program, ("g", "theta")), np.zeros(8)
+    state = [zeros for _ in program.writes]
+
+    def roll(x, state):
+        return code.roll(backend.to(x), [backend.to(a) for a in state], CONSTANTS, 1)
+
+    assert roll(np.zeros((2, 8)), state) is not None
+    assert roll(np.zeros((3, 8)), state) is None
+    assert roll(np.zeros((2, 8), np.float16), state) is None
+    assert roll(np.zeros((2, 8)), [a.astype(np.float32) for a in state]) is None
+    monkeypatch.setenv("L2O_KERNELS", "0")
+    assert roll(np.zeros((2, 8)), state) is None
+
+
+def test_what_autograd_may_look_at_is_left_to_torch():
+    torch = pytest.importorskip("torch")
+    from torch_impl.compiled import Compiled
+
+    program = made(TEXTS[1:])
+    code, x = Compiled(program, ("g",)), torch.zeros(1, 8, requires_grad=True)
+    state = [torch.zeros(8) for _ in program.writes]
+    assert code.roll(x, state, CONSTANTS, 1) is None
+    with torch.no_grad():
+        assert code.roll(x, state, CONSTANTS, 1) is not None
+    moving = [a.clone().requires_grad_() for a in state]
+    assert code.roll(x.detach(), moving, CONSTANTS, 1) is None
+
+
+def test_in_a_graph_tensorflow_computes():
+    pytest.importorskip("torch")
+    tf = pytest.importorskip("tensorflow")
+    from tf_impl.compiled import Compiled
+
+    program, seen = made(TEXTS[1:]), []
+    state = [tf.zeros(8) for _ in program.writes]
+    code = Compiled(program, ("g",))
+    tf.function(lambda x: seen.append(code.roll(x, state, CONSTANTS, 1)))(tf.zeros([1, 8]))
+    assert seen == [None] and code.roll(tf.zeros([1, 8]), state, CONSTANTS, 1) is not None
+
+
+def addresses(arrays) -> list[int]:
+    return [a.ctypes.data for a in arrays]
+
+
+def test_threads_do_not_change_the_bits(monkeypatch):
+    monkeypatch.setattr(rule.RuleCode, "_threads", lambda self, coordinates, threads: threads)
+    program, n, wrt = made(TEXTS[:1]), 5000, ("b", "c0")
+    x, c = data(3, n, "float32"), np.ones((3, n), np.float32)
+    stepping, rolling, pulling = (
+        rule.rule_code(source, "float32")
+        for source in (
+            step_source(program),
+            roll_source(program, ("g", "theta")),
+            pull_source(program, ("g", "theta"), wrt),
+        )
+    )
+    seen = []
+    for threads in (1, 2, 5):
+        state = [np.zeros(n, np.float32) for _ in program.writes]
+        out, after = np.empty((1, n), np.float32), [np.empty_like(a) for a in state]
+        values = [[CONSTANTS[name] for name in code.constants] for code in (stepping, rolling, pulling)]
+        rolling.roll(
+            n, x[0].ctypes.data, addresses(state), addresses(after), out.ctypes.data, values[1], 1, threads
+        )
+        found = pulling.pull(n, 3, x.ctypes.data, c.ctypes.data, addresses(state), values[2], 0, 2, threads)
+        rows, sizes = [], (n - 1000, 0, 1000)
+        for size in sizes:
+            arrays = [np.ones(size, np.float32), np.full(size, 0.3, np.float32), np.zeros(1, np.float32)]
+            arrays[1][size // 2 : size // 2 + 1] = np.nan
+            rows.append([*arrays, np.zeros(1, np.int64), *(np.zeros(size, np.float32) for _ in state)])
+        table = [address for row in rows for address in addresses(row)]
+        stepping.step(sizes, table, values[0], 1.0, 0.1, 0.9, False, True, threads)
+        assert [row[3][0] for row in rows] == [1, 0, 1] and all(row[2][0] == 1.0 for row in rows)
+        seen.append([out, *after, found, *(a for row in rows for a in row)])
+    for others in seen[1:]:
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(seen[0], others, strict=True))
+
+
+def test_constants_are_arguments_and_not_part_of_the_code(monkeypatch):
+    """Another tuning is the same code: nothing is compiled again."""
+    one = Rule.from_text(TEXTS[1], CONSTANTS)
+    other = one.with_constants({"c0": -3.0, "b": 0.1})
+    program = one.program()
+    assert other.program() == program
+    code = rule.rule_code(step_source(program), "float64")
+    monkeypatch.setattr(build, "load", lambda *_: pytest.fail("compiled again"))
+    assert rule.rule_code(step_source(other.program()), "float64") is code
+    assert not any(repr(abs(value)) in step_source(program).text for value in (0.7, 1.3, 3.0))
