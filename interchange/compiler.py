@@ -5,6 +5,7 @@ emitters. Equal sub-expressions become one register; equal running state becomes
 ``ema_hat`` of the same input, every ``lag`` of the same input). State starts at zero; ``t`` counts from 1.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,13 @@ class Program:
     outputs: tuple[int, ...]
     inputs: tuple[str, ...]
     writes: tuple[int, ...]
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.instructions, self.outputs, self.inputs, self.writes))
+
+    def __hash__(self) -> int:  # of every step, which looks for its compiled code
+        return self._hash
 
 
 class _Compiler:
