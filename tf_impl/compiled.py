@@ -126,7 +126,8 @@ def step_fresh(
     moved, *new = map(_copy, (theta, *state))
     taken, left = np.array([t], np.float32), np.zeros(1, np.int64)
     code.step(
-        [view(theta).size], _addresses([view(moved), view(g), taken, left, *map(view, new)]),
+        [view(theta).size], _addresses([view(moved)]), _addresses([view(g)]),
+        _addresses([taken, left, *map(view, new)]),
         [constants[name] for name in code.constants], scale, rate, keep, False, guard, threads(),
     )  # fmt: skip
     return moved, float(taken[0]), int(left[0]), new

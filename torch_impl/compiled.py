@@ -1,10 +1,11 @@
 """Programs of rules and features as compiled code on tensors of the CPU (``common.kernels``)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from common.kernels import RuleCode, rule_code
+from common.kernels import RuleCode, addresses, rule_code
 from interchange.compiler import Program
 from interchange.emit.c_kernels import Source, pull_source, roll_source, step_source
 from torch_impl.threads import threads
@@ -103,50 +104,106 @@ def _addresses(tensors: Sequence[_Tensor]) -> list[int]:
     return [a.data_ptr() for a in tensors]
 
 
-def step_many(
-    program: Program,
-    scale: float,
-    constants: Mapping[str, float],
-    rate: float,
-    keep: float,
-    maximize: bool,
-    guard: bool,
-    tensors: Sequence[Sequence[_Tensor]],
-) -> list[int]:
-    """One step of an optimizer in place, theta <- keep * theta + rate * scale * u; the numbers not taken.
+class Steps:
+    """Steps in place, theta <- keep * theta + rate * scale * u, of the parameters of a group.
 
-    Args:
-        tensors: parameters, gradients, steps taken (0-dim float32), coordinates left alone (0-dim int64) and
-            the arrays of state, those of each parameter in turn. Taken are dense parameters on the CPU whose
-            arrays all lie in memory alike.
+    Whether code can be given their addresses is looked at once, and again when one of them has changed.
     """
-    params, grads, steps, skipped, arrays = tensors
-    slots, at, rest = len(program.writes), 0, []
-    jobs: dict[torch.dtype, tuple[list[int], list[int], list[_Tensor]]] = {}
-    for k, p in enumerate(params):
-        g, step, skips, state = grads[k], steps[k], skipped[k], arrays[at : at + slots]
-        at += slots
-        dtype = p.dtype
-        if type(p) not in _OWN or not p.is_cpu or dtype not in _NAMES or not _fits(p, g, step, skips, state):
-            rest.append(k)
-            continue
-        if dtype not in jobs:
-            jobs[dtype] = [], [], []
-        sizes, table, taken = jobs[dtype]
-        sizes.append(p.numel())
-        table += [p.data_ptr(), g.data_ptr(), step.data_ptr(), skips.data_ptr()]
-        table += [a.data_ptr() for a in state]
-        taken.append(p)
-    for dtype, (sizes, table, taken) in jobs.items():
-        code = rule_code(step_source(program), _NAMES[dtype])
-        if code is None:
-            rest += [k for k, p in enumerate(params) if any(p is other for other in taken)]
-            continue
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._seen: _Seen | None = None
+
+    def again(
+        self, params: list[_Tensor], states: Mapping[_Tensor, Mapping[str, _Tensor]], **how: Any
+    ) -> bool:
+        """A step like the one before; False, and nothing is done, where something is not as it was then."""
+        seen, grads = self._seen, [p.grad for p in params]
+        if seen is None or not seen.fits(params, grads, states) or (code := self._code(seen.dtype)) is None:
+            return False
+        self._run(code, params, seen.sizes, [g.data_ptr() for g in grads], seen.thetas, seen.kept, **how)
+        return True
+
+    def step(self, tensors: Sequence[list[_Tensor]], **how: Any) -> list[int]:
+        """A step; the numbers of the parameters that were not taken.
+
+        Args:
+            tensors: parameters, gradients, steps taken (0-dim float32), coordinates left alone (0-dim int64)
+                and the arrays of state, those of each parameter in turn. Taken are dense parameters on the
+                CPU whose arrays all lie in memory alike.
+            how: as ``RuleCode.step`` has it.
+        """
+        params, grads, steps, skipped, arrays = tensors
+        slots, rest = len(self._program.writes), []
+        jobs: dict[torch.dtype, list[int]] = {}
+        for k, p in enumerate(params):
+            state = arrays[k * slots : (k + 1) * slots]
+            fits = type(p) in _OWN and p.is_cpu and p.dtype in _NAMES
+            if fits and _fits(p, grads[k], steps[k], skipped[k], state):
+                jobs.setdefault(p.dtype, []).append(k)
+            else:
+                rest.append(k)
+        for dtype, numbers in jobs.items():
+            if (code := self._code(dtype)) is None:
+                rest += numbers
+                continue
+            rows = [(steps[k], skipped[k], *arrays[k * slots : (k + 1) * slots]) for k in numbers]
+            taken, kept = [params[k] for k in numbers], [a.data_ptr() for row in rows for a in row]
+            sizes, thetas = [p.numel() for p in taken], _addresses(taken)
+            self._run(code, taken, sizes, [grads[k].data_ptr() for k in numbers], thetas, kept, **how)
+            if not rest and len(jobs) == 1 and all(map(_Tensor.is_contiguous, taken)):
+                self._seen = _Seen(dtype, sizes, thetas, kept)
+        return sorted(rest)
+
+    def _code(self, dtype: torch.dtype) -> RuleCode | None:
+        return rule_code(step_source(self._program), _NAMES[dtype])
+
+    @staticmethod
+    def _run(
+        code: RuleCode,
+        params: list[_Tensor],
+        sizes: Sequence[int],
+        grads: Sequence[int],
+        thetas: Sequence[int],
+        kept: Sequence[int],
+        constants: Mapping[str, float],
+        **how: Any,
+    ) -> None:
         values = [constants[name] for name in code.constants]
-        code.step(sizes, table, values, scale, rate, keep, maximize, guard, torch.get_num_threads())
+        code.step(sizes, thetas, grads, kept, values, threads=torch.get_num_threads(), **how)
         # Autograd is told what it could not see, as of any operation in place.
-        torch.autograd.graph.increment_version(taken)
-    return sorted(rest)
+        torch.autograd.graph.increment_version(params)
+
+
+class _Seen:
+    """Contiguous parameters of one dtype, all of a group's, as they were at a step."""
+
+    def __init__(self, dtype: torch.dtype, sizes: list[int], thetas: list[int], kept: list[int]) -> None:
+        self.dtype, self.sizes, self._thetas, self._kept = dtype, sizes, thetas, kept
+        self.thetas, self.kept = addresses(thetas), addresses(kept)
+
+    def fits(
+        self,
+        params: list[_Tensor],
+        grads: list[_Tensor],
+        states: Mapping[_Tensor, Mapping[str, _Tensor]],
+    ) -> bool:
+        """Whether all addresses are those seen, and the gradients such as code can be given.
+
+        Comprehensions over all tensors: with hundreds of small ones a look at each costs more than its step.
+        """
+        if {type(g) for g in grads} != {_Tensor} or {g.layout for g in grads} != {torch.strided}:
+            return False
+        return (
+            {g.dtype for g in grads} == {p.dtype for p in params} == {self.dtype}
+            and {g.is_cpu for g in grads} == {True}
+            and not any(map(_Tensor.is_neg, grads))
+            and all(map(_Tensor.is_contiguous, grads))
+            and all(map(_Tensor.is_contiguous, params))
+            and [p.numel() for p in params] == self.sizes == [g.numel() for g in grads]
+            and [p.data_ptr() for p in params] == self._thetas
+            and [a.data_ptr() for p in params for a in states[p].values()] == self._kept
+        )
 
 
 def _fits(p: _Tensor, g: _Tensor, step: _Tensor, skips: _Tensor, state: Sequence[_Tensor]) -> bool:

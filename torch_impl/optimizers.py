@@ -11,7 +11,7 @@ from common.errors import L2OError
 from interchange.expression import to_text
 from interchange.rule import Rule, zero_update
 from interchange.weights import Teacher, load_weights
-from torch_impl.compiled import step_many
+from torch_impl.compiled import Steps
 from torch_impl.lowering import Lowered
 from torch_impl.stepping import CoordinateOptimizer, NonFinite, NonFiniteError, number, real
 from torch_impl.symbolic import lower
@@ -119,23 +119,27 @@ class SymbolicOptimizer(CoordinateOptimizer):
         (out,), state = bound.lowered.step({"g": g, "theta": p, **constants}, state, t)
         return bound.scale * torch.as_tensor(out, dtype=p.dtype, device=p.device).expand_as(p), state
 
-    def _step_compiled(
-        self, group: dict[str, Any], tensors: Sequence[Sequence[torch.Tensor]]
-    ) -> Sequence[int]:
-        bound, lr = self._of(group), number(group["lr"])
-        params, grads, *others = tensors
+    def _step_again(self, group: dict[str, Any]) -> bool:
+        steps = self._of(group).steps.get(id(group["params"]))
+        return steps is not None and steps.again(group["params"], self.state, **self._how(group))
+
+    def _step_compiled(self, group: dict[str, Any], tensors: tuple[list[torch.Tensor], ...]) -> Sequence[int]:
+        bound, (params, grads, *others) = self._of(group), tensors
         if any(p.is_complex() for p in params):
             params, grads = list(map(real, params)), list(map(real, grads))
-        return step_many(
-            bound.lowered.program,
-            bound.scale,
-            {name: number(value) for name, value in group["constants"].items()},
-            lr,
-            1.0 - lr * group["weight_decay"],
-            group["maximize"],
-            group["nonfinite"] != "off",
-            (params, grads, *others),
-        )
+        steps = bound.steps.setdefault(id(group["params"]), Steps(bound.lowered.program))
+        return steps.step((params, grads, *others), **self._how(group))
+
+    def _how(self, group: dict[str, Any]) -> dict[str, Any]:
+        lr = number(group["lr"])
+        return {
+            "constants": {name: number(value) for name, value in group["constants"].items()},
+            "scale": self._of(group).scale,
+            "rate": lr,
+            "keep": 1.0 - lr * group["weight_decay"],
+            "maximize": group["maximize"],
+            "guard": group["nonfinite"] != "off",
+        }
 
 
 class _Bound:
@@ -146,6 +150,7 @@ class _Bound:
         self.rule = rule.centered() if center else rule
         self.lowered: Lowered = lower(self.rule)
         self.scale = self.rule.scale
+        self.steps: dict[int, Steps] = {}  # by the list of parameters
 
 
 def _named(given: AnyRule, constants: Mapping[str, float | torch.Tensor]) -> dict[str, Any]:

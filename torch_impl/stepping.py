@@ -57,7 +57,11 @@ class CoordinateOptimizer(Resumable, abc.ABC):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Update u in the shape of ``p`` and the new state; ``t`` counts from 1."""
 
-    def _step_compiled(self, group: dict[str, Any], tensors: Sequence[Sequence[Tensor]]) -> Sequence[int]:
+    def _step_again(self, group: dict[str, Any]) -> bool:
+        """A step by compiled code where nothing but gradients has changed since the last one; else False."""
+        return False
+
+    def _step_compiled(self, group: dict[str, Any], tensors: tuple[list[Tensor], ...]) -> Sequence[int]:
         """A step of what compiled code can take, of the lists of ``_init_group``; the numbers not taken."""
         return range(len(tensors[0]))
 
@@ -77,6 +81,8 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         self._refuse_sparse()
         compiling = torch.compiler.is_compiling()
         for group in self.param_groups:
+            if not compiling and _by_code(group) and self._step_again(group):
+                continue
             params: list[Tensor] = []
             grads: list[Tensor] = []
             steps: list[Tensor] = []
@@ -126,7 +132,7 @@ class CoordinateOptimizer(Resumable, abc.ABC):
     def _step_group(self, group: dict[str, Any], tensors: tuple[list[Tensor], ...], compiling: bool) -> None:
         params, grads, steps, skipped, arrays = tensors
         numbers: Sequence[int] = range(len(params))
-        if not (compiling or group["capturable"] or group["differentiable"] or group["foreach"] is False):
+        if not compiling and _by_code(group):
             numbers = self._step_compiled(group, tensors)
         count = len(arrays) // len(params)
         for k in numbers:
@@ -247,6 +253,10 @@ def _check_settings(group: dict[str, Any]) -> None:
         raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay}")
     if nonfinite not in ("skip", "raise", "off"):
         raise ValueError(f"nonfinite: expected skip, raise or off, got {nonfinite!r}")
+
+
+def _by_code(group: dict[str, Any]) -> bool:
+    return not (group["capturable"] or group["differentiable"] or group["foreach"] is False)
 
 
 def real(x: Tensor) -> Tensor:

@@ -2,6 +2,6 @@
 
 from common.kernels.build import default_threads, which
 from common.kernels.lstm import Kernel, kernel, missing
-from common.kernels.rule import RuleCode, rule_code
+from common.kernels.rule import RuleCode, addresses, rule_code
 
-__all__ = ["Kernel", "RuleCode", "default_threads", "kernel", "missing", "rule_code", "which"]
+__all__ = ["Kernel", "RuleCode", "addresses", "default_threads", "kernel", "missing", "rule_code", "which"]

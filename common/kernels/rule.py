@@ -56,7 +56,7 @@ class RuleCode:
         self.slots, self.constants = source.slots, source.constants
         pointer, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
         for name, kinds in {
-            "step": [number, *[pointer] * 5, ctypes.c_int],
+            "step": [number, *[pointer] * 7, ctypes.c_int],
             "roll": [number, number, number, *[pointer] * 5, real, pointer, ctypes.c_int],
             "pull": [number, number, *[pointer] * 4, real, pointer, pointer, ctypes.c_int],
         }.items():
@@ -66,7 +66,9 @@ class RuleCode:
     def step(
         self,
         sizes: Sequence[int],
-        table: Sequence[int],
+        thetas: Sequence[int],
+        grads: Sequence[int],
+        kept: Sequence[int],
         constants: Sequence[float],
         scale: float,
         rate: float,
@@ -79,8 +81,9 @@ class RuleCode:
 
         Args:
             sizes: coordinates of every tensor.
-            table: a row of addresses for every tensor: theta, gradient, steps taken (float32), coordinates
-                left alone (int64), and ``slots`` arrays of state.
+            thetas, grads: addresses of every tensor's parameter and gradient.
+            kept: a row of addresses for every tensor: steps taken (float32), coordinates left alone (int64),
+                and ``slots`` arrays of state; may be an array of ``addresses``.
             constants: in the order of ``constants``.
         """
         if not sizes:
@@ -88,8 +91,9 @@ class RuleCode:
         settings = _Settings(scale, rate, keep, maximize, guard)
         self._good(
             self._library.step(
-                len(sizes), (ctypes.c_long * len(sizes))(*sizes), _addresses(table), _numbers(constants),
-                ctypes.addressof(settings), build.share_out(), self._threads(sum(sizes), threads),
+                len(sizes), (ctypes.c_long * len(sizes))(*sizes), addresses(thetas), addresses(grads),
+                addresses(kept), _numbers(constants), ctypes.addressof(settings), build.share_out(),
+                self._threads(sum(sizes), threads),
             )
         )  # fmt: skip
 
@@ -115,7 +119,7 @@ class RuleCode:
         """
         self._good(
             self._library.roll(
-                n, in_apart or n, out_apart or n, x, _addresses(before), _addresses(after), out,
+                n, in_apart or n, out_apart or n, x, addresses(before), addresses(after), out,
                 _numbers(constants), t, build.share_out(), self._threads(n, threads),
             )
         )  # fmt: skip
@@ -141,7 +145,7 @@ class RuleCode:
         found = np.zeros(count)
         self._good(
             self._library.pull(
-                n, steps, x, c, _addresses(start), _numbers(constants), before, found.ctypes.data,
+                n, steps, x, c, addresses(start), _numbers(constants), before, found.ctypes.data,
                 build.share_out(), self._threads(n * steps * (1 + count), threads),
             )
         )  # fmt: skip
@@ -172,8 +176,9 @@ def _code(source: Source, dtype: str) -> RuleCode | None:
     return RuleCode(library, source)
 
 
-def _addresses(values: Sequence[int]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(values))(*values)
+def addresses(values: Sequence[int]) -> ctypes.Array:
+    """Addresses as C takes them, to be made once and used often; what is one already stays as it is."""
+    return values if isinstance(values, ctypes.Array) else (ctypes.c_void_p * len(values))(*values)
 
 
 def _numbers(values: Sequence[float]) -> ctypes.Array:
