@@ -62,3 +62,14 @@ def _no_half_products(dtype: str) -> str:
         return ""
     told = [line.strip() for line in child.stderr.splitlines() if "what():" in line]
     return f"TensorFlow cannot multiply {dtype} here (exit code {child.returncode}): {' '.join(told) or '?'}"
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def code(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With compiled code and without: where both frameworks have it, they would be the same C."""
+    from common import kernels
+
+    monkeypatch.setenv("L2O_KERNELS", "1" if request.param == "compiled" else "0")
+    if request.param == "compiled" and (reason := kernels.missing()):
+        pytest.skip(reason)
+    return request.param

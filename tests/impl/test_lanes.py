@@ -110,6 +110,7 @@ def test_one_that_diverges_leaves_the_others_as_they_are(backend, share):
     assert_alike(one, other)
 
 
+@pytest.mark.usefixtures("code")
 def test_rules_run_side_by_side_too(backend):
     rule = Rule.from_text(
         "-c0 * tanh(ema(g, b) / c1) - c2 * lag(g, 2)", {"c0": 0.3, "b": 0.8, "c1": 0.1, "c2": 0.02}

@@ -157,6 +157,7 @@ def test_a_small_memory_means_small_chunks_and_the_same_sum():
 @pytest.mark.parametrize("steps", [3, 20])
 @pytest.mark.parametrize("loss", ["sum", "last"])
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.usefixtures("code")
 def test_rules_equal_autograd_through_the_whole_graph(name, loss, steps, carried):
     task, network = digits(), RuleNetwork(RULES[name])
     at = position(task, network, carried)
@@ -167,6 +168,7 @@ def test_rules_equal_autograd_through_the_whole_graph(name, loss, steps, carried
 @pytest.mark.parametrize(
     "make", [lambda: teacher_network("rp_s"), lambda: RuleNetwork(RULES["ema-and-tanh"])]
 )
+@pytest.mark.usefixtures("code")
 def test_the_learning_rate_is_part_of_the_cotangent(make):
     task, network = quadratic(), make()
     at = unroll.start(task, network)
@@ -175,6 +177,7 @@ def test_the_learning_rate_is_part_of_the_cotangent(make):
 
 
 @pytest.mark.parametrize("name", ["ema-and-tanh", "bias-corrected-and-t"])  # the oracle has no theta here
+@pytest.mark.usefixtures("code")
 def test_rules_equal_finite_differences_of_the_oracle(name):
     """u from the NumPy rule over the recorded gradients, so nothing here is shared but the losses."""
     rule, task, steps = RULES[name], digits(), 8
@@ -197,6 +200,7 @@ def test_rules_equal_finite_differences_of_the_oracle(name):
         assert float(got[key]) == pytest.approx(slope, rel=1e-5), key
 
 
+@pytest.mark.usefixtures("code")
 def test_unrolls_continue_where_the_one_before_ended():
     """Two unrolls are one: the same losses, one shared batch between them, one state."""
     task, network = digits(), teacher_network("rnnprop")
@@ -223,6 +227,7 @@ def test_state_goes_through_its_named_arrays_and_back():
         assert torch.equal(old, new)
 
 
+@pytest.mark.usefixtures("code")
 def test_a_coordinate_subset_is_unbiased():
     task, network = quadratic(), teacher_network("rp_s")
     at = position(task, network, carried=True)
@@ -373,6 +378,7 @@ def test_constants_by_kind_start_as_the_shared_ones_and_their_gradients_sum_to_t
         assert float(apart[name].sum()) == pytest.approx(float(gradient), rel=1e-10)
 
 
+@pytest.mark.usefixtures("code")
 def test_constants_of_a_kind_act_on_its_tensors_alone():
     network, task = RuleNetwork(Rule.from_text("-c * g", {"c": 0.5}), kinds=True), digits()
     network.weights["c"][2] = 0.0
