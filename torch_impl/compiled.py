@@ -87,7 +87,7 @@ class Compiled:
     def _code(self, x: _Tensor, state: Sequence[_Tensor], source: Callable[[], Source]) -> RuleCode | None:
         """The code for these arrays; None where there is none, or where autograd may look."""
         name = _NAMES.get(x.dtype)
-        plain = type(x) is _Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        plain = type(x) is _Tensor and x.device.type == "cpu" and not _transformed()
         if (
             x.shape[-2] != len(self._inputs)
             or name not in ("float32", "float64")
@@ -98,6 +98,15 @@ class Compiled:
         if torch.is_grad_enabled() and (x.requires_grad or any(a.requires_grad for a in state)):
             return None
         return rule_code(source(), name)
+
+
+def _transformed() -> bool:
+    """Whether tensors may stand for others now: compiling, in vmap, jvp or grad, or in forward mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def _addresses(tensors: Sequence[_Tensor]) -> list[int]:
@@ -119,7 +128,12 @@ class Steps:
     ) -> bool:
         """A step like the one before; False, and nothing is done, where something is not as it was then."""
         seen, grads = self._seen, [p.grad for p in params]
-        if seen is None or not seen.fits(params, grads, states) or (code := self._code(seen.dtype)) is None:
+        if (
+            seen is None
+            or _transformed()
+            or not seen.fits(params, grads, states)
+            or (code := self._code(seen.dtype)) is None
+        ):
             return False
         self._run(code, params, seen.sizes, [g.data_ptr() for g in grads], seen.thetas, seen.kept, **how)
         return True
@@ -134,6 +148,8 @@ class Steps:
             how: as ``RuleCode.step`` has it.
         """
         params, grads, steps, skipped, arrays = tensors
+        if _transformed():
+            return list(range(len(params)))
         slots, rest = len(self._program.writes), []
         jobs: dict[torch.dtype, list[int]] = {}
         for k, p in enumerate(params):

@@ -152,6 +152,27 @@ def test_what_autograd_may_look_at_is_left_to_torch():
     assert code.roll(x.detach(), moving, CONSTANTS, 1) is None
 
 
+def test_torchs_transforms_see_every_operation():
+    torch = pytest.importorskip("torch")
+    from torch.autograd import forward_ad
+
+    from torch_impl.features import FeatureStream
+
+    features = FeatureStream({"x": "square(ema_hat(g, 0.9))"})
+    g = torch.linspace(-1.0, 1.0, 5)
+
+    def out(g):
+        return features.step(g, features.initial_state(torch.zeros(5)), 1)[0]
+
+    value, slope = torch.func.jvp(out, (g,), (torch.ones(5),))
+    torch.testing.assert_close(value[0], g.square())
+    torch.testing.assert_close(slope[0], 2.0 * g)
+    torch.testing.assert_close(torch.func.vmap(out)(torch.stack([g, 2.0 * g]))[1, 0], 4.0 * g.square())
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(out(forward_ad.make_dual(g, torch.ones(5)))).tangent
+    torch.testing.assert_close(found[0], 2.0 * g)
+
+
 def test_in_a_graph_tensorflow_computes():
     pytest.importorskip("torch")
     tf = pytest.importorskip("tensorflow")

@@ -451,3 +451,28 @@ def test_a_lag_of_the_gradient_survives_zero_grad_in_place():
         optimizer.step()
         updates.append(p.item() - before)
     assert updates == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.usefixtures("code")
+def test_autograd_is_told_of_a_step():
+    """A graph that saw the parameter before refuses to go backwards with the new one."""
+    params = parameters()
+    loss = sum(p.square().sum() for p in params)
+    feed(SymbolicOptimizer(params, SGD), params, gradients(1))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_compiled_code_rounds_to_16_bits_as_torch_does(dtype):
+    base = torch.linspace(-2.0, 2.0, 1001)
+    params = [torch.nn.Parameter(base.to(dtype)) for _ in range(2)]
+    optimizers = [
+        SymbolicOptimizer([p], SGD, lr=0.0123, weight_decay=0.5, foreach=foreach)
+        for p, foreach in zip(params, (None, False), strict=True)
+    ]
+    for _ in range(5):
+        for p, optimizer in zip(params, optimizers, strict=True):
+            p.grad = (3.0 * torch.cos(base)).to(dtype)
+            optimizer.step()
+    assert torch.equal(*params) and not torch.equal(params[0], base.to(dtype))

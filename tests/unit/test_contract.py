@@ -24,6 +24,7 @@ EXEMPTIONS: dict[tuple[str, str], str] = {
     ("problems.py", "ProblemTask.work"): "torch's threads depend on it (torch_impl/threads.py)",
     ("problems.py", "ProblemTask.stacked"): "TensorFlow's graph has the gradient in it",
     ("compiled.py", "Steps"): "torch's tensors are changed in place, all in one call",
+    ("compiled.py", "Steps.__init__"): "as Steps",
     ("compiled.py", "Steps.again"): "as Steps",
     ("compiled.py", "Steps.step"): "as Steps",
     ("compiled.py", "step_fresh"): "TensorFlow's tensors are values, Keras steps one after the other",
