@@ -109,6 +109,7 @@ def test_a_rollout_that_diverged_leaves_nothing():
     assert loop.graph.traces == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*were left alone:RuntimeWarning")
 def test_updates_that_stay_non_finite_are_a_divergence_and_every_loss_is_kept(monkeypatch):
     monkeypatch.setattr("tf_impl.guarded._LOOK_EVERY", 1)  # so that ten steps are ten looks
     source = Source(parse_spec("rule:breaks.json"), BREAKS)
