@@ -10,6 +10,7 @@ from importlib import metadata
 from common.cli import run as run_command
 from common.config import check, option
 from common.kernels import missing as without_kernels
+from common.kernels import which
 from interchange.search import ENGINES
 
 PACKAGES = (
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print()
         for name, reason in engines().items():
             print(f"{name:14} {reason or 'runs here: ' + ENGINES[name].note}")
-        print(f"{'compiled LSTM':14} {without_kernels() or 'runs here'}")
+        print(f"{'compiled code':14} {without_kernels() or 'runs here, ' + which()}")
 
     return run_command(
         DoctorConfig,
