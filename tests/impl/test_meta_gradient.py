@@ -227,7 +227,6 @@ def test_state_goes_through_its_named_arrays_and_back():
         assert torch.equal(old, new)
 
 
-@pytest.mark.usefixtures("code")
 def test_a_coordinate_subset_is_unbiased():
     task, network = quadratic(), teacher_network("rp_s")
     at = position(task, network, carried=True)

@@ -53,6 +53,7 @@ def assert_close(got, expected, tolerance: float) -> None:
 
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("name", ["nesterov", "rp_s"])
+@pytest.mark.usefixtures("code")
 def test_evolution_agrees(name, log):
     found = []
     for backend, dtype in BACKENDS:
@@ -68,6 +69,7 @@ def test_evolution_agrees(name, log):
 
 
 @pytest.mark.parametrize("name", ["nesterov", "rp_s_11", "rp_s"])
+@pytest.mark.usefixtures("code")
 def test_halves_in_lanes_are_those_that_run_alone_in_tensorflow(monkeypatch, name):
     """Two segments in both; one half diverges, and disturbs no other."""
     found = []
@@ -95,6 +97,7 @@ def test_halves_in_lanes_are_those_that_run_alone_in_tensorflow(monkeypatch, nam
                 np.testing.assert_allclose(at.state.named()[name_of], a, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.usefixtures("code")
 def test_a_rule_in_lanes_forms_one_minus_its_decay_in_float64_in_tensorflow(monkeypatch):
     net = network(tf_impl, tf.float32, "adam")
     halves = [
@@ -108,6 +111,7 @@ def test_a_rule_in_lanes_forms_one_minus_its_decay_in_float64_in_tensorflow(monk
 
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("name", ["nesterov", "rp_s"])
+@pytest.mark.usefixtures("code")
 def test_persistent_evolution_agrees_piece_by_piece(name, relative):
     particles = [
         backend.estimators.Persistent(
@@ -128,6 +132,7 @@ def test_persistent_evolution_agrees_piece_by_piece(name, relative):
         assert_close(got, expected, 1e-9)
 
 
+@pytest.mark.usefixtures("code")
 def test_the_forward_meta_gradient_and_its_tangents_agree():
     found = []
     for backend, dtype in BACKENDS:

@@ -112,6 +112,7 @@ def assert_close(got, want, rtol: float, atol: float) -> None:
 
 @pytest.mark.filterwarnings("ignore:rule .* moves weights at zero gradient")
 @pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.usefixtures("code")
 def test_rules_and_teachers_agree_over_50_steps(name):
     torchs, kerases = PAIRS[name]
     options = {"weight_decay": 0.1} if name in ("lion", "rp_s") else {}
@@ -125,6 +126,7 @@ def test_rules_and_teachers_agree_over_50_steps(name):
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 @pytest.mark.parametrize("name", ["a rule of everything", "lion", "dm", "rnnprop"])
 @pytest.mark.parametrize("spoilt", [None, np.nan], ids=["no gradient", "a gradient that is not finite"])
+@pytest.mark.usefixtures("code")
 def test_a_tensor_that_rests_for_nine_steps_goes_on_with_its_own_t(name, spoilt):
     """Its count and state are those of the steps it took, in both."""
     bad = None if spoilt is None else np.full(5, spoilt)
@@ -137,6 +139,7 @@ def test_a_tensor_that_rests_for_nine_steps_goes_on_with_its_own_t(name, spoilt)
 
 
 @pytest.mark.parametrize("name", ["a rule of everything", "rp_s"])
+@pytest.mark.usefixtures("code")
 def test_bfloat16_parameters_are_computed_in_float32(name):
     """Rounding to 8 bits hides all but a step of a last place."""
     torchs, kerases = PAIRS[name]

@@ -54,6 +54,7 @@ def close(got, expected, tolerance: float, what: str = "") -> None:
 
 @pytest.mark.parametrize("problem", ["quadratic", "digits-mlp"])
 @pytest.mark.parametrize("name", [*TEACHERS, "decayed", "kinds"])
+@pytest.mark.usefixtures("code")
 def test_losses_gradients_inputs_and_meta_gradients_agree(name, problem):
     (task, network), (other_task, other_network) = pair(name, problem)
     start, other_start = (
@@ -82,6 +83,7 @@ def test_losses_gradients_inputs_and_meta_gradients_agree(name, problem):
 
 
 @pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.usefixtures("code")
 def test_rollouts_equal_the_oracle(name):
     _, (task, network) = pair(name, "quadratic", 4)
     expected, _ = reference.unroll(
@@ -94,6 +96,7 @@ def test_rollouts_equal_the_oracle(name):
     np.testing.assert_allclose(tf_impl.unroll.rollout(task, network, STEPS), expected, rtol=1e-10)
 
 
+@pytest.mark.usefixtures("code")
 def test_evolution_strategies_agree():
     (task, network), (other_task, other_network) = pair("rp_s", "quadratic")
     settings = {"steps": 5, "scales": {"out/b": 0.5}, "pairs": 2, "sigma": 0.01}
@@ -124,6 +127,7 @@ def gradients() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.usefixtures("code")
 def test_float32_outputs_agree_in_open_loop_over_1000_recorded_steps(name, gradients):
     weights = initial_weights(TEACHERS[name], 2)
     one = torch_impl.teachers.TeacherNetwork(TEACHERS[name], weights, torch.float32)
