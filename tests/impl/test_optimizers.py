@@ -476,3 +476,18 @@ def test_compiled_code_rounds_to_16_bits_as_torch_does(dtype):
             p.grad = (3.0 * torch.cos(base)).to(dtype)
             optimizer.step()
     assert torch.equal(*params) and not torch.equal(params[0], base.to(dtype))
+
+
+@pytest.mark.usefixtures("code")
+@pytest.mark.parametrize("nonfinite", ["skip", "off"])
+def test_a_lag_of_three_steps_is_the_gradient_of_three_steps_ago(nonfinite):
+    """A ring of three arrays: each takes over the old value of the one before it."""
+    p = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = SymbolicOptimizer([p], Rule.from_text("lag(g, 3)"), nonfinite=nonfinite)
+    seen = []
+    for g in (1.0, 2.0, 4.0, 8.0, 16.0):
+        before = p.detach().clone()
+        p.grad = torch.full_like(p, g)
+        optimizer.step()
+        seen.append((p.detach() - before).tolist())
+    assert seen == [[0.0, 0.0]] * 3 + [[1.0, 1.0], [2.0, 2.0]]

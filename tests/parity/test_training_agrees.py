@@ -66,7 +66,6 @@ QUICK = [(t, p) for p in PROBLEMS for t in TEACHERS if p != "mnist-mlp" or t in 
 
 
 @pytest.mark.parametrize(("teacher", "problem"), QUICK)
-@pytest.mark.usefixtures("code")
 def test_training_is_the_same_number_for_number(teacher, problem):
     agree(settings(teacher, problem))
 
@@ -101,7 +100,6 @@ MORE = {
         for name, fields in MORE.items()
     ],
 )
-@pytest.mark.usefixtures("code")
 def test_every_kind_of_epoch_trains_alike(fields):
     """Losses, validation and weights, also averaged ones, after two epochs."""
     given = {"epochs": 2, "epoch_length": 40, "batch_size": 32, "seed": 5, "dtype": "float64"}
