@@ -1,0 +1,143 @@
+"""Hard gradients x rules and teachers x paths: the guard is the same everywhere, coordinate by coordinate."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from common import kernels
+from tests.parity.hard_gradients import CASES, DEAD, FAMILIES, HARD, PATHS, STEPS, TINY, Track, history
+
+MATRIX = [(path, family) for path in PATHS for family in FAMILIES if family == "rules" or path[:2] != "ex"]
+WORD = {"float64": 1e-9, "float32": 2e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}  # of the largest entry
+pytestmark = pytest.mark.filterwarnings("ignore:rule .* moves weights:RuntimeWarning")
+
+
+@pytest.fixture
+def need():
+    """Skip, and say why, where a path's framework or a compiler is not there."""
+
+    def look(path: str) -> None:
+        pytest.importorskip("torch")  # before TensorFlow, as everywhere
+        if "keras" in path:
+            pytest.importorskip("tensorflow")
+        if "optax" in path:
+            pytest.importorskip("optax", reason="optax is not installed: extra [bench]")
+        if path == "torch compiled" and (reason := kernels.missing()):
+            pytest.skip(reason)
+        if path == "exported c" and not shutil.which("cc"):
+            pytest.skip("there is no C compiler cc")
+
+    return look
+
+
+def at_rest(track: Track) -> np.ndarray:
+    """Which coordinates the hard step left as they were, state and all."""
+    rest = track.theta[HARD] == track.theta[HARD - 1]
+    for a in track.state:
+        rest &= (a[HARD - 1] == a[HARD - 2]).all(axis=0)
+    return rest
+
+
+def stored(g: np.ndarray, dtype: str) -> np.ndarray:
+    """A gradient as a tensor of the dtype holds it; bfloat16 goes as far as float32."""
+    dtypes = {"float64": np.float64, "complex128": np.float64, "float16": np.float16}
+    return np.ravel(g).astype(dtypes.get(dtype, np.float32))
+
+
+def check(path: str, family: str, full: bool = False, steps: int = STEPS) -> None:
+    """What one path promises of itself; prints counts."""
+    spoilt, clean = (history(path, family, bad, full, steps) for bad in (True, False))
+    left = 0
+    for (name, label), track in spoilt.items():
+        case, where, twin = CASES[label], f"{path}, {name}, {label}", clean[name, label]
+        given = [case.gradient(step, True) is not None for step in range(1, steps + 1)]
+        for a in (track.theta, *track.state, twin.theta, *twin.state):
+            assert np.isfinite(a).all(), where
+        # What rests was counted, and nothing rests at another step.
+        rest, blank = at_rest(track), not given[HARD - 1]
+        counts = [0 if k != HARD or blank else rest.sum() for k in range(1, steps + 1)]
+        assert track.left.tolist() == counts, where
+        whole = given[HARD - 1] and rest.all() and rest.size > 0
+        taken = [now and not (whole and k == HARD) for k, now in enumerate(given, 1)]
+        assert track.t.tolist() == np.cumsum(taken).tolist(), where
+        # Of nan nothing can be made; of an infinite number a teacher may make a finite step.
+        value = case.gradient(HARD, True)
+        if value is not None:
+            with np.errstate(over="ignore"):
+                value = stored(value, case.dtype)
+            never = np.isnan(value) if family == "teachers" else ~np.isfinite(value)
+            assert rest[never].all(), where
+        ordinary = case.ordinary()
+        assert not (rest & ordinary & (value is not None)).any(), where
+        for a, b in zip((track.theta, *track.state), (twin.theta, *twin.state), strict=True):
+            np.testing.assert_array_equal(a[..., ordinary], b[..., ordinary], err_msg=where)
+        left += int(track.left.sum())
+    subjects = {name for name, _ in spoilt}
+    coordinates = sum(CASES[label].size for _, label in spoilt)
+    print(
+        f"\n{path}, {family}: {len(subjects)} subjects, {len(spoilt)} tensors of {coordinates} coordinates, "
+        f"{2 * steps} steps, {left} coordinates left alone"
+    )
+
+
+def far(got: np.ndarray, want: np.ndarray, rows: bool, low: float) -> np.ndarray:
+    """|got - want| of each coordinate, over the largest entry it has anywhere; ``low`` at least."""
+    scale = np.abs(want).max(axis=(0, 1) if rows else 0, initial=low)
+    return (np.abs(got - want) / scale).max(axis=(0, 1) if rows else 0, initial=0.0)
+
+
+def check_agreement(path: str, family: str, full: bool = False, steps: int = STEPS) -> None:
+    """With torch's plain step; prints the largest difference of each dtype."""
+    tracks, others = (history(p, family, True, full, steps) for p in (path, "torch plain"))
+    worst: dict[str, tuple[float, str]] = {}
+    compared = 0
+    for key, track in tracks.items():
+        case, other, where = CASES[key[1]], others[key], f"{path}, {', '.join(key)}"
+        np.testing.assert_array_equal(at_rest(track), at_rest(other), err_msg=where)
+        assert track.t.tolist() == other.t.tolist(), where
+        if not other.t.any():  # torch has not even made its state
+            assert not any(a.any() for a in track.state), where
+            track.state.clear()
+        pairs = [
+            (track.theta, other.theta, False),
+            *((a, b, True) for a, b in zip(track.state, other.state, strict=True)),
+        ]
+        for number, (a, b, rows) in enumerate(pairs):
+            dtype = "float32" if rows and case.dtype.endswith("16") else case.dtype
+            dtype = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)
+            error = far(a, b, rows, 1e-30)
+            if case.hard and TINY in case.hard:  # flushed to zero it is what a gradient of 0 makes of it
+                flushed = far(a[..., [TINY]], b[..., [DEAD]], rows, 1e-30)
+                error[TINY] = min(error[TINY], flushed[0])
+            if error.size:
+                worst[dtype] = max(worst.get(dtype, (0.0, "")), (float(error.max()), f"{where}, {number}"))
+            compared += a.size
+    print(f"\n{path}, {family}: {compared} numbers compared; " + "; ".join(map(str, worst.items())))
+    for dtype, (error, where) in worst.items():
+        assert error <= WORD[dtype], where
+
+
+@pytest.mark.parametrize(("path", "family"), MATRIX)
+def test_a_hard_gradient_stops_its_coordinate_for_a_step_and_no_other(path, family, need):
+    """All stays finite; what rests has its old state; t counts; the others move as without, bit for bit."""
+    need(path)
+    check(path, family)
+
+
+@pytest.mark.parametrize(("path", "family"), [pair for pair in MATRIX if pair[0] != "torch plain"])
+def test_paths_agree_on_hard_gradients(path, family, need):
+    need(path)
+    check_agreement(path, family)
+
+
+# The same with all of the cases, and so many steps that the old lags of dm_48 see the hard gradient.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "family"), MATRIX)
+def test_all_rules_and_cases_over_20_steps(path, family, need):
+    need(path)
+    check(path, family, full=True, steps=20)
+    if path != "torch plain":
+        check_agreement(path, family, full=True, steps=20)
