@@ -87,7 +87,7 @@ class Compiled:
     def _code(self, x: _Tensor, state: Sequence[_Tensor], source: Callable[[], Source]) -> RuleCode | None:
         """The code for these arrays; None where there is none, or where autograd may look."""
         name = _NAMES.get(x.dtype)
-        plain = type(x) is _Tensor and x.device.type == "cpu" and not _transformed()
+        plain = type(x) is _Tensor and x.device.type == "cpu" and not transformed()
         if (
             x.shape[-2] != len(self._inputs)
             or name not in ("float32", "float64")
@@ -100,7 +100,7 @@ class Compiled:
         return rule_code(source(), name)
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether tensors may stand for others now: compiling, in vmap, jvp or grad, or in forward mode."""
     return (
         torch.compiler.is_compiling()
@@ -130,7 +130,7 @@ class Steps:
         seen, grads = self._seen, [p.grad for p in params]
         if (
             seen is None
-            or _transformed()
+            or transformed()
             or not seen.fits(params, grads, states)
             or (code := self._code(seen.dtype)) is None
         ):
@@ -148,7 +148,7 @@ class Steps:
             how: as ``RuleCode.step`` has it.
         """
         params, grads, steps, skipped, arrays = tensors
-        if _transformed():
+        if transformed():
             return list(range(len(params)))
         slots, rest = len(self._program.writes), []
         jobs: dict[torch.dtype, list[int]] = {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from interchange.compiler import Program
+from torch_impl.compiled import transformed
 from torch_impl.operators import OPERATORS, as_tensor
 
 Scalar = float | torch.Tensor
@@ -85,7 +86,8 @@ class Lowered:
         return outputs, new_state
 
     def _apply(self, operator: str, *args: Scalar) -> Scalar:
-        if operator == "sqrt" and not torch.is_grad_enabled():  # the rest of it is for derivatives at 0
+        if operator == "sqrt" and not (torch.is_grad_enabled() or transformed()):
+            # The rest of it is for derivatives at 0.
             return torch.sqrt(torch.abs(as_tensor(args[0])))
         return OPERATORS[operator](*self._matched(*args))
 

@@ -215,8 +215,9 @@ def test_threads_do_not_change_the_bits(monkeypatch):
             arrays = [np.ones(size, np.float32), np.full(size, 0.3, np.float32), np.zeros(1, np.float32)]
             arrays[1][size // 2 : size // 2 + 1] = np.nan
             rows.append([*arrays, np.zeros(1, np.int64), *(np.zeros(size, np.float32) for _ in state)])
-        table = [address for row in rows for address in addresses(row)]
-        stepping.step(sizes, table, values[0], 1.0, 0.1, 0.9, False, True, threads)
+        thetas, grads = addresses([row[0] for row in rows]), addresses([row[1] for row in rows])
+        kept = [address for row in rows for address in addresses(row[2:])]
+        stepping.step(sizes, thetas, grads, kept, values[0], 1.0, 0.1, 0.9, False, True, threads)
         assert [row[3][0] for row in rows] == [1, 0, 1] and all(row[2][0] == 1.0 for row in rows)
         seen.append([out, *after, found, *(a for row in rows for a in row)])
     for others in seen[1:]:

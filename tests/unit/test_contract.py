@@ -28,6 +28,7 @@ EXEMPTIONS: dict[tuple[str, str], str] = {
     ("compiled.py", "Steps.again"): "as Steps",
     ("compiled.py", "Steps.step"): "as Steps",
     ("compiled.py", "step_fresh"): "TensorFlow's tensors are values, Keras steps one after the other",
+    ("compiled.py", "transformed"): "TensorFlow has graphs, torch transforms of functions",
     ("compiled.py", "threads"): "torch's is torch_impl/threads.py",
     ("tensors.py", "view"): "torch's tensors have addresses",
     ("tensors.py", "on_host"): "torch's tensors know their device's type",
