@@ -53,7 +53,7 @@ def sharded(rank: int, folder: str) -> None:
     fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
 
     def spoil(g) -> None:
-        if rank == 1:  # one shard only: the other process has to count it too
+        if rank == 1:  # one shard only: that coordinate is left alone
             g.to_local()[-1, 0] = float("nan")
 
     optimizer = train(net, spoil)
@@ -80,6 +80,6 @@ def test_two_processes_with_uneven_shards_step_as_one(tmp_path):
     for end in ends:
         for k, p in enumerate(net.parameters()):
             torch.testing.assert_close(end["values"][k], p.detach(), rtol=1e-5, atol=1e-6)
-            assert end["states"][k]["step"] == optimizer.state[p]["step"] == STEPS  # its others moved
+            assert end["states"][k]["step"] == optimizer.state[p]["step"] == STEPS
             for key, value in optimizer.state[p].items():
                 torch.testing.assert_close(end["states"][k][key], value, rtol=1e-4, atol=1e-6)
