@@ -71,18 +71,19 @@ class RuleOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for theta in group["params"]:
-                if theta.grad is not None:
-                    self._step_one(theta, group)
+        rows = [(theta, group) for group in self.param_groups for theta in group["params"]]
+        rows = [(theta, group) for theta, group in rows if theta.grad is not None]
+        for theta, _ in rows:  # before anything is changed
+            if theta.grad.layout is not torch.strided or theta.is_complex():
+                raise RuntimeError("expected dense real gradients; use sparse=False and real parameters")
+        for theta, group in rows:
+            self._step_one(theta, group)
         self._calls += 1
         if self._calls % 100 == 0:
             self._look()
         return loss
 
     def _step_one(self, theta, group):
-        if theta.grad.is_sparse or theta.is_complex():
-            raise RuntimeError("expected dense real gradients; use sparse=False and real parameters")
         store = self.state[theta]
         if not store:
             fresh = init(theta)

@@ -1,12 +1,25 @@
 """Hard gradients x rules and teachers x paths: the guard is the same everywhere, coordinate by coordinate."""
 
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 
 from common import kernels
-from tests.parity.hard_gradients import CASES, DEAD, FAMILIES, HARD, PATHS, STEPS, TINY, Track, history
+from tests.parity.hard_gradients import (
+    CASES,
+    DEAD,
+    FAMILIES,
+    FEW,
+    GRAPHS,
+    HARD,
+    PATHS,
+    STEPS,
+    TINY,
+    Track,
+    history,
+)
 
 MATRIX = [(path, family) for path in PATHS for family in FAMILIES if family == "rules" or path[:2] != "ex"]
 WORD = {"float64": 1e-9, "float32": 2e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}  # of the largest entry
@@ -91,10 +104,18 @@ def check_agreement(path: str, family: str, full: bool = False, steps: int = STE
     """With torch's plain step; prints the largest difference of each dtype."""
     tracks, others = (history(p, family, True, full, steps) for p in (path, "torch plain"))
     worst: dict[str, tuple[float, str]] = {}
-    compared = 0
+    compared = regrouped = 0
     for key, track in tracks.items():
         case, other, where = CASES[key[1]], others[key], f"{path}, {', '.join(key)}"
-        np.testing.assert_array_equal(at_rest(track), at_rest(other), err_msg=where)
+        differ = at_rest(track) != at_rest(other)
+        if path in GRAPHS and case.hard and case.dtype != "float64":
+            # A graph may make b * g * g of b * (g * g), and does not leave the range of float32 then.
+            edge = [k for k, value in case.hard.items() if value == 1e20]
+            regrouped += differ[edge].sum()
+            differ[edge], apart = False, differ.copy()
+        else:
+            apart = np.zeros_like(differ)
+        assert not differ.any(), (where, differ)
         assert track.t.tolist() == other.t.tolist(), where
         if not other.t.any():  # torch has not even made its state
             assert not any(a.any() for a in track.state), where
@@ -110,10 +131,14 @@ def check_agreement(path: str, family: str, full: bool = False, steps: int = STE
             if case.hard and TINY in case.hard:  # flushed to zero it is what a gradient of 0 makes of it
                 flushed = far(a[..., [TINY]], b[..., [DEAD]], rows, 1e-30)
                 error[TINY] = min(error[TINY], flushed[0])
+            error[apart] = 0.0
             if error.size:
                 worst[dtype] = max(worst.get(dtype, (0.0, "")), (float(error.max()), f"{where}, {number}"))
             compared += a.size
-    print(f"\n{path}, {family}: {compared} numbers compared; " + "; ".join(map(str, worst.items())))
+    print(
+        f"\n{path}, {family}: {compared} numbers compared, {regrouped} coordinates regrouped; "
+        + "; ".join(map(str, worst.items()))
+    )
     for dtype, (error, where) in worst.items():
         assert error <= WORD[dtype], where
 
@@ -129,6 +154,106 @@ def test_a_hard_gradient_stops_its_coordinate_for_a_step_and_no_other(path, fami
 def test_paths_agree_on_hard_gradients(path, family, need):
     need(path)
     check_agreement(path, family)
+
+
+REFUSING = ("torch plain", "torch compiled", "torch.compile", "exported torch")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("path", REFUSING)
+@pytest.mark.parametrize("kind", ["sparse", "complex"])
+def test_what_is_refused_is_refused_before_anything_changes(path, family, kind, need):
+    """Parameters and state of the tensors before it too; after it all goes on."""
+    need(path)
+    if (path == "exported torch" and family == "teachers") or (
+        kind == "complex" and path != "exported torch"
+    ):
+        return
+    import torch
+
+    cases = ("pair", "columns", "complex64") if kind == "complex" else ("pair", "columns")
+    run = PATHS[path](FEW[family] if path == "torch.compile" else FAMILIES[family], cases)
+    given, bad = ({case: CASES[case].gradient(step, False) for case in cases} for step in (1, 2))
+    for name in run.subjects:
+        params = run.params[name]
+        for times in range(2):  # with no state yet, and with some
+            if times:
+                for case in cases[:2]:
+                    params[case].grad = torch.tensor(given[case]).to(params[case].dtype)
+                params.get("complex64", params["pair"]).grad = None
+                run.step_one(name)
+            before = [run.see(name, case) for case in cases]
+            before = [(theta.copy(), [a.copy() for a in state], t) for theta, state, _, t in before]
+            for case in cases:
+                params[case].grad = run._tensor(CASES[case], bad[case], "")
+            if kind == "sparse":
+                params["columns"].grad = params["columns"].grad.to_sparse()
+            with pytest.raises(RuntimeError, match="sparse"):
+                run.step_one(name)
+            for case, (theta, state, t) in zip(cases, before, strict=True):
+                now = run.see(name, case)
+                np.testing.assert_array_equal(now[0], theta, err_msg=f"{name}, {case}")
+                assert t == now[3] and all(map(np.array_equal, now[1], state)), (name, case)
+
+
+def descend(path: str, name: str, lr: float, steps: int) -> np.ndarray:
+    """theta of two coordinates on the sum of squares after every step; the first has an inf at step 5."""
+    run = PATHS[path]((name,), ("pair",), lr, 0.0)
+    run.reset()
+    seen = [run.see(name, "pair")[0].copy()]
+    for step in range(1, steps + 1):
+        g = 2.0 * seen[-1]
+        run.step({"pair": np.where([step == 5, False], np.inf, g)})
+        theta, state, left, t = run.see(name, "pair")
+        assert left == (step == 5) and t == step and all(np.isfinite(a).all() for a in state)
+        seen.append(theta.copy())
+    return np.stack(seen)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_after_an_infinite_gradient_a_coordinate_ends_where_its_neighbour_does(path, need):
+    """Lion's steps are of one size: it is where the other was a step ago. Adam's end at the minimum."""
+    need(path)
+    lion = descend(path, "lion", 0.01, 60)
+    assert lion[60, 0] == pytest.approx(lion[59, 1], abs=0.03 * 0.01)
+    assert lion[60, 1] == pytest.approx(0.4, abs=0.03 * 0.01)
+    adam = descend(path, "adam", 0.03, 600)
+    assert np.abs(adam[-1]).max() < 1e-3 and np.abs(adam[100, 0] - adam[99, 1]) < 0.03
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_dead_column_is_warned_of_once_and_a_dead_tensor_is_an_error_at_the_tenth_look(path, need):
+    need(path)
+    runs = {case: PATHS[path](("direction",), (case,), 1e-3, 0.0) for case in ("columns", "pair")}
+    g = {"columns": np.array([[0.0, 0.5]] * 3), "pair": np.zeros(2)}
+    errors: dict[str, int] = {}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for case, run in runs.items():
+            run.reset()
+            for step in range(1, 1101):
+                try:
+                    run.step({case: g[case]})
+                    if step % 100 == 0:
+                        run.tell()
+                except Exception as error:
+                    assert "left alone" in str(error), error
+                    errors[case] = step
+                    break
+    theta, _, left, t = runs["columns"].see("direction", "columns")
+    np.testing.assert_allclose(theta.reshape(3, 2), [[1.0, 1.0 - 1.1]] * 3, atol=1e-4)
+    assert left == 3 and t == 1100
+    theta, _, left, t = runs["pair"].see("direction", "pair")
+    assert theta.tolist() == [1.0, 1.0] and left == 2 and t == 0
+    counts = [
+        sum(f"{k} of" in str(w.message) for w in told if "left alone" in str(w.message)) for k in (3, 2)
+    ]
+    if path == "exported c":  # its caller is told at every step
+        assert not errors and counts == [0, 0]
+    elif path == "exported optax":  # so is whoever looks
+        assert errors == {"pair": 1000}
+    else:
+        assert errors == {"pair": 1000} and counts == [1, 1]
 
 
 # The same with all of the cases, and so many steps that the old lags of dm_48 see the hard gradient.
