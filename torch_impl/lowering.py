@@ -74,8 +74,11 @@ class Lowered:
             elif ins.op == "cumsum":
                 value = self._apply("add", state[ins.slot], args[0])
             elif ins.op == "cummax":
-                first = torch.as_tensor(t == 1)
-                value = torch.where(first, args[0], self._apply("max", state[ins.slot], args[0]))
+                value = self._apply("max", state[ins.slot], args[0])
+                if isinstance(t, torch.Tensor):
+                    value = torch.where(t == 1, args[0], value)
+                elif t == 1:
+                    value = args[0]
             else:
                 value = self._apply(ins.op, *args)
             values.append(value)

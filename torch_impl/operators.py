@@ -31,7 +31,8 @@ def keep_nan(out: Tensor, *args: Tensor) -> Tensor:
 def _pair(a: Value, b: Value) -> tuple[Tensor, Tensor]:
     """Both in one dtype, so that a number below the smallest one of it is 0 in every place."""
     a, b = as_tensor(a), as_tensor(b)
-    dtype = torch.result_type(a, b)
+    kinds = [x.dtype for x in (a, b) if x.dim()] or [a.dtype, b.dtype]
+    dtype = torch.promote_types(kinds[0], kinds[-1])  # dynamo has no result_type
     return a.to(dtype), b.to(dtype)
 
 
@@ -190,8 +191,8 @@ def op_min(a: Value, b: Value) -> Tensor:
 
 
 def op_greater(a: Value, b: Value) -> Tensor:
-    a, b = as_tensor(a), as_tensor(b)
-    return torch.gt(a, b).to(torch.result_type(a, b))
+    a, b = _pair(a, b)
+    return torch.gt(a, b).to(a.dtype)
 
 
 def op_aq(a: Value, b: Value) -> Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common import kernels
+from interchange.rule import Rule
 from tests.parity.hard_gradients import (
     CASES,
     DEAD,
@@ -148,6 +149,34 @@ def test_a_hard_gradient_stops_its_coordinate_for_a_step_and_no_other(path, fami
     """All stays finite; what rests has its old state; t counts; the others move as without, bit for bit."""
     need(path)
     check(path, family)
+
+
+def test_torch_compile_makes_one_graph_of_a_step(need):
+    need("torch.compile")
+    import torch
+
+    run = PATHS["torch.compile"](("amsgrad", "dm_49"), ("pair",))
+    torch._dynamo.utils.counters.clear()
+    for step in range(1, 4):
+        run.step({"pair": CASES["pair"].gradient(step, False)})
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_rules_take_a_step_count_that_is_a_symbol(need):
+    """As dynamo has it where it compiles the parts of a step, beyond its limit of recompilations."""
+    need("torch.compile")
+    import torch
+
+    from torch_impl.symbolic import lower
+
+    lowered, g = lower(Rule.from_text("ema_hat(g, 0.9) / cummax(g * t)")), torch.tensor([2.0, -1.0])
+    torch._dynamo.reset()
+    graph = torch.compile(lambda state, t: lowered.step({"g": g}, state, t), backend="eager", dynamic=True)
+    one = other = lowered.initial_state(g)
+    for t in range(1, 5):
+        (u,), one = graph(one, t)
+        (v,), other = lowered.step({"g": g}, other, t)
+        assert torch.equal(u, v) and all(map(torch.equal, one, other))
 
 
 @pytest.mark.parametrize(("path", "family"), [pair for pair in MATRIX if pair[0] != "torch plain"])

@@ -91,3 +91,16 @@ def test_second_derivatives_are_right(name):
     values = [[0.3, -0.7], [0.9, 1.4]][: OPERATORS[name].arity]
     args = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in values]
     assert torch.autograd.gradgradcheck(torch_operators[name], args)
+
+
+@pytest.mark.parametrize("number", [False, True])
+def test_all_operators_are_one_graph_of_torch_compile(number):
+    """Where dynamo has to leave a graph within a step of an optimizer, all of the step goes uncompiled."""
+
+    def all_of(x, y):
+        return [f(*(x, y)[: OPERATORS[name].arity]) for name, f in torch_operators.items()]
+
+    torch._dynamo.reset()
+    x, y = torch.linspace(0.1, 0.9, 5), 0.7 if number else torch.linspace(0.2, 0.8, 5)
+    got = torch.compile(all_of, backend="eager", fullgraph=True)(x, y)
+    assert all(map(torch.equal, got, all_of(x, y)))
