@@ -463,10 +463,11 @@ PATHS: dict[str, type[Path]] = {
     "exported optax": Optax,
     "exported c": C,
 }
-GRAPHS = ("torch.compile", "inductor", "keras graph", "keras xla", "exported optax")
+INDUCTOR = "torch.compile by inductor"  # slow
+GRAPHS = ("torch.compile", INDUCTOR, "keras graph", "keras xla", "exported optax")
 
 
-SLOW_GRAPHS = ("torch.compile", "keras xla", "exported optax")
+SLOW_GRAPHS = ("torch.compile", INDUCTOR, "keras xla", "exported optax")
 
 
 def cases_of(path: str, full: bool) -> list[str]:
@@ -490,7 +491,8 @@ def made(path: str, family: str, full: bool) -> Path:
     """The path, its graphs made once for all runs."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "rule .* moves weights")
-        return PATHS[path](subjects_of(path, family, full), cases_of(path, full))
+        kind = Inductor if path == INDUCTOR else PATHS[path]
+        return kind(subjects_of(path, family, full), cases_of(path, full))
 
 
 @functools.cache

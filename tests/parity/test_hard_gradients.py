@@ -15,6 +15,7 @@ from tests.parity.hard_gradients import (
     FEW,
     GRAPHS,
     HARD,
+    INDUCTOR,
     PATHS,
     STEPS,
     TINY,
@@ -295,3 +296,11 @@ def test_all_rules_and_cases_over_20_steps(path, family, need):
     check(path, family, full=True, steps=20)
     if path != "torch plain":
         check_agreement(path, family, full=True, steps=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_few_rules_compiled_by_inductor(family, need):
+    need(INDUCTOR)
+    check(INDUCTOR, family)
+    check_agreement(INDUCTOR, family)
