@@ -76,7 +76,9 @@ class Compiled:
             c.shape[1], len(c), x.ctypes.data, c.ctypes.data, _addresses(start),
             [constants[name] for name in code.constants], before, len(wrt), threads(),
         )  # fmt: skip
-        return dict(zip(wrt, found.tolist(), strict=True))
+        # In the dtype of the arrays: what is too large for it is infinite, which ends an epoch, as without C.
+        with np.errstate(over="ignore"):
+            return dict(zip(wrt, found.astype(x.dtype).tolist(), strict=True))
 
     def _code(
         self, x: tf.Tensor, state: Sequence[tf.Tensor], source: Callable[[], Source]

@@ -172,6 +172,12 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
             if tally[1] > 0.0:
                 self._report(k, tf.convert_to_tensor(tally), "step")
 
+    def stuck(self) -> bool:
+        """Whether the last step left every coordinate of every parameter alone."""
+        sizes = [math.prod(v.shape) for v in self._trainable_variables] if self.built else []
+        left = [float(tally[1]) for tally in (self._tallies if sizes else ())]
+        return bool(sizes) and all(0 < size <= found for size, found in zip(sizes, left, strict=True))
+
     def _report(self, k: int, tally: tf.Tensor, cause: str) -> None:
         """Raise ``NonFiniteError`` or warn, as the tally of tensor ``k`` is."""
         variable, (_, left, in_a_row) = self._trainable_variables[k], tally.numpy().astype(int)

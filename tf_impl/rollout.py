@@ -12,6 +12,7 @@ import tensorflow as tf
 from common.baselines import falling
 from common.metrics import DIVERGED
 from interchange.commands.backend import Rollout
+from tf_impl.guarded import GuardedOptimizer
 from tf_impl.loops import Loop, borrowed
 from tf_impl.problems import ProblemTask, table_task
 from tf_impl.sources import Source
@@ -82,4 +83,6 @@ def descend(
             return np.asarray(losses), DIVERGED
         if stop is not None and stop(loss):
             return np.asarray(losses), INTERRUPTED
-    return np.asarray(losses), "ok"
+    # Losses that stay as they are because nothing can move are no result.
+    stuck = isinstance(loop.optimizer, GuardedOptimizer) and loop.optimizer.stuck()
+    return np.asarray(losses), DIVERGED if stuck else "ok"

@@ -82,7 +82,8 @@ class Compiled:
             c.shape[1], len(c), x.data_ptr(), c.data_ptr(), _addresses(start),
             [constants[name] for name in code.constants], before, len(wrt), threads(),
         )  # fmt: skip
-        return dict(zip(wrt, found.tolist(), strict=True))
+        # In the dtype of the arrays: what is too large for it is infinite, which ends an epoch, as without C.
+        return dict(zip(wrt, torch.from_numpy(found).to(x.dtype).tolist(), strict=True))
 
     def _code(self, x: _Tensor, state: Sequence[_Tensor], source: Callable[[], Source]) -> RuleCode | None:
         """The code for these arrays; None where there is none, or where autograd may look."""

@@ -14,6 +14,7 @@ from interchange.commands.backend import Rollout
 from torch_impl.optimizers import NonFiniteError
 from torch_impl.problems import ProblemTask, table_task
 from torch_impl.sources import Source
+from torch_impl.stepping import CoordinateOptimizer
 from torch_impl.tensors import unflatten
 
 INTERRUPTED = "interrupted"
@@ -85,4 +86,6 @@ def descend(
             return np.asarray(losses), DIVERGED
         if stop is not None and stop(losses[-1]):
             return np.asarray(losses), INTERRUPTED
-    return np.asarray(losses), "ok"
+    # Losses that stay as they are because nothing can move are no result.
+    stuck = isinstance(optimizer, CoordinateOptimizer) and optimizer.stuck()
+    return np.asarray(losses), DIVERGED if stuck else "ok"

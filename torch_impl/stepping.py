@@ -215,6 +215,13 @@ class CoordinateOptimizer(Resumable, abc.ABC):
                     told = f"{self._told(p, group, left, size)}; {_ADVICE}"
                     warnings.warn(told, RuntimeWarning, stacklevel=2)
 
+    def stuck(self) -> bool:
+        """Whether the last step left every coordinate of every parameter alone."""
+        taken = [
+            (p, self.state[p]) for group in self.param_groups for p in group["params"] if self.state.get(p)
+        ]
+        return bool(taken) and all(int(s["skipped"]) == real(p).numel() > 0 for p, s in taken)
+
     def _told(self, p: Tensor, group: dict[str, Any], left: int, size: int) -> str:
         return (
             f"{type(self).__name__}: {left} of {size} coordinates of a parameter of shape {tuple(p.shape)} "

@@ -338,7 +338,8 @@ def test_a_rule_that_diverges_can_be_tuned_and_its_infinite_loss_is_on_record(tm
     path = tmp_path / "rule.json"
     Rule.from_text("c0 * g", {"c0": -4.0}).save(path)
     fields = TUNE | {"epoch_length": 80, "unroll": 2, "validation_tasks": 1, "estimator": "first"}
-    tuned = tune(TuneConfig(rule=str(path), epochs=4, lr=0.1, lr_decay=1.0, validate_every=1, **fields))
+    # So slow that the constant comes up to where the rule holds without running past it.
+    tuned = tune(TuneConfig(rule=str(path), epochs=4, lr=0.02, lr_decay=1.0, validate_every=1, **fields))
     scores = tuned.provenance["tuned"]["validation"]
     assert scores["before"] == 1e308 and scores["best"] < 5.0
     assert -4.0 < tuned.constants["c0"] < 0.0
@@ -539,7 +540,7 @@ def test_a_rule_whose_updates_are_never_finite_is_counted_as_diverged(tmp_path):
     config = EvaluateConfig(optimizers=(f"rule:{path}", FIXED), out=str(tmp_path / "out"), **settings)
     broken, fine = evaluate(config)
     assert (broken.outcome, fine.outcome) == (DIVERGED, "ok")
-    assert math.isnan(broken.ms_per_step) and fine.ms_per_step > 0.0
+    assert broken.ms_per_step > 0.0 and fine.ms_per_step > 0.0
 
 
 FAULTY = {
