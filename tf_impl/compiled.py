@@ -1,6 +1,5 @@
 """Programs of rules and features as compiled code on tensors of the CPU (``common.kernels``)."""
 
-import ctypes
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -125,7 +124,7 @@ def step_fresh(
     if code is None:
         return None
     # The code works in place; what others may hold of the old tensors must not change.
-    moved, *new = map(_copy, (theta, *state))
+    moved, *new = (tf.raw_ops.DeepCopy(x=a) for a in (theta, *state))
     taken, left = np.array([t], np.float32), np.zeros(1, np.int64)
     code.step(
         [view(theta).size], _addresses([view(moved)]), _addresses([view(g)]),
@@ -133,14 +132,6 @@ def step_fresh(
         [constants[name] for name in code.constants], scale, rate, keep, False, guard, threads(),
     )  # fmt: skip
     return moved, float(taken[0]), int(left[0]), new
-
-
-def _copy(tensor: tf.Tensor) -> tf.Tensor:
-    """A tensor of the same values in memory of its own (``tf.identity`` shares it)."""
-    fresh = tf.raw_ops.Empty(shape=tensor.shape, dtype=tensor.dtype, init=False)
-    given = view(tensor)
-    ctypes.memmove(view(fresh).ctypes.data, given.ctypes.data, given.nbytes)
-    return fresh
 
 
 def threads() -> int:

@@ -118,9 +118,9 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         found = self._step_compiled(decay, *given) if tf.executing_eagerly() else None
         moved, tally, *state = found or self._stepper(variable, decay)(*given)
         tally = self._tallied(tally, k, variable, g, lr, decay)
-        self.assign(variable, moved)
-        for slot, array in zip(slots, (tally, *state), strict=True):
-            self.assign(slot, array)
+        assign = self.assign if found is None or tf.distribute.has_strategy() else _assign
+        for target, array in zip((variable, *slots), (moved, tally, *state), strict=True):
+            assign(target, array)
 
     def _step_compiled(
         self,
@@ -252,6 +252,12 @@ def work_dtype(variable: tf.Variable | keras.Variable) -> tf.DType:
 def compiling() -> bool:
     """Whether XLA will compile what is being traced."""
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def _assign(variable: tf.Variable | keras.Variable, value: tf.Tensor) -> None:
+    """``variable.assign`` outside graphs, whose checks take longer than the step of a small tensor."""
+    resource = variable.value if isinstance(variable, keras.Variable) else variable
+    tf.raw_ops.AssignVariableOp(resource=resource.handle, value=value)
 
 
 def _zeros(variable: keras.Variable) -> tf.Tensor:
