@@ -118,7 +118,10 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         found = self._step_compiled(decay, *given) if tf.executing_eagerly() else None
         moved, tally, *state = found or self._stepper(variable, decay)(*given)
         tally = self._tallied(tally, k, variable, g, lr, decay)
-        assign = self.assign if found is None or tf.distribute.has_strategy() else _assign
+        # Whoever has an ``assign`` of his own is asked at every write.
+        usual = getattr(self.assign, "__func__", None) is keras.optimizers.Optimizer.assign
+        quick = found is not None and usual and not tf.distribute.has_strategy()
+        assign = _assign if quick else self.assign
         for target, array in zip((variable, *slots), (moved, tally, *state), strict=True):
             assign(target, array)
 

@@ -2,7 +2,7 @@
 
 import abc
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch_impl.resuming import FLAGS, Resumable
 
 _LOOK_EVERY = 100  # steps between two looks of the host at what was left alone
 _MOST_IN_A_ROW = 10  # looks
+_PART = 2**16  # coordinates that are stepped at once, without compiled code
 _ADVICE = "lower the learning rate, or look for nan or inf in the gradients"
 NonFinite = Literal["skip", "raise", "off"]
 Tensor = torch.Tensor
@@ -156,27 +157,44 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         values: dict[str, Tensor] | None,
     ) -> None:
         """Step ``t`` of one tensor; ``values`` takes the new state where gradients flow through it."""
-        p_old = p.clone() if values is not None else p
-        theta, g = _work(p_old), -_work(g) if group["maximize"] else _work(g)
-        u, new = self._update(theta, g, state, t, group)
-        moved = _moved(theta, u, group).to(p.dtype)
+        whole = values is not None or isinstance(t, Tensor)
+        left: Tensor | int = 0
+        for part in [(p, g, state)] if whole else _parts(p, g, state):
+            left = left + self._write(group, *part, t, values)
         if group["nonfinite"] == "off":
             step.add_(1.0)
-        else:
+            return
+        skips.copy_(left)
+        # A tensor of which nothing moved has taken no step.
+        step.add_(left < p.numel() if p.numel() else 1.0)
+
+    def _write(
+        self,
+        group: dict[str, Any],
+        p: Tensor,
+        g: Tensor,
+        state: tuple[Tensor, ...],
+        t: int | Tensor,
+        values: dict[str, Tensor] | None,
+    ) -> Tensor | int:
+        """Parameter and state after a step; how many coordinates were left alone."""
+        old = p.clone() if values is not None else p
+        theta, g = _work(old), -_work(g) if group["maximize"] else _work(g)
+        u, new = self._update(theta, g, state, t, group)
+        moved, left = _moved(theta, u, group).to(p.dtype), 0
+        if group["nonfinite"] != "off":
             ok = _accepted(moved, new)
-            moved = torch.where(ok, moved, p_old)
+            moved = torch.where(ok, moved, old)
             new = tuple(torch.where(_as_in(ok, a), a, b) for a, b in zip(new, state, strict=True))
             left = ok.numel() - _total(ok)
-            skips.copy_(left)
-            # A tensor of which nothing moved has taken no step.
-            step.add_(left < ok.numel() if ok.numel() else 1.0)
         p.copy_(moved)
         if values is not None:
             values.update({f"s{i}": array for i, array in enumerate(new)})
-            return
+            return left
         # Backwards: a lag takes over the old value of the slot before it.
-        for old, array in zip(reversed(state), reversed(new), strict=True):
-            old.copy_(array)
+        for before, array in zip(reversed(state), reversed(new), strict=True):
+            before.copy_(array)
+        return left
 
     @torch.compiler.disable
     def _look_between_graphs(self) -> None:
@@ -273,6 +291,19 @@ def real(x: Tensor) -> Tensor:
 
 def _work(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _parts(
+    p: Tensor, g: Tensor, state: tuple[Tensor, ...]
+) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
+    """Pieces of a large tensor, whose intermediate arrays fit the cache and take no fresh memory."""
+    arrays = (p, g, *state)
+    alike = all(a.shape == p.shape and a.is_contiguous() and a.device.type == "cpu" for a in arrays)
+    if p.numel() <= _PART or not alike or hasattr(p, "full_tensor"):
+        yield p, g, state
+        return
+    for part, slope, *rest in zip(*(a.view(-1).split(_PART) for a in arrays), strict=True):
+        yield part, slope, tuple(rest)
 
 
 def _moved(theta: Tensor, u: Tensor, group: dict[str, Any]) -> Tensor:
