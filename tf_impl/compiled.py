@@ -1,5 +1,6 @@
 """Programs of rules and features as compiled code on tensors of the CPU (``common.kernels``)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -91,6 +92,8 @@ class Compiled:
         ):
             return None
         if not all(on_host(a) and tf.as_dtype(a.dtype).name == name for a in (x, *state)):
+            return None
+        if any(math.prod(a.shape) != x.shape[-1] for a in state):  # code believes what it is told of them
             return None
         return rule_code(source(), name)
 

@@ -93,7 +93,7 @@ class Compiled:
             x.shape[-2] != len(self._inputs)
             or name not in ("float32", "float64")
             or not plain
-            or any(a.dtype != x.dtype for a in state)
+            or any(a.dtype != x.dtype or a.numel() != x.shape[-1] for a in state)
         ):
             return None
         if torch.is_grad_enabled() and (x.requires_grad or any(a.requires_grad for a in state)):

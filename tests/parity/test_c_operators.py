@@ -11,7 +11,8 @@ from common.kernels import build
 from interchange import expression as ex
 from interchange.compiler import compile_program
 from interchange.emit.c_kernels import _helpers
-from interchange.emit.c_source import declared, loops, write_step
+from interchange.emit.c_loops import declared, loops
+from interchange.emit.c_source import write_step
 from interchange.operators import OPERATORS, TEMPORAL
 
 pytestmark = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing())
