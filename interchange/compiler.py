@@ -34,7 +34,7 @@ class Instruction:
     slot: int = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A straight-line program.
 
@@ -51,11 +51,14 @@ class Program:
     writes: tuple[int, ...]
 
     @functools.cached_property
-    def _hash(self) -> int:
-        return hash((self.instructions, self.outputs, self.inputs, self.writes))
+    def _key(self) -> str:
+        return repr(self)  # it tells -0.0 from 0.0, as 1/x does
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and self._key == other._key
 
     def __hash__(self) -> int:  # of every step, which looks for its compiled code
-        return self._hash
+        return hash(self._key)
 
 
 class _Compiler:

@@ -134,7 +134,8 @@ def step_fresh(
         _addresses([taken, left, *map(view, new)]),
         [constants[name] for name in code.constants], scale, rate, keep, False, guard, threads(),
     )  # fmt: skip
-    return moved, float(taken[0]), int(left[0]), new
+    size = view(theta).size
+    return moved, t + (int(left[0]) < size or not size), int(left[0]), new
 
 
 def threads() -> int:

@@ -102,11 +102,12 @@ class Compiled:
 
 
 def transformed() -> bool:
-    """Whether tensors may stand for others now: compiling, in vmap, jvp or grad, or in forward mode."""
+    """Whether others have to see operations: compiling, vmap, jvp, grad, forward mode, dispatch modes."""
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
     )
 
 
@@ -214,7 +215,7 @@ class _Seen:
         return (
             {g.dtype for g in grads} == {p.dtype for p in params} == {self.dtype}
             and {g.is_cpu for g in grads} == {True}
-            and not any(map(_Tensor.is_neg, grads))
+            and not any(map(_Tensor.is_neg, (*grads, *params)))
             and all(map(_Tensor.is_contiguous, grads))
             and all(map(_Tensor.is_contiguous, params))
             and [p.numel() for p in params] == self.sizes == [g.numel() for g in grads]
@@ -227,7 +228,7 @@ def _fits(p: _Tensor, g: _Tensor, step: _Tensor, skips: _Tensor, state: Sequence
     """Whether compiled code may be given these addresses; it believes what it is told of them."""
     dtype, size = p.dtype, p.numel()
     work = torch.float64 if dtype is torch.float64 else torch.float32
-    if type(g) is not _Tensor or g.dtype is not dtype or g.numel() != size or g.is_neg():
+    if type(g) is not _Tensor or g.dtype is not dtype or g.numel() != size or g.is_neg() or p.is_neg():
         return False
     if step.dtype is not torch.float32 or skips.dtype is not torch.int64 or not step.is_cpu:
         return False

@@ -119,6 +119,17 @@ class SymbolicOptimizer(CoordinateOptimizer):
         (out,), state = bound.lowered.step({"g": g, "theta": p, **constants}, state, t)
         return bound.scale * torch.as_tensor(out, dtype=p.dtype, device=p.device).expand_as(p), state
 
+    def _step_group(
+        self, group: dict[str, Any], tensors: tuple[list[torch.Tensor], ...], compiling: bool
+    ) -> None:
+        slots, count, arrays = len(self._of(group).lowered.program.writes), len(tensors[0]), len(tensors[-1])
+        if arrays != slots * count:
+            raise L2OError(
+                f"expected {slots} arrays of state for every parameter, as the rule has, got {arrays} for "
+                f"{count}; clear optimizer.state when the rule changes"
+            )
+        super()._step_group(group, tensors, compiling)
+
     def _step_again(self, group: dict[str, Any]) -> bool:
         steps = self._of(group).steps.get(id(group["params"]))
         return steps is not None and steps.again(group["params"], self.state, **self._how(group))

@@ -163,6 +163,7 @@ class CoordinateOptimizer(Resumable, abc.ABC):
             left = left + self._write(group, *part, t, values)
         if group["nonfinite"] == "off":
             step.add_(1.0)
+            skips.zero_()
             return
         skips.copy_(left)
         # A tensor of which nothing moved has taken no step.
@@ -205,9 +206,8 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         if self._calls % _LOOK_EVERY == 0 or any(
             group["nonfinite"] == "raise" for group in self.param_groups
         ):
-            self.check_finite()
+            self._look_at(stepped=True)
 
-    @torch.no_grad()
     def check_finite(self) -> None:
         """Look at how many coordinates the last step left alone, as every 100th step does.
 
@@ -217,9 +217,16 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         Raises:
             NonFiniteError: all of a tensor at ten looks in a row, or any with ``nonfinite="raise"``.
         """
+        self._look_at(stepped=False)
+
+    @torch.no_grad()
+    def _look_at(self, stepped: bool) -> None:
+        """A look at all parameters, or at those only that the step just taken has stepped."""
         warned, looks = self.__dict__.setdefault("_warned", set()), self.__dict__.setdefault("_looks", {})
         for group in self.param_groups:
             for p in group["params"]:
+                if group["nonfinite"] == "off" or (stepped and p.grad is None):
+                    continue
                 left = int(self.state[p].get("skipped", 0)) if p in self.state else 0
                 size = (real(p)).numel()
                 looks[p] = looks.get(p, 0) + 1 if left == size and size else 0

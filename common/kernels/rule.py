@@ -88,6 +88,7 @@ class RuleCode:
         """
         if not sizes:
             return
+        assert len(thetas) == len(grads) == len(sizes) and len(kept) == len(sizes) * (2 + self.slots)
         settings = _Settings(scale, rate, keep, maximize, guard)
         self._good(
             self._library.step(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common import kernels
+from common.errors import L2OError
 from interchange.rule import Rule
 
 torch = pytest.importorskip("torch")
@@ -290,3 +291,48 @@ def test_the_compiled_step_takes_what_lies_in_memory_alike(monkeypatch):
             torch.testing.assert_close(
                 moved.double(), torch.full_like(moved, -0.025).double(), rtol=0.0, atol=5e-3
             )
+
+
+def test_a_tensor_that_is_stepped_no_more_is_looked_at_no_more():
+    """One nan of long ago is no reason to stop, nor is a count from before the guard was turned off."""
+    frozen, other = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = SymbolicOptimizer([frozen, other], Rule.named("sgd"), nonfinite="skip")
+    frozen.grad, other.grad = torch.full((3,), float("nan")), torch.ones(3)
+    optimizer.step()
+    frozen.grad = None
+    for _ in range(1100):
+        optimizer.step()
+    alone = torch.nn.Parameter(torch.ones(3))
+    alone.grad = torch.full((3,), float("nan"))
+    optimizer = SymbolicOptimizer([alone], Rule.named("sgd"), foreach=False)
+    optimizer.step()
+    optimizer.param_groups[0]["nonfinite"], alone.grad = "off", torch.ones(3)
+    for _ in range(1100):
+        optimizer.step()
+
+
+def test_a_rule_with_other_state_is_refused_before_anything_is_changed():
+    params = [torch.nn.Parameter(torch.full((8,), float(k))) for k in range(3)]
+    optimizer = SymbolicOptimizer(params, Rule.named("momentum"), lr=0.1)
+    for p in params:
+        p.grad = torch.ones(8)
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    optimizer.param_groups[0].update(
+        rule=Rule.named("adam").to_json(), constants=Rule.named("adam").constants
+    )
+    with pytest.raises(L2OError, match="expected 2 arrays of state for every parameter"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+
+
+def test_modes_that_watch_operations_see_a_step():
+    """``allow_mutation_on_saved_tensors`` keeps what a step overwrites only if it sees the step."""
+    w, x = torch.nn.Parameter(torch.tensor([1.0, 2.0])), torch.ones(2, requires_grad=True)
+    optimizer = SymbolicOptimizer([w], Rule.named("sgd"), lr=0.1)
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        loss = (w * x).sum()
+        w.grad = torch.ones(2)
+        optimizer.step()
+        loss.backward()
+    assert x.grad.tolist() == [1.0, 2.0]
