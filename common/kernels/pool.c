@@ -2,8 +2,6 @@
 
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/types.h>
-#include <unistd.h>
 
 #include "pool.h"
 
@@ -26,7 +24,15 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, calls = PTHREAD_MUTEX_I
 static pthread_cond_t come = PTHREAD_COND_INITIALIZER, gone = PTHREAD_COND_INITIALIZER;
 static duty *current;
 static int running;
-static pid_t owner;
+
+/* In the child of a fork, which has no threads, and maybe locks that somebody held. */
+static void begin_anew(void) {
+    pthread_mutex_init(&lock, NULL), pthread_mutex_init(&calls, NULL);
+    pthread_cond_init(&come, NULL), pthread_cond_init(&gone, NULL);
+    running = 0, current = NULL;
+}
+
+__attribute__((constructor)) static void prepare_for_forks(void) { pthread_atfork(NULL, NULL, begin_anew); }
 
 /* Shares of a duty until there are none; called and left with the lock held. */
 static void take(duty *d) {
@@ -62,11 +68,6 @@ int share_out(void (*work)(void *, long, void *), void *job, unsigned long scrat
         for (long share = 0; mine && share < SHARES; share++) work(job, share, mine);
         free(mine);
         return mine != NULL;
-    }
-    if (owner != getpid()) { /* a fork has no threads, and maybe locks that somebody held */
-        pthread_mutex_init(&lock, NULL), pthread_mutex_init(&calls, NULL);
-        pthread_cond_init(&come, NULL), pthread_cond_init(&gone, NULL);
-        owner = getpid(), running = 0, current = NULL;
     }
     pthread_mutex_lock(&calls); /* one call at a time */
     pthread_mutex_lock(&lock);
