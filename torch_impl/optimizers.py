@@ -83,6 +83,8 @@ class SymbolicOptimizer(CoordinateOptimizer):
         old = state.pop("rule_json", None)  # of pickles from before rules were in the groups
         self.__dict__.setdefault("_bound", {})
         super().__setstate__(state)
+        for bound in self._bound.values():
+            bound.steps.clear()  # loaded state may lie where other state lay
         if old is not None:
             self.defaults |= {"center": False, **_named(old, {})}
         for group in self.param_groups:
@@ -137,7 +139,7 @@ class SymbolicOptimizer(CoordinateOptimizer):
     def _step_compiled(self, group: dict[str, Any], tensors: tuple[list[torch.Tensor], ...]) -> Sequence[int]:
         bound, (params, grads, *others) = self._of(group), tensors
         if any(p.is_complex() for p in params):
-            params, grads = list(map(real, params)), list(map(real, grads))
+            params, grads = list(map(real, params)), [real(g.resolve_conj()) for g in grads]
         steps = bound.steps.setdefault(id(group["params"]), Steps(bound.lowered.program))
         return steps.step((params, grads, *others), **self._how(group))
 

@@ -137,7 +137,7 @@ class CoordinateOptimizer(Resumable, abc.ABC):
             numbers = self._step_compiled(group, tensors)
         count = len(arrays) // len(params)
         for k in numbers:
-            p, g, step = real(params[k]), real(grads[k]), steps[k]
+            p, g, step = real(params[k]), real(grads[k].resolve_conj()), steps[k]
             waits = compiling or group["capturable"] or step.device.type != "cpu"
             # What is computed from t is not float32 either.
             t = step.to(torch.float64) + 1.0 if waits else int(step) + 1
@@ -257,7 +257,7 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         """What was not finite: coordinates left alone have what they had, so it can be computed again."""
         values = self.state[p]
         if p.grad is not None:
-            g, theta = _work(real(p.grad)), _work(real(p.detach()))
+            g, theta = _work(real(p.grad.resolve_conj())), _work(real(p.detach()))
             if not _every(torch.isfinite(g)):
                 return "the gradient"
             state = tuple(values[f"s{i}"] for i in range(len(values) - 2))

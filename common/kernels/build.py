@@ -43,7 +43,9 @@ def which() -> str:
     """What runs here, for the record of a run: compiled by whom with which flags, or plain and why."""
     if reason := missing():
         return f"plain: {reason}"
-    return f"compiled: {_version(_compiler())}, {' '.join((*_FLAGS, *_TRIED[0]))}"
+    library = _pool()[0]
+    flags = ctypes.c_char_p.in_dll(library, "compiled_with").value if library else None
+    return f"compiled: {_version(_compiler())}, {(flags or b'').decode()}"
 
 
 def share_out() -> int:
@@ -146,7 +148,9 @@ def _compile(
     for extra in _TRIED:
         handle, name = tempfile.mkstemp(prefix="new-", suffix=".tmp", dir=folder)
         os.close(handle)
-        command = [compiler, *_FLAGS, *flags, *extra, f"-I{HERE}", "-x", "c", "-o", name, "-", "-lm"]
+        said_in_code = f'-DL2O_COMPILED_WITH="{" ".join((*_FLAGS, *extra))}"'
+        command = [compiler, *_FLAGS, *flags, *extra, said_in_code, f"-I{HERE}", "-x", "c", "-o", name, "-"]
+        command.append("-lm")
         try:
             done = subprocess.run(
                 command, input=text, capture_output=True, text=True, timeout=_TIMEOUT, check=False

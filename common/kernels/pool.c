@@ -5,6 +5,9 @@
 
 #include "pool.h"
 
+/* The flags of the compiler, for the record of a run: some are left out where it does not know them. */
+const char *compiled_with = L2O_COMPILED_WITH;
+
 static void *aligned(size_t bytes) {
     void *p = NULL;
     return posix_memalign(&p, 64, bytes ? bytes : 64) ? NULL : p;

@@ -88,7 +88,10 @@ class RuleCode:
         """
         if not sizes:
             return
-        assert len(thetas) == len(grads) == len(sizes) and len(kept) == len(sizes) * (2 + self.slots)
+        given = len(thetas), len(grads), len(kept), len(constants)
+        due = len(sizes), len(sizes), len(sizes) * (2 + self.slots), len(self.constants)
+        if given != due:  # C would read beyond what it was given
+            raise ValueError(f"expected {due} parameters, gradients, arrays kept and constants, got {given}")
         settings = _Settings(scale, rate, keep, maximize, guard)
         self._good(
             self._library.step(

@@ -80,6 +80,20 @@ def test_a_rollout_is_the_oracles(backend, n, dtype):
         np.testing.assert_allclose(backend.back(got), end, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+def test_programs_that_differ_in_the_sign_of_a_zero_have_code_of_their_own(backend):
+    x = backend.to(np.ones((2, 70)))
+    for zero, limit in (("0.0", np.inf), ("-0.0", -np.inf)):
+        (out,), _ = backend.compiled(made([f"g / (theta * {zero})"]), ("g", "theta")).roll(x, [], {}, 1)
+        assert np.array_equal(backend.back(out), np.full(70, limit))
+
+
+def test_arrays_other_than_the_code_expects_are_refused_before_it_runs():
+    source = step_source(made(["-g * ema(g, b)"]))
+    code = rule.rule_code(source, "float32")
+    with pytest.raises(ValueError, match=r"expected \(1, 1, 3, 1\)"):
+        code.step([1], [8], [8], [8, 8], [0.9], 1.0, 1.0, 1.0, False, True, 1)
+
+
 def test_lanes_have_constants_of_their_own(backend):
     program, x = made(), data(1, 140, "float64")[0]
     code, state = backend.compiled(program, ("g", "theta")), initial_state(program, (140,))

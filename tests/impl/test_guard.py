@@ -336,3 +336,28 @@ def test_modes_that_watch_operations_see_a_step():
         optimizer.step()
         loss.backward()
     assert x.grad.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+def test_gradients_that_are_views_to_be_negated_or_conjugated_count_as_what_they_stand_for(foreach):
+    """Torch keeps the sign in a bit of the view: what lies in memory is the opposite."""
+    z = torch.complex(torch.zeros(1), torch.full((1,), 2.0))  # one element: any view of it is contiguous
+    minus, conjugate = z.conj().imag, z.conj()
+    assert minus.is_neg() and minus.is_contiguous() and conjugate.is_conj()
+    params = [torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1, dtype=torch.complex64))]
+    for p, g in zip(params, (minus, conjugate), strict=True):
+        p.grad = g
+        optimizer = SymbolicOptimizer([p], Rule.named("sgd"), lr=1.0, foreach=foreach)
+        for k in (1, 2):  # a step like the one before is taken another way
+            optimizer.step()
+            assert p.item() == (2.0 * k if p is params[0] else 2.0j * k)
+
+
+def test_loaded_state_is_looked_at_anew():
+    """Compiled code believes the addresses of the step before; state of other numbers may lie there now."""
+    p = torch.nn.Parameter(torch.zeros(4))
+    p.grad = torch.ones(4)
+    optimizer = SymbolicOptimizer([p], Rule.named("adam"))
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not any(bound.steps for bound in optimizer._bound.values())

@@ -249,3 +249,15 @@ def test_state_with_the_tally_of_before_is_taken():
     other.build([keras.Variable(np.ones(2))])
     other.load_own_variables(store)
     assert tally(other) == [7, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_steps_are_counted_beyond_what_float32_can_count(mode):
+    """Of 2^24 + 1 float32 makes 2^24: t would stand still."""
+    p = keras.Variable(np.zeros(2, "float32"))
+    optimizer = SymbolicOptimizer(SGD, 1.0)
+    step = stepper(optimizer, [p], mode)
+    optimizer._tallies[0].assign([2.0**24, 0.0, 0.0])
+    step([1.0, 0.5])
+    step([1.0, 0.5])
+    assert p.numpy().tolist() == [-2.0, -1.0] and tally(optimizer)[0] == 2**24 + 2

@@ -3,6 +3,7 @@
 A case is a tensor. All cases of a path are in one group of an optimizer, whatever their dtypes and layouts.
 """
 
+import abc
 import dataclasses
 import functools
 import warnings
@@ -141,7 +142,7 @@ class Track:
 Seen = tuple[Array, list[Array], int, int]  # parameter, state, coordinates left alone, t
 
 
-class Path:
+class Path(abc.ABC):
     """Optimizers of ``subjects``, with a tensor for every one of ``cases``."""
 
     def __init__(
@@ -150,22 +151,22 @@ class Path:
         self.subjects, self.cases, self.lr, self.decay = subjects, cases, lr, decay
         self.prepare()
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - some have nothing to make
         """What is made once."""
 
+    @abc.abstractmethod
     def reset(self) -> None:
         """As before the first step."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self, given: Row) -> None:
         """One of all optimizers."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def see(self, subject: str, case: str) -> Seen:
         """A tensor as it is."""
-        raise NotImplementedError
 
-    def tell(self) -> None:
+    def tell(self) -> None:  # noqa: B027 - most tell by themselves
         """Say what has to be asked for on this path."""
 
 

@@ -88,12 +88,14 @@ def test_a_failing_compiler_is_a_reason_and_leaves_nothing_behind(cache, compile
 
 
 @needs_a_compiler
-def test_flags_a_compiler_does_not_know_are_left_out(cache, compiler):
-    real = build._compiler()
-    compiler(f'case "$all" in *native*) exit 1;; esac; exec {real} -shared -fPIC -x c -o $out -')
-    script = Path(os.environ["CC"])
-    script.write_text(script.read_text().replace("while", 'all="$*"; while', 1))
-    assert build.load("test", TEXT)[0].answer() == 42
+def test_flags_a_compiler_does_not_know_are_left_out_and_the_record_says_so(tmp_path):
+    script = tmp_path / "cc"
+    script.write_text(f'#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec {build._compiler()} "$@"\n')
+    script.chmod(0o755)
+    ask = "from common import kernels; print(kernels.which())"
+    said = _said(ask, CC=str(script), XDG_CACHE_HOME=str(tmp_path))
+    assert said.startswith("compiled: ") and "-O3" in said and "native" not in said
+    assert "native" in _said(ask, XDG_CACHE_HOME=str(tmp_path))
 
 
 @needs_a_compiler
