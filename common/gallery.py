@@ -9,13 +9,13 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 
-from common.baselines import BASELINES, Baseline
-from common.datasets import DATASETS
-from common.features import FEATURES
-from common.layers import Layer
-from common.problems import PROBLEMS, Problem, parameter_specs
-from common.suites import SUITES
-from common.teachers import TEACHERS, TeacherRow
+from common.data.datasets import DATASETS
+from common.tables.baselines import BASELINES, Baseline
+from common.tables.features import FEATURES
+from common.tables.layers import Layer
+from common.tables.problems import PROBLEMS, Problem, parameter_specs
+from common.tables.suites import SUITES
+from common.tables.teachers import TEACHERS, TeacherRow
 
 _HEAD = """# Gallery
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from common.teachers import TeacherRow
+from common.tables.teachers import TeacherRow
 
 Array = np.ndarray
 LossAndGradient = Callable[[Array, int], tuple[float, Array]]
@@ -172,7 +172,7 @@ def softmax_regression(batches: list[tuple[Array, Array]], classes: int) -> Loss
 
 
 class Optimizer:
-    """A hand-made optimizer by the formulas of torch.optim 2.13; ``options`` as in common.baselines."""
+    """A hand-made optimizer by the formulas of torch.optim 2.13; ``options`` as in its table."""
 
     def __init__(self, name: str, lr: float, **options: float) -> None:
         self.name, self.lr, self.o, self.t = name, lr, options, 0

@@ -4,30 +4,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interchange.checkpoint import load_checkpoint, save_checkpoint
-    from interchange.halls import import_hall_of_fame, import_operon_front
-    from interchange.results import EvaluationRow, load_evaluation, save_evaluation
-    from interchange.rule import Rule
-    from interchange.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
-    from interchange.weights import Teacher, load_weights, save_weights
+    from interchange.convert.hall_of_fame import import_hall_of_fame, import_operon_front
+    from interchange.files.checkpoint import load_checkpoint, save_checkpoint
+    from interchange.files.results import EvaluationRow, load_evaluation, save_evaluation
+    from interchange.files.trajectories import (
+        Run,
+        Samples,
+        Trajectories,
+        load_trajectories,
+        save_trajectories,
+    )
+    from interchange.files.weights import Teacher, load_weights, save_weights
+    from interchange.rule.rule import Rule
 
 _HOMES = {
-    "EvaluationRow": "results",
-    "Rule": "rule",
-    "Run": "trajectories",
-    "Samples": "trajectories",
-    "Teacher": "weights",
-    "Trajectories": "trajectories",
-    "import_hall_of_fame": "halls",
-    "import_operon_front": "halls",
-    "load_checkpoint": "checkpoint",
-    "load_evaluation": "results",
-    "load_trajectories": "trajectories",
-    "load_weights": "weights",
-    "save_checkpoint": "checkpoint",
-    "save_evaluation": "results",
-    "save_trajectories": "trajectories",
-    "save_weights": "weights",
+    "EvaluationRow": "files.results",
+    "Rule": "rule.rule",
+    "Run": "files.trajectories",
+    "Samples": "files.trajectories",
+    "Teacher": "files.weights",
+    "Trajectories": "files.trajectories",
+    "import_hall_of_fame": "convert.hall_of_fame",
+    "import_operon_front": "convert.hall_of_fame",
+    "load_checkpoint": "files.checkpoint",
+    "load_evaluation": "files.results",
+    "load_trajectories": "files.trajectories",
+    "load_weights": "files.weights",
+    "save_checkpoint": "files.checkpoint",
+    "save_evaluation": "files.results",
+    "save_trajectories": "files.trajectories",
+    "save_weights": "files.weights",
 }
 
 __all__ = [

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from common.cli import run as run_command
-from common.config import check, option
 from common.kernels import missing as without_kernels
 from common.kernels import which
+from common.run.cli import run as run_command
+from common.run.config import check, option
 from interchange.search import ENGINES
 
 PACKAGES = (

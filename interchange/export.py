@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from common.cli import run as run_command
 from common.errors import L2OError
-from common.storage import atomic_write, open_regular
+from common.run.cli import run as run_command
+from common.run.storage import atomic_write, open_regular
 from interchange.emit import TARGETS
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 if TYPE_CHECKING:
-    from interchange.weights import Teacher
+    from interchange.files.weights import Teacher
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -49,13 +49,13 @@ def load(source: str) -> "Rule | Teacher":
         return Rule.load(rest) if kind == "rule" else _teacher(rest)
     if os.path.isdir(source) or _is_hdf5(source):
         return _teacher(source)
-    from interchange.weights import shipped_file
+    from interchange.files.weights import shipped_file
 
     return _teacher(source) if shipped_file(source) else Rule.load(source)
 
 
 def _teacher(source: str) -> "Teacher":
-    from interchange.weights import load_weights
+    from interchange.files.weights import load_weights
 
     return load_weights(source)
 

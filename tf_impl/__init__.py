@@ -13,11 +13,11 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 _EXPORTS = {
-    "LearnedOptimizer": "tf_impl.optimizers",
-    "SymbolicOptimizer": "tf_impl.optimizers",
-    "ModuleTask": "tf_impl.problems",
+    "LearnedOptimizer": "tf_impl.optimizers.optimizers",
+    "SymbolicOptimizer": "tf_impl.optimizers.optimizers",
+    "ModuleTask": "tf_impl.problems.tasks",
     "train": "tf_impl.train",
-    "Recorder": "tf_impl.recorder",
+    "Recorder": "tf_impl.recording.recorder",
     "record": "tf_impl.record",
     "optimize": "tf_impl.optimize",
     "tune": "tf_impl.tune",

@@ -1,4 +1,4 @@
-"""The TensorFlow side of the commands: this module is their ``interchange.commands.backend.Backend``."""
+"""The TensorFlow side of the commands: this module is their ``interchange.backend.Backend``."""
 
 import dataclasses
 import math
@@ -10,20 +10,20 @@ import numpy as np
 import tensorflow as tf
 
 from common.metrics import DIVERGED
-from common.teachers import TeacherRow
-from interchange.commands.backend import Trained
-from interchange.rule import Rule
-from tf_impl.distributed import join
+from common.tables.teachers import TeacherRow
+from interchange.backend import Trained
+from interchange.rule.rule import Rule
 from tf_impl.loops import borrowed
-from tf_impl.meta import MetaTrainer
-from tf_impl.problems import ProblemTask, table_task, value_and_gradient
+from tf_impl.meta.trainer import MetaTrainer
+from tf_impl.meta.unroll import Network, mean_figure
+from tf_impl.meta.workers import join
+from tf_impl.networks.rule import KINDS, RuleNetwork
+from tf_impl.networks.teacher import TeacherNetwork
+from tf_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
 from tf_impl.rollout import descend, leaves, rollout_job
 from tf_impl.sources import Source
 from tf_impl.sources import load as load_source
-from tf_impl.symbolic import KINDS, RuleNetwork
-from tf_impl.teachers import TeacherNetwork
 from tf_impl.tensors import CREATED_BY, DTYPES, device_of, to_numpy, unflatten
-from tf_impl.unroll import Network, mean_figure
 
 __all__ = [
     "CREATED_BY",

@@ -4,11 +4,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from common.config import EvaluateConfig
+from common.run.config import EvaluateConfig
 from interchange.commands import evaluate as shared
 
 if TYPE_CHECKING:
-    from interchange.results import EvaluationRow
+    from interchange.files.results import EvaluationRow
 
 
 def evaluate(config: EvaluateConfig) -> "list[EvaluationRow]":

@@ -11,12 +11,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from common.storage import canonical_json
-from interchange.weights import Teacher
-from tf_impl import graphs
-from tf_impl.direct import Direct
-from tf_impl.optimizers import NonFiniteError
-from tf_impl.problems import ProblemTask, function
+from common.run.storage import canonical_json
+from interchange.files.weights import Teacher
+from tf_impl.optimizers.optimizers import NonFiniteError
+from tf_impl.problems import graphs
+from tf_impl.problems.direct import Direct
+from tf_impl.problems.tasks import ProblemTask, function
 from tf_impl.sources import Source
 from tf_impl.tensors import unflatten
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.config import RecordConfig
+from common.run.config import RecordConfig
 from interchange.commands import record as shared
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from common.baselines import falling
 from common.metrics import DIVERGED
-from interchange.commands.backend import Rollout
-from tf_impl.guarded import GuardedOptimizer
+from common.tables.baselines import falling
+from interchange.backend import Rollout
 from tf_impl.loops import Loop, borrowed
-from tf_impl.problems import ProblemTask, table_task
+from tf_impl.optimizers.guard import GuardedOptimizer
+from tf_impl.problems.tasks import ProblemTask, table_task
 from tf_impl.sources import Source
 from tf_impl.tensors import unflatten
 

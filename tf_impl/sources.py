@@ -8,12 +8,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from common.baselines import Spec
 from common.errors import L2OError
-from interchange.rule import Rule
-from interchange.weights import Teacher, load_weights
-from tf_impl import baselines
-from tf_impl.optimizers import LearnedOptimizer, SymbolicOptimizer
+from common.tables.baselines import Spec
+from interchange.files.weights import Teacher, load_weights
+from interchange.rule.rule import Rule
+from tf_impl.optimizers import baselines
+from tf_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 
 
 @dataclasses.dataclass(frozen=True)

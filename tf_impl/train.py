@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from common.config import TrainConfig
+from common.run.config import TrainConfig
 from interchange.commands import train as shared
 from interchange.commands.train import Run
 
 if TYPE_CHECKING:
-    from tf_impl.meta import Tasks
+    from tf_impl.meta.trainer import Tasks
 
 
 def train(config: TrainConfig, tasks: "Tasks | None" = None) -> Run:

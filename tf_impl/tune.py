@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from common.config import TuneConfig
+from common.run.config import TuneConfig
 from interchange.commands import tune as shared
 
 if TYPE_CHECKING:
-    from interchange.rule import Rule
-    from tf_impl.meta import Tasks
+    from interchange.rule.rule import Rule
+    from tf_impl.meta.trainer import Tasks
 
 
 def tune(config: TuneConfig, tasks: "Tasks | None" = None) -> "Rule":

@@ -9,11 +9,11 @@ import types
 from typing import Any
 
 _EXPORTS = {
-    "LearnedOptimizer": "torch_impl.optimizers",
-    "SymbolicOptimizer": "torch_impl.optimizers",
-    "ModuleTask": "torch_impl.problems",
+    "LearnedOptimizer": "torch_impl.optimizers.optimizers",
+    "SymbolicOptimizer": "torch_impl.optimizers.optimizers",
+    "ModuleTask": "torch_impl.problems.tasks",
     "train": "torch_impl.train",
-    "Recorder": "torch_impl.recorder",
+    "Recorder": "torch_impl.recording.recorder",
     "record": "torch_impl.record",
     "optimize": "torch_impl.optimize",
     "tune": "torch_impl.tune",

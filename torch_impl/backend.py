@@ -1,4 +1,4 @@
-"""The torch side of the commands: this module is their ``interchange.commands.backend.Backend``."""
+"""The torch side of the commands: this module is their ``interchange.backend.Backend``."""
 
 import dataclasses
 import math
@@ -9,20 +9,20 @@ import numpy as np
 import torch
 
 from common.metrics import DIVERGED
-from common.teachers import TeacherRow
-from interchange.commands.backend import Trained
-from interchange.rule import Rule
+from common.tables.teachers import TeacherRow
+from interchange.backend import Trained
+from interchange.rule.rule import Rule
 from torch_impl import rollout
-from torch_impl.distributed import join
-from torch_impl.meta import MetaTrainer
-from torch_impl.problems import ProblemTask, table_task, value_and_gradient
+from torch_impl.meta.trainer import MetaTrainer
+from torch_impl.meta.unroll import Network, mean_figure
+from torch_impl.meta.workers import join
+from torch_impl.networks.rule import KINDS, RuleNetwork
+from torch_impl.networks.teacher import TeacherNetwork
+from torch_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
 from torch_impl.rollout import rollout_job
 from torch_impl.sources import Source
 from torch_impl.sources import load as load_source
-from torch_impl.symbolic import KINDS, RuleNetwork
-from torch_impl.teachers import TeacherNetwork
 from torch_impl.tensors import CREATED_BY, DTYPES, device_of, to_numpy
-from torch_impl.unroll import Network, mean_figure
 
 __all__ = [
     "CREATED_BY",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.cli import run as run_command
-from common.config import check, option
 from common.errors import L2OError
-from common.teachers import TEACHERS, TeacherRow, variant
+from common.run.cli import run as run_command
+from common.run.config import check, option
+from common.tables.teachers import TEACHERS, TeacherRow, variant
 
 # RP numbers its cells recurs.0, recurs.1; DM has recurs and recurs2.
 _CELL = re.compile(r"recurs(?:\.(\d)|(2))?\.(weight_ih|weight_hh|bias_ih|bias_hh)")
@@ -42,7 +42,7 @@ def convert(config: ConvertConfig) -> Path:
     Raises:
         L2OError: no such file, not a state dict of the original's, other inputs than its first layer's.
     """
-    from interchange.weights import FILE_NAME, save_weights
+    from interchange.files.weights import FILE_NAME, save_weights
     from torch_impl.tensors import CREATED_BY
 
     source = Path(config.file)

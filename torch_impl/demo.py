@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.config import DemoConfig
+from common.run.config import DemoConfig
 from interchange.commands import demo as shared
 
 

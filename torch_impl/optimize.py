@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from common.config import OptimizeConfig
+from common.run.config import OptimizeConfig
 from interchange.commands import optimize as shared
 from interchange.commands.optimize import Optimization
 

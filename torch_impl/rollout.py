@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.baselines import falling
 from common.metrics import DIVERGED
-from interchange.commands.backend import Rollout
-from torch_impl.optimizers import NonFiniteError
-from torch_impl.problems import ProblemTask, table_task
+from common.tables.baselines import falling
+from interchange.backend import Rollout
+from torch_impl.optimizers.base import CoordinateOptimizer
+from torch_impl.optimizers.optimizers import NonFiniteError
+from torch_impl.problems.tasks import ProblemTask, table_task
 from torch_impl.sources import Source
-from torch_impl.stepping import CoordinateOptimizer
 from torch_impl.tensors import unflatten
 
 INTERRUPTED = "interrupted"

@@ -4,11 +4,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from common.config import SelectConfig
+from common.run.config import SelectConfig
 from interchange.commands import select as shared
 
 if TYPE_CHECKING:
-    from interchange.rule import Rule
+    from interchange.rule.rule import Rule
 
 
 def select(config: SelectConfig) -> "list[Rule]":

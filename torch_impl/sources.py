@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from common.baselines import Spec
 from common.errors import L2OError
-from interchange.rule import Rule
-from interchange.weights import Teacher, load_weights
-from torch_impl import baselines
-from torch_impl.optimizers import LearnedOptimizer, SymbolicOptimizer
+from common.tables.baselines import Spec
+from interchange.files.weights import Teacher, load_weights
+from interchange.rule.rule import Rule
+from torch_impl.optimizers import baselines
+from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 /* The coordinate-wise LSTM optimizer: one step, and the gradient of an unroll in its weights.
 
-   Network (common/teachers.py): an optional linear layer with ELU, LSTM cells (gates i, f, g, o, one bias), a
+   Network (common/tables/teachers.py): an optional linear layer with ELU, LSTM cells (gates i, f, g, o, one bias), a
    linear output, tanh where the teacher says so. Arrays are [unit, coordinate], coordinates contiguous; weights
    lie one after the other in canonical order. A block of coordinates goes through the whole network while it is
    in the cache; weights stay packed so that the four gates of a unit are one sum. Compiled by common/kernels.py.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.kernels import build
-from common.teachers import TeacherRow
+from common.tables.teachers import TeacherRow
 
 _VARIANTS = {"float32": (), "float64": ("-DL2O_DOUBLE",), "bfloat16": ("-DL2O_BFLOAT16",)}
 _LAYERS = 8  # MOST_LAYERS in lstm.c

@@ -11,19 +11,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.baselines import baseline_names
-from common.cli import run as run_command
-from common.config import DemoConfig, EvaluateConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
 from common.metrics import SummaryRow, summarise, summary_text
-from common.problems import PROBLEMS, parameter_specs
-from common.report import FrontRow, ReportData, RuleCard, write_report
+from common.run.cli import run as run_command
+from common.run.config import DemoConfig, EvaluateConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
+from common.tables.baselines import baseline_names
+from common.tables.problems import PROBLEMS, parameter_specs
+from interchange.report.demo_page import FrontRow, ReportData, RuleCard, write_report
 
 if TYPE_CHECKING:
-    from interchange.commands.backend import Backend
+    from interchange.backend import Backend
     from interchange.commands.train import Run
-    from interchange.results import EvaluationRow
-    from interchange.rule import Rule
-    from interchange.samples import Sequences
+    from interchange.files.results import EvaluationRow
+    from interchange.rule.rule import Rule
+    from interchange.search.samples import Sequences
 
 _PROTOCOL = [
     "Meta-training, recording, choice and tuning use half A of the training images, the comparison half B.",
@@ -37,7 +37,7 @@ _PROTOCOL = [
 
 def demo(config: DemoConfig, backend: "Backend") -> Path:
     """``torch_impl.demo`` and ``tf_impl.demo``: every stage in turn; the path of the report."""
-    from interchange.distill import DistillConfig
+    from interchange.distill.run import DistillConfig
 
     stages = _Stages(config, backend)
     folder = Path(config.out or "runs/demo")
@@ -121,8 +121,8 @@ class _Stages:
 
     def run(self, name: str, config: Any) -> Any:
         """The command called ``name``; what it returns."""
-        from interchange import distill
         from interchange.commands import evaluate, record, select, train, tune
+        from interchange.distill import run as distill
 
         modules = {"train": train, "record": record, "select": select, "tune": tune, "evaluate": evaluate}
         package = "interchange" if name == "distill" else f"{self.backend.NAME}_impl"
@@ -167,11 +167,12 @@ def report_data(
     """Everything the report shows."""
     import numpy as np
 
-    from common.runs import environment
+    from common.run.runs import environment
     from interchange.commands.select import rollout_loss
-    from interchange.emit import TARGETS, to_mathml
-    from interchange.samples import sequences
-    from interchange.trajectories import load_trajectories
+    from interchange.emit import TARGETS
+    from interchange.emit.targets import to_mathml
+    from interchange.files.trajectories import load_trajectories
+    from interchange.search.samples import sequences
 
     target = stages.backend.TARGET
     held_out = sequences(load_trajectories(run.folder / "trajectories.h5"), "test")
@@ -228,13 +229,13 @@ def report_data(
 
 def str_of(rule: "Rule") -> str:
     """The rule's right-hand side in the rule language."""
-    from interchange.expression import to_text
+    from interchange.language.expression import to_text
 
     return to_text(rule.expression)
 
 
 def _card(name: str, rule: "Rule", before: "Rule", held_out: "Sequences") -> RuleCard:
-    from interchange.refit import score
+    from interchange.distill.refit import score
 
     return RuleCard(
         name=name,

@@ -16,20 +16,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.baselines import parse_specs
-from common.cli import Progress
-from common.cli import run as run_command
-from common.config import EvaluateConfig
 from common.errors import L2OError
 from common.metrics import summarise, summary_text
-from common.profiles import compare, standing_groups, standings_text
-from common.suites import Entry, entries
-from interchange.commands.cells import Cell, Store, code_of
-from interchange.commands.grid import Pool, Tested, course, figure_or_inf, run_grid
+from common.run.cli import Progress
+from common.run.cli import run as run_command
+from common.run.config import EvaluateConfig
+from common.tables.baselines import parse_specs
+from common.tables.suites import Entry, entries
+from interchange.evaluation.cells import Cell, Store, code_of
+from interchange.evaluation.grid import Pool, Tested, course, figure_or_inf, run_grid
+from interchange.evaluation.profiles import compare, standing_groups, standings_text
 
 if TYPE_CHECKING:
-    from interchange.commands.backend import Backend, Source, Task
-    from interchange.results import EvaluationRow
+    from interchange.backend import Backend, Source, Task
+    from interchange.files.results import EvaluationRow
 
 __all__ = ["evaluate", "figure_or_inf", "folder_of", "main", "time_optimizers"]
 
@@ -42,8 +42,8 @@ _MAY_DIFFER = ("optimizers", "seeds", "jobs", "cluster", "out", "quiet", "overwr
 
 def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]":
     """``torch_impl.evaluate`` and ``tf_impl.evaluate``: tune, roll out and time every optimizer."""
-    from common.parallel import check_cluster
-    from common.storage import RunLock
+    from common.run.parallel import check_cluster
+    from common.run.storage import RunLock
 
     backend.device_of(config.device)
     check_cluster(config.cluster)
@@ -76,7 +76,7 @@ def folder_of(config: EvaluateConfig) -> Path:
 
 def _check_existing(path: Path, config: EvaluateConfig, loaded: "Mapping[str, Source]") -> None:
     """Refuse to replace an evaluation but by the same one, or by one with more optimizers or seeds."""
-    from interchange.results import load_evaluation
+    from interchange.files.results import load_evaluation
 
     if not path.exists() or config.overwrite:
         return
@@ -129,8 +129,8 @@ def _run(
 
 def _trained_on(source: "Source") -> set[str]:
     """Problems a teacher or a rule was trained, chosen or tuned on, as far as its file or run says."""
-    from common.runs import RunFolder
-    from interchange.rule import Rule
+    from common.run.runs import RunFolder
+    from interchange.rule.rule import Rule
 
     if isinstance(source.loaded, Rule):
         records = (source.loaded.provenance.get(key) for key in ("tuned", "loss"))
@@ -149,7 +149,7 @@ def _rows(
     times: Mapping[str, tuple[float, float]],
     trained_on: Mapping[tuple[str, int], bool],
 ) -> "list[EvaluationRow]":
-    from interchange.results import EvaluationRow
+    from interchange.files.results import EvaluationRow
 
     rows = []
     for (text, horizon, number), rollout in tested.rollouts.items():
@@ -183,15 +183,15 @@ def _rows(
 
 
 def _write(folder: Path, rows: "Sequence[EvaluationRow]", config: EvaluateConfig, backend: "Backend") -> None:
-    from common.storage import atomic_write
-    from interchange.results import save_evaluation, standings_csv
+    from common.run.storage import atomic_write
+    from interchange.files.results import save_evaluation, standings_csv
 
     save_evaluation(folder / "evaluation.h5", rows, dataclasses.asdict(config), backend.CREATED_BY)
     compared = compare(summarise(rows), rows)
     atomic_write(folder / "standings.csv", standings_csv(standing_groups(compared)))
     if not config.report:
         return
-    from common.comparison import write_comparison
+    from interchange.report.comparison import write_comparison
 
     try:
         write_comparison(folder / "report.html", compared, rows, config.problem)

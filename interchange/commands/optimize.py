@@ -10,17 +10,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.baselines import Spec, parse_spec
-from common.cli import Progress
-from common.cli import run as run_command
-from common.config import OptimizeConfig
 from common.errors import L2OError
 from common.metrics import DIVERGED
-from interchange.commands.backend import Trained
+from common.run.cli import Progress
+from common.run.cli import run as run_command
+from common.run.config import OptimizeConfig
+from common.tables.baselines import Spec, parse_spec
+from interchange.backend import Trained
 
 if TYPE_CHECKING:
-    from common.runs import RunFolder
-    from interchange.commands.backend import Backend, Task
+    from common.run.runs import RunFolder
+    from interchange.backend import Backend, Task
 
 _LOSSES = "losses.csv"
 
@@ -48,7 +48,7 @@ class Optimization:
 
 def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
     """``torch_impl.optimize`` and ``tf_impl.optimize``: train fresh optimizees."""
-    from common.runs import Interrupt, RunFolder
+    from common.run.runs import Interrupt, RunFolder
 
     spec = parse_spec(config.optimizer)
     backend.device_of(config.device)
@@ -89,8 +89,8 @@ def _task(config: OptimizeConfig, backend: "Backend", number: int) -> "Task":
 
 def _write(folder: "RunFolder", config: OptimizeConfig, result: Optimization) -> None:
     """Bring the folder up to date after a run; the configuration first, which makes it a run's folder."""
-    from common.storage import atomic_write
-    from interchange.checkpoint import save_checkpoint
+    from common.run.storage import atomic_write
+    from interchange.files.checkpoint import save_checkpoint
 
     if not folder.file("config.json").exists():
         folder.write_config(dataclasses.asdict(config))

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.baselines import BASELINES, Spec, parse_spec
-from common.cli import Progress
-from common.cli import run as run_command
-from common.config import RecordConfig, TrainConfig, from_dict
-from common.coordinates import choose_coordinates, split_by_run
+from common.data.coordinates import choose_coordinates, split_by_run
 from common.errors import L2OError
-from common.problems import coordinate_table
+from common.run.cli import Progress
+from common.run.cli import run as run_command
+from common.run.config import RecordConfig, TrainConfig, from_dict
+from common.tables.baselines import BASELINES, Spec, parse_spec
+from common.tables.problems import coordinate_table
 
 if TYPE_CHECKING:
-    from interchange.commands.backend import Backend, Network, Source
-    from interchange.trajectories import Run
+    from interchange.backend import Backend, Network, Source
+    from interchange.files.trajectories import Run
 
 _FILE = "trajectories.h5"
 
 
 def record(config: RecordConfig, backend: "Backend") -> Path:
     """``torch_impl.record`` and ``tf_impl.record``: record trajectories into a file."""
-    from interchange.trajectories import Trajectories, save_trajectories
+    from interchange.files.trajectories import Trajectories, save_trajectories
 
     spec, config, out = _resolve(config)
     if out.exists() and not config.overwrite:
@@ -73,7 +73,7 @@ def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
         raise L2OError(f"{config.source}: expected an optimizer that works coordinate by coordinate")
     run = Path(spec.target if spec.kind == "teacher" else "runs")
     if not config.problem and spec.kind == "teacher" and (run / "config.json").is_file():
-        from common.runs import RunFolder
+        from common.run.runs import RunFolder
 
         its = from_dict(TrainConfig, RunFolder(run).config(), spec.target)
         if "," in its.problem:
@@ -87,8 +87,8 @@ def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
 def _record_one(
     source: "Source", config: RecordConfig, backend: "Backend", index: int
 ) -> "tuple[Run, dict[str, str]]":
-    from common.storage import canonical_json
-    from interchange.trajectories import Run
+    from common.run.storage import canonical_json
+    from interchange.files.trajectories import Run
 
     task = backend.table_task(config, "record", index)
     row, seed = task.instance.problem, task.instance.seed
@@ -130,8 +130,8 @@ def _network(
     source: "Source", config: RecordConfig, backend: "Backend"
 ) -> "tuple[Network | None, dict[str, str]]":
     """The network of a teacher or a rule, None for a baseline; what the inputs are, name -> expression."""
-    from interchange.expression import to_text
-    from interchange.rule import Rule
+    from interchange.language.expression import to_text
+    from interchange.rule.rule import Rule
 
     loaded = source.loaded
     if loaded is None:

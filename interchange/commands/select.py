@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.cli import Progress
-from common.cli import run as run_command
-from common.config import SelectConfig
 from common.errors import L2OError
 from common.metrics import t_quantile
-from common.problems import PROBLEMS
+from common.run.cli import Progress
+from common.run.cli import run as run_command
+from common.run.config import SelectConfig
+from common.tables.problems import PROBLEMS
 
 if TYPE_CHECKING:
-    from interchange.commands.backend import Backend
-    from interchange.rule import Rule
-    from interchange.trajectories import Trajectories
+    from interchange.backend import Backend
+    from interchange.files.trajectories import Trajectories
+    from interchange.rule.rule import Rule
 
 _FINALISTS = 8
 
 
 def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
     """``torch_impl.select`` and ``tf_impl.select``: the chosen rule, then the others by their loss."""
-    from common.storage import RunLock
-    from interchange.front import read_front, write_front
+    from common.run.storage import RunLock
+    from interchange.rule.front import read_front, write_front
 
     rules = read_front(config.front)
     backend.table_task(config, "validation", 0)  # missing data are found before the work begins
@@ -73,7 +73,7 @@ def _figures(
     """Losses [rule, task] at ``config.steps`` on these validation tasks; inf where a rollout diverges."""
     if not rules or not numbers:
         return np.zeros((len(rules), len(numbers)))
-    from common.parallel import parallel
+    from common.run.parallel import parallel
 
     rows, jobs = [], [(rule, numbers, config, backend) for rule in rules]
     with parallel(min(config.jobs, len(rules)), ordered=True) as run:

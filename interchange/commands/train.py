@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.cli import run as run_command
-from common.config import TrainConfig, from_dict
 from common.errors import L2OError
-from common.teachers import TEACHERS, TeacherRow, initial_weights, variant
-from interchange.commands.sharing import check_share
-from interchange.commands.workers import place
+from common.run.cli import run as run_command
+from common.run.config import TrainConfig, from_dict
+from common.tables.teachers import TEACHERS, TeacherRow, initial_weights, variant
+from interchange.meta.sharing import check_share
+from interchange.meta.workers import place
 
 if TYPE_CHECKING:
-    from common.runs import RunFolder
-    from interchange.commands.backend import Backend, Tasks
-    from interchange.commands.workers import Workers
-    from interchange.weights import Teacher
+    from common.run.runs import RunFolder
+    from interchange.backend import Backend, Tasks
+    from interchange.files.weights import Teacher
+    from interchange.meta.workers import Workers
 
 _log = logging.getLogger(__name__)
 _INIT_FILE = "init.h5"  # a copy of the teacher it started from, so that a resumed run needs no other folder
@@ -57,8 +57,8 @@ def train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None" = None)
 
 def _train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None", workers: "Workers") -> Run:
     """One worker's part; rank 0 reads and writes the files and tells the others what is in them."""
-    from common.runs import Interrupt
-    from interchange.weights import save_weights
+    from common.run.runs import Interrupt
+    from interchange.files.weights import save_weights
 
     folder, given, told, weights = None, None, {}, {}
     with workers.together():
@@ -109,7 +109,7 @@ def _begin(
 
     Workers that were started anew go on with the run they began.
     """
-    from common.runs import RunFolder
+    from common.run.runs import RunFolder
 
     if name := config.resume:
         folder = RunFolder(name, resume=True)
@@ -138,8 +138,8 @@ def _begin(
 
 def _holds(name: str, config: TrainConfig) -> bool:
     """Whether a folder holds a run with these settings."""
-    from common.runs import RunFolder
-    from interchange.commands.standing import settings_hash
+    from common.run.runs import RunFolder
+    from interchange.meta.state import settings_hash
 
     try:
         saved = from_dict(TrainConfig, RunFolder(name).config(), f"{name}/config.json")
@@ -156,8 +156,8 @@ def _shown(problem: str) -> str:
 
 def _given(config: TrainConfig) -> "Teacher | None":
     """The trained teacher to start from, None without one or where a checkpoint stands for it."""
-    from interchange.checkpoint import has_checkpoint
-    from interchange.weights import load_weights
+    from interchange.files.checkpoint import has_checkpoint
+    from interchange.files.weights import load_weights
 
     if not config.init:
         return None
@@ -174,7 +174,7 @@ def _row(config: TrainConfig, given: "Teacher | None") -> TeacherRow:
     if given.row.name not in TEACHERS:  # it names the run's folder
         raise L2OError(
             f"--init {config.init}: expected a teacher called {', '.join(TEACHERS)}, got {given.row.name!r}; "
-            "add its row to common/teachers.py"
+            "add its row to common/tables/teachers.py"
         )
     if config.resume:
         return given.row

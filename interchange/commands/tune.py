@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import run as run_command
-from common.config import TuneConfig
 from common.errors import L2OError
-from interchange.commands.sharing import check_share
-from interchange.commands.workers import place
+from common.run.cli import run as run_command
+from common.run.config import TuneConfig
+from interchange.meta.sharing import check_share
+from interchange.meta.workers import place
 
 if TYPE_CHECKING:
-    from interchange.commands.backend import Backend, Tasks
-    from interchange.commands.workers import Workers
-    from interchange.rule import Rule
+    from interchange.backend import Backend, Tasks
+    from interchange.meta.workers import Workers
+    from interchange.rule.rule import Rule
 
 _INFINITE = 1e308  # how a rule file, which is JSON, says that a rollout diverged
 
@@ -32,7 +32,7 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
 
 def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers: "Workers") -> "Rule":
     """One worker's part; rank 0 reads and writes the files and tells the others what is in them."""
-    from interchange.rule import Rule
+    from interchange.rule.rule import Rule
 
     digest, told = "", ""
     with workers.together():
@@ -87,8 +87,8 @@ def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers
 
 def _begin(config: TuneConfig) -> "tuple[Rule, str]":
     """The rule to tune, with what the settings change of it, and the hash of the one in the file."""
-    from interchange.decay import with_schedule, with_weight_decay
-    from interchange.rule import Rule
+    from interchange.rule.decay import with_schedule, with_weight_decay
+    from interchange.rule.rule import Rule
 
     rule = Rule.load(config.rule)
     out = output_file(config)

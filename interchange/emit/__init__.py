@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from common.errors import L2OError
 from common.registry import Registry
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 if TYPE_CHECKING:
-    from interchange.weights import Teacher
+    from interchange.files.weights import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +41,20 @@ class Target:
 TARGETS: Registry[Target] = Registry(
     "target",
     {
-        "sympy": Target(".txt", "to_sympy", "an expression SymPy and interchange.parse read"),
-        "latex": Target(".tex", "to_latex", "the update equation, constants rounded for print"),
-        "mathml": Target(".html", "to_mathml", "the same as Presentation MathML, to put into a web page"),
-        "c": Target(".c", "to_c", "a standalone step in C99, float and double, with the guard"),
-        "numpy": Target(".py", "to_numpy", "a standalone optimizer in NumPy"),
-        "torch": Target(".py", "to_torch", "a standalone torch.optim.Optimizer"),
-        "tensorflow": Target(".py", "to_tensorflow", "a standalone keras.optimizers.Optimizer"),
-        "optax": Target(".py", "to_optax", "a standalone optax.GradientTransformationExtraArgs in JAX"),
-        "onnx": Target(".onnx", "to_onnx", "one step, float32, opset 18; a teacher's too", "teacher_onnx"),
+        "sympy": Target(
+            ".txt", "targets.to_sympy", "an expression SymPy and interchange.language.parse read"
+        ),
+        "latex": Target(".tex", "targets.to_latex", "the update equation, constants rounded for print"),
+        "mathml": Target(
+            ".html", "targets.to_mathml", "the same as Presentation MathML, to put into a web page"
+        ),
+        "c": Target(".c", "targets.to_c", "a standalone step in C99, float and double, with the guard"),
+        "numpy": Target(".py", "targets.to_numpy", "a standalone optimizer in NumPy"),
+        "torch": Target(".py", "targets.to_torch", "a standalone torch.optim.Optimizer"),
+        "tensorflow": Target(".py", "targets.to_tensorflow", "a standalone keras.optimizers.Optimizer"),
+        "optax": Target(
+            ".py", "targets.to_optax", "a standalone optax.GradientTransformationExtraArgs in JAX"
+        ),
+        "onnx": Target(".onnx", "onnx.rule", "one step, float32, opset 18; a teacher's too", "onnx.teacher"),
     },
 )

@@ -9,9 +9,9 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from interchange.compiler import Program
 from interchange.emit.c_loops import declared, loops, needed
 from interchange.emit.c_source import Step, write_step
+from interchange.language.compiler import Program
 
 _COST = 50  # of a library function, in operations
 _DEEP = 2**17  # numbers a thread's stack may hold for derivatives

@@ -9,8 +9,8 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-from interchange.compiler import Instruction, Program
 from interchange.emit.c_operators import DERIVATIVES, EXACT_POWERS, ROWS, in_double
+from interchange.language.compiler import Instruction, Program
 
 # What compilers have no vector form of, even where nothing has to be reported of errors.
 _CALL = re.compile(r"\b(log1p|cbrt|sinh|cosh|asinh|erfc?|sin|cos|tan|atan)\(")

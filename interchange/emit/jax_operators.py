@@ -1,4 +1,4 @@
-"""Pointwise operators in JAX, one per pointwise row of interchange.operators.
+"""Pointwise operators in JAX, one per pointwise row of interchange.language.operators.
 
 The optax emitter copies these functions' source text into standalone files; nothing in the project imports
 this module, so JAX need not be installed. Values equal the NumPy oracle; NaN goes through everything but

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from interchange.expression import Node, number, substitute
-from interchange.operators import OPERATORS
-from interchange.simplify import folded
+from interchange.language.expression import Node, number, substitute
+from interchange.language.operators import OPERATORS
+from interchange.language.simplify import folded
 
 DIGITS = 4
 ACCENTS = ("tilde", "hat", "bar")

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from common.errors import L2OError
-from interchange.expression import to_text
-from interchange.operators import OPERATORS
-from interchange.program import Instruction, Program
-from interchange.rule import RAW, Rule
+from interchange.language.execute import Instruction, Program
+from interchange.language.expression import to_text
+from interchange.language.operators import OPERATORS
+from interchange.rule.rule import RAW, Rule
 
 
 def pointwise_operators(program: Program, infix: Iterable[str]) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ import importlib
 import time
 from collections.abc import Callable
 
-from interchange.expression import complexity, to_text
-from interchange.samples import Sequences
+from interchange.language.expression import complexity, to_text
 from interchange.search import ENGINES, Task
+from interchange.search.samples import Sequences
 from interchange.search.templates import drafts
 
 _FORMS_OVER = 1.5  # times the largest size: pruning shortens what is longer

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
-from common.storage import atomic_write, loads_json
-from interchange.expression import Node
-from interchange.parse import parse
+from common.run.storage import atomic_write, loads_json
+from interchange.language.expression import Node
+from interchange.language.parse import parse
 from interchange.search import Engine, Task, find_engine
 
 _GRACE = 20.0  # seconds beyond the search's own limit, for imports and the last generation

@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 
 from common.errors import L2OError
-from interchange import expression as ex
-from interchange.dialects import DIALECTS
-from interchange.expression import Node
-from interchange.parse import Dialect, builder, parse
+from interchange.language import expression as ex
+from interchange.language.dialects import DIALECTS
+from interchange.language.expression import Node
+from interchange.language.parse import Dialect, builder, parse
 
 # Row of the operator table -> PySR's operator, or its definition in Julia, which takes every finite number.
 JULIA = {"add": "+", "sub": "-", "mul": "*", "div": "/"}

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from interchange import expression as ex
-from interchange.expression import Node
+from interchange.language import expression as ex
+from interchange.language.expression import Node
 from interchange.search import Task
-from interchange.search.columns import Archive, Standard, standardised
+from interchange.search.standard import Archive, Standard, standardised
 from interchange.search.templates import pursuit
 
 MOST_TERMS = 20
@@ -36,7 +36,7 @@ def _dictionary(
     columns: list[Node], leading: list[int], task: Task, data: Standard
 ) -> tuple[list[Node], np.ndarray]:
     """Terms and their values [terms, n]; tanh is taken of standardised columns, the others have no scale."""
-    from interchange.program import compile_program, evaluate
+    from interchange.language.execute import compile_program, evaluate
 
     nodes = [ex.number(1.0), *columns]
     for k, column in enumerate(columns):

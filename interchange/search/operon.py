@@ -18,10 +18,10 @@ import numpy as np
 
 from common.errors import L2OError
 from common.rng import derived_seed, rng
-from interchange.dialects import operon_tree
-from interchange.expression import Node
+from interchange.language.dialects import operon_tree
+from interchange.language.expression import Node
 from interchange.search import Task
-from interchange.search.columns import Archive, Standard, resampled, standardised
+from interchange.search.standard import Archive, Standard, resampled, standardised
 
 # fmin and fmax are swapped in 0.6.2.
 SYMBOLS = "add,sub,mul,div,tanh,square,abs,exp,constant,variable"

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import L2OError
-from interchange import expression as ex
-from interchange.canonical import to_node
-from interchange.expression import Node
-from interchange.operators import OPERATORS
-from interchange.parse import parse
+from interchange.language import expression as ex
+from interchange.language.canonical import to_node
+from interchange.language.expression import Node
+from interchange.language.operators import OPERATORS
+from interchange.language.parse import parse
 from interchange.search import Task
-from interchange.search.columns import Archive, Standard, as_tree, standardised
 from interchange.search.julia import DEFINED, JULIA, read_front, to_guess, variables
+from interchange.search.standard import Archive, Standard, as_tree, standardised
 
 DEFAULT_OPERATORS = ("add", "sub", "mul", "div", "square", "abs", "sqrt", "tanh", "sign")
 CLUSTER_MANAGERS = ("slurm", "pbs", "lsf", "sge", "qrsh", "scyld", "htc")

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
-from interchange import expression as ex
-from interchange.dialects import DIALECTS
-from interchange.expression import Node
-from interchange.parse import parse
+from interchange.language import expression as ex
+from interchange.language.dialects import DIALECTS
+from interchange.language.expression import Node
+from interchange.language.parse import parse
 from interchange.search import Task
-from interchange.search.columns import Archive, as_tree, resampled, standardised
+from interchange.search.standard import Archive, as_tree, resampled, standardised
 
 _COLUMN = re.compile(r"[xX]_?(\d+)")
 
@@ -70,7 +70,7 @@ def read(fitted: Any, dialect: str = "") -> list[Node]:
     ``x`` or ``X`` with the number of the column, from 0.
 
     Args:
-        dialect: spelling of the texts (interchange.dialects), where it is not the usual one of the kind.
+        dialect: spelling of the texts (``language.dialects``), where it is not the usual one of the kind.
     """
     if hasattr(fitted, "_program"):
         program = getattr(fitted._program, "program", None)

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from interchange import expression as ex
-from interchange.expression import Node
-from interchange.samples import Rows, row_values
+from interchange.language import expression as ex
+from interchange.language.expression import Node
+from interchange.search.samples import Rows, row_values
 
 _PAIRS_FROM = 12  # single columns that are combined with every other one
 _ROUNDS = 5  # of refining a decay, each three times finer

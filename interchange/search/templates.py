@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from common.rng import rng
-from interchange import expression as ex
-from interchange.expression import Node
-from interchange.samples import Rows, Sequences, row_values
+from interchange.language import expression as ex
+from interchange.language.expression import Node
+from interchange.search.samples import Rows, Sequences, row_values
 from interchange.search.signs import sign_forms
 
 LAGS = tuple(range(1, 21))

@@ -47,8 +47,8 @@ class Ours:
     """``MetaTrainer`` of a backend on a problem of the table, or on a quadratic of any size."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        from common.config import TrainConfig
-        from common.teachers import TEACHERS, initial_weights
+        from common.run.config import TrainConfig
+        from common.tables.teachers import TEACHERS, initial_weights
 
         backend = import_module(f"{settings['contestant']}_impl.backend")
         config = TrainConfig(

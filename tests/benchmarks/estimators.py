@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.config import TrainConfig
 from common.metrics import interval, number
+from common.run.config import TrainConfig
 from interchange.commands.train import Run
 from torch_impl import train
-from torch_impl.problems import table_task
-from torch_impl.teachers import TeacherNetwork
+from torch_impl.meta.unroll import mean_figure
+from torch_impl.networks.teacher import TeacherNetwork
+from torch_impl.problems.tasks import table_task
 from torch_impl.tensors import DTYPES
-from torch_impl.unroll import mean_figure
 
 ESTIMATORS = ("first", "second", "es", "pes")
 VALIDATIONS = 5

@@ -27,7 +27,7 @@ from typing import Any
 import meta_sections
 from turns import OURS, REFERENCES, SLOW, Child, rounds_of
 
-from common.teachers import TEACHERS
+from common.tables.teachers import TEACHERS
 
 TOLERANCE = {"losses": 1e-5, "gradient": 1e-3}  # relative, in float32; of the largest entry of each array
 

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from interchange.choice import shortest_within, valid_r2
-from interchange.convert import import_npy
-from interchange.distill import DistillConfig, search_front
-from interchange.halls import import_hall_of_fame
-from interchange.refit import predict
-from interchange.rule import Rule
-from interchange.samples import Sequences, sequences
-from interchange.trajectories import Trajectories
+from interchange.convert.__main__ import import_npy
+from interchange.convert.hall_of_fame import import_hall_of_fame
+from interchange.distill.refit import predict
+from interchange.distill.run import DistillConfig, search_front
+from interchange.files.trajectories import Trajectories
+from interchange.rule.choice import shortest_within, valid_r2
+from interchange.rule.rule import Rule
+from interchange.search.samples import Sequences, sequences
 
 TABLE, FRONT = "rnnprop_a.npy", "rnnprop_a_published_front.csv"
 INPUTS = {**{f"g{k}": k for k in range(5)}, "mean_g": 21, "mean_g2": 22, "t_column": 23}

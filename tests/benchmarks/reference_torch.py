@@ -22,7 +22,7 @@ import torch
 from references import META_LR, Quadratic, Reference, averages, features
 from torch.nn import functional as F
 
-from common.teachers import TeacherRow
+from common.tables.teachers import TeacherRow
 
 
 class Network(torch.nn.Module):

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from common import datasets
-from common.problems import Instance, parameter_specs, problem_row
+from common.data import datasets
 from common.rng import derived_seed, rng
-from common.teachers import TEACHERS, TeacherRow, initial_weights
+from common.tables.problems import Instance, parameter_specs, problem_row
+from common.tables.teachers import TEACHERS, TeacherRow, initial_weights
 
 META_LR = 1e-3
 _NOISE = 0.1

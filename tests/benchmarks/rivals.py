@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from common.metrics import r2
-from interchange.program import compile_program, evaluate
-from interchange.samples import Sequences, dictionary
-from interchange.sanity import SanityConfig, find
-from interchange.sanity_rules import GRADIENT, KNOWN, shown
+from interchange.language.execute import compile_program, evaluate
+from interchange.sanity.__main__ import SanityConfig, find
+from interchange.sanity.rules import GRADIENT, KNOWN, shown
+from interchange.search.samples import Sequences, dictionary
 
 Predict = Callable[[np.ndarray], np.ndarray]
 

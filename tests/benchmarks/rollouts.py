@@ -21,13 +21,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config import EvaluateConfig, SelectConfig
 from common.errors import L2OError
 from common.metrics import interval, number
-from interchange.choice import shortest_within
+from common.run.config import EvaluateConfig, SelectConfig
 from interchange.commands.evaluate import figure_or_inf
-from interchange.front import read_front
-from interchange.rule import Rule
+from interchange.rule.choice import shortest_within
+from interchange.rule.front import read_front
+from interchange.rule.rule import Rule
 from torch_impl import evaluate, select
 
 # Deeper; another activation; other data; convolutions with batch norm; other data, classes and

@@ -22,9 +22,9 @@ from typing import Any
 import interleaved
 import numpy as np
 
-from common.config import TrainConfig
-from common.teachers import TEACHERS
-from interchange.commands.workers import place
+from common.run.config import TrainConfig
+from common.tables.teachers import TEACHERS
+from interchange.meta.workers import place
 from tests.pipeline.together import free_ports, surroundings
 
 ONE_THREAD = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")

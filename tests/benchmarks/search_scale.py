@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from interchange.front import read_front
-from interchange.parse import parse
-from interchange.program import compile_program, evaluate
-from interchange.trajectories import Run, Samples, Trajectories, save_trajectories
+from interchange.files.trajectories import Run, Samples, Trajectories, save_trajectories
+from interchange.language.execute import compile_program, evaluate
+from interchange.language.parse import parse
+from interchange.rule.front import read_front
 
 ENGINES = ("operon", "linear", "auto")
 STEPS = 500

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 from interleaved import compare, save, table
 
-from interchange.rule import Rule
-from tf_impl.optimizers import SymbolicOptimizer
+from interchange.rule.rule import Rule
+from tf_impl.optimizers.optimizers import SymbolicOptimizer
 
 ADAM = Rule.from_text(
     "-ema_hat(g, b1) / (sqrt(ema_hat(square(g), b2)) + eps)", {"b1": 0.9, "b2": 0.999, "eps": 1e-8}

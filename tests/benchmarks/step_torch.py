@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import interleaved
 import torch
 
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 from torch_impl import SymbolicOptimizer
 
 SIZES = (100_000, 1_000_000, 25_000_000)

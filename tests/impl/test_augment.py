@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from common.config import TrainConfig
-from common.problems import Instance, problem_row
-from common.teachers import TEACHERS, initial_weights
+from common.run.config import TrainConfig
+from common.tables.problems import Instance, problem_row
+from common.tables.teachers import TEACHERS, initial_weights
 
 torch = pytest.importorskip("torch")
 
-from torch_impl.augment import ConvexTerm, RandomScaling  # noqa: E402
-from torch_impl.meta import MetaTrainer  # noqa: E402
-from torch_impl.problems import ProblemTask, Task, value_and_gradient  # noqa: E402
-from torch_impl.teachers import TeacherNetwork  # noqa: E402
+from torch_impl.meta.trainer import MetaTrainer  # noqa: E402
+from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
+from torch_impl.problems.augment import ConvexTerm, RandomScaling  # noqa: E402
+from torch_impl.problems.tasks import ProblemTask, Task, value_and_gradient  # noqa: E402
 from torch_impl.tensors import unflatten  # noqa: E402
 
 ROWS = [("rastrigin", ""), ("mnist-mlp-iclr", "synthetic"), ("mnist-conv", "synthetic")]

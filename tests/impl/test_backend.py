@@ -1,4 +1,4 @@
-"""Each backend's module has what the shared commands ask of it (``interchange.commands.backend``)."""
+"""Each backend's module has what the shared commands ask of it (``interchange.backend``)."""
 
 import importlib
 import inspect
@@ -9,9 +9,9 @@ from typing import get_type_hints
 
 import pytest
 
-from interchange.commands.backend import Backend
-from interchange.commands.meta import MetaTraining
+from interchange.backend import Backend
 from interchange.emit import TARGETS
+from interchange.meta.trainer import MetaTraining
 
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = {"torch": "torch", "tf": "tensorflow"}

@@ -8,11 +8,11 @@ import pytest
 
 from common import kernels
 from common.kernels import build, rule
-from interchange.compiler import compile_program
 from interchange.emit.c_kernels import pull_source, roll_source, step_source
-from interchange.parse import parse
-from interchange.program import initial_state, step
-from interchange.rule import Rule
+from interchange.language.compiler import compile_program
+from interchange.language.execute import initial_state, step
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule
 
 pytestmark = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing())
 
@@ -36,11 +36,11 @@ class Backend(NamedTuple):
 def backend(request) -> Backend:
     torch = pytest.importorskip("torch")  # before TensorFlow, as everywhere
     if request.param == "torch":
-        from torch_impl.compiled import Compiled
+        from torch_impl.networks.compiled import Compiled
 
         return Backend(Compiled, torch.from_numpy, lambda x: x.numpy())
     tf = pytest.importorskip("tensorflow")
-    from tf_impl.compiled import Compiled
+    from tf_impl.networks.compiled import Compiled
 
     return Backend(Compiled, tf.constant, np.asarray)
 
@@ -154,7 +154,7 @@ def test_what_compiled_code_does_not_take_is_left_to_others(backend, monkeypatch
 
 def test_what_autograd_may_look_at_is_left_to_torch():
     torch = pytest.importorskip("torch")
-    from torch_impl.compiled import Compiled
+    from torch_impl.networks.compiled import Compiled
 
     program = made(TEXTS[1:])
     code, x = Compiled(program, ("g",)), torch.zeros(1, 8, requires_grad=True)
@@ -170,7 +170,7 @@ def test_torchs_transforms_see_every_operation():
     torch = pytest.importorskip("torch")
     from torch.autograd import forward_ad
 
-    from torch_impl.features import FeatureStream
+    from torch_impl.networks.features import FeatureStream
 
     features = FeatureStream({"x": "square(ema_hat(g, 0.9))"})
     g = torch.linspace(-1.0, 1.0, 5)
@@ -190,7 +190,7 @@ def test_torchs_transforms_see_every_operation():
 def test_in_a_graph_tensorflow_computes():
     pytest.importorskip("torch")
     tf = pytest.importorskip("tensorflow")
-    from tf_impl.compiled import Compiled
+    from tf_impl.networks.compiled import Compiled
 
     program, seen = made(TEXTS[1:]), []
     state = [tf.zeros(8) for _ in program.writes]

@@ -9,22 +9,22 @@ import sys
 import numpy as np
 import pytest
 
-from common.config import TrainConfig, TuneConfig
-from common.problems import PROBLEMS, Instance
-from common.teachers import TEACHERS, initial_weights
+from common.run.config import TrainConfig, TuneConfig
+from common.tables.problems import PROBLEMS, Instance
+from common.tables.teachers import TEACHERS, initial_weights
 from interchange import Rule
-from interchange.commands import evolution as shared
-from interchange.commands.evolution import Half, objective
-from interchange.decay import with_weight_decay
+from interchange.meta import evolution as shared
+from interchange.meta.evolution import Half, objective
+from interchange.rule.decay import with_weight_decay
 
 torch = pytest.importorskip("torch")
 
-from torch_impl import unroll  # noqa: E402
-from torch_impl.estimators import Persistent, evolution, here  # noqa: E402
-from torch_impl.meta import MetaTrainer  # noqa: E402
-from torch_impl.problems import ProblemTask  # noqa: E402
-from torch_impl.symbolic import RuleNetwork  # noqa: E402
-from torch_impl.teachers import TeacherNetwork  # noqa: E402
+from torch_impl.meta import unroll  # noqa: E402
+from torch_impl.meta.evolution import Persistent, evolution, here  # noqa: E402
+from torch_impl.meta.trainer import MetaTrainer  # noqa: E402
+from torch_impl.networks.rule import RuleNetwork  # noqa: E402
+from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
+from torch_impl.problems.tasks import ProblemTask  # noqa: E402
 
 STEPS, SIGMA = 10, 0.1
 SCALES = {"c0": 0.05, "c1": 1.0}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.problems import PROBLEMS, Instance
-from common.teachers import TEACHERS, initial_weights
-from interchange.decay import with_schedule, with_weight_decay
-from interchange.rule import Rule
+from common.tables.problems import PROBLEMS, Instance
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.rule.decay import with_schedule, with_weight_decay
+from interchange.rule.rule import Rule
 
 # name -> rule and a learning rate with which it descends
 RULES = {
@@ -44,8 +44,8 @@ CASES = [
 ]
 MEMORY = """
 import json
-from common.problems import PROBLEMS, Instance
-from interchange.rule import Rule
+from common.tables.problems import PROBLEMS, Instance
+from interchange.rule.rule import Rule
 import {name}_impl.forward as forward, {name}_impl.unroll as unroll
 from {name}_impl.problems import ProblemTask
 from {name}_impl.symbolic import RuleNetwork

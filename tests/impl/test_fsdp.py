@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
@@ -28,7 +28,7 @@ def data() -> tuple["torch.Tensor", "torch.Tensor"]:
 
 
 def train(net: "torch.nn.Module", spoil) -> "torch.optim.Optimizer":
-    from torch_impl.optimizers import SymbolicOptimizer
+    from torch_impl.optimizers.optimizers import SymbolicOptimizer
 
     optimizer = SymbolicOptimizer(net.parameters(), RULE, lr=0.01, weight_decay=0.1)
     x, y = data()

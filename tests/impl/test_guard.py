@@ -8,13 +8,13 @@ import pytest
 
 from common import kernels
 from common.errors import L2OError
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
 from tests.impl.test_optimizers import every_optimizer, feed, gradients, parameters  # noqa: E402
-from torch_impl.optimizers import NonFiniteError, SymbolicOptimizer  # noqa: E402
-from torch_impl.stepping import CoordinateOptimizer  # noqa: E402
+from torch_impl.optimizers.base import CoordinateOptimizer  # noqa: E402
+from torch_impl.optimizers.optimizers import NonFiniteError, SymbolicOptimizer  # noqa: E402
 
 AVERAGE = Rule.from_text("-c0 * ema_hat(g, b) - 0.1 * tanh(lag(g, 1)) / t", {"c0": 0.5, "b": 0.8})
 SPREADING = {

@@ -5,17 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common.config import TrainConfig
-from common.problems import PROBLEMS, Instance
-from common.teachers import TEACHERS, initial_weights
+from common.run.config import TrainConfig
+from common.tables.problems import PROBLEMS, Instance
+from common.tables.teachers import TEACHERS, initial_weights
 
 torch = pytest.importorskip("torch")
 
-from interchange.commands.schedule import EXPERTS  # noqa: E402
-from torch_impl import imitation, unroll  # noqa: E402
-from torch_impl.meta import MetaTrainer  # noqa: E402
-from torch_impl.problems import ProblemTask, value_and_gradient  # noqa: E402
-from torch_impl.teachers import TeacherNetwork  # noqa: E402
+from interchange.meta.schedule import EXPERTS  # noqa: E402
+from torch_impl.meta import imitation, unroll  # noqa: E402
+from torch_impl.meta.trainer import MetaTrainer  # noqa: E402
+from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
+from torch_impl.problems.tasks import ProblemTask, value_and_gradient  # noqa: E402
 
 STEPS = 12
 OPTIMIZERS = {

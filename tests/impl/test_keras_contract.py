@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 tf = pytest.importorskip("tensorflow")
 
 import keras  # noqa: E402
 from keras.src.testing import TestCase  # noqa: E402
 
-from tf_impl.optimizers import SymbolicOptimizer  # noqa: E402
+from tf_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
 
 SGD = Rule.from_text("-g")
 ADAM = Rule.from_text(
@@ -102,7 +102,7 @@ def test_constants_replace_some_of_the_rules_and_center_takes_the_drift_away():
 
 def test_another_backend_of_keras_is_refused_by_name():
     told = subprocess.run(
-        [sys.executable, "-c", "import tf_impl.optimizers"],
+        [sys.executable, "-c", "import tf_impl.optimizers.optimizers"],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"KERAS_BACKEND": "numpy"},
         capture_output=True,

@@ -5,16 +5,16 @@ import warnings
 import numpy as np
 import pytest
 
-from common.teachers import TEACHERS, initial_weights
-from interchange.rule import Rule
-from interchange.weights import Teacher
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.files.weights import Teacher
+from interchange.rule.rule import Rule
 
 tf = pytest.importorskip("tensorflow")
 
 import keras  # noqa: E402
 
-from tf_impl import coordinatewise  # noqa: E402
-from tf_impl.optimizers import LearnedOptimizer, NonFiniteError, SymbolicOptimizer  # noqa: E402
+from tf_impl.optimizers import base as coordinatewise  # noqa: E402
+from tf_impl.optimizers.optimizers import LearnedOptimizer, NonFiniteError, SymbolicOptimizer  # noqa: E402
 
 MODES = ["eager", "compiled eager", "graph", "compiled graph", "xla"]
 SGD = Rule.named("sgd")

@@ -5,16 +5,16 @@ import functools
 import numpy as np
 import pytest
 
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")  # before TensorFlow, as everywhere
 tf = pytest.importorskip("tensorflow")
 
 import keras  # noqa: E402
 
-import torch_impl.optimizers  # noqa: E402
-from tf_impl import coordinatewise  # noqa: E402
-from tf_impl.optimizers import SymbolicOptimizer  # noqa: E402
+import torch_impl.optimizers.optimizers  # noqa: E402
+from tf_impl.optimizers import base as coordinatewise  # noqa: E402
+from tf_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
 
 SGD = Rule.from_text("-g")
 ADAM = Rule.from_text(
@@ -126,7 +126,9 @@ def test_hard_gradients_leave_parameters_and_state_finite_as_in_torch(name, rule
     tensors = (variable(np.ones(shape), dtype), variable(np.ones(2), dtype))
     params = [torch.nn.Parameter(torch.ones(n, dtype=getattr(torch, dtype))) for n in (shape, (2,))]
     ours = SymbolicOptimizer(rule, 0.1, weight_decay=0.1, center=True)
-    theirs = torch_impl.optimizers.SymbolicOptimizer(params, rule.centered(), 0.1, weight_decay=0.1)
+    theirs = torch_impl.optimizers.optimizers.SymbolicOptimizer(
+        params, rule.centered(), 0.1, weight_decay=0.1
+    )
     ours.build(tensors)
     for row in (np.full(shape, 0.3), hard, np.full(shape, -0.2)):
         rows = [row, np.full(2, 0.5)]

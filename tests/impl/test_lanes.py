@@ -7,9 +7,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from common.config import TrainConfig, TuneConfig
-from common.teachers import TEACHERS, initial_weights
-from interchange.rule import Rule
+from common.run.config import TrainConfig, TuneConfig
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.rule.rule import Rule
 
 
 @pytest.fixture(params=["torch", "tf"])

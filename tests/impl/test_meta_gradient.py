@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import TrainConfig
 from common.kernels import missing
-from common.problems import PROBLEMS, Instance
-from common.teachers import TEACHERS, initial_weights
-from interchange.decay import with_schedule, with_weight_decay
-from interchange.rule import Rule
+from common.run.config import TrainConfig
+from common.tables.problems import PROBLEMS, Instance
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.rule.decay import with_schedule, with_weight_decay
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
-from torch_impl import unroll  # noqa: E402
-from torch_impl.meta import MetaTrainer  # noqa: E402
-from torch_impl.problems import ModuleTask, ProblemTask, Task, value_and_gradient  # noqa: E402
-from torch_impl.symbolic import RuleNetwork  # noqa: E402
-from torch_impl.teachers import TeacherNetwork  # noqa: E402
+from torch_impl.meta import unroll  # noqa: E402
+from torch_impl.meta.trainer import MetaTrainer  # noqa: E402
+from torch_impl.networks.rule import RuleNetwork  # noqa: E402
+from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
+from torch_impl.problems.tasks import ModuleTask, ProblemTask, Task, value_and_gradient  # noqa: E402
 from torch_impl.tensors import State, unflatten  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from common.baselines import parse_spec, parse_specs
 from common.errors import L2OError
-from common.problems import Instance, problem_row
+from common.tables.baselines import parse_spec, parse_specs
+from common.tables.problems import Instance, problem_row
 
 torch = pytest.importorskip("torch")
 
-from torch_impl import baselines  # noqa: E402
-from torch_impl.muon import Muon  # noqa: E402
-from torch_impl.problems import ProblemTask  # noqa: E402
+from torch_impl.optimizers import baselines  # noqa: E402
+from torch_impl.optimizers.muon import Muon  # noqa: E402
+from torch_impl.problems.tasks import ProblemTask  # noqa: E402
 from torch_impl.rollout import descend, leaves  # noqa: E402
 from torch_impl.sources import load  # noqa: E402
 

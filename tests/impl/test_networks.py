@@ -5,14 +5,14 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from common import layers as net
-from common.layers import Layer, specs
+from common.tables import layers as net
+from common.tables.layers import Layer, specs
 
 torch = pytest.importorskip("torch")
 
 from torch.nn import functional as F  # noqa: E402
 
-from torch_impl.networks import forward  # noqa: E402
+from torch_impl.problems.layers import forward  # noqa: E402
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 

@@ -9,20 +9,21 @@ import numpy as np
 import pytest
 
 from common import reference
-from common.baselines import BASELINES, baseline_names
 from common.errors import L2OError
-from common.problems import PROBLEMS, Instance
-from common.teachers import TEACHERS, initial_weights
-from interchange.rule import Rule
-from interchange.weights import Teacher, save_weights
+from common.tables.baselines import BASELINES, baseline_names
+from common.tables.problems import PROBLEMS, Instance
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.files.weights import Teacher, save_weights
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
-from torch_impl import baselines, unroll  # noqa: E402
-from torch_impl.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
-from torch_impl.problems import ProblemTask  # noqa: E402
-from torch_impl.symbolic import RuleNetwork  # noqa: E402
-from torch_impl.teachers import TeacherNetwork  # noqa: E402
+from torch_impl.meta import unroll  # noqa: E402
+from torch_impl.networks.rule import RuleNetwork  # noqa: E402
+from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
+from torch_impl.optimizers import baselines  # noqa: E402
+from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
+from torch_impl.problems.tasks import ProblemTask  # noqa: E402
 from torch_impl.tensors import unflatten  # noqa: E402
 
 SGD = Rule.from_text("-g")

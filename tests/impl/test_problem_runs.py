@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from common.problems import PROBLEMS, Instance, coordinate_table, parameter_specs, problem_row
-from interchange.weights import Teacher
+from common.tables.problems import PROBLEMS, Instance, coordinate_table, parameter_specs, problem_row
+from interchange.files.weights import Teacher
 
 torch = pytest.importorskip("torch")
 
-from torch_impl.optimizers import LearnedOptimizer  # noqa: E402
-from torch_impl.problems import ProblemTask, value_and_gradient  # noqa: E402
+from torch_impl.optimizers.optimizers import LearnedOptimizer  # noqa: E402
+from torch_impl.problems.tasks import ProblemTask, value_and_gradient  # noqa: E402
 from torch_impl.rollout import descend, leaves  # noqa: E402
 from torch_impl.tensors import unflatten  # noqa: E402
 

@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import datasets, reference
-from common.config import EvaluateConfig, TrainConfig
+from common import reference
+from common.data import datasets
 from common.errors import L2OError
-from common.layers import Layer
-from common.problems import PROBLEMS, Instance, Problem, coordinate_table, parameter_specs, problem_row
 from common.rng import derived_seed
-from interchange.checkpoint import save_checkpoint
+from common.run.config import EvaluateConfig, TrainConfig
+from common.tables.layers import Layer
+from common.tables.problems import PROBLEMS, Instance, Problem, coordinate_table, parameter_specs, problem_row
+from interchange.files.checkpoint import save_checkpoint
 
 torch = pytest.importorskip("torch")
 
-from torch_impl.problems import (  # noqa: E402
+from torch_impl.problems.tasks import (  # noqa: E402
     ModuleTask,
     ProblemTask,
     table_task,

@@ -6,21 +6,21 @@ import logging
 import numpy as np
 import pytest
 
-from common.config import RecordConfig
-from common.coordinates import choose_coordinates
+from common.data.coordinates import choose_coordinates
 from common.errors import L2OError
-from common.teachers import TEACHERS, initial_weights
-from interchange.rule import Rule
-from interchange.trajectories import Run, Trajectories, load_trajectories
-from interchange.weights import Teacher
+from common.run.config import RecordConfig
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.files.trajectories import Run, Trajectories, load_trajectories
+from interchange.files.weights import Teacher
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
 from torch.nn import functional as F  # noqa: E402
 
 from torch_impl import Recorder  # noqa: E402
-from torch_impl.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
-from torch_impl.problems import table_task  # noqa: E402
+from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
+from torch_impl.problems.tasks import table_task  # noqa: E402
 from torch_impl.record import record  # noqa: E402
 from torch_impl.rollout import descend, leaves  # noqa: E402
 

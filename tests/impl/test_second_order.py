@@ -4,20 +4,20 @@ import dataclasses
 
 import pytest
 
-from common import layers as net
-from common.problems import PROBLEMS, Instance, Problem
-from common.teachers import TEACHERS, initial_weights
-from interchange.named import named
-from interchange.rule import Rule
+from common.tables import layers as net
+from common.tables.problems import PROBLEMS, Instance, Problem
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.rule.gallery import named
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
-from torch_impl import unroll  # noqa: E402
-from torch_impl.augment import ConvexTerm, RandomScaling  # noqa: E402
-from torch_impl.problems import ModuleTask, ProblemTask, Task, value_and_gradient  # noqa: E402
-from torch_impl.second_order import unrolled  # noqa: E402
-from torch_impl.symbolic import RuleNetwork  # noqa: E402
-from torch_impl.teachers import TeacherNetwork  # noqa: E402
+from torch_impl.meta import unroll  # noqa: E402
+from torch_impl.meta.second_order import unrolled  # noqa: E402
+from torch_impl.networks.rule import RuleNetwork  # noqa: E402
+from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
+from torch_impl.problems.augment import ConvexTerm, RandomScaling  # noqa: E402
+from torch_impl.problems.tasks import ModuleTask, ProblemTask, Task, value_and_gradient  # noqa: E402
 from torch_impl.tensors import unflatten  # noqa: E402
 
 RULES = {

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from common import reference
-from common.config import TrainConfig
-from common.features import FEATURES
-from common.problems import PROBLEMS, Instance
-from common.teachers import TEACHERS, TeacherRow, initial_weights
-from interchange.weights import SHIPPED, Teacher, load_weights
+from common.run.config import TrainConfig
+from common.tables.features import FEATURES
+from common.tables.problems import PROBLEMS, Instance
+from common.tables.teachers import TEACHERS, TeacherRow, initial_weights
+from interchange.files.weights import SHIPPED, Teacher, load_weights
 
 torch = pytest.importorskip("torch")
 
-from torch_impl import unroll  # noqa: E402
 from torch_impl.convert import canonical  # noqa: E402
-from torch_impl.features import FeatureStream  # noqa: E402
-from torch_impl.optimizers import LearnedOptimizer  # noqa: E402
-from torch_impl.problems import ProblemTask  # noqa: E402
-from torch_impl.teachers import TeacherNetwork, lstm_cell  # noqa: E402
+from torch_impl.meta import unroll  # noqa: E402
+from torch_impl.networks.features import FeatureStream  # noqa: E402
+from torch_impl.networks.teacher import TeacherNetwork, lstm_cell  # noqa: E402
+from torch_impl.optimizers.optimizers import LearnedOptimizer  # noqa: E402
+from torch_impl.problems.tasks import ProblemTask  # noqa: E402
 from torch_impl.train import train  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"

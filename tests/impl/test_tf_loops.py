@@ -5,17 +5,17 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from common.baselines import falling, parse_spec
 from common.metrics import DIVERGED
-from common.problems import Instance, problem_row
-from interchange.rule import Rule
-from interchange.weights import Teacher
+from common.tables.baselines import falling, parse_spec
+from common.tables.problems import Instance, problem_row
+from interchange.files.weights import Teacher
+from interchange.rule.rule import Rule
 
 tf = pytest.importorskip("tensorflow")
 
 from tf_impl import loops  # noqa: E402
-from tf_impl.direct import Direct  # noqa: E402
-from tf_impl.problems import ProblemTask  # noqa: E402
+from tf_impl.problems.direct import Direct  # noqa: E402
+from tf_impl.problems.tasks import ProblemTask  # noqa: E402
 from tf_impl.rollout import INTERRUPTED, descend, leaves, rollout  # noqa: E402
 from tf_impl.sources import Source  # noqa: E402
 
@@ -111,7 +111,7 @@ def test_a_rollout_that_diverged_leaves_nothing():
 
 @pytest.mark.filterwarnings("ignore:.*were left alone:RuntimeWarning")
 def test_updates_that_stay_non_finite_are_a_divergence_and_every_loss_is_kept(monkeypatch):
-    monkeypatch.setattr("tf_impl.guarded._LOOK_EVERY", 1)  # so that ten steps are ten looks
+    monkeypatch.setattr("tf_impl.optimizers.guard._LOOK_EVERY", 1)  # so that ten steps are ten looks
     source = Source(parse_spec("rule:breaks.json"), BREAKS)
     for _ in range(2):
         found = rollout(source, 1.0, task_of("quadratic-k10"), STEPS, False)

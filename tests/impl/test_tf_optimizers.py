@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.teachers import TEACHERS, initial_weights
-from interchange.rule import Rule
-from interchange.weights import Teacher, save_weights
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.files.weights import Teacher, save_weights
+from interchange.rule.rule import Rule
 from tests.conftest import need_half_products
 
 tf = pytest.importorskip("tensorflow")
@@ -19,8 +19,8 @@ tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
 from keras.src.testing import TestCase  # noqa: E402
 
-from tf_impl import baselines, torch_formulas  # noqa: E402
-from tf_impl.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
+from tf_impl.optimizers import baselines, torch_formulas  # noqa: E402
+from tf_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SGD = Rule.from_text("-g")
@@ -382,10 +382,10 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
-from interchange.rule import Rule
-from interchange.weights import Teacher
-from tf_impl import coordinatewise
-from tf_impl.optimizers import LearnedOptimizer, SymbolicOptimizer
+from interchange.rule.rule import Rule
+from interchange.files.weights import Teacher
+from tf_impl.optimizers import base as coordinatewise
+from tf_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 
 x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 

@@ -5,21 +5,21 @@ import json
 import numpy as np
 import pytest
 
-from common.coordinates import choose_coordinates
+from common.data.coordinates import choose_coordinates
 from common.errors import L2OError
-from common.teachers import TEACHERS, initial_weights
-from interchange.rule import Rule
-from interchange.trajectories import Run, Trajectories, load_trajectories
-from interchange.weights import Teacher
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.files.trajectories import Run, Trajectories, load_trajectories
+from interchange.files.weights import Teacher
+from interchange.rule.rule import Rule
 from tests.conftest import need_half_products
 
 tf = pytest.importorskip("tensorflow")
 
 import keras  # noqa: E402
 
-from tf_impl.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
-from tf_impl.recorder import Recorder  # noqa: E402
-from tf_impl.torch_formulas import SGD, Adam  # noqa: E402
+from tf_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
+from tf_impl.optimizers.torch_formulas import SGD, Adam  # noqa: E402
+from tf_impl.recording.recorder import Recorder  # noqa: E402
 
 TEACHER = Teacher(TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 1), "0" * 64, "test")
 RULE = Rule.from_text("-c0 * ema(g, 0.8)", {"c0": 0.3})

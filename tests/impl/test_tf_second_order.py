@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import layers as net
-from common.problems import PROBLEMS, Instance, Problem
 from common.rng import rng
-from common.teachers import TEACHERS, initial_weights
-from interchange.named import named
-from interchange.rule import Rule
-from tf_impl import unroll
-from tf_impl.augment import ConvexTerm, RandomScaling
-from tf_impl.problems import ModuleTask, ProblemTask, Task, value_and_gradient
-from tf_impl.second_order import _step_back, unrolled
-from tf_impl.symbolic import RuleNetwork
-from tf_impl.teachers import TeacherNetwork
+from common.tables import layers as net
+from common.tables.problems import PROBLEMS, Instance, Problem
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.rule.gallery import named
+from interchange.rule.rule import Rule
+from tf_impl.meta import unroll
+from tf_impl.meta.second_order import _step_back, unrolled
+from tf_impl.networks.rule import RuleNetwork
+from tf_impl.networks.teacher import TeacherNetwork
+from tf_impl.problems.augment import ConvexTerm, RandomScaling
+from tf_impl.problems.tasks import ModuleTask, ProblemTask, Task, value_and_gradient
 from tf_impl.tensors import State, unflatten
 
 RULES = {

@@ -4,11 +4,11 @@
 import numpy as np
 import pytest
 
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
-from torch_impl.optimizers import SymbolicOptimizer  # noqa: E402
+from torch_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
 
 RULES = {
     name: Rule.named(name) for name in ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "lion")

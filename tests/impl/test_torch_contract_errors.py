@@ -3,11 +3,11 @@
 import pytest
 
 from common.errors import L2OError
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
-from torch_impl.optimizers import SymbolicOptimizer  # noqa: E402
+from torch_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
 
 ADAM = Rule.named("adam")
 

@@ -5,13 +5,13 @@ import copy
 import numpy as np
 import pytest
 
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
 from torch._dynamo.testing import CompileCounter  # noqa: E402
 
-from torch_impl.optimizers import SymbolicOptimizer  # noqa: E402
+from torch_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
 
 ADAM = Rule.named("adam")
 L2O = Rule.from_text(

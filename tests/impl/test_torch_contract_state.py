@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
@@ -17,7 +17,7 @@ from torch.optim.optimizer import (  # noqa: E402
     register_optimizer_step_pre_hook,
 )
 
-from torch_impl.optimizers import SymbolicOptimizer  # noqa: E402
+from torch_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
 
 ADAM = Rule.named("adam")
 SGD = Rule.from_text("-g")

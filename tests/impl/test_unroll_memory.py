@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.teachers import TEACHERS
+from common.tables.teachers import TEACHERS
 
 ROOT = Path(__file__).parents[2]
 # Arrays of this size go back to the system when they are freed, as those of large optimizees do anyway: the

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from interchange.emit import TARGETS
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 from tests.parity.rule_runners import CSteps, c_library, load
 
 Array = np.ndarray
@@ -188,7 +188,7 @@ class Torch(Path):
             self.steps = {name: compiled(step) for name, step in self.steps.items()}
 
     def _made(self, name: str, params: list) -> Any:
-        from torch_impl.optimizers import LearnedOptimizer, SymbolicOptimizer
+        from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 
         if name in FAMILIES["teachers"]:
             return LearnedOptimizer(params, name, self.lr, weight_decay=self.decay)
@@ -292,7 +292,7 @@ class Keras(Path):
         self.run = self.wrap(self._apply)
 
     def _made(self, name: str) -> Any:
-        from tf_impl.optimizers import LearnedOptimizer, SymbolicOptimizer
+        from tf_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 
         if name in FAMILIES["teachers"]:
             return LearnedOptimizer(name, self.lr, weight_decay=self.decay)

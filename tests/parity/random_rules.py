@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from interchange import expression as ex
-from interchange.expression import Node
-from interchange.operators import OPERATORS
-from interchange.parse import parse
-from interchange.rule import Rule
+from interchange.language import expression as ex
+from interchange.language.expression import Node
+from interchange.language.operators import OPERATORS
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule
 
 Array = np.ndarray
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from interchange.expression import to_text
-from interchange.rule import Rule
+from interchange.language.expression import to_text
+from interchange.rule.rule import Rule
 from tests.parity import random_rules, rule_gradients, rule_runners
 from tests.parity.rule_oracle import Expected, K, errors, expect
 

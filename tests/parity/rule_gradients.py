@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interchange.compiler import Program, compile_program
-from interchange.rule import Rule
+from interchange.language.compiler import Program, compile_program
+from interchange.rule.rule import Rule
 from tests.parity.rule_oracle import KINKS, Disturbed
 from tests.parity.rule_runners import load
 
@@ -114,7 +114,7 @@ def _torch(given: Case, start: Callable, step: Callable) -> Gradient:
 def torch_lowered(given: Case) -> Gradient:
     import torch
 
-    from torch_impl.lowering import Lowered
+    from torch_impl.networks.lowering import Lowered
 
     lowered = Lowered(given.program)
 
@@ -152,7 +152,7 @@ def _tensorflow(given: Case, start: Callable, step: Callable) -> Gradient:
 
 
 def tensorflow_lowered(given: Case) -> Gradient:
-    from tf_impl.lowering import Lowered
+    from tf_impl.networks.lowering import Lowered
 
     lowered = Lowered(given.program)
 
@@ -201,7 +201,7 @@ def torch_pull(given: Case) -> Gradient:
     """Compiled code in forward mode; by constants only."""
     import torch
 
-    from torch_impl.compiled import Compiled
+    from torch_impl.networks.compiled import Compiled
 
     names = [name for name in given.inputs if name in given.program.inputs]
     x = torch.from_numpy(np.stack([given.inputs[name] for name in names], axis=1))
@@ -215,7 +215,7 @@ def torch_pull(given: Case) -> Gradient:
 def tensorflow_pull(given: Case) -> Gradient:
     import tensorflow as tf
 
-    from tf_impl.compiled import Compiled
+    from tf_impl.networks.compiled import Compiled
 
     names = [name for name in given.inputs if name in given.program.inputs]
     x = tf.constant(np.stack([given.inputs[name] for name in names], axis=1))

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from interchange.compiler import Instruction, Program
-from interchange.operators import OPERATORS, TEMPORAL
-from interchange.program import Sequences, initial_state, step
-from interchange.rule import Rule
+from interchange.language.compiler import Instruction, Program
+from interchange.language.execute import Sequences, initial_state, step
+from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.rule.rule import Rule
 
 Array = np.ndarray
 

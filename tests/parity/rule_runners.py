@@ -17,10 +17,10 @@ from types import ModuleType
 import numpy as np
 
 from interchange.emit import TARGETS
-from interchange.emit.to_sympy import build_rule, from_sympy
-from interchange.parse import parse
-from interchange.program import evaluate
-from interchange.rule import Rule
+from interchange.emit.targets.to_sympy import build_rule, from_sympy
+from interchange.language.execute import evaluate
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule
 from tests.parity.rule_oracle import expect
 
 Array = np.ndarray
@@ -118,7 +118,7 @@ def c_file(rule: Rule, g: Array, theta: Array, **_: object) -> Array:
 def torch_lowered(rule: Rule, g: Array, theta: Array) -> Array:
     import torch
 
-    from torch_impl.symbolic import lower
+    from torch_impl.networks.rule import lower
 
     lowered, out = lower(rule), []
     g, theta = torch.from_numpy(g), torch.from_numpy(theta)
@@ -145,7 +145,7 @@ def torch_optimizer(rule: Rule, g: Array, theta: Array, **options: object) -> Ar
     """theta + u: what the parameters are after one step from theta."""
     import torch
 
-    from torch_impl.optimizers import SymbolicOptimizer
+    from torch_impl.optimizers.optimizers import SymbolicOptimizer
 
     p = torch.nn.Parameter(torch.from_numpy(theta[0].copy()))
     with warnings.catch_warnings(action="ignore"):  # rules that move weights at zero gradient say so
@@ -178,7 +178,7 @@ def _tf_steps(update: Callable, state: object, g: Array, theta: Array, jit: bool
 def tf_lowered(rule: Rule, g: Array, theta: Array, jit: bool = False) -> Array:
     import tensorflow as tf
 
-    from tf_impl.symbolic import lower
+    from tf_impl.networks.rule import lower
 
     lowered = lower(rule)
 
@@ -220,7 +220,7 @@ def keras_optimizer(rule: Rule, g: Array, theta: Array, **options: object) -> Ar
     import keras
     import tensorflow as tf
 
-    from tf_impl.optimizers import SymbolicOptimizer
+    from tf_impl.optimizers.optimizers import SymbolicOptimizer
 
     variable, out = keras.Variable(theta[0], dtype=str(theta.dtype)), []
     with warnings.catch_warnings(action="ignore"):  # rules that move weights at zero gradient say so

@@ -8,12 +8,12 @@ import pytest
 
 from common import kernels
 from common.kernels import build
-from interchange import expression as ex
-from interchange.compiler import compile_program
 from interchange.emit.c_kernels import _helpers
 from interchange.emit.c_loops import declared, loops
 from interchange.emit.c_source import write_step
-from interchange.operators import OPERATORS, TEMPORAL
+from interchange.language import expression as ex
+from interchange.language.compiler import compile_program
+from interchange.language.operators import OPERATORS, TEMPORAL
 
 pytestmark = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing())
 

@@ -6,29 +6,29 @@ import numpy as np
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
-from common.config import TuneConfig
-from common.problems import PROBLEMS, Instance
 from common.rng import rng
-from common.teachers import TEACHERS, initial_weights
-from interchange.commands import evolution as shared
-from interchange.rule import Rule
+from common.run.config import TuneConfig
+from common.tables.problems import PROBLEMS, Instance
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.meta import evolution as shared
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
-import tf_impl.estimators  # noqa: E402
-import tf_impl.forward  # noqa: E402
-import tf_impl.meta  # noqa: E402
-import tf_impl.problems  # noqa: E402
-import tf_impl.symbolic  # noqa: E402
-import tf_impl.teachers  # noqa: E402
-import tf_impl.unroll  # noqa: E402
-import torch_impl.estimators  # noqa: E402
-import torch_impl.forward  # noqa: E402
-import torch_impl.problems  # noqa: E402
-import torch_impl.symbolic  # noqa: E402
-import torch_impl.teachers  # noqa: E402
-import torch_impl.unroll  # noqa: E402
+import tf_impl.meta.evolution  # noqa: E402
+import tf_impl.meta.forward  # noqa: E402
+import tf_impl.meta.trainer  # noqa: E402
+import tf_impl.meta.unroll  # noqa: E402
+import tf_impl.networks.rule  # noqa: E402
+import tf_impl.networks.teacher  # noqa: E402
+import tf_impl.problems.tasks  # noqa: E402
+import torch_impl.meta.evolution  # noqa: E402
+import torch_impl.meta.forward  # noqa: E402
+import torch_impl.meta.unroll  # noqa: E402
+import torch_impl.networks.rule  # noqa: E402
+import torch_impl.networks.teacher  # noqa: E402
+import torch_impl.problems.tasks  # noqa: E402
 
 BACKENDS = ((torch_impl, torch.float64), (tf_impl, tf.float64))
 
@@ -82,7 +82,7 @@ def test_halves_in_lanes_are_those_that_run_alone_in_tensorflow(monkeypatch, nam
             weights[k] = {n: w * generator.normal(1.0, 0.1, w.shape) for n, w in given.items()}
         if name == "nesterov":
             weights[1]["gain"] = np.asarray(1e200)
-        run = tf_impl.estimators.here(tasks(tf_impl, tf.float64), net)
+        run = tf_impl.meta.evolution.here(tasks(tf_impl, tf.float64), net)
         for steps in (4, 3):
             halves = [shared.Half(k // 2, weights[k], position) for k, position in enumerate(at)]
             ran = list(run(halves, steps, True))
@@ -103,7 +103,7 @@ def test_a_rule_in_lanes_forms_one_minus_its_decay_in_float64_in_tensorflow(monk
     halves = [
         shared.Half(k // 2, {n: np.asarray(w) * 0.99 for n, w in net.weights.items()}) for k in range(4)
     ]
-    run = tf_impl.estimators.here(tasks(tf_impl, tf.float32), net)
+    run = tf_impl.meta.evolution.here(tasks(tf_impl, tf.float32), net)
     together = [losses for _, losses in run(halves, 8, False)]
     monkeypatch.setattr(shared, "_MOST_PAIRS", 0)
     np.testing.assert_allclose(together, [losses for _, losses in run(halves, 8, False)], rtol=3e-6)
@@ -167,8 +167,10 @@ def test_worker_processes_change_no_number_in_tensorflow(estimator):
     )
     found = []
     for jobs in (1, 2):
-        net = tf_impl.symbolic.RuleNetwork(Rule.named("nesterov"))
-        trainer = tf_impl.meta.MetaTrainer(net, dataclasses.replace(config, jobs=jobs), rates=net.rates)
+        net = tf_impl.networks.rule.RuleNetwork(Rule.named("nesterov"))
+        trainer = tf_impl.meta.trainer.MetaTrainer(
+            net, dataclasses.replace(config, jobs=jobs), rates=net.rates
+        )
         assert trainer.run(label="test", quiet=True)
         found.append([row["loss"] for row in trainer.history] + [float(w) for w in net.weights.values()])
     assert found[0] == pytest.approx(found[1], rel=1e-12)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from common.config import EvaluateConfig, OptimizeConfig, RecordConfig, SelectConfig, TuneConfig
-from interchange.distill import DistillConfig, distill
-from interchange.expression import to_text
+from common.run.config import EvaluateConfig, OptimizeConfig, RecordConfig, SelectConfig, TuneConfig
+from interchange.distill.run import DistillConfig, distill
+from interchange.language.expression import to_text
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")

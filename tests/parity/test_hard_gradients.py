@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common import kernels
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 from tests.parity.hard_gradients import (
     CASES,
     DEAD,
@@ -168,7 +168,7 @@ def test_rules_take_a_step_count_that_is_a_symbol(need):
     need("torch.compile")
     import torch
 
-    from torch_impl.symbolic import lower
+    from torch_impl.networks.rule import lower
 
     lowered, g = lower(Rule.from_text("ema_hat(g, 0.9) / cummax(g * t)")), torch.tensor([2.0, -1.0])
     torch._dynamo.reset()
@@ -311,7 +311,7 @@ def test_state_of_a_number_in_float64_is_kept_by_aotautograd(need):
     need(INDUCTOR)
     import torch
 
-    from torch_impl.optimizers import SymbolicOptimizer
+    from torch_impl.optimizers.optimizers import SymbolicOptimizer
 
     torch._dynamo.reset()
     p = torch.nn.Parameter(torch.ones((), dtype=torch.float64))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from interchange.operators import OPERATORS, TEMPORAL
+from interchange.language.operators import OPERATORS, TEMPORAL
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: extra [bench]")
 operators = pytest.importorskip("interchange.emit.jax_operators")

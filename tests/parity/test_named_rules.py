@@ -5,16 +5,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from common.config import TrainConfig
-from interchange.rule import Rule
+from common.run.config import TrainConfig
+from interchange.rule.rule import Rule
 from tests.conftest import DATA
 
 torch = pytest.importorskip("torch")
 jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
 
-from torch_impl.optimizers import SymbolicOptimizer  # noqa: E402
-from torch_impl.problems import table_task, value_and_gradient  # noqa: E402
+from torch_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
+from torch_impl.problems.tasks import table_task, value_and_gradient  # noqa: E402
 
 STEPS = 1000
 ORIGINALS: dict[str, tuple[Callable, float]] = {

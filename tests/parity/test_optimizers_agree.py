@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 
 from common import reference
-from common.baselines import BASELINES, baseline_names, parse_spec
-from common.teachers import TEACHERS, initial_weights
-from interchange.rule import Rule
-from interchange.trajectories import Trajectories, load_trajectories
-from interchange.weights import Teacher
+from common.tables.baselines import BASELINES, baseline_names, parse_spec
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.files.trajectories import Trajectories, load_trajectories
+from interchange.files.weights import Teacher
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow")
 
 import keras  # noqa: E402
 
-import tf_impl.baselines as tf_baselines  # noqa: E402
-import tf_impl.optimizers as tf_optimizers  # noqa: E402
-import tf_impl.recorder as tf_recorder  # noqa: E402
+import tf_impl.optimizers.baselines as tf_baselines  # noqa: E402
+import tf_impl.optimizers.optimizers as tf_optimizers  # noqa: E402
+import tf_impl.recording.recorder as tf_recorder  # noqa: E402
 import tf_impl.sources as tf_sources  # noqa: E402
-import torch_impl.baselines as torch_baselines  # noqa: E402
-import torch_impl.optimizers as torch_optimizers  # noqa: E402
-import torch_impl.recorder as torch_recorder  # noqa: E402
+import torch_impl.optimizers.baselines as torch_baselines  # noqa: E402
+import torch_impl.optimizers.optimizers as torch_optimizers  # noqa: E402
+import torch_impl.recording.recorder as torch_recorder  # noqa: E402
 import torch_impl.sources as torch_sources  # noqa: E402
 
 SHAPES = ((4, 3), (5,), ())

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from common.layers import Layer
-from common.problems import PROBLEMS, Instance, problem_row
+from common.tables.layers import Layer
+from common.tables.problems import PROBLEMS, Instance, problem_row
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
-import tf_impl.augment  # noqa: E402
-import tf_impl.networks  # noqa: E402
-import tf_impl.problems  # noqa: E402
-import torch_impl.augment  # noqa: E402
-import torch_impl.networks  # noqa: E402
-import torch_impl.problems  # noqa: E402
+import tf_impl.problems.augment  # noqa: E402
+import tf_impl.problems.layers  # noqa: E402
+import tf_impl.problems.tasks  # noqa: E402
+import torch_impl.problems.augment  # noqa: E402
+import torch_impl.problems.layers  # noqa: E402
+import torch_impl.problems.tasks  # noqa: E402
 
 DEEP = ("vgg16", "resnet-18", "nas")
 
@@ -25,8 +25,8 @@ def tasks(name: str, batch_size: int = 6, seed: int = 3):
     embedded = row.kind == "function" or row.dataset == "digits"
     given = Instance(problem_row(name, "" if embedded else "synthetic"), seed, batch_size=batch_size)
     return (
-        torch_impl.problems.ProblemTask(given, torch.float64),
-        tf_impl.problems.ProblemTask(given, tf.float64),
+        torch_impl.problems.tasks.ProblemTask(given, torch.float64),
+        tf_impl.problems.tasks.ProblemTask(given, tf.float64),
     )
 
 
@@ -43,8 +43,10 @@ def test_losses_and_gradients_agree(name):
     assert np.array_equal(theta.numpy(), other.initial().numpy())
     assert (one.names, one.shapes) == (other.names, other.shapes)
     for step in (0, 1):
-        loss, gradient = torch_impl.problems.value_and_gradient(one, theta, step)
-        again, other_gradient = tf_impl.problems.value_and_gradient(other, tf.constant(theta.numpy()), step)
+        loss, gradient = torch_impl.problems.tasks.value_and_gradient(one, theta, step)
+        again, other_gradient = tf_impl.problems.tasks.value_and_gradient(
+            other, tf.constant(theta.numpy()), step
+        )
         close(again, loss, 1e-12)
         close(other_gradient, gradient, 1e-9 if name in DEEP else 1e-11)
         theta = theta - 1e-3 * gradient
@@ -57,8 +59,8 @@ def test_losses_and_gradients_agree(name):
 def test_accuracies_agree(name):
     one, other = tasks(name)
     theta = one.initial()
-    torch_impl.problems.value_and_gradient(one, theta, 0)
-    tf_impl.problems.value_and_gradient(other, tf.constant(theta.numpy()), 0)
+    torch_impl.problems.tasks.value_and_gradient(one, theta, 0)
+    tf_impl.problems.tasks.value_and_gradient(other, tf.constant(theta.numpy()), 0)
     pair = one.test_accuracy(theta), other.test_accuracy(tf.constant(theta.numpy()))
     assert pair[0] == pair[1] or np.isnan(pair).all()
 
@@ -72,10 +74,10 @@ def test_padding_is_explicit_and_symmetric(kind, stride, pad, size):
     arrays = {"layer_0/w": generator.normal(size=(size, size, 3, 4)), "layer_0/b": generator.normal(size=4)}
     arrays = arrays if kind == "conv" else {}
     images = generator.normal(size=(2, 8, 8, 3))
-    expected = torch_impl.networks.forward(
+    expected = torch_impl.problems.layers.forward(
         layers, {k: torch.from_numpy(v) for k, v in arrays.items()}, torch.from_numpy(images)
     )
-    got = tf_impl.networks.forward(
+    got = tf_impl.problems.layers.forward(
         layers, {k: tf.constant(v) for k, v in arrays.items()}, tf.constant(images)
     )
     close(got, expected, 1e-13)
@@ -88,10 +90,12 @@ def test_random_scaling_and_the_convex_term_agree():
             "scaling": lambda module, task: module.RandomScaling(task, 2.0, 7, 3),
             "convex": lambda module, task: module.ConvexTerm(task, 7, 3),
         }[backend]
-        first, second = make(torch_impl.augment, one), make(tf_impl.augment, other)
+        first, second = make(torch_impl.problems.augment, one), make(tf_impl.problems.augment, other)
         theta = first.initial()
         close(second.initial(), theta, 1e-15)
-        loss, gradient = torch_impl.problems.value_and_gradient(first, theta, 2)
-        again, other_gradient = tf_impl.problems.value_and_gradient(second, tf.constant(theta.numpy()), 2)
+        loss, gradient = torch_impl.problems.tasks.value_and_gradient(first, theta, 2)
+        again, other_gradient = tf_impl.problems.tasks.value_and_gradient(
+            second, tf.constant(theta.numpy()), 2
+        )
         close(again, loss, 1e-12)
         close(other_gradient, gradient, 1e-11)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.compiler import compile_program
-from interchange.expression import Node
-from interchange.halls import import_hall_of_fame
-from interchange.rule import Rule
+from interchange.convert.hall_of_fame import import_hall_of_fame
+from interchange.language.compiler import compile_program
+from interchange.language.expression import Node
+from interchange.rule.rule import Rule
 
 # File -> number of rules, smallest and largest.
 FRONTS = {
@@ -76,7 +76,7 @@ def test_numpy_gives_the_published_errors(folder):
 
 def test_torch_gives_the_published_errors(folder):
     torch = pytest.importorskip("torch")
-    from torch_impl.lowering import Lowered
+    from torch_impl.networks.lowering import Lowered
 
     columns, _ = table(folder)
     tensors = {name: torch.from_numpy(column.copy()) for name, column in columns.items()}

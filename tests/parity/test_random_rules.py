@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from common import kernels
-from interchange import expression as ex
 from interchange.emit import TARGETS
-from interchange.operators import OPERATORS
-from interchange.rule import Rule
+from interchange.language import expression as ex
+from interchange.language.operators import OPERATORS
+from interchange.rule.rule import Rule
 from tests.parity import rule_conformance as conformance
 from tests.parity.random_rules import COLUMNS, DEPTH, STEPS, nasty_inputs, random_rule
 from tests.parity.rule_gradients import ROWS as GRADIENT_ROWS
@@ -167,8 +167,8 @@ def test_an_update_that_hides_nan_is_seen(monkeypatch):
 
 def test_a_wrong_derivative_is_seen(monkeypatch):
     torch = pytest.importorskip("torch")
-    from torch_impl.operators import OPERATORS as TORCH
-    from torch_impl.operators import as_tensor
+    from torch_impl.networks.operators import OPERATORS as TORCH
+    from torch_impl.networks.operators import as_tensor
 
     # The value is right everywhere, the derivative at 0 is 1.
     monkeypatch.setitem(TORCH, "abs", lambda a: torch.where((a := as_tensor(a)) >= 0, a, -a))

@@ -5,25 +5,25 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common import layers as net
-from common.problems import PROBLEMS, Instance, Problem
-from common.teachers import TEACHERS, initial_weights
-from interchange.decay import with_schedule, with_weight_decay
-from interchange.named import named
+from common.tables import layers as net
+from common.tables.problems import PROBLEMS, Instance, Problem
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.rule.decay import with_schedule, with_weight_decay
+from interchange.rule.gallery import named
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
-import tf_impl.problems  # noqa: E402
-import tf_impl.second_order  # noqa: E402
-import tf_impl.symbolic  # noqa: E402
-import tf_impl.teachers  # noqa: E402
-import tf_impl.unroll  # noqa: E402
-import torch_impl.problems  # noqa: E402
-import torch_impl.second_order  # noqa: E402
-import torch_impl.symbolic  # noqa: E402
-import torch_impl.teachers  # noqa: E402
-import torch_impl.unroll  # noqa: E402
+import tf_impl.meta.second_order  # noqa: E402
+import tf_impl.meta.unroll  # noqa: E402
+import tf_impl.networks.rule  # noqa: E402
+import tf_impl.networks.teacher  # noqa: E402
+import tf_impl.problems.tasks  # noqa: E402
+import torch_impl.meta.second_order  # noqa: E402
+import torch_impl.meta.unroll  # noqa: E402
+import torch_impl.networks.rule  # noqa: E402
+import torch_impl.networks.teacher  # noqa: E402
+import torch_impl.problems.tasks  # noqa: E402
 
 STEPS = 10
 # No bias before batch norm: its gradient is rounding errors only, other ones in each backend.
@@ -35,23 +35,23 @@ def tasks(problem: str):
     row = NORM if problem == "norm" else PROBLEMS[problem]
     given = Instance(row, 1, batch_size=32)
     return (
-        torch_impl.problems.ProblemTask(given, torch.float64),
-        tf_impl.problems.ProblemTask(given, tf.float64),
+        torch_impl.problems.tasks.ProblemTask(given, torch.float64),
+        tf_impl.problems.tasks.ProblemTask(given, tf.float64),
     )
 
 
 def teachers(name: str):
     weights = initial_weights(TEACHERS[name], 1)
     return (
-        torch_impl.teachers.TeacherNetwork(TEACHERS[name], weights, torch.float64),
-        tf_impl.teachers.TeacherNetwork(TEACHERS[name], weights, tf.float64),
+        torch_impl.networks.teacher.TeacherNetwork(TEACHERS[name], weights, torch.float64),
+        tf_impl.networks.teacher.TeacherNetwork(TEACHERS[name], weights, tf.float64),
     )
 
 
 def rules(name: str):
     rule = dataclasses.replace(named(name), scale=0.01)
     rule = with_schedule(with_weight_decay(rule, 0.1), 0.01)
-    return torch_impl.symbolic.RuleNetwork(rule), tf_impl.symbolic.RuleNetwork(rule)
+    return torch_impl.networks.rule.RuleNetwork(rule), tf_impl.networks.rule.RuleNetwork(rule)
 
 
 def assert_agree(networks, problem: str) -> None:
@@ -60,10 +60,13 @@ def assert_agree(networks, problem: str) -> None:
     Relative to the largest entry of each array, and to four roundings of the largest of all gradients.
     """
     (network, other), (task, other_task) = networks, tasks(problem)
-    start, other_start = torch_impl.unroll.start(task, network), tf_impl.unroll.start(other_task, other)
+    start, other_start = (
+        torch_impl.meta.unroll.start(task, network),
+        tf_impl.meta.unroll.start(other_task, other),
+    )
     for loss in ("sum", "last"):
-        start, losses, expected = torch_impl.second_order.unrolled(task, network, start, STEPS, loss)
-        other_start, other_losses, got = tf_impl.second_order.unrolled(
+        start, losses, expected = torch_impl.meta.second_order.unrolled(task, network, start, STEPS, loss)
+        other_start, other_losses, got = tf_impl.meta.second_order.unrolled(
             other_task, other, other_start, STEPS, loss
         )
         assert got.keys() == expected.keys()

@@ -1,27 +1,27 @@
-"""tf_impl.lowering, features and symbolic against the NumPy oracle and torch: values and derivatives."""
+"""TensorFlow's lowering, features and rules against the NumPy oracle and torch: values and derivatives."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from common import features
 from common.errors import L2OError
-from interchange.compiler import Instruction, Program, compile_program
-from interchange.operators import OPERATORS
-from interchange.parse import parse
-from interchange.program import evaluate, evaluate_with_tangents
-from interchange.rule import Rule
+from common.tables import features
+from interchange.language.compiler import Instruction, Program, compile_program
+from interchange.language.execute import evaluate, evaluate_with_tangents
+from interchange.language.operators import OPERATORS
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule
 
 # torch before TensorFlow, as everywhere.
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: extra [tf]")
 
-import tf_impl.features  # noqa: E402
-import tf_impl.lowering  # noqa: E402
-import tf_impl.symbolic  # noqa: E402
-import torch_impl.features  # noqa: E402
-import torch_impl.symbolic  # noqa: E402
+import tf_impl.networks.features  # noqa: E402
+import tf_impl.networks.lowering  # noqa: E402
+import tf_impl.networks.rule  # noqa: E402
+import torch_impl.networks.features  # noqa: E402
+import torch_impl.networks.rule  # noqa: E402
 
 T, N = 60, 12
 CONSTANTS = {"c0": 0.3, "c1": 1.7, "b": 0.9, "b2": 0.999}
@@ -106,7 +106,7 @@ def without_denormals(program: Program, inputs: dict, dtype: type) -> np.ndarray
 
 def run_tf(program: Program, inputs: dict, dtype=tf.float64, constants=CONSTANTS, wrap=None) -> tf.Tensor:
     """The first output [T, N], step by step; ``wrap`` as ``tf.function`` makes t a tensor."""
-    lowered = tf_impl.lowering.Lowered(program)
+    lowered = tf_impl.networks.lowering.Lowered(program)
     step = wrap(lambda data, state, t: lowered.step(data | constants, state, t)) if wrap else None
     data = {name: tf.constant(inputs[name], dtype) for name in NAMES}
     state, outs = lowered.initial_state(data["g"][0]), []
@@ -197,14 +197,14 @@ def test_constants_as_tensors_leave_float32_alone(name):
 
 
 def test_parameters_without_dimensions_keep_their_dtype():
-    lowered = tf_impl.lowering.Lowered(compiled(RULES["adam"]))
+    lowered = tf_impl.networks.lowering.Lowered(compiled(RULES["adam"]))
     g = tf.constant(0.5)
     _, state = lowered.step({"g": g} | CONSTANTS, lowered.initial_state(g), 1)
     assert all(array.dtype == tf.float32 and array.shape == () for array in state)
 
 
 def test_a_lag_of_the_parameter_is_the_value_before():
-    lowered = tf_impl.lowering.Lowered(compiled("lag(theta, 1) + lag(g, 1)"))
+    lowered = tf_impl.networks.lowering.Lowered(compiled("lag(theta, 1) + lag(g, 1)"))
     theta, g = tf.Variable([1.0, 2.0]), tf.Variable([3.0, 4.0])
     _, state = lowered.step({"g": g, "theta": theta}, lowered.initial_state(theta), 1)
     theta.assign_add([10.0, 10.0])
@@ -246,7 +246,7 @@ def test_a_thousand_steps_agree_with_torch(expressions, dtype, tolerance):
 
 
 def test_no_features_are_an_empty_array():
-    stream = tf_impl.features.FeatureStream({})
+    stream = tf_impl.networks.features.FeatureStream({})
     assert stream.step(tf.zeros([5], tf.float64), (), 1)[0].shape == (0, 5)
 
 
@@ -260,7 +260,7 @@ RNNPROP = Rule.from_text(
 
 def test_lowered_rules_equal_their_evaluation():
     g = nasty()["g"]
-    lowered = tf_impl.symbolic.lower(RNNPROP)
+    lowered = tf_impl.networks.rule.lower(RNNPROP)
     state, outs = lowered.initial_state(tf.constant(g[0])), []
     for s, row in enumerate(g):
         (out,), state = lowered.step({"g": tf.constant(row)} | RNNPROP.constants, state, s + 1)
@@ -305,7 +305,7 @@ def test_rule_networks_agree_with_torchs(dtype):
 
 
 def test_tuned_rules_have_the_weights_constants_and_untouched_ones_exactly():
-    network = tf_impl.symbolic.RuleNetwork(RNNPROP)
+    network = tf_impl.networks.rule.RuleNetwork(RNNPROP)
     start = {name: w.numpy() for name, w in network.weights.items()}
     assert network.tuned(start) == RNNPROP
     tuned = network.tuned(start | {"c3": np.array(1.5), "c0": np.array(2.0)})
@@ -317,4 +317,4 @@ def test_tuned_rules_have_the_weights_constants_and_untouched_ones_exactly():
 @pytest.mark.parametrize(("text", "message"), [("theta * c0", "theta"), ("column * c0", "no definition")])
 def test_rules_that_cannot_be_tuned_are_refused(text, message):
     with pytest.raises(L2OError, match=message):
-        tf_impl.symbolic.RuleNetwork(Rule.from_text(text, {"c0": 1.0}, {"column": None}))
+        tf_impl.networks.rule.RuleNetwork(Rule.from_text(text, {"c0": 1.0}, {"column": None}))

@@ -1,16 +1,16 @@
-"""tf_impl.operators against the NumPy table and torch: values, dtypes, NaN, first and second derivatives."""
+"""Operators against the NumPy table and torch: values, dtypes, NaN, first and second derivatives."""
 
 import numpy as np
 import pytest
 
-from interchange.operators import OPERATORS, TEMPORAL
+from interchange.language.operators import OPERATORS, TEMPORAL
 
 # torch before TensorFlow, as everywhere.
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: extra [tf]")
 
-from tf_impl.operators import OPERATORS as TF_OPERATORS  # noqa: E402
-from torch_impl.operators import OPERATORS as TORCH_OPERATORS  # noqa: E402
+from tf_impl.networks.operators import OPERATORS as TF_OPERATORS  # noqa: E402
+from torch_impl.networks.operators import OPERATORS as TORCH_OPERATORS  # noqa: E402
 
 POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
 BINARY = [name for name in POINTWISE if OPERATORS[name].arity == 2]

@@ -1,12 +1,12 @@
-"""torch_impl.operators against the NumPy table: values, dtypes, NaN, and derivatives under autograd."""
+"""Torch's operators against the NumPy table: values, dtypes, NaN, and derivatives under autograd."""
 
 import numpy as np
 import pytest
 
-from interchange.operators import OPERATORS, TEMPORAL
+from interchange.language.operators import OPERATORS, TEMPORAL
 
 torch = pytest.importorskip("torch")
-torch_operators = pytest.importorskip("torch_impl.operators").OPERATORS
+torch_operators = pytest.importorskip("torch_impl.networks.operators").OPERATORS
 
 POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
 NASTY = np.array([0.0, -0.0, 1e-12, -1e-12, 0.3, -0.3, 0.5, -0.5, 1.0, -1.0, 2.0, -2.5, 1e6, -1e6, np.nan])

@@ -5,19 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common.config import RecordConfig, TrainConfig
-from common.teachers import TEACHERS, initial_weights
+from common.run.config import RecordConfig, TrainConfig
+from common.tables.teachers import TEACHERS, initial_weights
 from interchange import load_trajectories, load_weights
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
 import tf_impl  # noqa: E402
-import tf_impl.meta  # noqa: E402
-import tf_impl.teachers  # noqa: E402
+import tf_impl.meta.trainer  # noqa: E402
+import tf_impl.networks.teacher  # noqa: E402
 import torch_impl  # noqa: E402
-import torch_impl.meta  # noqa: E402
-import torch_impl.teachers  # noqa: E402
+import torch_impl.meta.trainer  # noqa: E402
+import torch_impl.networks.teacher  # noqa: E402
 
 PROBLEMS = {"quadratic": "", "digits-mlp": "", "mnist-mlp": "synthetic"}
 BACKENDS = {"torch": (torch_impl, torch.float64), "tf": (tf_impl, tf.float64)}

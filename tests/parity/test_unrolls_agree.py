@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 
 from common import reference
-from common.problems import PROBLEMS, Instance
 from common.rng import rng
-from common.teachers import TEACHERS, initial_weights
-from interchange.decay import with_schedule, with_weight_decay
-from interchange.rule import Rule
+from common.tables.problems import PROBLEMS, Instance
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.rule.decay import with_schedule, with_weight_decay
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
-import tf_impl.estimators  # noqa: E402
-import tf_impl.problems  # noqa: E402
-import tf_impl.symbolic  # noqa: E402
-import tf_impl.teachers  # noqa: E402
-import tf_impl.unroll  # noqa: E402
-import torch_impl.estimators  # noqa: E402
-import torch_impl.problems  # noqa: E402
-import torch_impl.symbolic  # noqa: E402
-import torch_impl.teachers  # noqa: E402
-import torch_impl.unroll  # noqa: E402
+import tf_impl.meta.evolution  # noqa: E402
+import tf_impl.meta.unroll  # noqa: E402
+import tf_impl.networks.rule  # noqa: E402
+import tf_impl.networks.teacher  # noqa: E402
+import tf_impl.problems.tasks  # noqa: E402
+import torch_impl.meta.evolution  # noqa: E402
+import torch_impl.meta.unroll  # noqa: E402
+import torch_impl.networks.rule  # noqa: E402
+import torch_impl.networks.teacher  # noqa: E402
+import torch_impl.problems.tasks  # noqa: E402
 
 STEPS = 12
 DECAYED = with_weight_decay(with_schedule(Rule.named("adam"), 0.05), 0.2)
@@ -33,16 +33,16 @@ DECAYED = with_weight_decay(with_schedule(Rule.named("adam"), 0.05), 0.2)
 def pair(name: str, problem: str, seed: int = 1):
     """(task, network) in torch and in TensorFlow."""
     given = Instance(PROBLEMS[problem], seed, batch_size=32)
-    one = torch_impl.problems.ProblemTask(given, torch.float64)
-    other = tf_impl.problems.ProblemTask(given, tf.float64)
+    one = torch_impl.problems.tasks.ProblemTask(given, torch.float64)
+    other = tf_impl.problems.tasks.ProblemTask(given, tf.float64)
     if name in ("decayed", "kinds"):
         rule, kinds = dataclasses.replace(DECAYED, scale=0.01), name == "kinds"
-        network = torch_impl.symbolic.RuleNetwork(rule, kinds=kinds)
-        return (one, network), (other, tf_impl.symbolic.RuleNetwork(rule, kinds=kinds))
+        network = torch_impl.networks.rule.RuleNetwork(rule, kinds=kinds)
+        return (one, network), (other, tf_impl.networks.rule.RuleNetwork(rule, kinds=kinds))
     weights = initial_weights(TEACHERS[name], seed)
     return (
-        (one, torch_impl.teachers.TeacherNetwork(TEACHERS[name], weights, torch.float64)),
-        (other, tf_impl.teachers.TeacherNetwork(TEACHERS[name], weights, tf.float64)),
+        (one, torch_impl.networks.teacher.TeacherNetwork(TEACHERS[name], weights, torch.float64)),
+        (other, tf_impl.networks.teacher.TeacherNetwork(TEACHERS[name], weights, tf.float64)),
     )
 
 
@@ -58,22 +58,26 @@ def close(got, expected, tolerance: float, what: str = "") -> None:
 def test_losses_gradients_inputs_and_meta_gradients_agree(name, problem):
     (task, network), (other_task, other_network) = pair(name, problem)
     start, other_start = (
-        torch_impl.unroll.start(task, network),
-        tf_impl.unroll.start(other_task, other_network),
+        torch_impl.meta.unroll.start(task, network),
+        tf_impl.meta.unroll.start(other_task, other_network),
     )
     for _ in range(2):  # the second unroll starts from carried state
-        end, *recorded = torch_impl.unroll.advance(task, network, start, STEPS)
-        other_end, *other_recorded = tf_impl.unroll.advance(other_task, other_network, other_start, STEPS)
+        end, *recorded = torch_impl.meta.unroll.advance(task, network, start, STEPS)
+        other_end, *other_recorded = tf_impl.meta.unroll.advance(
+            other_task, other_network, other_start, STEPS
+        )
         for got, expected, what in zip(other_recorded, recorded, ("loss", "gradient", "input"), strict=True):
             close(got, expected, 1e-9, what)
         for loss in ("sum", "last"):
             for coordinates in (None, rng(0, "test").choice(recorded[1].shape[1], 50, replace=False)):
-                keep = torch_impl.unroll.kept(network)
-                assert keep == tf_impl.unroll.kept(other_network)
-                c = torch_impl.unroll.cotangents(recorded[1], loss, keep)
-                other_c = tf_impl.unroll.cotangents(other_recorded[1], loss, keep)
-                expected = torch_impl.unroll.meta_gradient(network, start.state, recorded[2], c, coordinates)
-                got = tf_impl.unroll.meta_gradient(
+                keep = torch_impl.meta.unroll.kept(network)
+                assert keep == tf_impl.meta.unroll.kept(other_network)
+                c = torch_impl.meta.unroll.cotangents(recorded[1], loss, keep)
+                other_c = tf_impl.meta.unroll.cotangents(other_recorded[1], loss, keep)
+                expected = torch_impl.meta.unroll.meta_gradient(
+                    network, start.state, recorded[2], c, coordinates
+                )
+                got = tf_impl.meta.unroll.meta_gradient(
                     other_network, other_start.state, other_recorded[2], other_c, coordinates
                 )
                 assert got.keys() == expected.keys()
@@ -93,17 +97,17 @@ def test_rollouts_equal_the_oracle(name):
         reference.quadratic(*task.instance.constants()[:2]),
         STEPS,
     )
-    np.testing.assert_allclose(tf_impl.unroll.rollout(task, network, STEPS), expected, rtol=1e-10)
+    np.testing.assert_allclose(tf_impl.meta.unroll.rollout(task, network, STEPS), expected, rtol=1e-10)
 
 
 @pytest.mark.usefixtures("code")
 def test_evolution_strategies_agree():
     (task, network), (other_task, other_network) = pair("rp_s", "quadratic")
     settings = {"steps": 5, "scales": {"out/b": 0.5}, "pairs": 2, "sigma": 0.01}
-    expected, losses = torch_impl.estimators.evolution(
+    expected, losses = torch_impl.meta.evolution.evolution(
         lambda k: task, network, generator=rng(0, "evolution"), **settings
     )
-    got, other_losses = tf_impl.estimators.evolution(
+    got, other_losses = tf_impl.meta.evolution.evolution(
         lambda k: other_task, other_network, generator=rng(0, "evolution"), **settings
     )
     close(other_losses, losses, 1e-10)
@@ -115,12 +119,12 @@ def test_evolution_strategies_agree():
 @pytest.fixture(scope="module")
 def gradients() -> np.ndarray:
     """1,000 steps of Adam on digits-mlp at 40 coordinates of all tensors, float32 [step, coordinate]."""
-    task = torch_impl.problems.ProblemTask(Instance(PROBLEMS["digits-mlp"], 0), torch.float32)
+    task = torch_impl.problems.tasks.ProblemTask(Instance(PROBLEMS["digits-mlp"], 0), torch.float32)
     theta = task.initial().requires_grad_()
     adam, rows = torch.optim.Adam([theta], lr=0.003), []
     chosen = np.linspace(0, len(theta) - 1, 40).astype(int)
     for step in range(1000):
-        _, theta.grad = torch_impl.problems.value_and_gradient(task, theta, step)
+        _, theta.grad = torch_impl.problems.tasks.value_and_gradient(task, theta, step)
         rows.append(theta.grad.numpy()[chosen])
         adam.step()
     return np.stack(rows)
@@ -130,8 +134,8 @@ def gradients() -> np.ndarray:
 @pytest.mark.usefixtures("code")
 def test_float32_outputs_agree_in_open_loop_over_1000_recorded_steps(name, gradients):
     weights = initial_weights(TEACHERS[name], 2)
-    one = torch_impl.teachers.TeacherNetwork(TEACHERS[name], weights, torch.float32)
-    other = tf_impl.teachers.TeacherNetwork(TEACHERS[name], weights, tf.float32)
+    one = torch_impl.networks.teacher.TeacherNetwork(TEACHERS[name], weights, torch.float32)
+    other = tf_impl.networks.teacher.TeacherNetwork(TEACHERS[name], weights, tf.float32)
     state = one.initial_state(torch.zeros(40))
     other_state = other.initial_state(tf.zeros(40))
     for step, g in enumerate(gradients):

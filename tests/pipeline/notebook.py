@@ -6,10 +6,17 @@
 import matplotlib.pyplot as plt
 import torch
 
-from common.config import EvaluateConfig, OptimizeConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
 from common.metrics import summarise, summary_text
+from common.run.config import (
+    EvaluateConfig,
+    OptimizeConfig,
+    RecordConfig,
+    SelectConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from interchange import Rule, Teacher, load_trajectories
-from interchange.distill import DistillConfig, distill
+from interchange.distill.run import DistillConfig, distill
 from torch_impl import (
     LearnedOptimizer,
     Recorder,

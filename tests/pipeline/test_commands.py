@@ -14,26 +14,26 @@ import numpy as np
 import pytest
 
 from common import reference
-from common.baselines import BASELINES, parse_spec
-from common.config import EvaluateConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
 from common.metrics import DIVERGED
-from common.problems import PROBLEMS, Instance
 from common.rng import derived_seed
-from common.teachers import TEACHERS
-from interchange.commands.cells import Cell
-from interchange.commands.grid import Grid, tuning
-from interchange.front import read_front, write_front
-from interchange.results import load_evaluation
-from interchange.rule import Rule
-from interchange.trajectories import Run, load_trajectories
-from interchange.weights import load_weights
+from common.run.config import EvaluateConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
+from common.tables.baselines import BASELINES, parse_spec
+from common.tables.problems import PROBLEMS, Instance
+from common.tables.teachers import TEACHERS
+from interchange.evaluation.cells import Cell
+from interchange.evaluation.grid import Grid, tuning
+from interchange.files.results import load_evaluation
+from interchange.files.trajectories import Run, load_trajectories
+from interchange.files.weights import load_weights
+from interchange.rule.front import read_front, write_front
+from interchange.rule.rule import Rule
 
 pytest.importorskip("torch")
 
 import torch
 
 from torch_impl.evaluate import evaluate
-from torch_impl.problems import ProblemTask
+from torch_impl.problems.tasks import ProblemTask
 from torch_impl.record import record
 from torch_impl.rollout import Rollout, rollout, task
 from torch_impl.select import select

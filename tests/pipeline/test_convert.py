@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange import convert as command
-from interchange import inspect
-from interchange.convert import export_npy, import_npy, main
-from interchange.front import read_front
-from interchange.rule import Rule
-from interchange.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
+from interchange.convert import __main__ as command
+from interchange.convert.__main__ import export_npy, import_npy, main
+from interchange.files.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
+from interchange.inspect import __main__ as inspect
+from interchange.rule.front import read_front
+from interchange.rule.rule import Rule
 
 PROG = "python -m interchange.convert"
 ROOT = Path(__file__).parents[2]

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.teachers import TEACHERS
+from common.tables.teachers import TEACHERS
 
 torch = pytest.importorskip("torch")
 
-from interchange.weights import load_weights  # noqa: E402
+from interchange.files.weights import load_weights  # noqa: E402
 from torch_impl.convert import canonical, main  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"

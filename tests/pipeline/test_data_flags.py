@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import datasets
-from interchange.results import load_evaluation
-from interchange.weights import load_weights
+from common.data import datasets
+from interchange.files.results import load_evaluation
+from interchange.files.weights import load_weights
 
 pytest.importorskip("torch")
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from common import cli
-from common.baselines import BASELINES
-from common.config import (
+from common.run import cli
+from common.run.config import (
     EvaluateConfig,
     RecordConfig,
     SelectConfig,
@@ -23,13 +22,14 @@ from common.config import (
     TuneConfig,
     resolve,
 )
+from common.tables.baselines import BASELINES
 from interchange.commands.demo import command_line
-from interchange.distill import DistillConfig
-from interchange.front import read_front
-from interchange.results import load_evaluation
-from interchange.rule import Rule
-from interchange.trajectories import load_trajectories
-from interchange.weights import load_weights
+from interchange.distill.run import DistillConfig
+from interchange.files.results import load_evaluation
+from interchange.files.trajectories import load_trajectories
+from interchange.files.weights import load_weights
+from interchange.rule.front import read_front
+from interchange.rule.rule import Rule
 
 pytest.importorskip("torch")
 
@@ -60,9 +60,9 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         made.append(resolve(cls, {key: value for key, value in flags.items() if key != "config"}))
         return 0
 
-    home = module.replace("torch_impl", "interchange.commands")
+    home = module.replace("torch_impl", "interchange.commands").replace(".distill", ".distill.run")
     monkeypatch.setattr(import_module(home), "run_command", stand_in)
-    import_module(module).main(words)
+    import_module(module.replace(".distill", ".distill.run")).main(words)
     return made[0]
 
 
@@ -190,7 +190,7 @@ def test_flags_of_the_demo_reach_every_stage_that_has_them(tmp_path, monkeypatch
         return stage
 
     for name in STAGES:
-        module = "interchange.distill" if name == "distill" else f"interchange.commands.{name}"
+        module = "interchange.distill.run" if name == "distill" else f"interchange.commands.{name}"
         monkeypatch.setattr(import_module(module), name, stand_in(name))
     words = [w for k, v in shared.items() for w in ("--" + k.replace("_", "-"), str(v))]
     with pytest.raises(EndOfStageError):

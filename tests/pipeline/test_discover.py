@@ -7,17 +7,18 @@ import subprocess
 
 import pytest
 
-from common.cli import Progress
-from common.config import RecordConfig
 from common.errors import L2OError
-from interchange import discover, searching
-from interchange.choice import knee, shortest_within
-from interchange.distill import DistillConfig, distill, main
-from interchange.expression import to_text
-from interchange.parse import parse
-from interchange.rule import Rule
-from interchange.searching import LiveLine
-from interchange.trajectories import load_trajectories
+from common.run.cli import Progress
+from common.run.config import RecordConfig
+from interchange.distill import jobs as searching
+from interchange.distill import sequences as discover
+from interchange.distill.jobs import LiveLine
+from interchange.distill.run import DistillConfig, distill, main
+from interchange.files.trajectories import load_trajectories
+from interchange.language.expression import to_text
+from interchange.language.parse import parse
+from interchange.rule.choice import knee, shortest_within
+from interchange.rule.rule import Rule
 
 pytest.importorskip("torch")
 pytest.importorskip("pyoperon", reason="pyoperon is not installed: pip install symbolic-l2o[operon]")
@@ -74,7 +75,7 @@ def test_restarts_are_searches_with_other_seeds_whose_equations_are_joined(recor
         return [parse(f"-{len(seen)}.5 * ema(clip_g, 0.5)" if len(seen) < 3 else "-2.0 * clip_g")]
 
     monkeypatch.setattr(searching, "run_engine", engine)
-    monkeypatch.setattr("interchange.rollouts.cores", lambda: 1)  # in this process
+    monkeypatch.setattr("interchange.distill.rollouts.cores", lambda: 1)  # in this process
     config = DistillConfig(
         trajectories=recording, restarts=3, seed=7, out=str(tmp_path), **SETTINGS | {"threads": 0}
     )
@@ -105,14 +106,14 @@ def test_cores_and_time_are_shared_out_among_restarts(recording, monkeypatch):
         searching.search_all([task] * count, dataclasses.replace(config, threads=threads))
         assert seen == [(each, share * task.time, -(-1000 // count))] * count
     seen.clear()
-    monkeypatch.setattr("interchange.distill.check_cluster", lambda name: None)
+    monkeypatch.setattr("interchange.distill.run.check_cluster", lambda name: None)
     config = dataclasses.replace(config, threads=2, cluster="dask:tcp://there:8786")
     searching.search_all([task] * 8, config)
     assert seen == [(2, task.time, 1000)] * 8  # machines of their own
 
 
 def discover_train(trajectories):
-    from interchange import samples
+    from interchange.search import samples
 
     return samples.sequences(trajectories, "train")
 
@@ -260,7 +261,7 @@ def test_an_engine_of_ones_own_needs_no_package(recording, tmp_path, monkeypatch
 
 def test_rollouts_are_where_the_recording_was(recording, tmp_path, monkeypatch):
     """Recorded on synthetic images: the problem's own need not be there."""
-    from interchange import rollouts
+    from interchange.distill import rollouts
 
     file = tmp_path / "synthetic.h5"
     settings = {"source": "adam", "problem": "mnist-mlp", "dataset": "synthetic", "runs": 3, "steps": 3}
@@ -298,7 +299,7 @@ def test_the_knee_is_where_the_front_bends(recording, tmp_path, monkeypatch):
     assert knee(front[:2]) == front[1] and knee(front[:1]) == front[0]
     worse = front_of((51, 0.2), (61, -3.0))  # what is worth less than a shorter one does not count
     assert knee([*front, *worse]) == front[2]
-    monkeypatch.setattr("interchange.distill.search_front", lambda *_: front)
+    monkeypatch.setattr("interchange.distill.run.search_front", lambda *_: front)
     _, best = distill(DistillConfig(trajectories=recording, select="knee", out=str(tmp_path), **SETTINGS))
     assert best == front[2] == Rule.load(tmp_path / "best.json")
 

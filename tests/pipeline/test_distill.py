@@ -11,21 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import RecordConfig
 from common.errors import L2OError
 from common.registry import Registry
-from interchange import expression as ex
-from interchange.distill import DistillConfig, distill, main
-from interchange.front import FRONT_COLUMNS, read_front
-from interchange.operators import TEMPORAL
-from interchange.parse import parse
-from interchange.refit import score
-from interchange.rule import Rule
-from interchange.samples import sequences
-from interchange.schema import TRAJECTORIES
+from common.run.config import RecordConfig
+from interchange.distill.refit import score
+from interchange.distill.run import DistillConfig, distill, main
+from interchange.files.hdf5 import read_hdf5, write_hdf5
+from interchange.files.schema import TRAJECTORIES
+from interchange.files.trajectories import Samples, Trajectories, load_trajectories, save_trajectories
+from interchange.language import expression as ex
+from interchange.language.operators import TEMPORAL
+from interchange.language.parse import parse
+from interchange.rule.front import FRONT_COLUMNS, read_front
+from interchange.rule.rule import Rule
 from interchange.search import ENGINES, child
-from interchange.storage import read_hdf5, write_hdf5
-from interchange.trajectories import Samples, Trajectories, load_trajectories, save_trajectories
+from interchange.search.samples import sequences
 
 pytest.importorskip("torch")
 
@@ -139,7 +139,7 @@ def test_overwriting_leaves_no_rule_of_the_front_before(distilled, recording, tm
     """A shorter front over a longer one: its last files would belong to no front."""
     folder = tmp_path / "rules"
     shutil.copytree(distilled[0], folder)
-    monkeypatch.setattr("interchange.searching.run_engine", lambda *_, **__: [parse("-1.0 * g")])
+    monkeypatch.setattr("interchange.distill.jobs.run_engine", lambda *_, **__: [parse("-1.0 * g")])
     front, _ = distill(
         DistillConfig(trajectories=str(recording), out=str(folder), overwrite=True, quiet=True, threads=1)
     )
@@ -199,7 +199,7 @@ def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_
 
 def test_an_empty_result_is_an_error_that_says_what_to_do(recording, tmp_path, monkeypatch):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
-    monkeypatch.setattr("interchange.searching.run_engine", lambda *_, **__: [parse("1.0")])
+    monkeypatch.setattr("interchange.distill.jobs.run_engine", lambda *_, **__: [parse("1.0")])
     with pytest.raises(L2OError, match="no rule of at most 40 nodes was found; raise --time or --max-size"):
         distill(DistillConfig(trajectories=str(recording), out=str(tmp_path), quiet=True, threads=1))
 
@@ -264,7 +264,7 @@ def test_runs_that_diverged_leave_too_few(recording, tmp_path, monkeypatch):
     (name,) = trajectories.split["test"]
     runs = trajectories.runs | {name: dataclasses.replace(trajectories.runs[name], diverged=True)}
     broken = dataclasses.replace(trajectories, runs=runs)
-    monkeypatch.setattr("interchange.trajectories.load_trajectories", lambda path: broken)
+    monkeypatch.setattr("interchange.files.trajectories.load_trajectories", lambda path: broken)
     with pytest.raises(L2OError, match="split 'test' that did not diverge, got none; record more runs"):
         distill(DistillConfig(trajectories="any", out=str(tmp_path / "rules"), quiet=True))
 
@@ -288,7 +288,7 @@ def test_a_table_of_samples_is_distilled_without_lags_and_averages(table, monkey
         seen.append(task.rows.shape)
         return child.run_engine(name, task, *others, **more)
 
-    monkeypatch.setattr("interchange.searching.run_engine", engine)
+    monkeypatch.setattr("interchange.distill.jobs.run_engine", engine)
     front, best = distill(
         DistillConfig(trajectories=str(table), time=4.0, max_size=15, threads=1, seed=1, quiet=True)
     )
@@ -312,7 +312,7 @@ def test_rollouts_for_a_table_need_a_problem(table, capsys):
 def test_selection_by_rollout_takes_the_lowest_loss_of_the_front(recording, tmp_path, monkeypatch):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
     nodes = [parse("-1.0 * g"), parse("-1.0 * tanh(3.0 * g) - 4.0 * ema(g, 0.9)")]
-    monkeypatch.setattr("interchange.searching.run_engine", lambda *_, **__: nodes)
+    monkeypatch.setattr("interchange.distill.jobs.run_engine", lambda *_, **__: nodes)
     config = DistillConfig(
         trajectories=str(recording), out=str(tmp_path), select="rollout", threads=1, quiet=True
     )

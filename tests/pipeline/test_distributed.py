@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interchange.checkpoint import load_checkpoint
-from interchange.commands.workers import TIMEOUT
-from interchange.rule import Rule
-from interchange.weights import load_weights
+from interchange.files.checkpoint import load_checkpoint
+from interchange.files.weights import load_weights
+from interchange.meta.workers import TIMEOUT
+from interchange.rule.rule import Rule
 from tests.pipeline.together import TRAININGS, TUNINGS, free_ports, main, surroundings
 
 ROOT = Path(__file__).parents[2]

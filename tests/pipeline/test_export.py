@@ -4,9 +4,9 @@ import pytest
 
 from interchange import export as export_command
 from interchange.emit import TARGETS
-from interchange.onnx_files import read_onnx
-from interchange.rule import Rule
-from interchange.weights import Teacher, save_weights
+from interchange.files.weights import Teacher, save_weights
+from interchange.inspect.onnx import read_onnx
+from interchange.rule.rule import Rule
 
 
 @pytest.fixture

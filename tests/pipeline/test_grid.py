@@ -16,20 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import datasets
-from common.baselines import falling, parse_spec
-from common.cli import Progress
-from common.config import EvaluateConfig
+from common.data import datasets
 from common.errors import L2OError
-from common.problems import PROBLEMS, Instance
 from common.reference import quadratic
 from common.rng import derived_seed
-from common.suites import SUITES, Entry
-from interchange.commands import grid
-from interchange.commands.backend import Rollout
-from interchange.commands.cells import Cell, Store, code_of
-from interchange.results import load_evaluation
-from interchange.rule import Rule
+from common.run.cli import Progress
+from common.run.config import EvaluateConfig
+from common.tables.baselines import falling, parse_spec
+from common.tables.problems import PROBLEMS, Instance
+from common.tables.suites import SUITES, Entry
+from interchange.backend import Rollout
+from interchange.evaluation import grid
+from interchange.evaluation.cells import Cell, Store, code_of
+from interchange.files.results import load_evaluation
+from interchange.rule.rule import Rule
 
 pytest.importorskip("torch")
 

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 from common import reference
-from common.config import OptimizeConfig, TrainConfig
-from common.problems import PROBLEMS, Instance, parameter_specs
 from common.rng import derived_seed
-from interchange.checkpoint import has_checkpoint, load_checkpoint
-from interchange.rule import Rule
+from common.run.config import OptimizeConfig, TrainConfig
+from common.tables.problems import PROBLEMS, Instance, parameter_specs
+from interchange.files.checkpoint import has_checkpoint, load_checkpoint
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
 from torch_impl import optimize  # noqa: E402
 from torch_impl.optimize import main  # noqa: E402
-from torch_impl.problems import table_task  # noqa: E402
+from torch_impl.problems.tasks import table_task  # noqa: E402
 from torch_impl.train import train  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

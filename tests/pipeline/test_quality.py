@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from common.baselines import parse_spec
-from common.config import RecordConfig, SelectConfig, TrainConfig, TuneConfig
 from common.metrics import figure
+from common.run.config import RecordConfig, SelectConfig, TrainConfig, TuneConfig
+from common.tables.baselines import parse_spec
 
 pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("pyoperon", reason="the search engine needs pyoperon")
 
-from interchange.distill import DistillConfig, distill
+from interchange.distill.run import DistillConfig, distill
 from torch_impl import record, select, sources, train, tune
 from torch_impl.rollout import rollout, task
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common import cli
+from common.run import cli
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

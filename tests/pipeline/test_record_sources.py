@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.baselines import BASELINES
-from common.config import TrainConfig
-from interchange.distill import DistillConfig, distill
-from interchange.rule import Rule
-from interchange.trajectories import Run, load_trajectories
-from interchange.weights import load_weights
+from common.run.config import TrainConfig
+from common.tables.baselines import BASELINES
+from interchange.distill.run import DistillConfig, distill
+from interchange.files.trajectories import Run, load_trajectories
+from interchange.files.weights import load_weights
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange import expression as ex
-from interchange import sanity, sanity_search
-from interchange.parse import parse
-from interchange.rule import Rule
-from interchange.samples import Sequences
-from interchange.sanity import Found, SanityConfig, choose, find, main, table_text
-from interchange.sanity_rules import KNOWN, Known, gradients, is_true_form, r2_each, shown
+from interchange.language import expression as ex
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule
+from interchange.sanity import __main__ as sanity
+from interchange.sanity import search as sanity_search
+from interchange.sanity.__main__ import Found, SanityConfig, choose, find, main, table_text
+from interchange.sanity.rules import KNOWN, Known, gradients, is_true_form, r2_each, shown
+from interchange.search.samples import Sequences
 from interchange.search.signs import best_ratio
 from interchange.search.templates import drafts, pursuit
 

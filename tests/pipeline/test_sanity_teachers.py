@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange import sanity, sanity_search, sanity_teachers
-from interchange.parse import parse
-from interchange.rule import Rule
-from interchange.sanity import Found, SanityConfig, main
-from interchange.trajectories import Run, Trajectories, load_trajectories, save_trajectories
+from interchange.files.trajectories import Run, Trajectories, load_trajectories, save_trajectories
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule
+from interchange.sanity import __main__ as sanity
+from interchange.sanity import search as sanity_search
+from interchange.sanity import teachers as sanity_teachers
+from interchange.sanity.__main__ import Found, SanityConfig, main
 
 TRUTH = Rule.from_text("-(0.5 * ema(g, 0.8) + 0.1 * g)")
 SPLIT = {"train": ("000000", "000001", "000002"), "valid": ("000003",), "test": ("000004",)}

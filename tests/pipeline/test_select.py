@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common.config import RecordConfig, SelectConfig
 from common.errors import L2OError
+from common.run.config import RecordConfig, SelectConfig
 from interchange.commands.select import choose, hopeful, recorded
-from interchange.front import read_front, write_front
-from interchange.rule import Rule
-from interchange.trajectories import load_trajectories
+from interchange.files.trajectories import load_trajectories
+from interchange.rule.front import read_front, write_front
+from interchange.rule.rule import Rule
 
 pytest.importorskip("torch", reason="needs torch")
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import TrainConfig
-from common.teachers import TEACHERS, initial_weights
-from interchange.checkpoint import load_checkpoint
-from interchange.weights import load_weights
+from common.run.config import TrainConfig
+from common.tables.teachers import TEACHERS, initial_weights
+from interchange.files.checkpoint import load_checkpoint
+from interchange.files.weights import load_weights
 
 pytest.importorskip("torch")
 
-from torch_impl.meta import MetaTrainer
+from torch_impl.meta.trainer import MetaTrainer
 from torch_impl.train import main, train
 
 ROOT = Path(__file__).parents[2]
@@ -375,8 +375,8 @@ def test_the_last_epoch_is_validated_so_a_short_run_is_not_the_untrained_teacher
 
 
 def test_a_run_on_own_tasks_names_no_problem_and_resumes_only_with_them(tmp_path, capsys):
-    from common.problems import PROBLEMS, Instance
-    from torch_impl.problems import ProblemTask
+    from common.tables.problems import PROBLEMS, Instance
+    from torch_impl.problems.tasks import ProblemTask
     from torch_impl.record import main as record
 
     folder = str(tmp_path / "own")

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import common.curriculum
-from common.config import RecordConfig, TrainConfig
+import common.tables.curriculum
 from common.errors import L2OError
-from interchange.commands import standing
-from interchange.weights import load_weights
+from common.run.config import RecordConfig, TrainConfig
+from interchange.files.weights import load_weights
+from interchange.meta import state as standing
 
 pytest.importorskip("torch")
 
-from torch_impl.meta import MetaTrainer
+from torch_impl.meta.trainer import MetaTrainer
 from torch_impl.record import record
 from torch_impl.train import main, train
 
@@ -60,7 +60,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 @pytest.fixture(autouse=True)
 def short_stages(monkeypatch):
     """Short epochs of a curriculum, and scores that take it from stage to stage."""
-    monkeypatch.setattr(common.curriculum, "LENGTHS", (8, 16, 24))
+    monkeypatch.setattr(common.tables.curriculum, "LENGTHS", (8, 16, 24))
     judge = MetaTrainer._score
 
     def score(trainer: MetaTrainer) -> float:

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import TrainConfig, TuneConfig
-from common.teachers import TEACHERS, initial_weights, variant
-from interchange.commands.meta import LATER_FIELDS
-from interchange.weights import Teacher, load_weights, save_weights
+from common.run.config import TrainConfig, TuneConfig
+from common.tables.teachers import TEACHERS, initial_weights, variant
+from interchange.files.weights import Teacher, load_weights, save_weights
+from interchange.meta.trainer import LATER_FIELDS
 
 pytest.importorskip("torch")
 
-from torch_impl.meta import MetaTrainer
-from torch_impl.teachers import TeacherNetwork
+from torch_impl.meta.trainer import MetaTrainer
+from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.train import main, train
 
 PROG = "python -m torch_impl.train"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from common.config import TuneConfig
 from common.errors import L2OError
+from common.run.config import TuneConfig
 from interchange import Rule
 
 KINDS = {

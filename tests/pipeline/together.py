@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from common.config import TrainConfig, TuneConfig
-from interchange.commands.workers import place
-from interchange.rule import Rule
+from common.run.config import TrainConfig, TuneConfig
+from interchange.meta.workers import place
+from interchange.rule.rule import Rule
 
 SETTINGS = {
     "problem": "quadratic", "teacher": "rp_s", "epochs": 3, "epoch_length": 12, "unroll": 4, "tasks": 4,

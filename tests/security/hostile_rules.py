@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 from common.errors import L2OError
-from interchange.rule import Rule
+from interchange.rule.rule import Rule
 
 CASES = 1000
 ATTACKS = (

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.storage import ReadError
-from interchange.storage import content_sha256, read_hdf5, write_hdf5
-from interchange.walk import DamagedFileError, Tree, VersionError
+from common.run.storage import ReadError
+from interchange.files.hdf5 import content_sha256, read_hdf5, write_hdf5
+from interchange.files.reader import DamagedFileError, Tree, VersionError
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +195,9 @@ def test_full_disk_is_one_clean_error(good, tmp_path):
     code = """
 import resource, sys
 import numpy as np
-from common.storage import StorageError
-from interchange.storage import write_hdf5
-from interchange.walk import Tree
+from common.run.storage import StorageError
+from interchange.files.hdf5 import write_hdf5
+from interchange.files.reader import Tree
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
     numbers = np.random.default_rng(0).normal(size=100_000)

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from interchange import walk
-from interchange.storage import read_hdf5
-from interchange.walk import DamagedFileError
+from interchange.files import reader as walk
+from interchange.files.hdf5 import read_hdf5
+from interchange.files.reader import DamagedFileError
 
 SECRET = b"secret!!" * 8
 
@@ -251,7 +251,7 @@ def test_refusing_a_bomb_takes_no_memory(tmp_path):
     code = """
 import resource, sys
 from common.errors import L2OError
-from interchange.storage import read_hdf5
+from interchange.files.hdf5 import read_hdf5
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read_hdf5(sys.argv[1])

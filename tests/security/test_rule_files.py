@@ -18,9 +18,9 @@ import pytest
 
 from common.errors import L2OError
 from interchange.emit import TARGETS
-from interchange.operators import OPERATORS
-from interchange.parse import NAME, ParseError, parse
-from interchange.rule import Rule
+from interchange.language.operators import OPERATORS
+from interchange.language.parse import NAME, ParseError, parse
+from interchange.rule.rule import Rule
 
 HOSTILE_TEXTS = [
     "__import__('os').system('touch X')",

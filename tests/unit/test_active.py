@@ -7,11 +7,11 @@ import pytest
 
 from common import reference
 from common.errors import L2OError
-from interchange import active
-from interchange.rule import Rule
-from interchange.samples import Sequences
-from interchange.trajectories import Run, Trajectories
-from interchange.weights import Teacher, save_weights
+from interchange.distill import active
+from interchange.files.trajectories import Run, Trajectories
+from interchange.files.weights import Teacher, save_weights
+from interchange.rule.rule import Rule
+from interchange.search.samples import Sequences
 
 STEPS, COORDINATES = 60, 12
 

@@ -38,7 +38,6 @@ BOUNDARIES = {
             "dask": "an extra: sweeps over many machines",
             "distributed": "an extra: sweeps over many machines",
             "ray": "an extra: sweeps over many machines",
-            "matplotlib": "an extra, and slow to import",
             "sklearn": "only the embedded digits are read from it",
         },
     ),
@@ -46,6 +45,7 @@ BOUNDARIES = {
         always=frozenset({"common", "numpy", "h5py", "sympy"}),
         lazily={
             "joblib": "only sweeps over many jobs need it",
+            "matplotlib": "an extra, and slow to import",
             "onnx": "an extra",
             "onnxruntime": "an extra",
             "sklearn": "slow to import",
@@ -65,7 +65,7 @@ BOUNDARIES = {
 
 # Imports by computed name, which reading the source cannot follow.
 COMPUTED = {
-    "common/parallel.py": "asks whether the cluster's package is there; does not import it",
+    "common/run/parallel.py": "asks whether the cluster's package is there; does not import it",
     "interchange/emit/__init__.py": "its own modules, from the table of targets",
     "interchange/emit/source.py": "looks up a module's file to copy operators from; does not import it",
     "interchange/search/auto.py": "the genetic engine it goes on with, from the table beside it",
@@ -223,14 +223,14 @@ def test_a_file_runs_nothing_from_outside(path):
         ("common/a.py", "import_module(f'torch.{name}')"),
         ("common/a.py", "__import__('tensorflow')"),
         ("interchange/a.py", "from torch import nn"),
-        ("interchange/a.py", "def f():\n    from torch_impl.operators import OPERATORS"),
+        ("interchange/a.py", "def f():\n    from torch_impl.networks.operators import OPERATORS"),
         ("interchange/a.py", "def f():\n    import pyoperon"),
         ("interchange/a.py", "import onnx"),
-        ("interchange/emit/to_optax.py", "def f():\n    import jax"),
+        ("interchange/emit/targets/to_optax.py", "def f():\n    import jax"),
         ("torch_impl/a.py", "def f():\n    import tensorflow as tf"),
         ("torch_impl/a.py", "import tf_impl"),
         ("torch_impl/a.py", "def f():\n    import triton"),
-        ("tf_impl/a.py", "from torch_impl.unroll import Unroll"),
+        ("tf_impl/a.py", "from torch_impl.meta.unroll import Unroll"),
         ("tf_impl/a.py", "if True:\n    import torch"),
     ],
 )

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from interchange import expression as ex
-from interchange.canonical import name_constants, to_node
-from interchange.parse import parse
-from interchange.program import compile_program, evaluate
-from interchange.rule import Rule
-from interchange.samples import dictionary
+from interchange.language import expression as ex
+from interchange.language.canonical import name_constants, to_node
+from interchange.language.execute import compile_program, evaluate
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule
 from interchange.search.operon import read_tree
+from interchange.search.samples import dictionary
 
 FUNCTIONS = {
     "add": np.add,

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.storage import StorageError
-from interchange import inspect
-from interchange.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from interchange.schema import CHECKPOINT
-from interchange.storage import write_hdf5
-from interchange.walk import Tree, VersionError
+from common.run.storage import StorageError
+from interchange.files.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from interchange.files.hdf5 import write_hdf5
+from interchange.files.reader import Tree, VersionError
+from interchange.files.schema import CHECKPOINT
+from interchange.inspect import __main__ as inspect
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,7 +157,7 @@ def test_foreign_files_are_left_alone(tmp_path):
 WRITER = """
 import sys
 import numpy as np
-from interchange.checkpoint import save_checkpoint
+from interchange.files.checkpoint import save_checkpoint
 step = 0
 while True:
     save_checkpoint(sys.argv[1], {"phi/w": np.full(5000, float(step))}, {"step": step})

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from interchange import expression as ex
-from interchange.columns import screen, wide_dictionary
-from interchange.parse import parse
-from interchange.program import compile_program, evaluate
-from interchange.samples import Sequences, choose_rows, row_values
+from interchange.language import expression as ex
+from interchange.language.execute import compile_program, evaluate
+from interchange.language.parse import parse
+from interchange.search.dictionary import screen, wide_dictionary
+from interchange.search.samples import Sequences, choose_rows, row_values
 
 NAMES = ("a", "g")
 

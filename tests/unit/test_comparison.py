@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from common.metrics import summarise
-from common.profiles import compare
-from interchange.results import EvaluationRow
+from interchange.evaluation.profiles import compare
+from interchange.files.results import EvaluationRow
 
 pytest.importorskip("matplotlib")
 
-from common import comparison
+from interchange.report import comparison
 
 RULE, EVIL = "rule:runs/a/best.json", "rule:<script>alert(1)<b>.json"
 LEVELS = {

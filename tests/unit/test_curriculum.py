@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from common.curriculum import LENGTHS, Stage
+from common.tables.curriculum import LENGTHS, Stage
 
 
 def run(stage: Stage, *scores: float) -> tuple[Stage, list[str]]:

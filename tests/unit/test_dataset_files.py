@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import dataset_files as files
-from common import datasets
+from common.data import dataset_files as files
+from common.data import datasets
 from common.errors import L2OError
 
 IDX_NAMES = files._IDX

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import datasets
-from common.datasets import Dataset, instead_of, source
+from common.data import datasets
+from common.data.datasets import Dataset, instead_of, source
 from common.errors import L2OError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")

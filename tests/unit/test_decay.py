@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.decay import split, with_schedule, with_weight_decay
-from interchange.rule import Rule
+from interchange.rule.decay import split, with_schedule, with_weight_decay
+from interchange.rule.rule import Rule
 
 MOMENTUM = Rule.from_text("-gain * ema(g, beta)", {"gain": 2.0, "beta": 0.5}, scale=0.1)
 

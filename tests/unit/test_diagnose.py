@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from interchange.diagnose import descent, difference, domain_scan
-from interchange.rule import Rule, main
+from interchange.rule.diagnose import descent, difference, domain_scan
+from interchange.rule.rule import Rule, main
 
 
 def rule(text: str, **constants: float) -> Rule:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.dialects import DIALECTS, MAX_POWER, integer_power, operon_tree
-from interchange.emit.to_sympy import build, emit
-from interchange.expression import call, complexity, name, to_text
-from interchange.operators import OPERATORS, TEMPORAL
-from interchange.parse import ParseError, parse
-from interchange.rule import Rule
+from interchange.emit.targets.to_sympy import build, emit
+from interchange.language.dialects import DIALECTS, MAX_POWER, integer_power, operon_tree
+from interchange.language.expression import call, complexity, name, to_text
+from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.language.parse import ParseError, parse
+from interchange.rule.rule import Rule
 
 # Dialect -> spelling -> the same in the rule language.
 SPELLINGS = {

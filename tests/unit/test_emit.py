@@ -13,11 +13,11 @@ from common.errors import L2OError
 from interchange import export as export_command
 from interchange.emit import TARGETS
 from interchange.emit.source import copied_source
-from interchange.emit.to_sympy import build, from_sympy
-from interchange.expression import to_text
-from interchange.operators import OPERATORS, TEMPORAL
-from interchange.parse import parse
-from interchange.rule import Rule
+from interchange.emit.targets.to_sympy import build, from_sympy
+from interchange.language.expression import to_text
+from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule
 
 FEATURES = {
     "m_tilde": "ema_hat(g, 0.95) / (sqrt(ema_hat(square(g), 0.95)) + 1e-12)",
@@ -128,7 +128,7 @@ def test_torch_updates_are_differentiable_by_constants(tmp_path):
     for row in g:
         u, state = module.update(torch.from_numpy(row), state, theta, constants)
     got = torch.autograd.grad(u.sum(), list(constants.values()))
-    from interchange.program import evaluate_with_tangents
+    from interchange.language.execute import evaluate_with_tangents
 
     _, tangents = evaluate_with_tangents(rule.program(), {**rule.constants, "g": g}, names)
     np.testing.assert_allclose([float(x) for x in got], rule.scale * tangents[:, -1].sum(axis=1), rtol=1e-10)
@@ -318,7 +318,7 @@ def test_exporting_to_torch_needs_no_torch():
 
 def test_missing_operators_are_named():
     with pytest.raises(L2OError, match=r"op_nothing in interchange\.operators"):
-        copied_source("interchange.operators", ["op_nothing"])
+        copied_source("interchange.language.operators", ["op_nothing"])
     with pytest.raises(L2OError, match=r"interchange\.nothing"):
         copied_source("interchange.nothing", ["op_add"])
 

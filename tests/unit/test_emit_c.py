@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from interchange.emit import TARGETS
-from interchange.expression import to_text
-from interchange.rule import Rule
+from interchange.language.expression import to_text
+from interchange.rule.rule import Rule
 from tests.parity.rule_runners import WARNINGS, CSteps, c_library
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler cc")

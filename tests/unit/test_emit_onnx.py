@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from common.storage import canonical_json
+from common.run.storage import canonical_json
 from interchange.emit import TARGETS
-from interchange.operators import OPERATORS, TEMPORAL
-from interchange.rule import Rule
+from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.rule.rule import Rule
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: extra [onnx]")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: extra [onnx]")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from interchange.emit import TARGETS
-from interchange.program import evaluate_with_tangents
-from interchange.rule import Rule
+from interchange.language.execute import evaluate_with_tangents
+from interchange.rule.rule import Rule
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: extra [bench]")
 optax = pytest.importorskip("optax", reason="optax is not installed: extra [bench]")

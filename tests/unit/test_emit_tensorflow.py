@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from interchange.emit import TARGETS
-from interchange.program import evaluate_with_tangents
-from interchange.rule import Rule
+from interchange.language.execute import evaluate_with_tangents
+from interchange.rule.rule import Rule
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: extra [tf]")
 keras = pytest.importorskip("keras")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from interchange.commands.evolution import LAST_SHARE, Persistent, evolution, objective
+from interchange.meta.evolution import LAST_SHARE, Persistent, evolution, objective
 
 DRAWS = 2000
 SCALES = {"a": 0.5, "b": 2.0}

@@ -5,9 +5,19 @@ import random
 import pytest
 
 from common.errors import L2OError
-from interchange.expression import Node, call, complexity, depth, name, names, number, substitute, to_text
-from interchange.operators import OPERATORS
-from interchange.parse import ParseError, parse
+from interchange.language.expression import (
+    Node,
+    call,
+    complexity,
+    depth,
+    name,
+    names,
+    number,
+    substitute,
+    to_text,
+)
+from interchange.language.operators import OPERATORS
+from interchange.language.parse import ParseError, parse
 
 
 def random_tree(rng: random.Random, levels: int) -> Node:

@@ -7,14 +7,14 @@ import pytest
 
 from common.errors import L2OError
 from common.metrics import r2
-from interchange import folds as module
-from interchange.distill import DistillConfig, search_front
-from interchange.folds import FOLDS, folds, table_front, worth_of_sizes
-from interchange.parse import parse
-from interchange.refit import predict
-from interchange.rule import Rule
-from interchange.samples import sequences
-from interchange.trajectories import Samples, Trajectories
+from interchange.distill import tables as module
+from interchange.distill.refit import predict
+from interchange.distill.run import DistillConfig, search_front
+from interchange.distill.tables import FOLDS, folds, table_front, worth_of_sizes
+from interchange.files.trajectories import Samples, Trajectories
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule
+from interchange.search.samples import sequences
 
 ROWS = 400
 

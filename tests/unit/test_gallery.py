@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from common import gallery
-from common.baselines import BASELINES
-from common.datasets import DATASETS
-from common.features import FEATURES
-from common.problems import PROBLEMS
-from common.suites import SUITES
-from common.teachers import TEACHERS
+from common.data.datasets import DATASETS
+from common.tables.baselines import BASELINES
+from common.tables.features import FEATURES
+from common.tables.problems import PROBLEMS
+from common.tables.suites import SUITES
+from common.tables.teachers import TEACHERS
 
 FILE = Path(gallery.__file__).with_name("GALLERY.md")
 

@@ -8,8 +8,8 @@ import pytest
 
 from common.errors import L2OError
 from interchange import import_hall_of_fame, import_operon_front
-from interchange.expression import name, to_text
-from interchange.rule import Rule
+from interchange.language.expression import name, to_text
+from interchange.rule.rule import Rule
 
 OLD = """Complexity|MSE|Equation
 1|2.5e-2|-0.5

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common import datasets
+from common.data import datasets
 from common.errors import L2OError
-from common.problems import PROBLEMS, Instance, Problem, parameter_specs, problem_row
+from common.tables.problems import PROBLEMS, Instance, Problem, parameter_specs, problem_row
 
 LARGE = 10**6  # parameters from which on drawing them takes long
 FUNCTIONS = [name for name, row in PROBLEMS.items() if row.kind == "function"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common import kernels, reference
-from common.teachers import TEACHERS, initial_weights
+from common.tables.teachers import TEACHERS, initial_weights
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {"float64": np.float64, "float32": np.float32, "bfloat16": np.float32}

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from common import layers as net
 from common.errors import L2OError
-from common.layers import Layer, ParameterSpec, specs
-from common.problems import PROBLEMS, Problem, parameter_specs
+from common.tables import layers as net
+from common.tables.layers import Layer, ParameterSpec, specs
+from common.tables.problems import PROBLEMS, Problem, parameter_specs
 
 MNIST, CIFAR = (28, 28, 1), (32, 32, 3)
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from common.config import TrainConfig, TuneConfig
 from common.errors import L2OError
-from interchange.commands.meta import MetaTraining
-from interchange.commands.schedule import EXPERTS
+from common.run.config import TrainConfig, TuneConfig
+from interchange.meta.schedule import EXPERTS
+from interchange.meta.trainer import MetaTraining
 
 GRADS = {"a": 1.0, "b": 1.0}
 SHORT = {"epochs": 2, "epoch_length": 8, "unroll": 3, "validate_every": 0, "lr": 0.5}

@@ -6,11 +6,11 @@ import shlex
 import numpy as np
 import pytest
 
-from common.cli import parser_for
-from common.config import TuneConfig
 from common.errors import L2OError
-from interchange import named
-from interchange.rule import Rule
+from common.run.cli import parser_for
+from common.run.config import TuneConfig
+from interchange.rule import gallery as named
+from interchange.rule.rule import Rule
 
 
 @pytest.mark.parametrize("name", named.NAMED)

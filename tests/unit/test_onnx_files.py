@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.teachers import TEACHERS
-from interchange import inspect
+from common.tables.teachers import TEACHERS
 from interchange.emit import TARGETS
-from interchange.onnx_files import _OPERATORS, read_onnx
-from interchange.operators import OPERATORS, TEMPORAL
-from interchange.rule import Rule
-from interchange.weights import SHIPPED, Teacher
+from interchange.files.weights import SHIPPED, Teacher
+from interchange.inspect import __main__ as inspect
+from interchange.inspect.onnx import _OPERATORS, read_onnx
+from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.rule.rule import Rule
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: extra [onnx]")
 helper = onnx.helper

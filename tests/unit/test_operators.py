@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.operators import OPERATORS, TEMPORAL
+from interchange.language.operators import OPERATORS, TEMPORAL
 
 POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
 NAN, INF = math.nan, math.inf

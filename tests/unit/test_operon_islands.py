@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from interchange import expression as ex
+from interchange.language import expression as ex
 from interchange.search import Task, operon
-from interchange.search.columns import Archive
+from interchange.search.standard import Archive
 
 ROWS = np.random.default_rng(0).normal(size=(60, 2))
 

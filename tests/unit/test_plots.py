@@ -7,9 +7,9 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from common import plots
 from common.errors import L2OError
 from common.metrics import SummaryRow
+from interchange.report import plots
 
 HOSTILE = '$x^{ $<b>&"#000000" url(#a)\x00\ud800'
 
@@ -179,5 +179,7 @@ def test_little_or_nothing_to_draw():
 def test_importing_does_not_load_matplotlib():
     import subprocess
 
-    code = "import sys, common.plots, common.report; sys.exit('matplotlib' in sys.modules)"
+    code = (
+        "import sys; from interchange.report import demo_page, plots; sys.exit('matplotlib' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from common import profiles
 from common.metrics import summarise
-from common.profiles import Ratio, ratio, score, steps_to
-from interchange.results import EvaluationRow
+from interchange.evaluation import profiles
+from interchange.evaluation.profiles import Ratio, ratio, score, steps_to
+from interchange.files.results import EvaluationRow
 
 RULE = "rule:best.json"
 

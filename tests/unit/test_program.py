@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.expression import call, name, number
-from interchange.parse import parse
-from interchange.program import (
+from interchange.language.execute import (
     compile_program,
     evaluate,
     evaluate_with_tangents,
@@ -16,6 +14,8 @@ from interchange.program import (
     step,
     unbias_factor,
 )
+from interchange.language.expression import call, name, number
+from interchange.language.parse import parse
 
 T, N = 40, 6
 RULES = {

@@ -16,13 +16,13 @@ import pytest
 
 from common.errors import L2OError
 from common.rng import rng
-from interchange import expression as ex
-from interchange.operators import OPERATORS
-from interchange.parse import parse
-from interchange.program import compile_program, evaluate
+from interchange.language import expression as ex
+from interchange.language.execute import compile_program, evaluate
+from interchange.language.operators import OPERATORS
+from interchange.language.parse import parse
 from interchange.search import Task, julia, pysr
 from interchange.search.child import run_engine
-from interchange.search.columns import standardised
+from interchange.search.standard import standardised
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COLUMNS = ("g", "ema(g, 0.9)")

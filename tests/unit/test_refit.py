@@ -8,12 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from interchange import expression as ex
-from interchange import refit as module
-from interchange.program import compile_program, evaluate
-from interchange.refit import improve, polish, predict, refit, score
-from interchange.rule import Rule
-from interchange.samples import Sequences
+from interchange.distill import refit as module
+from interchange.distill.refit import improve, polish, predict, refit, score
+from interchange.language import expression as ex
+from interchange.language.execute import compile_program, evaluate
+from interchange.rule.rule import Rule
+from interchange.search.samples import Sequences
 
 TRUE = Rule.from_text(
     "c0 * tanh(c1 * m + c2 * ema(m, c3))",

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from common import report
 from common.metrics import summarise
+from interchange.report import demo_page as report
 
 EVIL = '<script>alert("1")</script>&\'"'
 VOID = {"meta"}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange import inspect
-from interchange.results import EvaluationRow, load_evaluation, save_evaluation
+from interchange.files.results import EvaluationRow, load_evaluation, save_evaluation
+from interchange.inspect import __main__ as inspect
 
 
 def rows(steps=30):
@@ -146,7 +146,7 @@ def test_inspect_describes(tmp_path, capsys):
 
 
 def test_inspect_reads_rules_and_refuses_the_rest(tmp_path, capsys):
-    from interchange.rule import Rule
+    from interchange.rule.rule import Rule
 
     path = tmp_path / "rule.json"
     Rule.from_text("c0 * tanh(g)", {"c0": 0.25}, name="small").save(path)

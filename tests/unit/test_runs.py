@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.runs import Interrupt, RunFolder, environment
-from common.storage import StorageError
+from common.run.runs import Interrupt, RunFolder, environment
+from common.run.storage import StorageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,8 +136,8 @@ def test_truncating_metrics_and_going_on(tmp_path):
 def test_a_full_disk_leaves_no_half_line(tmp_path):
     code = """
     import resource, sys
-    from common.runs import RunFolder
-    from common.storage import StorageError
+    from common.run.runs import RunFolder
+    from common.run.storage import StorageError
     with RunFolder(sys.argv[1], create=True) as run:
         run.write_config({})
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -167,7 +167,7 @@ def test_a_full_disk_while_configuring_is_a_storage_error(tmp_path, monkeypatch)
 
 LOOP = """
 import sys, time
-from common.runs import Interrupt
+from common.run.runs import Interrupt
 with Interrupt() as stop:
     print("ready", flush=True)
     while not stop.requested:

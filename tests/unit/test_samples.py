@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange import expression as ex
-from interchange.distill import DistillConfig, distill
-from interchange.samples import (
+from interchange.distill.run import DistillConfig, distill
+from interchange.files.trajectories import Run, Samples, Trajectories, save_trajectories
+from interchange.language import expression as ex
+from interchange.search.samples import (
     DECAYS,
     LAGS,
     Sequences,
@@ -19,7 +20,6 @@ from interchange.samples import (
     row_values,
     sequences,
 )
-from interchange.trajectories import Run, Samples, Trajectories, save_trajectories
 
 STEPS, COORDINATES = 9, 4
 
@@ -154,7 +154,9 @@ def by_hand(node: ex.Node, features: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [1, 1 << 30])
 def test_row_values_equal_lags_and_averages_computed_by_hand(chunk, four, monkeypatch):
-    monkeypatch.setattr("interchange.samples._CHUNK", chunk)  # one coordinate at a time, and all at once
+    monkeypatch.setattr(
+        "interchange.search.samples._CHUNK", chunk
+    )  # one coordinate at a time, and all at once
     data = sequences(four, "train")
     columns = dictionary(["a", "b", "g"])
     rows = choose_rows(data, 20, seed=0)

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from common.config import TrainConfig, TuneConfig
 from common.errors import L2OError
-from interchange.commands.schedule import EXPERTS, Schedule
+from common.run.config import TrainConfig, TuneConfig
+from interchange.meta.schedule import EXPERTS, Schedule
 
 MIX = "quadratic,lasso,rastrigin"
 

@@ -15,11 +15,11 @@ import pytest
 
 from common.errors import L2OError
 from common.registry import Registry
-from interchange.expression import to_text
-from interchange.parse import parse
-from interchange.samples import Sequences, choose_rows, row_values
+from interchange.language.expression import to_text
+from interchange.language.parse import parse
 from interchange.search import ENGINES, Engine, Task, child, find_engine
 from interchange.search.child import run_engine
+from interchange.search.samples import Sequences, choose_rows, row_values
 
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "torch_impl", "tf_impl")

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange import expression as ex
-from interchange.dialects import DIALECTS
-from interchange.parse import parse
-from interchange.program import compile_program, evaluate
-from interchange.samples import Sequences
+from interchange.language import expression as ex
+from interchange.language.dialects import DIALECTS
+from interchange.language.execute import compile_program, evaluate
+from interchange.language.parse import parse
 from interchange.search import Task, templates
 from interchange.search.auto import search as auto
 from interchange.search.child import run_engine
-from interchange.search.columns import Archive, as_tree, resampled, standardised
 from interchange.search.linear import search as linear
 from interchange.search.operon import front
 from interchange.search.regressor import fit, prefix_text, read
+from interchange.search.samples import Sequences
+from interchange.search.standard import Archive, as_tree, resampled, standardised
 
 COLUMNS = ("a", "lag(b, 1)", "ema(a, 0.9)")
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from interchange import expression as ex
-from interchange import simplify
-from interchange.parse import parse
-from interchange.rule import Rule, RuleError, zero_update
+from interchange.language import expression as ex
+from interchange.language import simplify
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule, RuleError, zero_update
 from tests.parity.random_rules import random_rule
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import storage
 from common.errors import L2OError
+from common.run import storage
 
 
 def child(code: str, *arguments: object, **options) -> subprocess.Popen:
@@ -98,7 +98,7 @@ def test_disk_full_is_one_clean_error(tmp_path):
     path.write_text("old")
     code = """
     import resource, sys
-    from common import storage
+    from common.run import storage
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     try:
         storage.atomic_write(sys.argv[1], b"x" * 100_000)
@@ -116,7 +116,7 @@ def test_disk_full_is_one_clean_error(tmp_path):
 
 HOLD = """
 import sys
-from common.storage import RunLock
+from common.run.storage import RunLock
 with RunLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()

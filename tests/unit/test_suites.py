@@ -5,8 +5,8 @@ import collections
 import pytest
 
 from common.errors import L2OError
-from common.problems import PROBLEMS
-from common.suites import SUITES, Entry, entries
+from common.tables.problems import PROBLEMS
+from common.tables.suites import SUITES, Entry, entries
 
 
 @pytest.mark.parametrize("name", SUITES)

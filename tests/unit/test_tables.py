@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import sympy
 
-from common import features
-from common.baselines import BASELINES, parse_spec
-from common.datasets import DATASETS
+from common.data.datasets import DATASETS
 from common.errors import L2OError
-from common.features import ALIASES, FEATURES
-from common.problems import PROBLEMS, Instance, parameter_specs
 from common.registry import Registry
-from common.suites import SUITES
-from common.teachers import INITIAL_WEIGHTS, TEACHERS, TeacherRow, initial_weights, variant
+from common.tables import features
+from common.tables.baselines import BASELINES, parse_spec
+from common.tables.features import ALIASES, FEATURES
+from common.tables.problems import PROBLEMS, Instance, parameter_specs
+from common.tables.suites import SUITES
+from common.tables.teachers import INITIAL_WEIGHTS, TEACHERS, TeacherRow, initial_weights, variant
 from interchange.emit import TARGETS
-from interchange.expression import to_text
-from interchange.operators import OPERATORS, TEMPORAL
-from interchange.parse import parse
-from interchange.rule import Rule
-from interchange.weights import SHIPPED
+from interchange.files.weights import SHIPPED
+from interchange.language.expression import to_text
+from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.language.parse import parse
+from interchange.rule.rule import Rule
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
@@ -236,7 +236,7 @@ def test_a_backend_has_exactly_the_pointwise_operators_and_makes_every_baseline(
 @pytest.mark.parametrize("name", BASELINES)
 def test_torch_makes_every_baseline(name):
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    make = importlib.import_module("torch_impl.baselines").make
+    make = importlib.import_module("torch_impl.optimizers.baselines").make
     theta = torch.ones(2, dtype=torch.float64, requires_grad=True)
     optimizer = make(name, [theta], lr=0.1)
     theta.grad = torch.full_like(theta, 0.5)

@@ -5,9 +5,9 @@ import pytest
 
 from common import reference
 from common.errors import L2OError
-from common.teachers import TEACHERS, initial_weights
+from common.tables.teachers import TEACHERS, initial_weights
 from interchange.emit import TARGETS
-from interchange.weights import SHIPPED, Teacher
+from interchange.files.weights import SHIPPED, Teacher
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: extra [onnx]")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: extra [onnx]")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange import inspect
-from interchange.storage import chunk_shape
-from interchange.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
+from interchange.files.hdf5 import chunk_shape
+from interchange.files.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
+from interchange.inspect import __main__ as inspect
 
 
 def make_run(name="000000", steps=12, coordinates=5, dtype="f4", random=0, **changes) -> Run:

@@ -11,14 +11,14 @@ import h5py
 import numpy as np
 import pytest
 
-from common.baselines import parse_spec
-from common.cli import parser_for
-from common.config import TrainConfig
 from common.errors import L2OError
-from common.storage import canonical_json
-from common.teachers import TEACHERS, TeacherRow, initial_weights
-from interchange import inspect
-from interchange.weights import SHIPPED, Teacher, load_weights, save_weights
+from common.run.cli import parser_for
+from common.run.config import TrainConfig
+from common.run.storage import canonical_json
+from common.tables.baselines import parse_spec
+from common.tables.teachers import TEACHERS, TeacherRow, initial_weights
+from interchange.files.weights import SHIPPED, Teacher, load_weights, save_weights
+from interchange.inspect import __main__ as inspect
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,7 +165,7 @@ def test_every_flipped_value_is_noticed(tmp_path):
 
 
 def test_another_format_is_refused(tmp_path):
-    from interchange.checkpoint import save_checkpoint
+    from interchange.files.checkpoint import save_checkpoint
 
     path = save_checkpoint(tmp_path, {}, {})
     with pytest.raises(L2OError, match="expected format l2o-teacher, got l2o-checkpoint"):

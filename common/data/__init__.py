@@ -1,0 +1,1 @@
+"""Datasets, their files, and which coordinates of an optimizee are looked at."""

@@ -1,0 +1,1 @@
+"""What every command needs: configuration, command line, run folders, storage, parallel jobs."""

@@ -1,0 +1,185 @@
+"""Command lines generated from configuration dataclasses, and progress that suits the terminal.
+
+Frameworks are imported inside ``body``, after parsing, so ``--help`` answers at once. Bad input is
+one line on stderr and exit code 2.
+"""
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+import time
+import typing
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from common.errors import L2OError
+from common.run.config import resolve
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise L2OError(f"{message}; see {self.prog} --help")
+
+
+def parser_for(
+    cls: type,
+    *,
+    prog: str,
+    description: str,
+    positional: Sequence[str] = (),
+    short: dict[str, str] | None = None,
+) -> argparse.ArgumentParser:
+    """An argparse parser with one flag per field of ``cls``, plus ``--config``.
+
+    Args:
+        positional: fields given without a flag; optional there, so that a file can hold them.
+        short: field -> one-letter flag.
+    """
+    parser = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="", metavar="FILE", help="TOML or JSON file with any of these")
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        choices = field.metadata.get("choices")
+        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field, choices)}
+        names = ["--" + field.name.replace("_", "-")]
+        if short and field.name in short:
+            names.insert(0, "-" + short[field.name])
+        if field.name in positional:
+            names, keywords["nargs"] = [field.name], "?"
+            keywords["metavar"] = field.name.upper()
+        elif kind is bool:
+            keywords["action"] = argparse.BooleanOptionalAction
+        else:
+            keywords["metavar"] = field.name.split("_")[-1].upper()
+        if typing.get_origin(kind) is tuple:
+            keywords["nargs"] = "*" if field.name in positional else "+"
+            kind = typing.get_args(kind)[0]
+        if kind is not bool:
+            keywords["type"] = kind
+        parser.add_argument(*names, **keywords)
+    return parser
+
+
+def _help(field: dataclasses.Field, choices: Callable[[], Any] | None) -> str:
+    text = field.metadata.get("help", "")
+    if choices:
+        text += ": " + ", ".join(choices())
+    default = field.default
+    if default not in ("", (), False, dataclasses.MISSING):
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text += f" (default {shown})"
+    return text.replace("%", "%%")
+
+
+def run(
+    cls: type,
+    body: Callable[[Any], int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str,
+    positional: Sequence[str] = (),
+    short: dict[str, str] | None = None,
+    required: Sequence[str] = (),
+    alone: Mapping[str, Sequence[str]] | None = None,
+) -> int:
+    """Parse ``argv``, resolve the configuration, run ``body`` with it; the exit code.
+
+    ``required`` names fields that must not stay empty; ``alone`` maps a flag to the only others that may
+    stand beside it. Any ``L2OError`` becomes one line on stderr
+    and exit code 2 (74 where a file could not be written); Ctrl-C is 130.
+    """
+    try:
+        parser = parser_for(cls, prog=prog, description=description, positional=positional, short=short)
+        flags = vars(parser.parse_intermixed_args(argv))
+        flags = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
+        for name, friends in (alone or {}).items():
+            others = set(flags) - {name, *friends, *([] if flags["config"] else ["config"])}
+            if flags.get(name) and others:
+                shown = ", ".join("--" + other.replace("_", "-") for other in sorted(others))
+                raise L2OError(f"--{name} takes every setting from the run itself; leave out {shown}")
+        config = resolve(cls, {k: v for k, v in flags.items() if k != "config"}, flags["config"])
+        for name in required:
+            if not getattr(config, name):
+                shown = name.upper() if name in positional else "--" + name.replace("_", "-")
+                raise L2OError(f"{shown} is missing; see {prog} --help")
+        logging.basicConfig(
+            level=logging.ERROR if getattr(config, "quiet", False) else logging.WARNING,
+            format="%(levelname)s: %(message)s",
+        )
+        warnings.formatwarning = lambda message, *_: str(message)  # a line for people, no source line
+        logging.captureWarnings(True)
+        # Frameworks read it when they are imported, in body. Waiting OpenMP threads spin by default, and on
+        # a machine shared with other work that made meta-training fifty times slower.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        return body(config) or 0
+    except L2OError as error:
+        if not getattr(error, "told", False):  # as by another of several processes
+            print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+    except BrokenPipeError:  # the reader has what it wanted, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+
+
+class Progress:
+    """A progress bar on a terminal, about ten plain lines elsewhere, nothing when quiet.
+
+    Use as a context manager and call ``advance(**values)`` once per unit of work.
+    """
+
+    _PLAIN_LINES = 10
+
+    def __init__(self, label: str, total: int, *, quiet: bool = False, done: int = 0) -> None:
+        self.label, self.total, self.quiet, self.done = label, total, quiet, done
+        self._bar: Any = None
+        self._start = time.perf_counter()
+        self._shown = -1
+
+    def __enter__(self) -> "Progress":
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description:<22}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[values]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, values="")
+        return self
+
+    def advance(self, **values: float | str) -> None:
+        """One more unit is done; ``values`` are shown beside the bar."""
+        self.done += 1
+        if self.quiet:
+            return
+        text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, total=self.total, values=text)
+            return
+        part = self.done * self._PLAIN_LINES // max(self.total, 1)
+        if part > self._shown or self.done == self.total:
+            self._shown = part
+            seconds = time.perf_counter() - self._start
+            print(
+                f"{self.label}: {self.done}/{self.total}  {seconds:.0f} s  {text}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,1 @@
+"""Files of others: halls of fame of PySR and Operon, tables of NumPy."""

@@ -1,0 +1,146 @@
+"""Distill trajectories into a Pareto front of rules: ``python -m interchange.distill TRAJECTORIES``.
+
+Columns of temporal features, a search engine in a child process, constants at full precision, refit of
+all constants on whole sequences, pruning, a front of complexity against held-out R2, and the choice of the
+best rule.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import L2OError
+from common.run.cli import run as run_command
+from common.run.config import check, option
+from common.run.parallel import check_cluster
+from common.run.storage import RunLock
+from interchange.rule.choice import knee, shortest_within
+from interchange.rule.front import read_front, write_front
+from interchange.rule.rule import Rule
+from interchange.search import find_engine
+
+if TYPE_CHECKING:
+    from interchange.files.trajectories import Trajectories
+
+_SELECT = ("r2", "knee", "rollout")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distillation (MATH.md section 4)."""
+
+    trajectories: str = option("", "file of recorded trajectories")
+    engine: str = option("auto", "search engine: auto, operon, linear, pysr, or sklearn:MODULE:CLASS")
+    time: float = option(60.0, "seconds in all, search and refit", above=0)
+    max_size: int = option(40, "largest rule, in nodes", low=3, high=1000)
+    evaluations: int = option(0, "candidates to try, after which a seed gives the same rules again", low=0)
+    memory: float = option(4.0, "GiB the engine may take", above=0)
+    restarts: int = option(1, "independent searches whose rules are joined", low=1, high=1000)
+    cluster: str = option("", "where restarts run: dask, dask:ADDRESS, ray, ray:ADDRESS; here if not given")
+    active: int = option(0, "sequences along the rules' rollouts that the teacher answers", low=0, high=4096)
+    teacher: str = option("", "for --active: the recorded teacher's run or weights, if not beside or shipped")
+    select: str = option("r2", "how the best rule is chosen", choices=lambda: _SELECT)
+    backend: str = option("torch", "who rolls candidates out", choices=lambda: ("torch", "tf"))
+    problem: str = option("", "problem of the rollouts; the recording's own if not given")
+    seed: int = option(0, "seed of the search", low=0)
+    threads: int = option(0, "threads; 0 takes every core there is", low=0)
+    out: str = option("", "folder for the rules; 'rules' beside the trajectories if not given")
+    dataset: str = option("", "data of the rollouts instead of the problem's")
+    data_dir: str = option("", "folder with data sets, for the rollouts")
+    quiet: bool = option(False, "print nothing but errors")
+    overwrite: bool = option(False, "replace what --out already holds")
+
+    def __post_init__(self) -> None:
+        check(self)
+        find_engine(self.engine)
+        check_cluster(self.cluster)
+
+
+def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
+    """Distill as ``config`` says; rules, ``front.csv`` and ``best.json`` go to ``config.out``.
+
+    Returns:
+        The front, shortest first, and the best rule.
+
+    Raises:
+        L2OError: a broken file, the engine's package is missing, or nothing was found.
+    """
+    from interchange.distill import rollouts
+    from interchange.distill.active import find_teacher
+    from interchange.files.trajectories import load_trajectories
+
+    started = time.monotonic()
+    folder = Path(config.out or Path(config.trajectories).parent / "rules")
+    if (folder / "front.csv").exists() and not config.overwrite:
+        raise L2OError(f"--out {folder} holds a front; replace it with --overwrite or choose another")
+    trajectories = load_trajectories(config.trajectories)
+    if config.active:  # what is missing is found before the search
+        find_teacher(trajectories, config.teacher, Path(config.trajectories).parent)
+    if config.active or config.select == "rollout":
+        rollouts.find_problem(config, trajectories)
+    front = search_front(trajectories, config, started)
+    best = knee(front) if config.select == "knee" else shortest_within(front)
+    with RunLock(folder):
+        write_front(folder, front)
+        best.save(folder / "best.json")
+    if config.select != "rollout":
+        return front, best
+    rollouts.select(config, trajectories, folder)
+    return read_front(folder), Rule.load(folder / "best.json")
+
+
+def search_front(trajectories: "Trajectories", config: DistillConfig, started: float) -> list[Rule]:
+    """The front of rules, shortest first, with R2 of each split.
+
+    Args:
+        started: ``time.monotonic()`` from which ``config.time`` counts.
+
+    Raises:
+        L2OError: the targets are all equal, or nothing was found.
+    """
+    from interchange.distill.sequences import renumbered, sequence_front
+    from interchange.distill.tables import table_front
+    from interchange.search import samples
+
+    data = {split: samples.sequences(trajectories, split) for split in ("train", "valid", "test")}
+    for split in ("train", "valid"):
+        target = data[split].target
+        if target.min() == target.max():  # the standard deviation of equal numbers need not be 0
+            raise L2OError(
+                f"{config.trajectories}: the targets for {split} are all equal; train or tune their source, "
+                "or record more of it"
+            )
+    find = sequence_front if trajectories.samples is None else table_front
+    rules = find(trajectories, data, config, started)
+    if not rules:
+        raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise --time or --max-size")
+    return [dataclasses.replace(renumbered(rule), name=f"{rule.complexity} nodes") for rule in rules]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point; the exit code."""
+
+    def body(config: DistillConfig) -> None:
+        front, best = distill(config)
+        if not config.quiet:
+            for rule in front:
+                scores = rule.provenance["r2"]
+                mark = "*" if rule.expression == best.expression else " "
+                r2 = "  ".join(
+                    f"{split} -" if scores[split] is None else f"{split} {scores[split]:.4f}"
+                    for split in ("valid", "test")
+                )
+                print(f"{mark} {rule.complexity:3d} nodes  R2 {r2}")
+            print(f"best: {Path(config.out or Path(config.trajectories).parent / 'rules') / 'best.json'}")
+
+    return run_command(
+        DistillConfig,
+        body,
+        argv,
+        prog="python -m interchange.distill",
+        description="Distill recorded trajectories into short equations.",
+        positional=("trajectories",),
+        required=("trajectories",),
+    )

@@ -1,0 +1,1 @@
+"""ONNX models of rules and of trained teachers."""

@@ -1,0 +1,167 @@
+"""A rule as one ONNX file: one step, float32, as a function of the domain ``symbolic_l2o``.
+
+Inputs: ``g`` [N], ``theta`` [N] if the rule reads it, ``state_0`` ... [N], zero before the first step, and
+``t``, int64 [], the number of this step from 1. Outputs: ``u`` [N], with the scale and before the learning
+rate, and ``new_state_0`` ... [N]. It is the pure step: who runs it keeps state and counts t, and skips steps
+whose u is not finite. ``scale`` and the constants are initializers in double, ``constants/c0`` and so on, so
+that 1 - b and 1 - b**t are exact whatever value they are given.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from common.errors import L2OError
+from interchange.emit.onnx.operators import ONNX, Nodes, one_minus_power
+from interchange.language.execute import Instruction, Program
+from interchange.rule.rule import Rule
+
+DOMAIN = "symbolic_l2o"
+OPSET, IR_VERSION = 18, 10  # what runtimes of 2024 and later load; onnx itself would write newer ones
+FORMAT, FORMAT_VERSION = "l2o-onnx", "1.0.0"
+
+_DOC = (
+    "One optimizer step. theta <- theta + lr * u. States are zero before the first step; t is the number of "
+    "this step, from 1. Where u is not finite, keep theta, the states and t."
+)
+
+
+def emit(rule: Rule) -> bytes:
+    """The file's bytes; the same rule gives the same bytes. A feature without definition: ``L2OError``."""
+    program = rule.program()
+    raw = ["g", *(["theta"] if "theta" in program.inputs else [])]
+    states = [f"state_{slot}" for slot in range(len(program.writes))]
+    values = {"scale": rule.scale, **{f"constants/{name}": v for name, v in rule.constants.items()}}
+    names = {**{name: name for name in raw}, **{name: f"constants/{name}" for name in rule.constants}}
+    step = Step("RuleStep", [*raw, *states, "t"], {key: np.float64(value) for key, value in values.items()})
+    registers = lower(step.nodes, program, names, states)
+    u = step.nodes.add("Mul", step.nodes.single("scale"), registers[program.outputs[0]])
+    step.output("u", u)
+    for slot, register in enumerate(program.writes):
+        step.output(f"new_state_{slot}", registers[register])
+    return step.model({"kind": "rule", "rule": rule.to_json()})
+
+
+def lower(nodes: Nodes, program: Program, names: Mapping[str, str], states: Sequence[str]) -> list[str]:
+    """The nodes of a program; per register the name of its value, [N] or 0-dim.
+
+    Args:
+        names: per input of the program but t, the name of its value: float32 [N], constants double [].
+        states: per slot the name of its old value [N].
+    """
+    lowering = _Lowering(nodes, program, names, states)
+    for ins in program.instructions:
+        lowering.registers.append(lowering.write(ins))
+    return lowering.registers
+
+
+@dataclasses.dataclass
+class _Lowering:
+    nodes: Nodes
+    program: Program
+    names: Mapping[str, str]
+    states: Sequence[str]
+    registers: list[str] = dataclasses.field(default_factory=list)
+
+    def write(self, ins: Instruction) -> str:
+        n, args = self.nodes, [self.registers[arg] for arg in ins.args]
+        if ins.op == "number":
+            return n.number(ins.value)
+        if ins.op == "input":
+            name = self.names.get(ins.name, "t")
+            return name if name in ("g", "theta") else n.single(name)
+        if ins.op == "read":
+            return self.states[ins.slot]
+        if ins.op == "ema":
+            b = self._decay(ins)
+            rest = n.single(n.add("Sub", n.number(1.0, np.float64), b))
+            kept = n.add("Mul", n.single(b), self.states[ins.slot])
+            return n.add("Add", kept, n.add("Mul", rest, args[0]))
+        if ins.op == "unbias":
+            factor = one_minus_power(n, self._decay(ins), n.double("t"))
+            return n.add("Div", args[0], n.single(factor))
+        if ins.op == "cumsum":
+            return n.add("Add", self.states[ins.slot], args[0])
+        if ins.op == "cummax":
+            first = n.add("Equal", n.double("t"), n.number(1.0, np.float64))
+            return n.add("Where", first, args[0], ONNX["max"](n, self.states[ins.slot], args[0]))
+        return ONNX[ins.op](n, *args)
+
+    def _decay(self, ins: Instruction) -> str:
+        """b in double."""
+        source = self.program.instructions[ins.args[1]]
+        if source.op == "number":
+            return self.nodes.number(source.value, np.float64)
+        return self.names[source.name]
+
+
+class Step:
+    """One step as a function: its inputs, its nodes, and the model around it.
+
+    Args:
+        inputs: names of values, float32 [N]; "t" is int64 []. ``shapes`` tells others.
+        initializers: name -> array; further inputs of the function, which the model holds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        initializers: Mapping[str, np.ndarray],
+        shapes: Mapping[str, tuple] | None = None,
+    ) -> None:
+        require_onnx()
+        self.name, self.inputs, self.initializers = name, list(inputs), dict(initializers)
+        self.shapes = dict(shapes or {})
+        self.nodes, self.outputs = Nodes(), []
+
+    def output(self, name: str, value: str) -> None:
+        """Declare an output of shape [N] or of ``shapes``; a value without dimensions is repeated N times."""
+        if name in self.shapes:
+            self.nodes.add("Identity", value, output=name)
+        else:
+            self.nodes.add("Expand", value, self.nodes.shape_of("g"), output=name)
+        self.outputs.append(name)
+
+    def model(self, metadata: Mapping[str, str]) -> bytes:
+        """The checked model's bytes: the function called once, initializers, ``metadata``."""
+        from onnx import checker, helper, numpy_helper
+
+        given = [*self.inputs, *self.initializers]
+        opsets = [helper.make_opsetid("", OPSET)]
+        function = helper.make_function(DOMAIN, self.name, given, self.outputs, self.nodes.nodes, opsets)
+        call = helper.make_node(self.name, given, self.outputs, domain=DOMAIN)
+        graph = helper.make_graph(
+            [call],
+            self.name,
+            [self._info(name) for name in self.inputs],
+            [self._info(name) for name in self.outputs],
+            [numpy_helper.from_array(np.asarray(array), name) for name, array in self.initializers.items()],
+        )
+        model = helper.make_model(
+            graph,
+            functions=[function],
+            opset_imports=[*opsets, helper.make_opsetid(DOMAIN, 1)],
+            ir_version=IR_VERSION,
+            producer_name="symbolic-l2o",
+            doc_string=_DOC,
+        )
+        helper.set_model_props(model, {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata})
+        checker.check_model(model, full_check=True)
+        return model.SerializeToString(deterministic=True)
+
+    def _info(self, name: str) -> object:
+        from onnx import TensorProto, helper
+
+        if name == "t":
+            return helper.make_tensor_value_info(name, TensorProto.INT64, [])
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, self.shapes.get(name, ("N",)))
+
+
+def require_onnx() -> None:
+    """``L2OError`` with the remedy where the package onnx is not installed."""
+    try:
+        import onnx  # noqa: F401
+    except ImportError:
+        raise L2OError("ONNX files need the package onnx: pip install 'symbolic-l2o[onnx]'") from None

@@ -1,0 +1,75 @@
+"""A trained teacher as one ONNX file: features, LSTM cells and output of one step, float32.
+
+Inputs: ``g`` [N], the features' moving averages ``state_0`` ... [N], per cell ``lstm_0/h`` and ``lstm_0/c``
+[H, N], all zero before the first step, and ``t``, int64 [], the number of this step from 1. Outputs: ``u``
+[N], with the scale and before the learning rate, and each state's new value, named ``new_`` and its name. The
+weights are initializers by their names, shapes and gate order (i, f, g, o) in teacher files (FORMATS.md 2).
+"""
+
+import numpy as np
+
+from common.run.storage import canonical_json
+from interchange.emit.onnx.operators import Nodes
+from interchange.emit.onnx.rule import Step, lower
+from interchange.files.weights import Teacher
+from interchange.language.execute import compile_program
+from interchange.language.parse import parse
+from interchange.rule.rule import RAW
+
+
+def emit(teacher: Teacher) -> bytes:
+    """The file's bytes; the same weights give the same bytes."""
+    row = teacher.row
+    program = compile_program([parse(text, RAW) for text in row.expressions().values()])
+    averages = [f"state_{slot}" for slot in range(len(program.writes))]
+    cells = {f"lstm_{k}/{part}": (size, "N") for k, size in enumerate(row.lstm) for part in "hc"}
+    weights = {name: np.asarray(array, np.float32) for name, array in teacher.weights.items()}
+    step = Step(
+        "TeacherStep",
+        ["g", *averages, *cells, "t"],
+        {"scale": np.float64(row.scale), **weights},
+        {**cells, **{f"new_{name}": shape for name, shape in cells.items()}},
+    )
+    n = step.nodes
+    registers = lower(n, program, {"g": "g"}, averages)
+    x = n.add("Concat", *(_row(n, registers[output]) for output in program.outputs), axis=0)
+    if row.pre:
+        x = n.add("Elu", _linear(n, "pre", x))
+    new_cells = {}
+    for layer in range(len(row.lstm)):
+        x, new_cells[f"new_lstm_{layer}/c"] = _cell(n, f"lstm_{layer}", x)
+        new_cells[f"new_lstm_{layer}/h"] = x
+    out = n.add("Squeeze", _linear(n, "out", x), n.axes(0))
+    if row.output == "tanh":
+        out = n.add("Tanh", out)
+    step.output("u", n.add("Mul", n.single("scale"), out))
+    for slot, register in enumerate(program.writes):
+        step.output(f"new_state_{slot}", registers[register])
+    for name in cells:
+        step.output(f"new_{name}", new_cells[f"new_{name}"])
+    return step.model(
+        {"kind": "teacher", "teacher": canonical_json(row.to_dict()), "weights_sha256": teacher.sha256}
+    )
+
+
+def _row(n: Nodes, value: str) -> str:
+    """[1, N] of a feature; one without dimensions, such as t/1000, is repeated N times."""
+    return n.add("Unsqueeze", n.add("Expand", value, n.shape_of("g")), n.axes(0))
+
+
+def _linear(n: Nodes, layer: str, x: str) -> str:
+    """w x + b for x [D, N]."""
+    bias = n.add("Unsqueeze", f"{layer}/b", n.axes(1))
+    return n.add("Add", n.add("MatMul", f"{layer}/w", x), bias)
+
+
+def _cell(n: Nodes, layer: str, x: str) -> tuple[str, str]:
+    """New h and c [H, N] of one LSTM cell with forget gate (Gers et al. 2000)."""
+    driven = n.add("MatMul", f"{layer}/w_input", x)
+    kept = n.add("MatMul", f"{layer}/w_hidden", f"{layer}/h")
+    bias = n.add("Unsqueeze", f"{layer}/bias", n.axes(1))
+    i, f, g, o = n.split(n.add("Add", n.add("Add", driven, kept), bias), 4)
+    gates = [n.add("Sigmoid", gate) for gate in (i, f, o)]
+    forgotten = n.add("Mul", gates[1], f"{layer}/c")
+    c = n.add("Add", forgotten, n.add("Mul", gates[0], n.add("Tanh", g)))
+    return n.add("Mul", gates[2], n.add("Tanh", c)), c

@@ -1,0 +1,188 @@
+"""A rule as one standalone torch file: constants, ``init``, pure ``update``, ``torch.optim.Optimizer``."""
+
+from interchange.emit.source import body, constant, copied_source, header, pointwise_operators
+from interchange.language.execute import Instruction
+from interchange.rule.rule import RAW, Rule
+
+_INFIX = {"add": "+", "sub": "-", "mul": "*"}
+
+_FILE = '''"""An optimizer that is one equation, in PyTorch.
+
+    optimizer = RuleOptimizer(model.parameters(), lr=1.0)
+
+or, as pure functions (differentiable, also by ``constants``):
+
+    state = init(theta)
+    u, state = update(g, state, theta)
+    theta = theta + lr * u
+"""
+
+import warnings
+
+import torch
+
+{header}
+
+
+{functions}def one_minus_power(b, t):
+    """1 - b**t in float64, without cancellation for b near 1."""
+    return -torch.expm1(t * torch.log(as_tensor(b)))
+
+
+def init(theta):
+    """Zero state for one parameter tensor; float32 at least."""
+    dtype = torch.promote_types(theta.dtype, torch.float32)
+    slots = tuple(torch.zeros_like(theta, dtype=dtype) for _ in range({slots}))
+    return {{"t": torch.zeros((), dtype=torch.int64, device=theta.device), "slots": slots}}
+
+
+def update(g, state, theta, constants=CONSTANTS):
+    """One step from the gradient ``g``: the update u, to be scaled by a learning rate, and the new state.
+
+    Constants are numbers or 0-dim float64 tensors.
+    """
+    dtype = torch.promote_types(theta.dtype, torch.float32)
+    t = state["t"] + 1
+    slots = state["slots"]
+{body}
+    results = [{results}]
+    u, *slots = (as_tensor(x).to(theta.device, dtype).expand(theta.shape) for x in results)
+    return u, {{"t": t, "slots": tuple(slots)}}
+
+
+class RuleOptimizer(torch.optim.Optimizer):
+    """theta <- (1 - lr * weight_decay) * theta + lr * u.
+
+    A coordinate whose new value or state would not be finite is left alone, the others go on; t stays where
+    all were. Every 100 steps, so that the device is not waited for, one looks: a warning, once for every
+    parameter, or ``RuntimeError`` where all of a parameter was left alone at ten looks in a row.
+    """
+
+    def __init__(self, params, lr=1.0, weight_decay=0.0, constants=CONSTANTS):
+        if lr < 0.0 or weight_decay < 0.0:
+            raise ValueError(f"expected lr >= 0 and weight_decay >= 0, got {{lr}} and {{weight_decay}}")
+        super().__init__(params, {{"lr": lr, "weight_decay": weight_decay}})
+        self.constants = dict(constants)
+        self._calls, self._told = 0, set()
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        rows = [(theta, group) for group in self.param_groups for theta in group["params"]]
+        rows = [(theta, group) for theta, group in rows if theta.grad is not None]
+        for theta, _ in rows:  # before anything is changed
+            if theta.grad.layout is not torch.strided or theta.is_complex():
+                raise RuntimeError("expected dense real gradients; use sparse=False and real parameters")
+        for theta, group in rows:
+            self._step_one(theta, group)
+        self._calls += 1
+        if self._calls % 100 == 0:
+            self._look()
+        return loss
+
+    def _step_one(self, theta, group):
+        store = self.state[theta]
+        if not store:
+            fresh = init(theta)
+            store["step"] = fresh["t"]
+            store["skipped"] = torch.zeros_like(fresh["t"])
+            store["looks"] = torch.zeros_like(fresh["t"])
+            store.update({{f"slot_{{i}}": slot for i, slot in enumerate(fresh["slots"])}})
+        u, state, new = self._compute(theta, group, store["step"])
+        ok = torch.isfinite(new)  # so is u, which is in it
+        for slot in state["slots"]:
+            ok = ok & torch.isfinite(slot)
+        theta.copy_(torch.where(ok, new, theta))
+        for i, slot in enumerate(state["slots"]):
+            store[f"slot_{{i}}"] = torch.where(ok, slot, store[f"slot_{{i}}"])
+        store["skipped"] = theta.numel() - ok.sum()
+        store["step"] = torch.where(store["skipped"] < max(1, theta.numel()), state["t"], store["step"])
+
+    def _compute(self, theta, group, t):
+        """The update, the new state and the new parameter."""
+        slots = tuple(self.state[theta][f"slot_{{i}}"] for i in range({slots}))
+        u, state = update(theta.grad, {{"t": t, "slots": slots}}, theta, self.constants)
+        new = (1.0 - group["lr"] * group["weight_decay"]) * theta.to(u.dtype) + group["lr"] * u
+        return u, state, new.to(theta.dtype)
+
+    def _look(self):
+        for group in self.param_groups:
+            for theta in group["params"]:
+                if theta.grad is not None:
+                    self._look_at(theta, group, self.state[theta])
+
+    def _look_at(self, theta, group, store):
+        left, count = int(store["skipped"]), theta.numel()
+        store["looks"] = store["looks"] + 1 if left == count > 0 else torch.zeros_like(store["looks"])
+        if not left:
+            return
+        # What was left alone is as it was, so computing the step again tells why.
+        u, state, new = self._compute(theta, group, store["step"] - int(left < count))
+        parts = {{"gradient": [theta.grad], "update": [u], "state": state["slots"], "moved parameter": [new]}}
+        cause = [name for name, xs in parts.items() if not all(bool(torch.isfinite(x).all()) for x in xs)]
+        told = (
+            f"{{left}} of {{count}} coordinates of a parameter of shape {{tuple(theta.shape)}} were left "
+            f"alone, because the {{[*cause, 'step'][0]}} was not finite; lower lr or check the gradients"
+        )
+        if int(store["looks"]) >= 10:
+            raise RuntimeError("at ten looks in a row " + told)
+        if theta not in self._told:
+            self._told.add(theta)
+            warnings.warn(told, RuntimeWarning, stacklevel=4)
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        # torch casts state to the dtype of the parameters, which would round moving averages to bfloat16.
+        order = [index for group in state_dict["param_groups"] for index in group["params"]]
+        params = [theta for group in self.param_groups for theta in group["params"]]
+        for index, theta in zip(order, params):
+            if index in state_dict["state"]:
+                saved = state_dict["state"][index]
+                self.state[theta] = {{key: value.to(theta.device, copy=True) for key, value in saved.items()}}
+'''
+
+
+def emit(rule: Rule) -> str:
+    """The file's text. A feature without definition raises ``L2OError``."""
+    program = rule.program()
+    needed = [f"op_{op}" for op in pointwise_operators(program, (*_INFIX, "neg"))]
+    if any(ins.op == "cummax" for ins in program.instructions):
+        needed.append("op_max")
+    code = body(program, _write, " " * 4)
+    results = [f"SCALE * {code.texts[program.outputs[0]]}"]
+    for register in program.writes:
+        # A slot must not share memory with the caller's gradient or parameter.
+        source = program.instructions[register]
+        copy = ".clone()" if source.op == "input" and source.name in RAW else ""
+        results.append(code.texts[register] + copy)
+    return _FILE.format(
+        header=header(rule),
+        functions=copied_source("torch_impl.networks.operators", ["as_tensor", *needed]) + "\n\n\n",
+        slots=len(program.writes),
+        body=code.lines,
+        results=", ".join(results),
+    )
+
+
+def _write(ins: Instruction, args: list[str], decay: str) -> str:
+    if ins.op == "input":
+        return _INPUTS.get(ins.name) or constant(ins.name)
+    if ins.op in _INFIX:
+        return f"{args[0]} {_INFIX[ins.op]} {args[1]}"
+    slot, first = f"slots[{ins.slot}]", args[0] if args else ""
+    forms = {
+        "number": repr(ins.value),
+        "neg": f"-{first}",
+        "read": slot,
+        "ema": f"{decay} * {slot} + (1.0 - {decay}) * {first}",
+        "unbias": f"{first} / one_minus_power({decay}, t)",
+        "cumsum": f"{slot} + {first}",
+        "cummax": f"torch.where(t == 1, as_tensor({first}), op_max({slot}, {first}))",
+    }
+    return forms.get(ins.op) or f"op_{ins.op}({', '.join(args)})"
+
+
+_INPUTS = {"g": "g.to(dtype)", "theta": "theta.to(dtype)", "t": "t.to(torch.float64)"}

@@ -1,0 +1,1 @@
+"""Grids of optimizers, problems and seeds, and performance profiles."""

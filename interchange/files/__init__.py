@@ -1,0 +1,1 @@
+"""Files both backends write and read, with their schemas."""

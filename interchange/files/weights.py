@@ -1,0 +1,176 @@
+"""Teacher weights, format ``l2o-teacher``: any backend loads what the other trained.
+
+Arrays by canonical name (``TeacherRow.weight_shapes``), LSTM gates in the order i, f, g, o with one bias;
+each backend converts to its own order and layout. A few trained teachers come with the package.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import L2OError
+from common.registry import Registry
+from common.run.storage import ReadError, canonical_json, loads_json
+from common.tables.teachers import TeacherRow
+from interchange.files.hdf5 import read_hdf5, write_hdf5
+from interchange.files.reader import Tree
+from interchange.files.schema import TEACHER, validate
+
+GATE_ORDER = "ifgo"
+FILE_NAME = "teacher.h5"
+# Name -> the command that made it. In shipped/, one file each.
+SHIPPED: Registry[str] = Registry(
+    "shipped teacher",
+    {
+        "rp_s": "python -m torch_impl.train --problem mnist-mlp --teacher rp_s --epochs 80 --unroll 100 "
+        "--lr 4e-3 --lr-decay 0.1 --validate-every 5 --seed 0",
+        "rnnprop": "python -m torch_impl.train --problem mnist-mlp --teacher rnnprop --epochs 100 "
+        "--epoch-length 100 --lr 3e-3 --lr-decay 0.1 --validate-every 5 --seed 0",
+        "dm": "python -m torch_impl.train --problem mnist-mlp --teacher dm --epochs 100 "
+        "--epoch-length 100 --lr 1e-3 --lr-decay 0.1 --validate-every 5 --seed 0",
+    },
+)
+_SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "shipped"
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A teacher with its weights.
+
+    Attributes:
+        weights: name -> array of shape ``row.weight_shapes()[name]``, float32 or float64.
+        sha256: hash of the file's content.
+        created_by: program and framework that wrote it.
+    """
+
+    row: TeacherRow
+    weights: dict[str, np.ndarray]
+    sha256: str
+    created_by: str
+
+    @classmethod
+    def named(cls, name: str) -> "Teacher":
+        """A teacher of the table ``SHIPPED``, trained by its command; an unknown name lists the known."""
+        SHIPPED[name]
+        return load_weights(_SHIPPED_FOLDER / f"{name}.h5")
+
+    def __repr__(self) -> str:
+        count = sum(array.size for array in self.weights.values())
+        kinds = sorted({str(array.dtype) for array in self.weights.values()})
+        return f"Teacher({self.row.name}, {count} weights, {'/'.join(kinds)}, {self.sha256[:12]})"
+
+
+def save_weights(
+    path: str | os.PathLike[str], teacher: TeacherRow, weights: dict[str, np.ndarray], created_by: str
+) -> str:
+    """Write a teacher's weights (float32 or float64, kept as given) and return the file's SHA-256.
+
+    Missing, unknown, misshapen or non-finite weights raise ``L2OError``. A folder gets ``teacher.h5``.
+    """
+    path = _file(path)
+    arrays = {name: np.asarray(array) for name, array in weights.items()}
+    tree = Tree(
+        arrays,
+        {
+            "": {
+                "created_by": created_by,
+                "gate_order": GATE_ORDER,
+                "teacher_json": canonical_json(teacher.to_dict()),
+            }
+        },
+    )
+    _check(path, teacher, arrays)
+    validate(tree, TEACHER, path)
+    return write_hdf5(path, tree, TEACHER.format, TEACHER.version)
+
+
+def load_weights(path: str | os.PathLike[str]) -> Teacher:
+    """Read what ``save_weights`` wrote; a run folder stands for its ``teacher.h5``.
+
+    The name of a shipped teacher (``SHIPPED``) is one where no file or folder has it.
+
+    Raises:
+        L2OError: no such file, another format, damaged, or not the weights its teacher needs.
+    """
+    path = _file(shipped_file(path) or path)
+    try:
+        tree = read_hdf5(path, TEACHER.format, TEACHER.version)
+    except ReadError as error:
+        raise ReadError(f"{error}, or name a shipped teacher: {', '.join(SHIPPED)}") from None
+    return weights_from_tree(tree, path)
+
+
+def shipped_file(name: str | os.PathLike[str]) -> Path | None:
+    """The file of a shipped teacher, None where ``name`` is no such name or a path that exists."""
+    known = os.fspath(name) in SHIPPED and not os.path.exists(name)
+    return _SHIPPED_FOLDER / f"{name}.h5" if known else None
+
+
+def shipped_command(path: str | os.PathLike[str]) -> str:
+    """The command that made the shipped file at ``path``, "" for any other file."""
+    path = Path(path).resolve()
+    return SHIPPED.get(path.stem, "") if path.parent == _SHIPPED_FOLDER else ""
+
+
+def weights_from_tree(tree: Tree, path: str | os.PathLike[str]) -> Teacher:
+    """The weights in a tree that ``read_hdf5`` returned; ``path`` is for messages."""
+    validate(tree, TEACHER, path)
+    root = tree.attributes[""]
+    row = loads_json(root["teacher_json"], f"{path}: teacher_json")
+    return teacher_from_arrays(row, tree.arrays, tree.sha256, root["created_by"], path)
+
+
+def teacher_from_arrays(
+    row: object, arrays: dict[str, np.ndarray], sha256: str, created_by: str, path: object
+) -> Teacher:
+    """A teacher from its row as JSON data and its arrays, both checked; ``path`` is for messages."""
+    teacher = _teacher(path, row)
+    _check(path, teacher, arrays)
+    weights = {name: arrays[name] for name in teacher.weight_shapes()}
+    return Teacher(teacher, weights, sha256, created_by)
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    return Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
+
+
+def _teacher(path: object, row: object) -> TeacherRow:
+    try:
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), list) for key in ("inputs", "lstm")):
+            raise L2OError("inputs and lstm must be lists")
+        teacher = TeacherRow.from_dict(row)
+        numbers = (teacher.scale, teacher.beta1, teacher.beta2, teacher.eps, teacher.p)
+        if not all(isinstance(number, (int, float)) for number in numbers) or type(teacher.pre) is not int:
+            raise L2OError("scale, betas, eps, p and pre must be numbers")
+        if not all(isinstance(name, str) for name in teacher.inputs):
+            raise L2OError("inputs must be names of features")
+        if not teacher.inputs or len(set(teacher.inputs)) < len(teacher.inputs):
+            raise L2OError(f"inputs: expected each feature once, got {', '.join(teacher.inputs) or 'none'}")
+        if not teacher.lstm or min(teacher.lstm) < 1 or not isinstance(teacher.name, str):
+            raise L2OError("layer sizes must be positive")
+        if teacher.output not in ("tanh", "linear"):
+            raise L2OError(f"unknown output {teacher.output!r}; known: tanh, linear")
+        teacher.expressions()  # an unknown input raises here, not at the first step
+    except (L2OError, TypeError, ValueError, AttributeError) as error:
+        raise L2OError(f"{path}: not a teacher's row: {error}; export the weights again") from None
+    return teacher
+
+
+def _check(path: object, teacher: TeacherRow, arrays: dict[str, np.ndarray]) -> None:
+    shapes = teacher.weight_shapes()
+    if set(arrays) != set(shapes):
+        missing = sorted(set(shapes) - set(arrays)) or "none"
+        unknown = sorted(set(arrays) - set(shapes)) or "none"
+        raise L2OError(
+            f"{path}: expected the weights of teacher {teacher.name}, got missing {missing}, "
+            f"unknown {unknown}; give weights and teacher of one run"
+        )
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.shape != shape or array.dtype.kind != "f":
+            raise L2OError(
+                f"{path}: {name}: expected shape {shape} in float32 or float64, "
+                f"got {array.shape} in {array.dtype}; give weights and teacher of one run"
+            )

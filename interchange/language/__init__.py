@@ -1,0 +1,1 @@
+"""The rule language: expressions, operators, parsing, programs and their execution."""

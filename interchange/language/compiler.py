@@ -1,0 +1,142 @@
+"""Expressions compiled to flat programs with shared work and shared state.
+
+One program serves every executor: NumPy (interchange.language.execute), torch and TF lowering, and the source
+emitters. Equal sub-expressions become one register; equal running state becomes one slot (``ema`` and
+``ema_hat`` of the same input, every ``lag`` of the same input). State starts at zero; ``t`` counts from 1.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import L2OError
+from interchange.language.expression import Node, to_text
+from interchange.language.operators import OPERATORS
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One step; its result is the register of the same index.
+
+    ``op`` is "input" (name), "number" (value), a pointwise operator, or one of
+
+    * "read": the OLD value of ``slot``;
+    * "ema" (args x, b): b*s + (1-b)*x, where s is the old value of ``slot``;
+    * "unbias" (args ema register, b): ema / (1 - b**t);
+    * "cumsum" (args x): s + x;
+    * "cummax" (args x): the larger of s and x; at t = 1 it is x.
+    """
+
+    op: str
+    args: tuple[int, ...] = ()
+    name: str = ""
+    value: float = 0.0
+    slot: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A straight-line program.
+
+    Attributes:
+        instructions: the result of instruction i is register i; arguments come before their use.
+        outputs: one register per compiled root.
+        inputs: names read: features, constants, "g", "t", "theta".
+        writes: per state slot the register whose value it takes at the end of the step.
+    """
+
+    instructions: tuple[Instruction, ...]
+    outputs: tuple[int, ...]
+    inputs: tuple[str, ...]
+    writes: tuple[int, ...]
+
+    @functools.cached_property
+    def _key(self) -> str:
+        return repr(self)  # it tells -0.0 from 0.0, as 1/x does
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and self._key == other._key
+
+    def __hash__(self) -> int:  # of every step, which looks for its compiled code
+        return hash(self._key)
+
+
+class _Compiler:
+    """Value numbering: an instruction that exists is not added again."""
+
+    def __init__(self) -> None:
+        self.instructions: list[Instruction] = []
+        self.writes: list[int] = []
+        self._known: dict[tuple, int] = {}
+        self._slot_written_with: dict[int, int] = {}
+        self._done: dict[int, int] = {}
+
+    def compile(self, node: Node) -> int:
+        key = id(node)
+        if key not in self._done:
+            self._done[key] = self._compile(node)
+        return self._done[key]
+
+    def _compile(self, node: Node) -> int:
+        if node.op == "number":
+            return self._add("number", value=node.value)
+        if node.op == "name":
+            return self._add("input", name=node.name)
+        if node.op == "lag":
+            return self._lag(self.compile(node.args[0]), int(node.args[1].value))
+        args = tuple(self.compile(arg) for arg in node.args)
+        if node.op in ("ema", "ema_hat"):
+            return self._average(node, args)
+        if node.op in ("cumsum", "cummax"):
+            return self._stateful(node.op, args)
+        return self._add(OPERATORS[node.op].name, args)
+
+    def _average(self, node: Node, args: tuple[int, ...]) -> int:
+        if self.instructions[args[1]].op not in ("number", "input"):
+            raise L2OError(f"expected a number or a name as decay, got {to_text(node.args[1])}")
+        if node.args[0].op == "number":  # known at every step, 1 - b**t of it, so it needs no state
+            if node.op == "ema_hat":
+                return args[0]
+            return self._add("div", (args[0], self._add("unbias", (self._add("number", value=1.0), args[1]))))
+        average = self._stateful("ema", args)
+        return average if node.op == "ema" else self._add("unbias", (average, args[1]))
+
+    def _lag(self, register: int, steps: int) -> int:
+        for _ in range(steps):
+            slot = self._slot_written_with.get(register)
+            if slot is None:
+                slot = self._new_slot(register)
+            register = self._add("read", slot=slot)
+        return register
+
+    def _stateful(self, op: str, args: tuple[int, ...]) -> int:
+        register = self._known.get((op, args))
+        if register is None:
+            register = len(self.instructions)
+            self.instructions.append(Instruction(op, args, slot=self._new_slot(register)))
+            self._known[op, args] = register
+        return register
+
+    def _new_slot(self, register: int) -> int:
+        self._slot_written_with[register] = len(self.writes)
+        self.writes.append(register)
+        return len(self.writes) - 1
+
+    def _add(
+        self, op: str, args: tuple[int, ...] = (), name: str = "", value: float = 0.0, slot: int = -1
+    ) -> int:
+        # repr tells -0.0 from 0.0, which 1/x can tell apart.
+        key = (op, args, name, repr(value), slot)
+        if key not in self._known:
+            self._known[key] = len(self.instructions)
+            self.instructions.append(Instruction(op, args, name, value, slot))
+        return self._known[key]
+
+
+def compile_program(roots: Sequence[Node]) -> Program:
+    """One program for all roots, in order. Roots come from ``expression`` or the parser."""
+    compiler = _Compiler()
+    outputs = tuple(compiler.compile(root) for root in roots)
+    instructions = tuple(compiler.instructions)
+    inputs = tuple(ins.name for ins in instructions if ins.op == "input")
+    return Program(instructions, outputs, inputs, tuple(compiler.writes))

@@ -1,0 +1,1 @@
+"""Meta-training but for its tensors: tasks, schedule, validation, state, several processes."""

@@ -1,0 +1,207 @@
+"""Evolution strategies without a framework: noise, antithetic pairs and their sums (MATH.md section 3).
+
+A backend offers segments of rollouts with given weights; whole rollouts make plain evolution strategies,
+segments that go on from each other persistent ones.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from interchange.backend import Arrays
+
+LAST_SHARE = 0.3  # of a rollout's steps: the mean loss over them is the objective
+# Of halves that run at once: more gain little, cost memory and leave processes without work.
+_MOST_COORDINATES, _MOST_PAIRS = 2**18, 4
+_WORST = 10.0  # times the first loss: the most that a loss counts, so that a diverged rollout has a value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Half:
+    """One half of an antithetic pair.
+
+    Attributes:
+        pair: its number; both halves run on the optimizee of that number.
+        weights: the perturbed ones.
+        position: where it stands, the backend's own; None at the start of an epoch.
+    """
+
+    pair: int
+    weights: Arrays
+    position: Any = None
+
+
+# segments(halves, steps, keep): for every half in order its position after ``steps`` steps, None unless
+# ``keep``, and its losses [steps + 1].
+Segments = Callable[[Sequence[Half], int, bool], Iterable[tuple[Any, np.ndarray]]]
+
+
+def evolution(
+    segments: Segments,
+    weights: Arrays,
+    steps: int,
+    scales: Mapping[str, float],
+    generator: np.random.Generator,
+    pairs: int,
+    sigma: float,
+    log: bool = False,
+) -> tuple[Arrays, np.ndarray]:
+    """Antithetic evolution strategies over the whole horizon.
+
+    Unbiased for the objective smoothed over normal perturbations of the weights, and free of the bias of
+    first-order and of truncated gradients (Salimans et al. 2017; Metz et al. 2019).
+
+    Args:
+        scales: weight name -> size of a perturbation of 1 (1 if absent).
+        sigma: standard deviation of the perturbations, in units of ``scales``.
+        log: the objective's logarithm, so that problems of different size mix; a pair whose objectives are
+            not both positive counts as it is.
+
+    Returns:
+        Weight name -> gradient, and the losses [steps] of the last rollout.
+    """
+    noise = [_draw(weights, generator) for _ in range(pairs)]
+    halves = _halves(weights, noise, scales, sigma)
+    losses = [found[:-1] for _, found in segments(halves, steps, False)]
+    values = np.reshape([objective(found) for found in losses], (pairs, 2))
+    if log:
+        values = np.array([np.log(pair) if pair.min() > 0.0 else pair for pair in values])
+    return _gradient(noise, values, scales, sigma), losses[-1]
+
+
+class Persistent:
+    """Persistent evolution strategies: an epoch in pieces, without truncation bias (Vicol et al. 2021).
+
+    Every piece draws new noise for every pair and adds it to the pair's sum xi; both halves go on from where
+    they stand. The gradient is the mean over pairs of xi (L+ - L-) / (2 sigma^2), L the piece's share of the
+    mean loss over the horizon. Made anew for every epoch.
+
+    Args:
+        scales, sigma: as for ``evolution``.
+        horizon: steps of the epoch.
+        relative: losses are divided by the size of the first one, so that problems of different size mix.
+    """
+
+    def __init__(
+        self,
+        segments: Segments,
+        scales: Mapping[str, float],
+        sigma: float,
+        pairs: int,
+        generator: np.random.Generator,
+        horizon: int = 1,
+        relative: bool = False,
+    ) -> None:
+        self._segments, self._scales, self._sigma = segments, scales, sigma
+        self._generator, self._horizon, self._relative = generator, horizon, relative
+        self._sums: list[Arrays] = [{} for _ in range(pairs)]
+        self._positions: list[Any] = [None] * (2 * pairs)
+        self._firsts = [math.nan] * (2 * pairs)
+
+    def gradient(self, weights: Arrays, steps: int) -> tuple[Arrays, np.ndarray]:
+        """The next piece of ``steps`` steps, around ``weights``.
+
+        Returns:
+            Weight name -> gradient, and the losses [steps] before each step of the last half.
+        """
+        noise = [_draw(weights, self._generator) for _ in self._sums]
+        self._sums = [
+            {name: e + old.get(name, 0.0) for name, e in new.items()}
+            for old, new in zip(self._sums, noise, strict=True)
+        ]
+        halves = _halves(weights, noise, self._scales, self._sigma, self._positions)
+        values = []
+        for k, (position, losses) in enumerate(self._segments(halves, steps, True)):
+            if self._positions[k] is None:
+                self._firsts[k] = float(losses[0])
+            self._positions[k] = position
+            size = abs(self._firsts[k]) if self._relative else 1.0
+            values.append(_bounded(losses[1:], self._firsts[k]).sum() / (self._horizon * (size or 1.0)))
+        found = np.reshape(values, (len(self._sums), 2))
+        return _gradient(self._sums, found, self._scales, self._sigma), losses[:-1]
+
+
+def objective(losses: np.ndarray) -> float:
+    """Mean over the last 30 % of the losses [steps] of a rollout; one that diverged is bounded."""
+    last = max(1, round(LAST_SHARE * len(losses)))
+    return float(_bounded(losses, losses[0])[-last:].mean())
+
+
+def groups(halves: Sequence[Half], kind: Callable[[int], tuple[Any, int]]) -> Iterator[list[Half]]:
+    """The halves in order, in groups that run at once; the same ones however many processes share them.
+
+    Args:
+        kind: of a pair's number what it has in common with those it may run at once with, None where both
+            halves run alone, and its coordinates.
+    """
+    run: list[Half] = []
+    shared, most = None, 1
+    for half in halves:
+        common, size = kind(half.pair)
+        if run and common != shared:
+            yield from _even(run, most)
+            run = []
+        shared, most = common, min(_MOST_COORDINATES // (2 * size), _MOST_PAIRS)
+        if common is None or not most:
+            yield [half]
+        else:
+            run.append(half)
+    if run:
+        yield from _even(run, most)
+
+
+def _even(halves: list[Half], most: int) -> Iterator[list[Half]]:
+    """Groups of nearly the same size, of at most that many pairs."""
+    pairs = len(halves) // 2
+    parts = -(-pairs // most)
+    bounds = [2 * (pairs * k // parts) for k in range(parts + 1)]
+    return (halves[low:high] for low, high in itertools.pairwise(bounds))
+
+
+def leave_interrupts() -> None:
+    """A worker process leaves Ctrl-C, which the terminal sends it too, to the one that waits for it."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _bounded(losses: np.ndarray, first: float) -> np.ndarray:
+    worst = _WORST * abs(float(first)) if math.isfinite(first) else 0.0
+    return np.minimum(np.nan_to_num(losses, nan=worst, posinf=worst, neginf=worst), worst)
+
+
+def _draw(weights: Arrays, generator: np.random.Generator) -> Arrays:
+    return {name: np.asarray(generator.normal(size=w.shape), dtype=w.dtype) for name, w in weights.items()}
+
+
+def _halves(
+    weights: Arrays,
+    noise: Sequence[Arrays],
+    scales: Mapping[str, float],
+    sigma: float,
+    positions: Sequence[Any] | None = None,
+) -> list[Half]:
+    """Both halves of every pair, side by side."""
+    found = []
+    for pair, drawn in enumerate(noise):
+        for sign in (1.0, -1.0):
+            moved = {n: w + sign * sigma * scales.get(n, 1.0) * drawn[n] for n, w in weights.items()}
+            found.append(Half(pair, moved, None if positions is None else positions[len(found)]))
+    return found
+
+
+def _gradient(
+    noise: Sequence[Arrays], values: np.ndarray, scales: Mapping[str, float], sigma: float
+) -> Arrays:
+    """Mean over pairs of noise (v+ - v-) / (2 sigma scale); values [pair, 2]."""
+    slopes = (values[:, 0] - values[:, 1]) / (2.0 * sigma * len(noise))
+    return {
+        name: np.asarray(sum(slope * drawn[name] for slope, drawn in zip(slopes, noise, strict=True)))
+        / scales.get(name, 1.0)
+        for name in noise[0]
+    }

@@ -1,0 +1,1 @@
+"""Rules: equations that are optimizers."""

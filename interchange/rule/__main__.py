@@ -1,0 +1,163 @@
+"""``python -m interchange.rule``: show a rule, compare two, check one before trusting it."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+
+from common.errors import L2OError
+from common.run.cli import run as run_command
+from common.run.config import check, option
+from interchange.language.expression import to_text
+from interchange.language.simplify import equal_up_to_constants, simplified
+from interchange.rule.diagnose import descent, difference, domain_scan
+from interchange.rule.gallery import NAMED
+from interchange.rule.rule import Rule, zero_update
+
+ACTIONS = ("show", "diff", "check")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """What to do with which rules."""
+
+    action: str = option("", "what to do", choices=lambda: ACTIONS, empty=True)
+    rules: tuple[str, ...] = option((), "rule files, or names of the gallery; show alone lists the gallery")
+    rehash: bool = option(False, "check: write the file's hash anew, after a change by hand")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.rehash and self.action != "check":
+            raise L2OError("--rehash: expected with check only; leave it out")
+        if self.action == "diff" and len(self.rules) != 2:
+            raise L2OError(f"diff: expected two rules, got {len(self.rules)}; name the files to compare")
+        if self.action == "check" and not self.rules:
+            raise L2OError("RULE is missing; see python -m interchange.rule --help")
+
+
+def show(rule: Rule) -> str:
+    """Everything a reader wants of a rule: equation, constants, features, size, source."""
+    lines = [f"{rule.name}:  u = {rule.scale:g} * ({to_text(rule.expression)})"]
+    decays = rule.decay_constants
+    for name, value in rule.constants.items():
+        lines.append(f"  {name} = {value!r}{'  (decay)' * (name in decays)}")
+    for name, tree in rule.features.items():
+        lines.append(f"  {name} = {'not defined over g' if tree is None else to_text(tree)}")
+    shorter = simplified(rule)
+    if shorter is not rule:
+        lines.append(f"  simplified, {shorter.complexity} nodes:  {to_text(shorter.expression)}")
+    lines.append(f"  {_size(rule)}")
+    lines.append(f"  {rule.latex()}")
+    for key in ("source", "engine", "r2", "loss"):
+        if key in rule.provenance:
+            lines.append(f"  {key}: {_short(rule.provenance[key])}")
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _size(rule: Rule) -> str:
+    if _undefined(rule):
+        return f"{rule.complexity} nodes; no optimizer, as {_undefined(rule)[0]!r} has no definition over g"
+    return f"{rule.complexity} nodes, {rule.state_floats} floats of state per parameter"
+
+
+def _undefined(rule: Rule) -> list[str]:
+    return [name for name, tree in rule.features.items() if tree is None]
+
+
+def findings(rule: Rule) -> list[str]:
+    """What ``check`` has to say, one line each: zero gradient, domain, jumps, descent."""
+    if _undefined(rule):
+        return []
+    lines = []
+    if moves := zero_update(rule):
+        lines.append(f"moves weights at zero gradient: by up to {moves:.3g} x lr; center=True subtracts it")
+    domain = domain_scan(rule)
+    lines += [str(fault) for fault in domain.faults] or ["finite for every gradient of float32 and float64"]
+    if domain.jumps:
+        shown = ", ".join(f"{g:g}" for g in domain.jumps[:6]) + ", ..." * (len(domain.jumps) > 6)
+        lines.append(f"jumps at g = {shown}")
+    cosines = descent(rule)
+    verdict = "descends" if min(cosines.values()) > 0.0 else "DOES NOT DESCEND"
+    values = ", ".join(f"{cosine:.3f}" for cosine in cosines.values())
+    lines.append(f"{verdict}: E cos(u, -g) = {values} at correlation {', '.join(map(str, cosines))}")
+    return lines
+
+
+def compare(a: Rule, b: Rule) -> tuple[str, bool]:
+    """What differs between two rules, and whether they are the same optimizer."""
+    lines = [f"- {a.name}:  {a.scale:g} * ({to_text(a.expression)})   {_size(a)}"]
+    lines.append(f"+ {b.name}:  {b.scale:g} * ({to_text(b.expression)})   {_size(b)}")
+    for what, left, right in (
+        ("constant", a.constants, b.constants),
+        ("feature", _texts(a), _texts(b)),
+    ):
+        for name in dict.fromkeys((*left, *right)):
+            if left.get(name) != right.get(name):
+                lines.append(f"  {what} {name}: {left.get(name, 'absent')} | {right.get(name, 'absent')}")
+    if _undefined(a) or _undefined(b):
+        same = a == dataclasses.replace(b, name=a.name, provenance=a.provenance)
+        return "\n".join([*lines, "the same text" if same else "another text"]), same
+    apart = difference(a, b)
+    same = apart <= 1e-9
+    alike = "the same equation with other constants" if equal_up_to_constants(a, b) else "another equation"
+    if same:
+        lines.append(f"the same updates, to {apart:.1e}")
+    elif math.isinf(apart):
+        lines.append(f"{alike}; one is finite where the other is not")
+    else:
+        lines.append(f"{alike}; updates differ by {apart:.3g} of the largest")
+    return "\n".join(lines), same
+
+
+def _texts(rule: Rule) -> dict[str, str]:
+    return {name: "not defined" if tree is None else to_text(tree) for name, tree in rule.features.items()}
+
+
+def _gallery() -> str:
+    lines = []
+    for name, row in NAMED.items():
+        rule = Rule.named(name)
+        lines.append(f"{name:<9}{rule.complexity:>4} nodes{rule.state_floats:>4} floats  {row.source}")
+    return "\n".join(lines)
+
+
+def _body(config: RuleConfig) -> int:
+    if config.action == "show":
+        print("\n\n".join(show(Rule.load(path)) for path in config.rules) or _gallery())
+        return 0
+    if config.action == "diff":
+        text, same = compare(*map(Rule.load, config.rules))
+        print(text)
+        return 0 if same else 1
+    for path in config.rules:
+        rule = Rule.load(path, verify=not config.rehash)
+        if config.rehash:
+            rule.save(path)
+        print(f"{path}: {_size(rule)}" + ", hash verified" * (path not in NAMED))
+        for line in findings(rule):
+            print(f"  {line}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point; the exit code: 1 where diff finds a difference."""
+    return run_command(
+        RuleConfig,
+        _body,
+        argv,
+        prog="python -m interchange.rule",
+        description="Show a rule, compare two (exit code 1 if they differ), or check one: its hash, where it "
+        "overflows or jumps, what it does at zero gradient, whether it descends.",
+        positional=("action", "rules"),
+        required=("action",),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""What is on a front, and which rule of it is the best one, by R2 and size alone."""
+
+from collections.abc import Iterable, Sequence
+
+from interchange.rule.rule import Rule
+
+WITHIN = 0.01  # a shorter rule is preferred if its R2 is no further below the best (MATH.md section 5)
+
+
+def pareto_front(rules: Iterable[Rule], split: str = "valid") -> list[Rule]:
+    """The Pareto front by R2 on ``split``, shortest first; what is worse than the mean is left out."""
+    front: list[Rule] = []
+    best = 0.0
+    for rule in sorted(rules, key=lambda r: (r.complexity, -r.provenance["r2"][split], str(r.expression))):
+        if rule.provenance["r2"][split] > best + 1e-6:
+            best = rule.provenance["r2"][split]
+            front.append(rule)
+    return front
+
+
+def shortest_within(front: Sequence[Rule]) -> Rule:
+    """The shortest rule whose R2 on the validation runs is within 0.01 of the best; shortest first in."""
+    limit = max(map(valid_r2, front)) - WITHIN
+    return next(rule for rule in front if valid_r2(rule) >= limit)
+
+
+def knee(front: Sequence[Rule]) -> Rule:
+    """The rule farthest above the straight line between the front's ends, R2 on validation runs over nodes.
+
+    Both axes run from 0 to 1 over the front (Satopaa et al. 2011, "Finding a 'kneedle' in a haystack"); a
+    front of two rules or fewer has no knee and gives its last. Longer rules that are no better do not count.
+    """
+    front = pareto_front(front) or front
+    low, high = front[0], front[-1]
+    if len(front) < 3:
+        return high
+    width, height = high.complexity - low.complexity, valid_r2(high) - valid_r2(low)
+
+    def above(rule: Rule) -> float:
+        return (valid_r2(rule) - valid_r2(low)) / height - (rule.complexity - low.complexity) / width
+
+    return max(front, key=above)
+
+
+def valid_r2(rule: Rule) -> float:
+    """R2 on the validation runs, as distillation has stored it."""
+    return rule.provenance["r2"]["valid"]

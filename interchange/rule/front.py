@@ -1,0 +1,57 @@
+"""Pareto fronts: a folder of rule files and one table."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.run.storage import JSON_LIMIT, atomic_write, read_file
+from interchange.language.checks import RuleError
+from interchange.language.expression import to_text
+from interchange.rule.rule import Rule
+
+FRONT_COLUMNS = ("file", "complexity", "loss", "r2", "expression")
+
+
+def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
+    """Write a Pareto front: ``rule_000.json``, ... in the given order, and ``front.csv``.
+
+    Rules of a longer front that was there before are removed.
+
+    The columns r2 and loss are ``provenance["r2"]["valid"]`` and ``provenance["loss"]["valid"]``, empty
+    where absent.
+    """
+    for stale in Path(folder).glob("rule_*.json"):
+        if re.fullmatch(r"rule_\d{3,6}\.json", stale.name) and int(stale.stem[5:]) >= len(rules):
+            stale.unlink()
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(FRONT_COLUMNS)
+    for index, rule in enumerate(rules):
+        file = f"rule_{index:03d}.json"
+        rule.save(Path(folder, file))
+        scores = [_score(rule.provenance.get(key)) for key in ("loss", "r2")]
+        rows.writerow([file, rule.complexity, *scores, to_text(rule.expression)])
+    atomic_write(Path(folder, "front.csv"), table.getvalue().encode())
+
+
+def read_front(folder: str | os.PathLike[str]) -> list[Rule]:
+    """The rules of a folder written by ``write_front``, in its order."""
+    path = Path(folder, "front.csv")
+    rows = list(csv.reader(io.StringIO(read_file(path, JSON_LIMIT).decode(errors="replace"))))
+    if not rows or tuple(rows[0]) != FRONT_COLUMNS:
+        raise RuleError(f"{path}: expected the columns {', '.join(FRONT_COLUMNS)}; is it a front's table?")
+    rules = []
+    for line, row in enumerate(rows[1:], 2):
+        if not row or not re.fullmatch(r"rule_\d{3,6}\.json", row[0]):
+            raise RuleError(f"{path} line {line}: expected a file name such as rule_000.json in column file")
+        rules.append(Rule.load(Path(folder, row[0])))
+    return rules
+
+
+def _score(value: Any) -> Any:
+    value = value.get("valid", "") if isinstance(value, dict) else value
+    return "" if value is None else value

@@ -1,0 +1,1 @@
+"""What the search recovers where the truth is known."""

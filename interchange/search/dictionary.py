@@ -1,0 +1,87 @@
+"""A wide dictionary of temporal features, and the few of them a search should see.
+
+Over the raw gradient and over the teacher's own inputs alike: what optimizers are made of (moving averages,
+running sizes, their ratios, signs), so that a search need not find long memory by itself.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from interchange.language import expression as ex
+from interchange.language.expression import Node
+from interchange.search.templates import pursuit
+
+LAGS = (1, 2, 3, 5)
+DECAYS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+SIZE_DECAYS = (0.5, 0.9, 0.95, 0.99, 0.999)
+RATIO_DECAYS = (0.5, 0.8, 0.9, 0.95, 0.99)
+POWERS = (0.5, 1.5, 3.0)  # p of (ema |x|^p)^(1/p), beside 1 and 2
+_FUNCTIONS = ("sign", "abs", "square", "tanh")
+_EPS = 1e-12
+
+
+def wide_dictionary(features: Sequence[str]) -> list[Node]:
+    """All columns over ``features``, each feature itself first."""
+    nodes = [ex.name(feature) for feature in features]
+    columns = list(nodes)
+    for x in nodes:
+        columns += [ex.call(op, x) for op in _FUNCTIONS]
+        columns += _filtered(x)
+        columns += _sizes(x)
+        columns += _ratios(x)
+    return columns
+
+
+def _filtered(x: Node) -> Iterator[Node]:
+    """Lags, moving averages and the signs of these."""
+    yield from (ex.call("lag", x, ex.number(k)) for k in LAGS)
+    for b in DECAYS:
+        yield from (ex.call(op, x, ex.number(b)) for op in ("ema", "ema_hat"))
+    yield from (ex.call("sign", ex.call("ema", x, ex.number(b))) for b in RATIO_DECAYS)
+
+
+def _sizes(x: Node) -> Iterator[Node]:
+    """Running root mean squares, magnitudes and p-norms."""
+    for b in map(ex.number, SIZE_DECAYS):
+        for op in ("ema", "ema_hat"):
+            yield ex.call("sqrt", ex.call(op, ex.call("square", x), b))
+            yield ex.call(op, ex.call("abs", x), b)
+        for p in POWERS:
+            average = ex.call("ema_hat", ex.call("powabs", x, ex.number(p)), b)
+            yield ex.call("powabs", average, ex.number(1.0 / p))
+
+
+def _ratios(x: Node) -> Iterator[Node]:
+    """The input and its averages over its running root mean square, as in RMSprop and Adam."""
+    tops = [x, *(ex.call("ema_hat", x, ex.number(b)) for b in RATIO_DECAYS)]
+    for b in SIZE_DECAYS:
+        size = ex.call("sqrt", ex.call("ema_hat", ex.call("square", x), ex.number(b)))
+        size = ex.call("add", size, ex.number(_EPS))
+        yield from (ex.call("div", top, size) for top in tops)
+
+
+def screen(
+    columns: Sequence[Node], rows: np.ndarray, y: np.ndarray, weights: np.ndarray, count: int
+) -> list[int]:
+    """Indices of at most ``count`` columns, in order: the features themselves, then what explains y best.
+
+    Two orthogonal matching pursuits take turns, one on squared errors, one on errors relative to |y|,
+    because a few huge values would be all that the first sees.
+
+    Args:
+        rows: [n, columns]; columns that are hardly ever finite, and rows that are not, are left out.
+        y, weights: [n].
+    """
+    plain = [k for k, node in enumerate(columns) if node.op == "name"]
+    size = np.abs(y)
+    turns = []
+    for scale in (np.sqrt(weights), np.sqrt(weights) / (size + np.median(size) + 1e-300)):
+        paths = [chosen for chosen, _, _ in pursuit(rows.T * scale, y * scale, count)]
+        turns.append(paths[-1] if paths else [])
+    picked = dict.fromkeys(plain[:count])
+    for place in range(max(map(len, turns))):
+        for path in turns:
+            if place < len(path) and len(picked) < count:
+                picked[path[place]] = None
+    return sorted(picked)

@@ -1,0 +1,1 @@
+"""The meta-gradient and what uses it."""

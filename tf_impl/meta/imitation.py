@@ -1,0 +1,73 @@
+"""Imitation: an epoch along a hand-made optimizer's trajectory (Chen et al. 2020; MATH.md section 2).
+
+The expert trains the optimizee; the network that is trained sees the same gradients, carries its own state,
+and learns to take the expert's steps: its loss at step t is 0.5 ||(theta_{t+1} - theta_t) - u_t||^2 / N.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from interchange.rule.gallery import named
+from tf_impl.meta import unroll
+from tf_impl.networks.rule import RuleNetwork
+from tf_impl.problems.tasks import Task, value_and_gradient
+from tf_impl.tensors import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Imitation:
+    """Where an epoch of imitation stands.
+
+    Attributes:
+        expert: the rule of the optimizer that is imitated; it runs at learning rate ``lr``.
+        at: the expert's position, with loss and gradient.
+        state: of the network that is trained.
+    """
+
+    expert: RuleNetwork
+    lr: float
+    at: unroll.Position
+    state: State
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.at.step
+
+    @property
+    def theta(self) -> tf.Tensor:
+        """The optimizee's parameters [N]."""
+        return self.at.theta
+
+
+def start(task: Task, network: unroll.Network, expert: str, lr: float) -> Imitation:
+    """The start of an epoch that imitates a rule of the gallery at a learning rate."""
+    theta = task.initial()
+    loss, g = value_and_gradient(task, theta, 0)
+    rule = RuleNetwork(named(expert), theta.device)
+    at = unroll.Position(0, theta, rule.initial_state(theta), loss, g)
+    return Imitation(rule, lr, at, network.initial_state(theta))
+
+
+def advance(
+    task: Task, network: unroll.Network, position: Imitation, steps: int
+) -> tuple[Imitation, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Take ``steps`` of the expert's steps and see what the network would have done.
+
+    Returns:
+        The new position; losses of imitation [steps]; for ``unroll.meta_gradient`` the network's inputs
+        [steps, F, N] and c = d loss / d u [steps, N].
+    """
+    expert, at, state = position.expert, position.at, position.state
+    losses, inputs, c = [], [], []
+    for _ in range(steps):
+        x, state = unroll.inputs_at(network, dataclasses.replace(at, state=state))
+        out, hidden = network.roll(x, state.network, state.t)
+        state, before = dataclasses.replace(state, network=hidden), at.theta
+        at = unroll.advance(task, expert, at, 1, position.lr)[0]
+        miss = network.scale * out - (at.theta - before)
+        losses.append(0.5 * tf.reduce_mean(tf.square(miss)))
+        inputs.append(x)
+        c.append(miss / len(miss))
+    return dataclasses.replace(position, at=at, state=state), tf.stack(losses), tf.stack(inputs), tf.stack(c)

@@ -1,0 +1,296 @@
+"""The inner loop and the meta-gradient that needs no optimizee graph (MATH.md section 3).
+
+Inside a rollout nothing is differentiated but the optimizee's loss at one point. The inputs of the
+optimizer network and the gradients g_t are kept; with updates that add up,
+theta_t = theta_0 + sum_{s<t} lr u_s, the meta-gradient of sum_t w_t f_t is
+
+    dL/dphi = sum_s < c_s , d u_s / d phi >,    c_s = lr sum_{t>s} w_t g_t,
+
+one backward pass of the network as a sequence, chunk by chunk over coordinates. A teacher's network has
+compiled code for its steps and this pass (``common.kernels``); the chunks here are for what has none.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from common.metrics import figure
+from tf_impl.problems.batched import Lanes
+from tf_impl.problems.tasks import Task, value_and_gradient
+from tf_impl.tensors import State, Weights, on_host, view
+
+_CHUNK = 32_768  # coordinates of one backward pass that is not compiled: bounds its memory
+_KEPT, _BESIDE = 8, 64  # numbers that the tape keeps of a step: per number of state or input, and beside
+
+
+class Network(Protocol):
+    """What is trained: a teacher's network, or a rule with its constants as weights.
+
+    Attributes:
+        shrink: decoupled weight decay, 0.0 without.
+        together: several optimizees may run as one (``Lanes``).
+        lanewise: so may several sets of weights (``abreast``).
+    """
+
+    weights: Weights
+    scale: float
+    shrink: float
+    together: bool
+
+    def settle(self, task: Task) -> None:
+        """Told at the start of an epoch what comes."""
+
+    def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
+        """Inputs [1, N] of the network after the features."""
+
+    def initial_state(self, theta: tf.Tensor) -> State:
+        """Zero state for a flat vector [N]."""
+
+    def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
+        """Network inputs [F, N] of gradient [N], and the state after the features' step."""
+
+    def step(
+        self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Output [N] before ``scale``, and the new network state."""
+
+    def roll(
+        self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """``step`` with the network's own weights, not recorded; ``reuse``: the old state may be lost."""
+
+    def pull(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor] | None:
+        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where an epoch stands between two unrolls.
+
+    Attributes:
+        theta: flat parameters [N].
+        loss, gradient: at ``theta`` on the batch of ``step``, already taken by the unroll before
+            (f_T of one unroll is f_0 of the next); None at the start of an epoch.
+    """
+
+    step: int
+    theta: tf.Tensor
+    state: State
+    loss: tf.Tensor | None = None
+    gradient: tf.Tensor | None = None
+
+
+def start(task: Task, network: Network) -> Position:
+    """The position at the start of an epoch."""
+    network.settle(task)
+    theta = task.initial()
+    return Position(0, theta, network.initial_state(theta))
+
+
+def advance(
+    task: Task | Lanes,
+    network: Network,
+    position: Position,
+    steps: int,
+    lr: float = 1.0,
+    *,
+    coordinates: np.ndarray | None = None,
+    reuse: bool = False,
+) -> tuple[Position, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Take ``steps`` steps theta += lr * scale * out with no graph.
+
+    Args:
+        coordinates: numbers of the n coordinates whose gradients and inputs are kept, all if None.
+        reuse: the state of ``position`` is not needed any more and may be overwritten.
+
+    Returns:
+        The new position, losses [steps + 1] (of lanes [steps + 1, lane]), gradients [steps + 1, n], inputs
+        [steps, F, n].
+    """
+    if position.loss is None:
+        loss, g = value_and_gradient(task, position.theta, position.step)
+        position = dataclasses.replace(position, loss=loss, gradient=g)
+
+    def chosen(a: tf.Tensor) -> tf.Tensor:
+        return a if coordinates is None else tf.gather(a, coordinates, axis=-1)
+
+    losses, gradients, inputs = [position.loss], _Rows(steps + 1), _Rows(steps)
+    gradients.add(chosen(position.gradient))
+    for step in range(steps):
+        position, x = _one_step(task, network, position, lr, reuse or step > 0)
+        losses.append(position.loss)
+        gradients.add(chosen(position.gradient))
+        inputs.add(chosen(x))
+    return position, tf.stack(losses), gradients.stacked(), inputs.stacked()
+
+
+class _Rows:
+    """Tensors of one shape, stacked as they come: from a list they would need their memory twice."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._elsewhere = count, []
+        self._array: np.ndarray | None = None
+
+    def add(self, tensor: tf.Tensor) -> None:
+        """One more row."""
+        if not on_host(tensor):
+            self._elsewhere.append(tensor)
+            return
+        if self._array is None:
+            self._array, self._filled = np.empty((self._count, *tensor.shape), view(tensor).dtype), 0
+        self._array[self._filled] = view(tensor)
+        self._filled += 1
+
+    def stacked(self) -> tf.Tensor:
+        """All rows, [count, ...]; on the host an array, which is not copied again."""
+        return tf.stack(self._elsewhere) if self._array is None else self._array
+
+
+def chosen_state(state: State, coordinates: np.ndarray | None) -> State:
+    """The network's state at the given coordinates, a copy; the state itself if None."""
+    if coordinates is None:
+        return state
+    network = (
+        a[..., coordinates] if isinstance(a, np.ndarray) else tf.gather(a, coordinates, axis=-1)
+        for a in state.network
+    )
+    return dataclasses.replace(state, network=tuple(network))
+
+
+def cotangents(
+    gradients: tf.Tensor,
+    loss: str,
+    keep: float = 1.0,
+    *,
+    factor: float | np.ndarray = 1.0,
+    reuse: bool = False,
+) -> tf.Tensor:
+    """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].
+
+    Args:
+        loss: w is all 1 (``sum``) or e_T (``last``).
+        keep: what weight decay leaves of theta in a step (``kept``).
+        factor: on all of it, or [N].
+        reuse: the gradients are not needed any more and may be overwritten.
+    """
+    if on_host(gradients):
+        given = view(gradients)[1:]
+        c = given if reuse and given.flags.writeable else given.copy()
+        for t in range(len(c) - 2, -1, -1):
+            c[t] = keep * c[t + 1] + (0.0 if loss == "last" else c[t])
+        c *= np.asarray(factor, c.dtype)
+        return c
+    found = [gradients[-1]]
+    for g in tf.unstack(gradients[1:-1])[::-1]:
+        found.append(keep * found[-1] + (g if loss == "sum" else 0.0))
+    return tf.stack(found[::-1]) * tf.cast(factor, gradients.dtype)
+
+
+def meta_gradient(
+    network: Network,
+    state: State,
+    inputs: tf.Tensor,
+    c: tf.Tensor,
+    coordinates: np.ndarray | None = None,
+    memory: float = 0.0,
+) -> dict[str, tf.Tensor]:
+    """sum_s <c_s, d u_s / d weights> by one backward pass of the network as a sequence.
+
+    Args:
+        state: at the start of the unroll.
+        inputs: [T, F, N]; c: [T, N], with the learning rate in it.
+        coordinates: numbers of the coordinates to use, all if None; the result is scaled by N/n, so
+            a random subset is unbiased.
+        memory: GiB that one pass may take beside ``inputs`` and ``c``, about, where it is not compiled: it
+            decides on how many coordinates go through at once; 0 leaves that to what is fast.
+
+    Returns:
+        Weight name -> gradient.
+    """
+    factor = network.scale
+    if coordinates is not None:
+        factor *= inputs.shape[2] / len(coordinates)
+        inputs, c = tf.gather(inputs, coordinates, axis=2), tf.gather(c, coordinates, axis=1)
+        state = chosen_state(state, coordinates)
+    if (found := network.pull(state, inputs, c)) is not None:
+        return {name: grad * factor for name, grad in found.items()}
+    hidden = state.network
+    grads = {name: tf.zeros_like(w) for name, w in network.weights.items()}
+    size = _CHUNK
+    if memory:
+        numbers = _KEPT * (sum(len(a) if len(a.shape) > 1 else 1 for a in hidden) + inputs.shape[1]) + _BESIDE
+        size = max(1, int(memory * 2**30 / (len(inputs) * numbers * c.dtype.size)))
+    for low in range(0, c.shape[1], size):
+        part = slice(low, low + size)
+        pieces = _part(
+            network, state.t, tuple(a[..., part] for a in hidden), inputs[..., part], c[:, part] * factor
+        )
+        for name, piece in zip(grads, pieces, strict=True):
+            if piece is not None:  # a constant of a rule may have no gradient, as under greater
+                grads[name] += piece
+    return grads
+
+
+def _part(
+    network: Network, t: int, hidden: tuple[tf.Tensor, ...], inputs: tf.Tensor, c: tf.Tensor
+) -> list[tf.Tensor | None]:
+    """The gradient of one chunk of coordinates, weight by weight."""
+    weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
+    with tf.GradientTape() as tape:
+        tape.watch(list(weights.values()))
+        outs = []
+        for s in range(len(inputs)):
+            out, hidden = network.step(weights, inputs[s], hidden, t + 1 + s)
+            outs.append(out)
+        total = tf.stack(outs)
+    return tape.gradient(total, list(weights.values()), output_gradients=c)
+
+
+def rollout(task: Task, network: Network, steps: int, lr: float = 1.0) -> np.ndarray:
+    """Losses [steps + 1] of one whole rollout, float64, no meta-gradient and nothing else kept."""
+    return segment(task, network, start(task, network), steps, lr)[1]
+
+
+def segment(
+    task: Task, network: Network, position: Position, steps: int, lr: float = 1.0
+) -> tuple[Position, np.ndarray]:
+    """The position after ``steps`` steps and the losses [steps + 1], float64; nothing else is kept."""
+    if position.loss is None:
+        loss, g = value_and_gradient(task, position.theta, position.step)
+        position = dataclasses.replace(position, loss=loss, gradient=g)
+    losses = [position.loss]
+    for step in range(steps):
+        position, _ = _one_step(task, network, position, lr, step > 0)
+        losses.append(position.loss)
+    return position, tf.stack(losses).numpy().astype(np.float64)
+
+
+def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:
+    """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
+    return float(np.mean([figure(rollout(task, network, steps)[:-1], steps) for task in tasks]))
+
+
+def kept(network: Network, lr: float = 1.0) -> float:
+    """What weight decay leaves of theta in one step: 1 without."""
+    return 1.0 - lr * network.scale * network.shrink
+
+
+def inputs_at(network: Network, at: Position) -> tuple[tf.Tensor, State]:
+    """The network's inputs [F, N] at a position whose gradient is known, and the state after their step."""
+    x, state = network.inputs(at.gradient, at.state)
+    rows = network.rows(at.theta)
+    return (tf.concat([x, *rows], 0) if rows else x), state
+
+
+def _one_step(
+    task: Task | Lanes, network: Network, at: Position, lr: float, reuse: bool
+) -> tuple[Position, tf.Tensor]:
+    """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
+    x, state = inputs_at(network, at)
+    out, hidden = network.roll(x, state.network, state.t, reuse=reuse)
+    theta = at.theta + (lr * network.scale) * out
+    loss, g = value_and_gradient(task, theta, at.step + 1)
+    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x

@@ -1,0 +1,1 @@
+"""Teachers and rules as networks, and the operators they are made of."""

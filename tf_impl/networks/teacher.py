@@ -1,0 +1,226 @@
+"""Teachers as coordinate-wise networks over named weight arrays.
+
+Arrays are laid out [feature or unit, coordinate], coordinates contiguous, so that every gate of the
+LSTM is one contiguous block.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from common.kernels import Kernel, kernel
+from common.tables.teachers import TeacherRow
+from tf_impl.networks.compiled import threads
+from tf_impl.networks.features import FeatureStream
+from tf_impl.problems.direct import Direct
+from tf_impl.tensors import State, Weights, on_host, view
+
+
+class TeacherNetwork:
+    """A teacher's network with its weights: a function from weights to an optimizer.
+
+    Args:
+        teacher: the row.
+        weights: arrays by canonical name (``TeacherRow.weight_shapes``).
+        state_dtype: of h and c between steps, ``dtype`` if None; arithmetic is in ``dtype``.
+    """
+
+    together = True
+
+    def __init__(
+        self,
+        teacher: TeacherRow,
+        weights: Mapping[str, np.ndarray],
+        dtype: tf.DType = tf.float32,
+        device: str = "cpu",
+        state_dtype: tf.DType | None = None,
+    ) -> None:
+        self.teacher, self.state_dtype = teacher, state_dtype or dtype
+        self._narrow = self.state_dtype != dtype
+        self.scale, self.shrink = teacher.scale, 0.0
+        self.features = FeatureStream(teacher.expressions())
+        with tf.device(device):
+            self.weights: Weights = {
+                name: tf.Variable(weights[name], dtype=dtype) for name in teacher.weight_shapes()
+            }
+        self._step = tf.function(self._one_step)
+        self._joined = Direct(lambda: tf.concat([tf.reshape(w, [-1]) for w in self.weights.values()], 0))
+
+    @functools.cached_property
+    def compiled(self) -> Kernel | None:
+        """The network as compiled code; None on other devices, or where there is no compiler."""
+        w = self.weights["out/w"]
+        if "CPU" not in w.device or self.state_dtype not in (w.dtype, tf.bfloat16):
+            return None
+        return kernel(self.teacher, self.state_dtype.name)
+
+    @property
+    def lanewise(self) -> bool:
+        """``abreast`` is there: with compiled code."""
+        return self.compiled is not None
+
+    def abreast(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "TeachersAbreast":
+        """The network in lanes of optimizees of one size, with the given weights of each."""
+        return TeachersAbreast(self, weights)
+
+    def settle(self, task: Any) -> None:
+        """Nothing of a teacher depends on the problem."""
+
+    def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
+        """Inputs beside the features: none."""
+        return []
+
+    def initial_state(self, theta: tf.Tensor) -> State:
+        """Zero state for a flat vector [N]."""
+        shapes = [(size, theta.shape[0]) for size in self.teacher.lstm for _ in ("h", "c")]
+        kind = self.state_dtype if self._narrow else theta.dtype
+        # Arrays, which steps may overwrite, where steps are compiled.
+        ours = self.compiled is not None and tf.executing_eagerly() and on_host(theta)
+        network = tuple(np.zeros(s, kind.as_numpy_dtype) if ours else tf.zeros(s, kind) for s in shapes)
+        return State(0, self.features.initial_state(theta), network)
+
+    def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
+        """The network's inputs [F, N] for gradient [N]; first order, so outside the meta-gradient."""
+        x, features = self.features.step(g, state.features, state.t + 1)
+        return x, State(state.t + 1, features, state.network)
+
+    def step(
+        self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Output [N] before ``scale``, and the new network state, for inputs x [F, N]."""
+        del t  # a rule's network reads it
+        arrays = tuple(tf.cast(a, x.dtype) for a in network)
+        out, after = self._step({name: tf.convert_to_tensor(w) for name, w in weights.items()}, x, arrays)
+        return out, tuple(map(self._kept, after))
+
+    def _kept(self, a: tf.Tensor) -> tf.Tensor:
+        """An array of the state rounded to what is kept; the rounding is not differentiated."""
+        if not self._narrow:
+            return a
+        return a + tf.stop_gradient(tf.cast(tf.cast(a, self.state_dtype), a.dtype) - a)
+
+    def _one_step(
+        self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...]
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        if self.teacher.pre:
+            x = tf.nn.elu(weights["pre/w"] @ x + weights["pre/b"][:, None])
+        new_state: list[tf.Tensor] = []
+        for layer in range(len(self.teacher.lstm)):
+            h, c = lstm_cell(
+                weights[f"lstm_{layer}/w_input"],
+                weights[f"lstm_{layer}/w_hidden"],
+                weights[f"lstm_{layer}/bias"],
+                x,
+                *network[2 * layer : 2 * layer + 2],
+            )
+            new_state += [h, c]
+            x = h
+        out = (weights["out/w"] @ x + weights["out/b"][:, None])[0]
+        return (tf.tanh(out) if self.teacher.output == "tanh" else out), tuple(new_state)
+
+    def roll(
+        self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """``step`` with the network's own weights, not recorded.
+
+        Args:
+            network: tensors, or the arrays of an earlier ``roll``.
+            reuse: the new state may take the place of the old one in its arrays.
+        """
+        if self.compiled is None or x.dtype != self.weights["out/w"].dtype or not on_host(x):
+            out, after = self.step(self.weights, x, network, t)
+            return out, tuple(tf.cast(a, self.state_dtype) if self._narrow else a for a in after)
+        before, inputs, weights = self._arrays(network), view(x), self._flat()
+        reuse = reuse and all(a.flags.writeable for a in before)  # those of tensors are not
+        after = before if reuse else [np.empty_like(a) for a in before]
+        out = np.empty(inputs.shape[1], inputs.dtype)
+        self.compiled.step(
+            weights.ctypes.data, len(out), inputs.ctypes.data, _addresses(before), _addresses(after),
+            out.ctypes.data, threads(),
+        )  # fmt: skip
+        return tf.convert_to_tensor(out), tuple(after)
+
+    def pull(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor] | None:
+        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none.
+
+        Args:
+            inputs: [T, F, N]; c: [T, N].
+        """
+        if self.compiled is None or not on_host(c) or self.weights["out/w"].dtype != c.dtype:
+            return None
+        start, weights = self._arrays(state.network), self._flat()
+        inputs, c = np.ascontiguousarray(view(inputs)), np.ascontiguousarray(view(c))
+        found = self.compiled.gradient(
+            weights.ctypes.data, *c.shape, inputs.ctypes.data, c.ctypes.data, _addresses(start), threads()
+        )
+        parts = np.split(found, np.cumsum([w.shape.num_elements() for w in self.weights.values()])[:-1])
+        return {
+            name: tf.constant(a.reshape(w.shape), w.dtype)
+            for (name, w), a in zip(self.weights.items(), parts, strict=True)
+        }
+
+    def _arrays(self, network: tuple[tf.Tensor, ...]) -> list[np.ndarray]:
+        kind = self.state_dtype.as_numpy_dtype
+        return [np.ascontiguousarray(view(a)).astype(kind, copy=False) for a in network]
+
+    def _flat(self) -> np.ndarray:
+        return view(self._joined())
+
+
+class TeachersAbreast:
+    """A teacher's network with weights of its own in every lane of optimizees of one size.
+
+    Args:
+        alone: with compiled code.
+        weights: of every lane.
+    """
+
+    def __init__(self, alone: TeacherNetwork, weights: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self.scale, self.inputs, self.rows = alone.scale, alone.inputs, alone.rows
+        self._compiled, self._count = alone.compiled, len(weights)
+        dtype = alone.weights["out/w"].dtype.as_numpy_dtype
+        self._weights = np.stack(
+            [
+                np.concatenate([np.ravel(lane[name]) for name in alone.weights]).astype(dtype)
+                for lane in weights
+            ]
+        )
+
+    def roll(
+        self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Output [N] before ``scale`` and the new state, h and c [lane, H, n], for inputs [F, N]."""
+        del t
+        before, inputs = [np.ascontiguousarray(view(a)) for a in network], view(x)
+        reuse = reuse and all(a.flags.writeable for a in before)  # those of tensors are not
+        after = before if reuse else [np.empty_like(a) for a in before]
+        out = np.empty(inputs.shape[1], inputs.dtype)
+        n = len(out) // self._count
+        for k, weights in enumerate(self._weights):
+            part = slice(k * n, (k + 1) * n)
+            self._compiled.step(
+                weights.ctypes.data, n, inputs[:, part].ctypes.data, _addresses([a[k] for a in before]),
+                _addresses([a[k] for a in after]), out[part].ctypes.data, threads(), len(out),
+            )  # fmt: skip
+        return tf.convert_to_tensor(out), tuple(after)
+
+
+def _addresses(arrays: list[np.ndarray]) -> list[int]:
+    return [a.ctypes.data for a in arrays]
+
+
+def lstm_cell(
+    w_input: tf.Tensor,
+    w_hidden: tf.Tensor,
+    bias: tf.Tensor,
+    x: tf.Tensor,
+    h: tf.Tensor,
+    c: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One LSTM cell, gates in the order i, f, g, o, one bias [4H]; x [D, N], h and c [H, N]."""
+    i, f, g, o = tf.split(w_input @ x + w_hidden @ h + bias[:, None], 4)
+    c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
+    return tf.sigmoid(o) * tf.tanh(c), c

@@ -1,0 +1,126 @@
+"""Hand-made optimizers by name: by torch.optim's formulas, not Keras' own, Lion and Schedule-Free AdamW."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from common.errors import L2OError
+from common.tables.baselines import BASELINES, baseline_names
+from tf_impl.optimizers.base import CoordinateOptimizer, work_dtype
+from tf_impl.optimizers.torch_formulas import SGD, Adagrad, Adam, NAdam, RMSprop, check_betas, correction
+
+
+@keras.saving.register_keras_serializable(package="symbolic_l2o")
+class Lion(CoordinateOptimizer):
+    """Lion: u = -sign(b1 m + (1 - b1) g), then m <- b2 m + (1 - b2) g; decoupled weight decay.
+
+    Chen et al., "Symbolic discovery of optimization algorithms", 2023, algorithm 2.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-4,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        weight_decay: float | None = None,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, **keywords)
+        self.beta1, self.beta2 = beta1, beta2
+
+    def _zero_state(self, p: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return (p,)
+
+    def _update(
+        self, p: tf.Tensor, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        (m,) = state
+        u = -tf.sign(self.beta1 * m + (1.0 - self.beta1) * g)
+        return u, (self.beta2 * m + (1.0 - self.beta2) * g,)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"beta1": self.beta1, "beta2": self.beta2}
+
+
+@keras.saving.register_keras_serializable(package="symbolic_l2o")
+class ScheduleFree(CoordinateOptimizer):
+    """Schedule-Free AdamW: gradients at y = (1 - b1) z + b1 x, steps of z, x the mean of z; y is kept.
+
+    Defazio et al., "The road less scheduled", 2024, algorithm 1 without warmup and with Adam's corrected v; c
+    is 1 / t, which holds as long as lr does not grow. State: v and y - z. Loss and accuracy are those of y;
+    the authors' code reports the test accuracy of x = y + (1 / b1 - 1) (y - z).
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 2.5e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float | None = None,
+        **keywords: Any,
+    ) -> None:
+        check_betas(beta1, beta2)
+        super().__init__(learning_rate, weight_decay, **keywords)
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+
+    def _zero_state(self, p: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return (p, p)
+
+    def _update(
+        self, p: tf.Tensor, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Where z goes, before weight decay."""
+        v, e = state
+        v = self.beta2 * v + (1.0 - self.beta2) * g * g
+        return -g / (tf.sqrt(v / correction(self.beta2, t, g)) + self.eps), (v, e)
+
+    def _advance(
+        self,
+        decay: float,
+        fused: bool,
+        theta: tf.Tensor,
+        g: tf.Tensor,
+        lr: tf.Tensor,
+        tally: tf.Tensor,
+        *state: tf.Tensor,
+    ) -> tuple[tf.Tensor, ...]:
+        """The whole step, as the average of z depends on lr; weight decay pulls z from y."""
+        work = work_dtype(theta)
+        y, rate, t = tf.cast(theta, work), tf.cast(lr, work), tally[0] + 1.0
+        u, (v, e) = self._update(y, tf.cast(g, work), state, t)
+        u, c = u - decay * y, tf.cast(1.0 / t, work)
+        moved = y - c * e + rate * (1.0 - self.beta1 * (1.0 - c)) * u
+        e = (1.0 - c) * (e - self.beta1 * rate * u)
+        return tf.cast(moved, theta.dtype), tf.stack([t, *tf.unstack(tally)[1:]]), v, e
+
+    def _settings(self) -> dict[str, Any]:
+        return {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps}
+
+
+_KINDS = {
+    "rmsprop": RMSprop,
+    "adagrad": Adagrad,
+    "adam": Adam,
+    "adamw": Adam,
+    "nadamw": NAdam,
+    "lion": Lion,
+    "schedule-free": ScheduleFree,
+}
+
+
+def make(
+    name: str, params: Iterable[tf.Variable], lr: float, options: Mapping[str, float] | None = None
+) -> keras.optimizers.Optimizer:
+    """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults."""
+    o = BASELINES[name].options | dict(options or {})
+    if name not in baseline_names("tf"):
+        raise L2OError(f"expected one of {', '.join(baseline_names('tf'))}, got {name}, which only torch has")
+    if name in ("sgd", "momentum", "nesterov"):
+        optimizer = SGD(lr, o["momentum"], nesterov=name == "nesterov")
+    else:
+        optimizer = _KINDS[name](lr, **o)
+    optimizer.build(list(params))
+    return optimizer

@@ -1,0 +1,134 @@
+"""The layers of the problem table in TensorFlow (``common.tables.layers``)."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import tensorflow as tf
+
+from common.tables.layers import Layer
+
+_EPS, _MOMENTUM = 1e-5, 0.1  # of batch norm, as in torch
+
+Parameters = Mapping[str, tf.Tensor]
+
+
+def forward(
+    layers: tuple[Layer, ...],
+    parameters: Parameters,
+    images: tf.Tensor,
+    buffers: dict[str, tf.Tensor] | None = None,
+    training: bool = True,
+) -> tf.Tensor:
+    """Run the layers of the table on images [batch, h, w, c].
+
+    ``stackable`` layers also run several networks at once: parameters and images with a first axis more, of
+    images a shorter one where as many networks in a row see the same.
+
+    Args:
+        parameters: name -> tensor in canonical layout.
+        buffers: running means and variances of batch norm by name; updated in ``training``.
+        training: batch norm uses the batch's own statistics.
+    """
+    prefixes = iter(dict.fromkeys(name.split("/")[0] for name in parameters))
+    return _run(layers, images, parameters, prefixes, {} if buffers is None else buffers, training)
+
+
+def stackable(layers: tuple[Layer, ...]) -> bool:
+    """Several networks of these layers can run as one."""
+    return {layer.kind for layer in layers} <= {"flatten", "dense", "relu", "sigmoid", "tanh", "gelu"}
+
+
+def _run(
+    layers: tuple[Layer, ...],
+    x: tf.Tensor,
+    parameters: Parameters,
+    prefixes: Iterator[str],
+    buffers: dict[str, tf.Tensor],
+    training: bool,
+) -> tf.Tensor:
+    for layer in layers:
+        if layer.kind == "flatten":
+            x = tf.reshape(x, tf.concat([tf.shape(x)[:-3], [-1]], 0))
+        elif layer.kind == "dense":
+            prefix = next(prefixes)
+            w, b = parameters[f"{prefix}/w"], parameters[f"{prefix}/b"]
+            x = tf.matmul(x, w) + b if w.shape.rank == 2 else _dense(x, w, b)
+        elif layer.kind == "relu":
+            x = tf.nn.relu(x)
+        elif layer.kind == "sigmoid":
+            x = tf.sigmoid(x)
+        elif layer.kind == "tanh":
+            x = tf.tanh(x)
+        elif layer.kind == "gelu":
+            # tf.nn.gelu has the root of 2 in float32 only.
+            x = 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
+        elif layer.kind == "conv":
+            prefix = next(prefixes)
+            # SAME would pad unevenly where the stride is 2.
+            x = tf.nn.conv2d(x, parameters[f"{prefix}/w"], layer.stride, _padding(layer))
+            if layer.bias:
+                x = x + parameters[f"{prefix}/b"]
+        elif layer.kind == "norm":
+            x = _batch_norm(x, next(prefixes), parameters, buffers, training)
+        elif layer.kind == "pool":
+            x = tf.nn.max_pool2d(x, layer.size, layer.size, "VALID")
+        elif layer.kind == "average":
+            x = _average(layer, x)
+        elif layer.kind == "mean":
+            x = tf.reduce_mean(x, (1, 2))
+        elif layer.kind == "graph":
+            known = [x]
+            for node in layer.nodes:
+                ends = [
+                    _run(inner, known[source], parameters, prefixes, buffers, training)
+                    for source, inner in node
+                ]
+                known.append(tf.add_n(ends) if ends else tf.zeros_like(x))
+            x = known[-1]
+    return x
+
+
+def _dense(x: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Of several networks, [network, batch, units]; the same ``x`` of several in a row is read once."""
+    count, groups = w.shape[0], x.shape[0]
+    if groups == count:
+        return tf.matmul(x, w) + b[:, None]
+    size, units = w.shape[1:]
+    side_by_side = tf.transpose(tf.reshape(w, [groups, -1, size, units]), [0, 2, 1, 3])
+    out = tf.matmul(x, tf.reshape(side_by_side, [groups, size, -1]))
+    out = tf.transpose(tf.reshape(out, [groups, -1, count // groups, units]), [0, 2, 1, 3])
+    return tf.reshape(out, [count, -1, units]) + b[:, None]
+
+
+def _padding(layer: Layer) -> list[list[int]]:
+    side = [layer.pad, layer.pad]
+    return [[0, 0], side, side, [0, 0]]
+
+
+def _average(layer: Layer, x: tf.Tensor) -> tf.Tensor:
+    """Mean over a window; what lies outside the image is not counted."""
+
+    def pooled(values: tf.Tensor) -> tf.Tensor:
+        return tf.nn.avg_pool2d(tf.pad(values, _padding(layer)), layer.size, layer.stride, "VALID")
+
+    return pooled(x) / pooled(tf.ones_like(x)) if layer.pad else pooled(x)
+
+
+def _batch_norm(
+    x: tf.Tensor, prefix: str, parameters: Parameters, buffers: dict[str, tf.Tensor], training: bool
+) -> tf.Tensor:
+    """Batch norm over all but the channels; the running variance is the biased one, in both backends."""
+    gamma, beta = parameters[f"{prefix}/gamma"], parameters[f"{prefix}/beta"]
+    names = [f"{prefix}/mean", f"{prefix}/var"]
+    if training:
+        # Not tf.nn.moments, whose second derivative lacks what goes through the mean.
+        axes = list(range(x.shape.rank - 1))
+        middle = tf.reduce_mean(x, axes, keepdims=True)
+        now = [tf.squeeze(middle, axes), tf.reduce_mean(tf.math.squared_difference(x, middle), axes)]
+        for name, value in zip(names, now, strict=True):
+            if name in buffers:
+                buffers[name] = buffers[name] + _MOMENTUM * (tf.stop_gradient(value) - buffers[name])
+    else:
+        now = [buffers[name] for name in names]
+    mean, var = now
+    return gamma * (x - mean) * tf.math.rsqrt(var + _EPS) + beta

@@ -1,0 +1,303 @@
+"""The inner loop and the meta-gradient that needs no optimizee graph (MATH.md section 3).
+
+Inside a rollout nothing is differentiated but the optimizee's loss at one point. The inputs of the
+optimizer network and the gradients g_t are kept; with updates that add up,
+theta_t = theta_0 + sum_{s<t} lr u_s, the meta-gradient of sum_t w_t f_t is
+
+    dL/dphi = sum_s < c_s , d u_s / d phi >,    c_s = lr sum_{t>s} w_t g_t,
+
+one backward pass of the network as a sequence, chunk by chunk over coordinates. A teacher's network has
+compiled code for its steps and this pass (``common.kernels``); the chunks here are for what has none.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from common.metrics import figure
+from torch_impl.problems.batched import Lanes
+from torch_impl.problems.tasks import Task, value_and_gradient
+from torch_impl.tensors import State, Weights
+from torch_impl.threads import fitting
+
+# Coordinates of one backward pass that is not compiled. The sizes do not depend on the number of threads, so
+# neither do the bits of the sum; the upper one bounds memory, the lower one the overhead per operation.
+_SMALLEST_CHUNK, _LARGEST_CHUNK, _CHUNKS = 2048, 6144, 4
+_KEPT, _BESIDE = 8, 64  # numbers that autograd keeps of a step: per number of state or input, and beside
+
+
+class Network(Protocol):
+    """What is trained: a teacher's network, or a rule with its constants as weights.
+
+    Attributes:
+        shrink: decoupled weight decay, 0.0 without.
+        together: several optimizees may run as one (``Lanes``).
+        lanewise: so may several sets of weights (``abreast``).
+    """
+
+    weights: Weights
+    scale: float
+    shrink: float
+    together: bool
+
+    def settle(self, task: Task) -> None:
+        """Told at the start of an epoch what comes."""
+
+    def rows(self, theta: torch.Tensor) -> list[torch.Tensor]:
+        """Inputs [1, N] of the network after the features."""
+
+    def initial_state(self, theta: torch.Tensor) -> State:
+        """Zero state for a flat vector [N]."""
+
+    def inputs(self, g: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """Network inputs [F, N] of gradient [N], and the state after the features' step."""
+
+    def step(
+        self, weights: Weights, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Output [N] before ``scale``, and the new network state."""
+
+    def roll(
+        self, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """``step`` with the network's own weights, not recorded; ``reuse``: the old state may be lost."""
+
+    def pull(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where an epoch stands between two unrolls.
+
+    Attributes:
+        theta: flat parameters [N].
+        loss, gradient: at ``theta`` on the batch of ``step``, already taken by the unroll before
+            (f_T of one unroll is f_0 of the next); None at the start of an epoch.
+    """
+
+    step: int
+    theta: torch.Tensor
+    state: State
+    loss: torch.Tensor | None = None
+    gradient: torch.Tensor | None = None
+
+
+def start(task: Task, network: Network) -> Position:
+    """The position at the start of an epoch."""
+    network.settle(task)
+    theta = task.initial()
+    return Position(0, theta, network.initial_state(theta))
+
+
+def advance(
+    task: Task | Lanes,
+    network: Network,
+    position: Position,
+    steps: int,
+    lr: float = 1.0,
+    *,
+    coordinates: torch.Tensor | None = None,
+    reuse: bool = False,
+) -> tuple[Position, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Take ``steps`` steps theta += lr * scale * out with no graph.
+
+    Args:
+        coordinates: numbers of the n coordinates whose gradients and inputs are kept, all if None.
+        reuse: the state of ``position`` is not needed any more and may be overwritten.
+
+    Returns:
+        The new position, losses [steps + 1] (of lanes [steps + 1, lane]), gradients [steps + 1, n], inputs
+        [steps, F, n].
+    """
+    with fitting(task):
+        return _advance(task, network, position, steps, lr, coordinates, reuse)
+
+
+def _advance(
+    task: Task | Lanes,
+    network: Network,
+    position: Position,
+    steps: int,
+    lr: float,
+    coordinates: torch.Tensor | None,
+    reuse: bool,
+) -> tuple[Position, torch.Tensor, torch.Tensor, torch.Tensor]:
+    position = _begun(task, position)
+
+    def chosen(a: torch.Tensor) -> torch.Tensor:
+        return a if coordinates is None else a.index_select(-1, coordinates)
+
+    losses, first = [position.loss], chosen(position.gradient)
+    # Filled row by row: stacked from a list they would need their memory twice.
+    gradients, inputs = first.new_empty(steps + 1, len(first)), first.new_empty(0)
+    gradients[0] = first
+    for step in range(steps):
+        position, x = _one_step(task, network, position, lr, reuse or step > 0)
+        losses.append(position.loss)
+        gradients[step + 1] = chosen(position.gradient)
+        x = chosen(x)
+        if step == 0:
+            inputs = x.new_empty(steps, *x.shape)
+        inputs[step] = x
+    return position, torch.stack(losses), gradients, inputs
+
+
+def chosen_state(state: State, coordinates: torch.Tensor | None) -> State:
+    """The network's state at the given coordinates, a copy; the state itself if None."""
+    if coordinates is None:
+        return state
+    return dataclasses.replace(state, network=tuple(a.index_select(-1, coordinates) for a in state.network))
+
+
+def cotangents(
+    gradients: torch.Tensor,
+    loss: str,
+    keep: float = 1.0,
+    *,
+    factor: float | torch.Tensor = 1.0,
+    reuse: bool = False,
+) -> torch.Tensor:
+    """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].
+
+    Args:
+        loss: w is all 1 (``sum``) or e_T (``last``).
+        keep: what weight decay leaves of theta in a step (``kept``).
+        factor: on all of it, or [N].
+        reuse: the gradients are not needed any more and may be overwritten.
+    """
+    c = gradients[1:] if reuse else gradients[1:].clone()
+    for t in range(len(c) - 2, -1, -1):
+        if loss == "last":
+            torch.mul(c[t + 1], keep, out=c[t])
+        else:
+            c[t].add_(c[t + 1], alpha=keep)
+    return c.mul_(factor)
+
+
+def meta_gradient(
+    network: Network,
+    state: State,
+    inputs: torch.Tensor,
+    c: torch.Tensor,
+    coordinates: np.ndarray | None = None,
+    memory: float = 0.0,
+) -> dict[str, torch.Tensor]:
+    """sum_s <c_s, d u_s / d weights> by one backward pass of the network as a sequence.
+
+    Args:
+        state: at the start of the unroll.
+        inputs: [T, F, N]; c: [T, N], with the learning rate in it.
+        coordinates: numbers of the coordinates to use, all if None; the result is scaled by N/n, so
+            a random subset is unbiased.
+        memory: GiB that one pass may take beside ``inputs`` and ``c``, about, where it is not compiled: it
+            decides on how many coordinates go through at once; 0 leaves that to what is fast.
+
+    Returns:
+        Weight name -> gradient.
+    """
+    steps, _, total = inputs.shape
+    factor = network.scale
+    if coordinates is not None:
+        index = torch.from_numpy(coordinates).to(inputs.device)
+        inputs, c, state = inputs[:, :, index], c[:, index], chosen_state(state, index)
+        factor *= total / len(coordinates)
+    if (found := network.pull(state, inputs, c)) is not None:
+        return {name: grad * factor for name, grad in found.items()}
+    size = min(max(-(-c.shape[1] // _CHUNKS), _SMALLEST_CHUNK), _LARGEST_CHUNK)
+    if memory:
+        numbers = (
+            _KEPT * (sum(len(a) if a.dim() > 1 else 1 for a in state.network) + inputs.shape[1]) + _BESIDE
+        )
+        passes = 1 if c.is_cuda else _CHUNKS  # at once
+        size = max(1, int(memory * 2**30 / (steps * numbers * c.element_size() * passes)))
+
+    def part_of(low: int) -> tuple[torch.Tensor | None, ...]:
+        part = slice(low, low + size)
+        leaves = {name: w.detach().requires_grad_() for name, w in network.weights.items()}
+        hidden = tuple(a[..., part].contiguous() for a in state.network)
+        outs = []
+        for s in range(steps):
+            out, hidden = network.step(leaves, inputs[s, :, part], hidden, state.t + 1 + s)
+            outs.append(out)
+        total = torch.stack(outs)
+        if not total.requires_grad:  # no constant of a rule has a gradient, as under greater
+            return (None,) * len(leaves)
+        return torch.autograd.grad(total, list(leaves.values()), c[:, part] * factor, allow_unused=True)
+
+    grads = {name: torch.zeros_like(w) for name, w in network.weights.items()}
+    lows = range(0, c.shape[1], size)
+    parts = map(part_of, lows) if len(lows) == 1 or c.is_cuda else _pool().map(part_of, lows)
+    for pieces in parts:
+        for name, piece in zip(grads, pieces, strict=True):
+            if piece is not None:
+                grads[name] += piece
+    return grads
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads for chunks: many small operations scale far better over chunks than inside one."""
+    count = min(_CHUNKS, len(os.sched_getaffinity(0)))
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def rollout(task: Task, network: Network, steps: int, lr: float = 1.0) -> np.ndarray:
+    """Losses [steps + 1] of one whole rollout, float64, no meta-gradient and nothing else kept."""
+    return segment(task, network, start(task, network), steps, lr)[1]
+
+
+def segment(
+    task: Task, network: Network, position: Position, steps: int, lr: float = 1.0
+) -> tuple[Position, np.ndarray]:
+    """The position after ``steps`` steps and the losses [steps + 1], float64; nothing else is kept."""
+    with fitting(task):
+        position = _begun(task, position)
+        losses = [position.loss]
+        for step in range(steps):
+            position, _ = _one_step(task, network, position, lr, step > 0)
+            losses.append(position.loss)
+    return position, torch.stack(losses).double().cpu().numpy()
+
+
+def _begun(task: Task | Lanes, position: Position) -> Position:
+    """The position with its loss and gradient."""
+    if position.loss is not None:
+        return position
+    loss, g = value_and_gradient(task, position.theta, position.step)
+    return dataclasses.replace(position, loss=loss, gradient=g)
+
+
+def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:
+    """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
+    return float(np.mean([figure(rollout(task, network, steps)[:-1], steps) for task in tasks]))
+
+
+def kept(network: Network, lr: float = 1.0) -> float:
+    """What weight decay leaves of theta in one step: 1 without."""
+    return 1.0 - lr * network.scale * network.shrink
+
+
+def inputs_at(network: Network, at: Position) -> tuple[torch.Tensor, State]:
+    """The network's inputs [F, N] at a position whose gradient is known, and the state after their step."""
+    x, state = network.inputs(at.gradient, at.state)
+    rows = network.rows(at.theta)
+    return (torch.cat([x, *rows]) if rows else x), state
+
+
+def _one_step(
+    task: Task | Lanes, network: Network, at: Position, lr: float, reuse: bool
+) -> tuple[Position, torch.Tensor]:
+    """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
+    with torch.no_grad():
+        x, state = inputs_at(network, at)
+        out, hidden = network.roll(x, state.network, state.t, reuse=reuse)
+        theta = torch.add(at.theta, out, alpha=lr * network.scale)
+    loss, g = value_and_gradient(task, theta, at.step + 1)
+    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x

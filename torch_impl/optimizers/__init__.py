@@ -1,0 +1,1 @@
+"""Teachers, rules and hand-made optimizers in the framework's own form."""

@@ -1,0 +1,133 @@
+"""Hand-made optimizers by name: torch.optim's own, Lion and Schedule-Free AdamW."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from common.tables.baselines import BASELINES
+from torch_impl.optimizers.muon import Muon
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion: u = -sign(b1 m + (1 - b1) g), then m <- b2 m + (1 - b2) g; decoupled weight decay.
+
+    Chen et al., "Symbolic discovery of optimization algorithms", 2023, algorithm 2.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """One update of every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["m"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                m = state["m"]
+                p.mul_(1.0 - group["lr"] * group["weight_decay"])
+                p.sub_(group["lr"] * torch.sign(torch.lerp(p.grad, m, group["beta1"])))
+                m.lerp_(p.grad, 1.0 - group["beta2"])
+        return loss
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """Schedule-Free AdamW: gradients at y = (1 - b1) z + b1 x, steps of z, x the mean of z; y is kept.
+
+    Defazio et al., "The road less scheduled", 2024, algorithm 1 without warmup and with Adam's corrected v; c
+    is 1 / t, which holds as long as lr does not grow. State: v and y - z. Loss and accuracy are those of y;
+    the authors' code reports the test accuracy of x = y + (1 / b1 - 1) (y - z).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 2.5e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        for name, beta in {"beta1": beta1, "beta2": beta2}.items():
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"{name}: expected a number of [0, 1), got {beta}")
+        options = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {"lr": lr, **options})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """One update of every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lr, b1, b2 = group["lr"], group["beta1"], group["beta2"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float64)
+                    state["v"], state["e"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["step"] += 1.0
+                t, v, e = float(state["step"]), state["v"], state["e"]
+                v.mul_(b2).addcmul_(p.grad, p.grad, value=1.0 - b2)
+                u = p.grad / (v / (1.0 - b2**t)).sqrt_().add_(group["eps"])
+                if group["weight_decay"]:
+                    u.add_(p, alpha=group["weight_decay"])
+                p.sub_(e, alpha=1.0 / t).sub_(u, alpha=lr * (1.0 - b1 * (1.0 - 1.0 / t)))
+                e.add_(u, alpha=lr * b1).mul_(1.0 - 1.0 / t)
+        return loss
+
+
+def make(
+    name: str, params: Iterable[torch.Tensor], lr: float, options: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults."""
+    o = BASELINES[name].options | dict(options or {})
+    betas = (o.get("beta1"), o.get("beta2"))
+    if name in ("sgd", "momentum", "nesterov"):
+        return torch.optim.SGD(params, lr, momentum=o["momentum"], nesterov=name == "nesterov")
+    if name == "rmsprop":
+        return torch.optim.RMSprop(params, lr, alpha=o["alpha"], eps=o["eps"])
+    if name == "adam":
+        return torch.optim.Adam(params, lr, betas=betas, eps=o["eps"])
+    if name == "adamw":
+        return torch.optim.AdamW(params, lr, betas=betas, eps=o["eps"], weight_decay=o["weight_decay"])
+    if name == "nadamw":
+        return _nadamw(list(params), lr, betas, o)
+    return {"adagrad": torch.optim.Adagrad, "lion": Lion, "schedule-free": ScheduleFree, "muon": Muon}[name](
+        params, lr, **o
+    )
+
+
+def _nadamw(
+    params: list[torch.Tensor], lr: float, betas: tuple[float, float], o: Mapping[str, float]
+) -> torch.optim.Optimizer:
+    rest = {key: o[key] for key in ("eps", "weight_decay", "momentum_decay")}
+    optimizer = torch.optim.NAdam(params, lr, betas, decoupled_weight_decay=True, **rest)
+    for p in params:
+        # torch would keep the product of the momenta in float32, which is off by 1e-7 after one step.
+        optimizer.state[p].update(
+            step=torch.zeros(()),
+            mu_product=torch.ones((), dtype=torch.float64),
+            exp_avg=torch.zeros_like(p),
+            exp_avg_sq=torch.zeros_like(p),
+        )
+    return optimizer

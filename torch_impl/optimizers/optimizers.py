@@ -1,0 +1,274 @@
+"""Teachers and rules as ordinary ``torch.optim.Optimizer``: drop them into any training loop."""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from common.errors import L2OError
+from interchange.files.weights import Teacher, load_weights
+from interchange.language.expression import to_text
+from interchange.rule.rule import Rule, zero_update
+from torch_impl.networks.compiled import Steps
+from torch_impl.networks.lowering import Lowered
+from torch_impl.networks.rule import lower
+from torch_impl.networks.teacher import TeacherNetwork
+from torch_impl.optimizers.base import CoordinateOptimizer, NonFinite, NonFiniteError, number, real
+
+__all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
+
+AnyRule = Rule | str | os.PathLike[str]
+
+
+class SymbolicOptimizer(CoordinateOptimizer):
+    """A rule as an optimizer: theta += lr * scale * expression(g).
+
+    Args:
+        params: as for any torch optimizer; a group may have its own ``rule``, ``constants`` and ``center``.
+        rule: a ``Rule`` or the path of a rule file.
+        lr: multiplier on the rule's update; 1 is the rule as distilled or tuned.
+        constants: in place of some of the rule's own; 0-dim tensors may be changed, or differentiated by.
+        center: subtract what the rule does at zero gradient.
+        weight_decay: decoupled, theta *= 1 - lr * weight_decay.
+        nonfinite: ``skip`` leaves coordinates alone whose update, state or moved parameter is not finite,
+            ``raise`` raises besides at once, ``off`` does not look.
+        maximize: ascend.
+        foreach: False for the plain step, tensor by tensor; otherwise, on the CPU, all in one call of
+            compiled code where there is a compiler.
+        capturable: wait for no number of the device, so that a CUDA graph can hold the step.
+        differentiable: let gradients flow through the step: to lr, constants, gradients, parameters, state.
+
+    State per parameter: ``rule.state_floats`` arrays in its shape, float32 at least, and a step count.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        rule: AnyRule,
+        lr: float | torch.Tensor = 1.0,
+        *,
+        constants: Mapping[str, float | torch.Tensor] | None = None,
+        center: bool = False,
+        weight_decay: float = 0.0,
+        nonfinite: NonFinite = "skip",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        self._bound: dict[tuple[str, bool], _Bound] = {}
+        options = {"maximize": maximize, "foreach": foreach, "capturable": capturable}
+        options |= {"differentiable": differentiable, "center": center} | _named(rule, constants or {})
+        super().__init__(params, lr, weight_decay, nonfinite, **options)
+
+    @property
+    def rule(self) -> Rule:
+        """The rule of the first parameter group, with the constants it was given."""
+        group = self.param_groups[0]
+        return _with_constants(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; ``rule``, ``constants`` and ``center`` of the group count before the optimizer's."""
+        if isinstance(param_group, dict):
+            group = self.defaults | param_group
+            own = param_group.get("constants", {} if "rule" in param_group else self.defaults["constants"])
+            param_group.update(_named(group["rule"], own))
+            if not group["center"] and all(_differ(param_group, other) for other in self.param_groups):
+                _warn_of_bias(_with_constants(param_group))
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        old = state.pop("rule_json", None)  # of pickles from before rules were in the groups
+        self.__dict__.setdefault("_bound", {})
+        super().__setstate__(state)
+        for bound in self._bound.values():
+            bound.steps.clear()  # loaded state may lie where other state lay
+        if old is not None:
+            self.defaults |= {"center": False, **_named(old, {})}
+        for group in self.param_groups:
+            for key in ("rule", "constants", "center"):
+                group.setdefault(key, self.defaults[key])
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for index, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {index}")
+            shown = {**group, "rule": to_text(self._of(group).rule.expression)}
+            lines += [f"    {key}: {shown[key]}" for key in sorted(shown) if key != "params"]
+        return "\n".join([*lines, ")"])
+
+    def _of(self, group: dict[str, Any]) -> "_Bound":
+        key = group["rule"], group["center"]
+        if key not in self._bound:
+            self._bound[key] = _Bound(*key)
+        return self._bound[key]
+
+    def _zero_state(self, p: torch.Tensor, group: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        return self._of(group).lowered.initial_state(p)
+
+    def _update(
+        self,
+        p: torch.Tensor,
+        g: torch.Tensor,
+        state: tuple[torch.Tensor, ...],
+        t: int | torch.Tensor,
+        group: dict[str, Any],
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        bound = self._of(group)
+        constants = {name: _zero_dim(value) for name, value in group["constants"].items()}
+        (out,), state = bound.lowered.step({"g": g, "theta": p, **constants}, state, t)
+        return bound.scale * torch.as_tensor(out, dtype=p.dtype, device=p.device).expand_as(p), state
+
+    def _step_group(
+        self, group: dict[str, Any], tensors: tuple[list[torch.Tensor], ...], compiling: bool
+    ) -> None:
+        slots, count, arrays = len(self._of(group).lowered.program.writes), len(tensors[0]), len(tensors[-1])
+        if arrays != slots * count:
+            raise L2OError(
+                f"expected {slots} arrays of state for every parameter, as the rule has, got {arrays} for "
+                f"{count}; clear optimizer.state when the rule changes"
+            )
+        super()._step_group(group, tensors, compiling)
+
+    def _step_again(self, group: dict[str, Any]) -> bool:
+        steps = self._of(group).steps.get(id(group["params"]))
+        return steps is not None and steps.again(group["params"], self.state, **self._how(group))
+
+    def _step_compiled(self, group: dict[str, Any], tensors: tuple[list[torch.Tensor], ...]) -> Sequence[int]:
+        bound, (params, grads, *others) = self._of(group), tensors
+        if any(p.is_complex() for p in params):
+            params, grads = list(map(real, params)), [real(g.resolve_conj()) for g in grads]
+        steps = bound.steps.setdefault(id(group["params"]), Steps(bound.lowered.program))
+        return steps.step((params, grads, *others), **self._how(group))
+
+    def _how(self, group: dict[str, Any]) -> dict[str, Any]:
+        lr = number(group["lr"])
+        return {
+            "constants": {name: number(value) for name, value in group["constants"].items()},
+            "scale": self._of(group).scale,
+            "rate": lr,
+            "keep": 1.0 - lr * group["weight_decay"],
+            "maximize": group["maximize"],
+            "guard": group["nonfinite"] != "off",
+        }
+
+
+class _Bound:
+    """A group's rule, ready to run."""
+
+    def __init__(self, text: str, center: bool) -> None:
+        rule = Rule.from_json(text)
+        self.rule = rule.centered() if center else rule
+        self.lowered: Lowered = lower(self.rule)
+        self.scale = self.rule.scale
+        self.steps: dict[int, Steps] = {}  # by the list of parameters
+
+
+def _named(given: AnyRule, constants: Mapping[str, float | torch.Tensor]) -> dict[str, Any]:
+    """A group's ``rule`` and ``constants``: plain text and numbers, which every way of saving keeps."""
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        rule = Rule.from_json(given)
+    else:
+        rule = given if isinstance(given, Rule) else Rule.load(given)
+    missing = [name for name, node in rule.features.items() if node is None]
+    if missing:
+        raise L2OError(
+            f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g, so it can be "
+            "evaluated on arrays only; add its expression under 'features'"
+        )
+    for name, value in constants.items():
+        if isinstance(value, torch.Tensor) and value.numel() != 1:
+            raise L2OError(f"constant {name!r}: expected one number, got a tensor of {value.numel()}")
+    rule.with_constants({name: number(value) for name, value in constants.items()})
+    return {"rule": rule.to_json(), "constants": {**rule.constants, **constants}}
+
+
+def _with_constants(group: Mapping[str, Any]) -> Rule:
+    values = {name: number(value) for name, value in group["constants"].items()}
+    return Rule.from_json(group["rule"]).with_constants(values)
+
+
+def _differ(group: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return group["rule"] != other["rule"] or group["constants"] != other["constants"]
+
+
+def _warn_of_bias(rule: Rule) -> None:
+    if (moves := zero_update(rule)) > 0.0:
+        warnings.warn(
+            f"rule {rule.name!r} moves weights at zero gradient, by up to {moves:.3g} * lr a step; "
+            "center=True subtracts that",
+            RuntimeWarning,
+            stacklevel=6,
+        )
+
+
+def _zero_dim(value: float | torch.Tensor) -> float | torch.Tensor:
+    """A constant; a tensor as 0-dim float64, in which 1 - b is formed."""
+    return value.reshape(()).to(torch.float64) if isinstance(value, torch.Tensor) else value
+
+
+class LearnedOptimizer(CoordinateOptimizer):
+    """A meta-trained teacher as an optimizer: theta += lr * scale * output(LSTM(features(g))).
+
+    Args:
+        params: as for any torch optimizer.
+        teacher: a run folder, a ``teacher.h5`` file, or ``Teacher``.
+        lr: multiplier on the teacher's update.
+        weight_decay, nonfinite, maximize, capturable, differentiable: as for ``SymbolicOptimizer``.
+
+    State per parameter tensor of n elements: h and c of every cell, [hidden, n], and the features'.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        teacher: Teacher | str | os.PathLike[str],
+        lr: float | torch.Tensor = 1.0,
+        *,
+        weight_decay: float = 0.0,
+        nonfinite: NonFinite = "skip",
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        self._given = teacher if isinstance(teacher, Teacher) else load_weights(teacher)
+        self._networks: dict[tuple[torch.dtype, torch.device], TeacherNetwork] = {}
+        options = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
+        super().__init__(params, lr, weight_decay, nonfinite, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"teacher": self._given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "teacher" in state:
+            self._given, self._networks = state.pop("teacher"), {}
+        super().__setstate__(state)
+
+    def _network(self, p: torch.Tensor) -> TeacherNetwork:
+        key = (p.dtype, p.device)
+        if key not in self._networks:
+            self._networks[key] = TeacherNetwork(self._given.row, self._given.weights, *key)
+        return self._networks[key]
+
+    def _zero_state(self, p: torch.Tensor, group: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        zero = self._network(p).initial_state(p.reshape(-1))
+        return zero.features + zero.network
+
+    def _update(
+        self,
+        p: torch.Tensor,
+        g: torch.Tensor,
+        state: tuple[torch.Tensor, ...],
+        t: int | torch.Tensor,
+        group: dict[str, Any],
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        network = self._network(p)
+        count = len(state) - 2 * len(network.teacher.lstm)
+        x, features = network.features.step(g.reshape(-1), state[:count], t)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            out, hidden = network.step(network.weights, x, state[count:], t)
+        else:
+            out, hidden = network.roll(x, state[count:], t)
+        return network.scale * out.view(p.shape), features + hidden

@@ -1,0 +1,1 @@
+"""Optimizees: their layers, gradients, many at once, images augmented."""

@@ -1,0 +1,1 @@
+"""Recording what optimizers see and do."""
