@@ -6,10 +6,12 @@ the backends are tested against it. Arrays are flat over coordinates, [N]; hidde
 """
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.tables.teachers import TeacherRow
+if TYPE_CHECKING:
+    from common.tables.teachers import TeacherRow
 
 Array = np.ndarray
 LossAndGradient = Callable[[Array, int], tuple[float, Array]]
@@ -82,13 +84,13 @@ def lstm_cell(
     return sigmoid(o) * np.tanh(c), c
 
 
-def zero_cells(teacher: TeacherRow, n: int) -> CellStates:
+def zero_cells(teacher: "TeacherRow", n: int) -> CellStates:
     """(h, c) of every cell before the first step, zeros [N, H]."""
     return [(np.zeros((n, size)), np.zeros((n, size))) for size in teacher.lstm]
 
 
 def teacher_step(
-    teacher: TeacherRow, weights: Mapping[str, Array], x: Array, cells: CellStates
+    teacher: "TeacherRow", weights: Mapping[str, Array], x: Array, cells: CellStates
 ) -> tuple[Array, CellStates]:
     """Network output [N] before ``scale``, and the new cells, for inputs x [N, F].
 
@@ -107,7 +109,7 @@ def teacher_step(
     return np.tanh(out) if teacher.output == "tanh" else out, new_cells
 
 
-def replay(teacher: TeacherRow, weights: Mapping[str, Array], g: Array) -> tuple[Array, Array]:
+def replay(teacher: "TeacherRow", weights: Mapping[str, Array], g: Array) -> tuple[Array, Array]:
     """Inputs [T, N, F] and outputs [T, N] before ``scale`` of a teacher from zero state, for g [T, N]."""
     features = Features(teacher.beta1, teacher.beta2, teacher.eps, teacher.p)
     cells = zero_cells(teacher, g.shape[1])
@@ -122,7 +124,7 @@ def replay(teacher: TeacherRow, weights: Mapping[str, Array], g: Array) -> tuple
 
 
 def unroll(
-    teacher: TeacherRow,
+    teacher: "TeacherRow",
     weights: Mapping[str, Array],
     theta: Array,
     loss_and_grad: LossAndGradient,

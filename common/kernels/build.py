@@ -18,8 +18,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.run.parallel import cores
-
 HERE = Path(__file__).parent
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
 # The best first; what a compiler or a processor does not know is left out.
@@ -53,12 +51,6 @@ def share_out() -> int:
     library = _pool()[0]
     assert library is not None, _pool()[1]
     return ctypes.cast(library.share_out, ctypes.c_void_p).value or 0
-
-
-def default_threads() -> int:
-    """Threads of a framework that does not say: OMP_NUM_THREADS, or all cores this process may use."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(asked) if asked.isdigit() and int(asked) else cores()
 
 
 def load(name: str, text: str, flags: Sequence[str] = ()) -> tuple[ctypes.CDLL | None, str]:

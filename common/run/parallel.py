@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from common.errors import L2OError
+from common.machine import cores
 
 TIMEOUT = 10.0  # seconds for a scheduler to answer, and for its first worker to come
 _FORM = re.compile(r"(dask|ray)(?::(.+))?", re.ASCII)
@@ -51,11 +52,6 @@ def check_cluster(cluster: str) -> tuple[str, str]:
     if importlib.util.find_spec(package) is None:
         raise L2OError(f"cluster {cluster!r} needs {package}: pip install symbolic-l2o[{kind}]")
     return kind, address
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def threads_of_a_job(threads: int, jobs: int, cluster: str = "") -> int:

@@ -37,7 +37,7 @@ _PROTOCOL = [
 
 def demo(config: DemoConfig, backend: "Backend") -> Path:
     """``torch_impl.demo`` and ``tf_impl.demo``: every stage in turn; the path of the report."""
-    from interchange.distill.run import DistillConfig
+    from interchange.distill.config import DistillConfig
 
     stages = _Stages(config, backend)
     folder = Path(config.out or "runs/demo")

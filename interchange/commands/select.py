@@ -5,7 +5,6 @@ into the front's files, where ``interchange`` reads them.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,11 +17,9 @@ from common.metrics import t_quantile
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import SelectConfig
-from common.tables.problems import PROBLEMS
 
 if TYPE_CHECKING:
     from interchange.backend import Backend
-    from interchange.files.trajectories import Trajectories
     from interchange.rule.rule import Rule
 
 _FINALISTS = 8
@@ -137,18 +134,6 @@ def rollout_loss(rule: "Rule") -> float:
     """The loss a selection has found; inf where the rule diverged."""
     loss = rule.provenance["loss"]["valid"]
     return math.inf if loss is None else loss
-
-
-def recorded(trajectories: "Trajectories", problem: str) -> list[str]:
-    """The flags of ``select`` that put its rollouts where ``problem`` was recorded: data and batch size."""
-    run = next((run for run in trajectories.runs.values() if run.problem == problem), None)
-    if run is None or problem not in PROBLEMS:
-        return []
-    row = json.loads(run.problem_json)  # "{}" where a user's own loop was recorded
-    dataset = row.get("dataset") if isinstance(row, dict) else None
-    batch_size = trajectories.config.get("batch_size")
-    flags = [f"--dataset={dataset}"] if dataset and dataset != PROBLEMS[problem].dataset else []
-    return flags + ([f"--batch-size={batch_size}"] if batch_size else [])
 
 
 def main(command: Callable[[SelectConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from interchange.search import Task
 from interchange.search.child import run_engine
 
 if TYPE_CHECKING:
-    from interchange.distill.run import DistillConfig
+    from interchange.distill.config import DistillConfig
 
 _COORDINATES, _ROWS = 64, 5_000  # that R2 is taken of, at least
 _SHOWN = 6  # rules

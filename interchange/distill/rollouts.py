@@ -1,6 +1,7 @@
 """What distillation asks of a backend: rollouts, by its commands in processes of their own."""
 
 import concurrent.futures
+import json
 import logging
 import subprocess
 import sys
@@ -13,14 +14,13 @@ import numpy as np
 
 from common.data import datasets
 from common.errors import L2OError
+from common.machine import cores
 from common.rng import derived_seed
-from common.run.parallel import cores
-from common.tables.problems import problem_row
-from interchange.commands.select import recorded
+from common.tables.problems import PROBLEMS, problem_row
 from interchange.rule.rule import Rule
 
 if TYPE_CHECKING:
-    from interchange.distill.run import DistillConfig
+    from interchange.distill.config import DistillConfig
     from interchange.files.trajectories import Trajectories
 
 _RUNS = 4  # rollouts of every rule
@@ -47,10 +47,22 @@ def find_problem(config: "DistillConfig", trajectories: "Trajectories") -> str:
     return problem
 
 
+def place_flags(trajectories: "Trajectories", problem: str) -> list[str]:
+    """The flags of ``select`` that put its rollouts where ``problem`` was recorded: data and batch size."""
+    run = next((run for run in trajectories.runs.values() if run.problem == problem), None)
+    if run is None or problem not in PROBLEMS:
+        return []
+    row = json.loads(run.problem_json)  # "{}" where a user's own loop was recorded
+    dataset = row.get("dataset") if isinstance(row, dict) else None
+    batch_size = trajectories.config.get("batch_size")
+    flags = [f"--dataset={dataset}"] if dataset and dataset != PROBLEMS[problem].dataset else []
+    return flags + ([f"--batch-size={batch_size}"] if batch_size else [])
+
+
 def _dataset(config: "DistillConfig", trajectories: "Trajectories", problem: str) -> str:
     """What stands in for the problem's own data; "" for nothing."""
     flags = [
-        flag.removeprefix("--dataset=") for flag in recorded(trajectories, problem) if "--dataset=" in flag
+        flag.removeprefix("--dataset=") for flag in place_flags(trajectories, problem) if "--dataset=" in flag
     ]
     return config.dataset or next(iter(flags), "")
 
@@ -118,7 +130,7 @@ def _run(
     """A command of the backend, on the recording's data unless told others; its progress is shown or not."""
     problem = find_problem(config, trajectories)
     line = [sys.executable, "-m", f"{config.backend}_impl.{command}", what, "--problem", problem, *flags]
-    line += recorded(trajectories, problem)
+    line += place_flags(trajectories, problem)
     line += [f"--dataset={config.dataset}"] if config.dataset else []  # the last one counts
     line += [f"--data-dir={config.data_dir}"] if config.data_dir else []
     result = subprocess.run(

@@ -25,7 +25,7 @@ from interchange.rule.rule import Rule
 from interchange.search import Task, find_engine
 
 if TYPE_CHECKING:
-    from interchange.distill.run import DistillConfig
+    from interchange.distill.config import DistillConfig
     from interchange.files.trajectories import Trajectories
     from interchange.search.samples import Sequences
 

@@ -21,7 +21,7 @@ from interchange.rule.rule import Rule
 from interchange.search.samples import Sequences
 
 if TYPE_CHECKING:
-    from interchange.distill.run import DistillConfig
+    from interchange.distill.config import DistillConfig
     from interchange.files.trajectories import Trajectories
 
 FOLDS = 4

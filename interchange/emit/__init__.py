@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import L2OError
 from common.registry import Registry
-from interchange.rule.rule import Rule
+from interchange.language.equation import Equation
 
 if TYPE_CHECKING:
     from interchange.files.weights import Teacher
@@ -28,9 +28,9 @@ class Target:
     note: str
     teachers: str = ""
 
-    def emit(self, source: "Rule | Teacher") -> str | bytes:
+    def emit(self, source: "Equation | Teacher") -> str | bytes:
         """The content of the exported file: text, or bytes where the format is binary."""
-        module = self.module if isinstance(source, Rule) else self.teachers
+        module = self.module if isinstance(source, Equation) else self.teachers
         if not module:
             known = ", ".join(name for name, row in TARGETS.items() if row.teachers)
             name = next(name for name, row in TARGETS.items() if row is self)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from common.errors import L2OError
+from interchange.language.checks import RAW
+from interchange.language.equation import Equation
 from interchange.language.execute import Instruction, Program
 from interchange.language.expression import to_text
 from interchange.language.operators import OPERATORS
-from interchange.rule.rule import RAW, Rule
 
 
 def pointwise_operators(program: Program, infix: Iterable[str]) -> tuple[str, ...]:
@@ -111,7 +112,7 @@ def literal(value: str | float) -> str:
     return repr(value)
 
 
-def header(rule: Rule) -> str:
+def header(rule: Equation) -> str:
     """The rule's record at the top of a file, as literals only."""
     features = {key: to_text(tree) for key, tree in rule.features.items() if tree is not None}
     values = {"NAME": rule.name, "EXPRESSION": to_text(rule.expression), "SCALE": rule.scale}

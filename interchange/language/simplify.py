@@ -7,20 +7,19 @@ of ``probes``, values and non-finite places alike, or the original is returned.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from interchange.language import expression as ex
 from interchange.language.canonical import to_node
 from interchange.language.checks import RuleError
+from interchange.language.equation import Equation, zero_update
 from interchange.language.execute import compile_program, evaluate
 from interchange.language.expression import Node
 from interchange.language.operators import OPERATORS, TEMPORAL
 
-if TYPE_CHECKING:
-    from interchange.rule.rule import Rule
-
+E = TypeVar("E", bound=Equation)
 _TOLERANCE = 1e-9  # relative to the largest value of a column
 
 
@@ -48,14 +47,12 @@ def folded(node: Node) -> Node:
     return args[1] if node.op == "add" and first == ex.number(0.0) else node
 
 
-def centered(rule: "Rule") -> "Rule":
+def centered(rule: E) -> E:
     """The rule minus what it does at g = 0 and theta = 0; the rule itself where that is nothing.
 
     Raises:
         RuleError: it has no finite value there, or a feature without definition.
     """
-    from interchange.rule.rule import zero_update
-
     drift = zero_update(rule)
     if drift == 0.0:
         return rule
@@ -66,7 +63,7 @@ def centered(rule: "Rule") -> "Rule":
     return dataclasses.replace(rule, expression=ex.call("sub", rule.expression, at_zero))
 
 
-def simplified(rule: "Rule") -> "Rule":
+def simplified(rule: E) -> E:
     """The rule with a shorter expression of the same values; the rule itself where none was found."""
     shorter = simplify(rule.expression, lambda new: _agrees(rule, new))
     return rule if shorter is rule.expression else dataclasses.replace(rule, expression=shorter)
@@ -144,7 +141,7 @@ def probes(columns: int = 48, steps: int = 60) -> dict[str, np.ndarray]:
     return {"g": g, "theta": rng.normal(size=(steps, columns))}
 
 
-def _agrees(rule: "Rule", expression: Node) -> bool:
+def _agrees(rule: Equation, expression: Node) -> bool:
     """Whether an expression has the rule's values on ``probes``; features without definition are noise."""
     given: dict[str, Any] = dict(probes())
     rng = np.random.default_rng(1)
@@ -168,7 +165,7 @@ def _close(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     return np.where(finite, near, ~np.isfinite(new))
 
 
-def equal_up_to_constants(a: "Rule", b: "Rule") -> bool:
+def equal_up_to_constants(a: Equation, b: Equation) -> bool:
     """Whether two rules are one equation with other values of its constants.
 
     Order of terms and factors, signs of constants, numbers against named constants and features against
@@ -179,7 +176,7 @@ def equal_up_to_constants(a: "Rule", b: "Rule") -> bool:
     return one == other or (free == other_free and (one == free or other == other_free))
 
 
-def _shape_of(rule: "Rule") -> Any:
+def _shape_of(rule: Equation) -> Any:
     defined = {name: tree for name, tree in rule.features.items() if tree is not None}
     tree = ex.substitute(rule.expression, defined)
     return _scaled("c" if rule.scale != 1.0 else 1, *_shape(tree, frozenset(rule.constants)))

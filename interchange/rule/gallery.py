@@ -11,18 +11,18 @@ from pathlib import Path
 
 from common.errors import L2OError
 from common.registry import Registry
-from interchange.rule.rule import Rule
+from interchange.language.equation import Equation
 
 
 @dataclasses.dataclass(frozen=True)
 class NamedRule:
     """One row: ``build(**options)`` makes the rule; the defaults of its arguments are the source's."""
 
-    build: Callable[..., Rule]
+    build: Callable[..., Equation]
     source: str
 
 
-def named(name: str, **options: float) -> Rule:
+def named(name: str, **options: float) -> Equation:
     """The rule ``name`` of the gallery.
 
     Args:
@@ -40,62 +40,62 @@ def named(name: str, **options: float) -> Rule:
     return dataclasses.replace(rule, name=name, provenance=rule.provenance | {"source": row.source})
 
 
-def _sgd() -> Rule:
-    return Rule.from_text("-g")
+def _sgd() -> Equation:
+    return Equation.from_text("-g")
 
 
-def _momentum(beta: float = 0.9) -> Rule:
+def _momentum(beta: float = 0.9) -> Equation:
     # torch's buffer b*s + g is ema / (1 - b).
-    return Rule.from_text("-gain * ema(g, beta)", {"gain": 1.0 / (1.0 - beta), "beta": beta})
+    return Equation.from_text("-gain * ema(g, beta)", {"gain": 1.0 / (1.0 - beta), "beta": beta})
 
 
-def _nesterov(beta: float = 0.9) -> Rule:
-    return Rule.from_text("-(g + gain * ema(g, beta))", {"gain": beta / (1.0 - beta), "beta": beta})
+def _nesterov(beta: float = 0.9) -> Equation:
+    return Equation.from_text("-(g + gain * ema(g, beta))", {"gain": beta / (1.0 - beta), "beta": beta})
 
 
-def _rmsprop(alpha: float = 0.99, eps: float = 1e-8) -> Rule:
-    return Rule.from_text("-g / (sqrt(ema(square(g), alpha)) + eps)", {"alpha": alpha, "eps": eps})
+def _rmsprop(alpha: float = 0.99, eps: float = 1e-8) -> Equation:
+    return Equation.from_text("-g / (sqrt(ema(square(g), alpha)) + eps)", {"alpha": alpha, "eps": eps})
 
 
-def _adagrad(eps: float = 1e-10) -> Rule:
-    return Rule.from_text("-g / (sqrt(cumsum(square(g))) + eps)", {"eps": eps})
+def _adagrad(eps: float = 1e-10) -> Equation:
+    return Equation.from_text("-g / (sqrt(cumsum(square(g))) + eps)", {"eps": eps})
 
 
-def _adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
-    return Rule.from_text(
+def _adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Equation:
+    return Equation.from_text(
         "-ema_hat(g, beta1) / (sqrt(ema_hat(square(g), beta2)) + eps)",
         {"beta1": beta1, "beta2": beta2, "eps": eps},
     )
 
 
-def _amsgrad(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
+def _amsgrad(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Equation:
     # The maximum is over uncorrected averages; ema(1, b) is 1 - b**t.
-    return Rule.from_text(
+    return Equation.from_text(
         "-ema_hat(g, beta1) / (sqrt(cummax(ema(square(g), beta2)) / ema(1, beta2)) + eps)",
         {"beta1": beta1, "beta2": beta2, "eps": eps},
     )
 
 
-def _lion(beta1: float = 0.9, beta2: float = 0.99) -> Rule:
-    return Rule.from_text(
+def _lion(beta1: float = 0.9, beta2: float = 0.99) -> Equation:
+    return Equation.from_text(
         "-sign(keep * lag(ema(g, beta2), 1) + new * g)",
         {"keep": beta1, "new": 1.0 - beta1, "beta2": beta2},
     )
 
 
-def _dm_48() -> Rule:
+def _dm_48() -> Equation:
     return _lags_of_gradient("relu(lag(g, 13))")
 
 
-def _dm_49() -> Rule:
+def _dm_49() -> Equation:
     return _lags_of_gradient("relu(tanh(lag(g, 13)))")
 
 
-def _lags_of_gradient(last: str) -> Rule:
+def _lags_of_gradient(last: str) -> Equation:
     drive = "cube(sinh(square(sinh(sinh(sign(cube(square(g * (lag(g, 2) + lag(g, 14))))))))))"
     inner = f"pow(asinh(sinh({drive} + t_10000) * (a0 + a1)) + lag(g, 10), a2 + lag(g, 1))"
     outer = f"asinh(square(tanh(sqrt(tanh(asinh(asinh(asinh({inner})) + {last})))) + a3))"
-    return Rule.from_text(
+    return Equation.from_text(
         f"sinh(sinh(sinh(sinh(pow(a4, {outer}))))) * a5",
         {
             "a0": -28.506275,
@@ -110,7 +110,7 @@ def _lags_of_gradient(last: str) -> Rule:
     )
 
 
-def psi(features: dict[str, str], lags: int = 2, gamma: float = 1.0, start: float = 0.3) -> Rule:
+def psi(features: dict[str, str], lags: int = 2, gamma: float = 1.0, start: float = 0.3) -> Equation:
     """The template of meta-tuning, - sum over features x and lags k of w_xk * gamma * tanh(x_{t-k} / gamma).
 
     Zheng et al. 2022 (MATH.md section 5). Weights start at ``start``, halved with every lag, shared by the
@@ -127,22 +127,22 @@ def psi(features: dict[str, str], lags: int = 2, gamma: float = 1.0, start: floa
             constants[f"w_{name}_{k}"] = start * 0.5**k / len(features)
             x = name if k == 0 else f"lag({name}, {k})"
             terms.append(f"w_{name}_{k} * gamma * tanh({x} / gamma)")
-    return Rule.from_text(f"-({' + '.join(terms)})", constants | {"gamma": gamma}, features, "psi", 0.01)
+    return Equation.from_text(f"-({' + '.join(terms)})", constants | {"gamma": gamma}, features, "psi", 0.01)
 
 
-def _psi(gamma: float = 1.0, start: float = 0.3) -> Rule:
+def _psi(gamma: float = 1.0, start: float = 0.3) -> Equation:
     from common.tables.teachers import TEACHERS
 
     return psi(TEACHERS["rnnprop"].expressions(), gamma=gamma, start=start)
 
 
-def _distilled(text: str, constants: dict[str, float], teacher: str) -> Rule:
+def _distilled(text: str, constants: dict[str, float], teacher: str) -> Equation:
     from common.tables.teachers import TEACHERS
 
-    return Rule.from_text(text, constants, TEACHERS[teacher].expressions(), scale=0.01)
+    return Equation.from_text(text, constants, TEACHERS[teacher].expressions(), scale=0.01)
 
 
-def _rp_s_11() -> Rule:
+def _rp_s_11() -> Equation:
     constants = {
         "c0": -0.2277056431523075,
         "c1": 0.6997312679490238,
@@ -152,7 +152,7 @@ def _rp_s_11() -> Rule:
     return _distilled("c0 * ema(m_tilde, c1) + c2 * ema(g_tilde, c3)", constants, "rp_s")
 
 
-def _rnnprop_17() -> Rule:
+def _rnnprop_17() -> Equation:
     constants = {
         "c0": -0.5694304526681907,
         "c1": 0.8884925986262299,
@@ -165,14 +165,16 @@ def _rnnprop_17() -> Rule:
     return _distilled(text, constants, "rnnprop")
 
 
-def _rnnprop_start() -> Rule:
+def _rnnprop_start() -> Equation:
     constants = {"c0": -0.05, "c1": 0.9, "c2": -0.14, "c3": -1.0, "c4": 0.983, "c5": 0.005}
     text = "(c0 * ema(m_tilde, c1) + c2 * g_tilde + c3 * ema(g_tilde, c4)) / sqrt(1 + c5 * t)"
     return _distilled(text, constants, "rnnprop")
 
 
-def _rnnprop_tuned() -> Rule:
-    return Rule.from_json((Path(__file__).parents[1] / "shipped" / "rnnprop_tuned.json").read_text("utf-8"))
+def _rnnprop_tuned() -> Equation:
+    return Equation.from_json(
+        (Path(__file__).parents[1] / "shipped" / "rnnprop_tuned.json").read_text("utf-8")
+    )
 
 
 _ICLR = "Zheng et al. 2022 (ICLR), released results: a DM teacher over lags of g, t / 10,000"

@@ -1,96 +1,18 @@
-"""Rules: small equations that are optimizers, and their JSON files (``format = "l2o-rule"``).
+"""Rules: small equations that are optimizers, and their JSON files (``format = "l2o-rule"``)."""
 
-``u = scale * expression`` and ``theta += lr * u``. The expression is over features and named constants;
-a feature is itself an expression over the raw gradient ``g`` (and ``t``, ``theta``), so a rule with all
-features given is self-contained.
-"""
-
-import dataclasses
-import json
 import os
-import warnings
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from common.run.storage import read_json
+from interchange.language.checks import FORMAT, FORMAT_VERSION, RAW, RuleError
+from interchange.language.equation import Equation, zero_update
+from interchange.rule.gallery import NAMED, named
 
-from common.errors import L2OError
-from common.run.storage import atomic_write, canonical_json, content_hash, loads_json, read_json
-from interchange.language import expression as ex
-from interchange.language.checks import (
-    FORMAT,
-    FORMAT_VERSION,
-    RAW,
-    RuleError,
-    check_decays,
-    check_names,
-    check_payload,
-    decay_names,
-    finite,
-)
-from interchange.language.execute import Program, compile_program, evaluate
-from interchange.language.expression import Node
-from interchange.language.parse import parse
-
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "RAW",
-    "Rule",
-    "RuleError",
-    "zero_update",
-]
+__all__ = ["FORMAT", "FORMAT_VERSION", "RAW", "Rule", "RuleError", "zero_update"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One rule; checked when made, never changed.
-
-    Attributes:
-        name: up to 200 characters for people; generated code holds it only as a literal.
-        expression: tree over features, constants, ``g``, ``t``, ``theta``.
-        constants: tunable values in their order, the same in every target.
-        features: name -> tree over ``g``, ``t``, ``theta``; None for a column that has no definition.
-        scale: factor on the expression.
-        provenance: JSON-ready record of where the rule comes from.
-    """
-
-    name: str
-    expression: Node
-    constants: dict[str, float] = dataclasses.field(default_factory=dict)
-    features: dict[str, Node | None] = dataclasses.field(default_factory=dict)
-    scale: float = 1.0
-    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        constants = {key: finite(value, f"constant {key!r}") for key, value in dict(self.constants).items()}
-        object.__setattr__(self, "constants", constants)
-        object.__setattr__(self, "features", dict(self.features))
-        object.__setattr__(self, "scale", finite(self.scale, "scale"))
-        object.__setattr__(self, "provenance", json.loads(canonical_json(self.provenance)))
-        check_names(self)
-        check_decays(self)
-
-    def __repr__(self) -> str:
-        values = ", ".join(f"{name}={value:.4g}" for name, value in self.constants.items())
-        where = f" with {values}" if values else ""
-        return f"Rule({self.name}: {self.scale:g} * ({ex.to_text(self.expression)}){where})"
-
-    @classmethod
-    def from_text(
-        cls,
-        expression: str,
-        constants: Mapping[str, float] | None = None,
-        features: Mapping[str, str | None] | None = None,
-        name: str = "rule",
-        scale: float = 1.0,
-        provenance: Mapping[str, Any] | None = None,
-    ) -> "Rule":
-        """A rule from the texts of its expression and features; faults raise ``L2OError``."""
-        constants, features = dict(constants or {}), dict(features or {})
-        known = dict.fromkeys((*features, *constants, *RAW))
-        trees = {key: None if text is None else parse(text, RAW) for key, text in features.items()}
-        return cls(name, parse(expression, known), constants, trees, scale, dict(provenance or {}))
+class Rule(Equation):
+    """An equation that is an optimizer, loaded, shown and simplified."""
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> "Rule":
@@ -100,11 +22,9 @@ class Rule:
             path: the file; the name of a rule of the gallery is one where no file has it.
             verify: refuse a file whose SHA-256 does not match; False only to write it anew.
         """
-        from interchange.rule.gallery import NAMED, named
-
         if not os.path.exists(path):
             if os.fspath(path) in NAMED:
-                return named(os.fspath(path))
+                return cls.named(os.fspath(path))
             if os.sep not in os.fspath(path) and "." not in os.fspath(path):
                 raise RuleError(f"{path}: no such file, nor a rule of the gallery: {', '.join(NAMED)}")
         return cls._from_payload(read_json(path), os.fspath(path), verify)
@@ -112,127 +32,7 @@ class Rule:
     @classmethod
     def named(cls, name: str, **options: float) -> "Rule":
         """A rule of the gallery (interchange.rule.gallery), as ``Rule.named("adam", beta1=0.95)``."""
-        from interchange.rule.gallery import named
-
-        return named(name, **options)
-
-    @classmethod
-    def from_json(cls, text: str, *, verify: bool = True) -> "Rule":
-        """The inverse of ``to_json``."""
-        return cls._from_payload(loads_json(text, "rule"), "rule", verify)
-
-    @classmethod
-    def _from_payload(cls, payload: Any, where: str, verify: bool) -> "Rule":
-        check_payload(payload, where)
-        if "sha256" not in payload:
-            warnings.warn(f"{where} carries no sha256: changes to it cannot be noticed", stacklevel=3)
-        elif verify and payload["sha256"] != _hash(payload):
-            raise RuleError(
-                f"{where}: the content does not match its sha256, so the file was changed or damaged; "
-                "if the change is yours, run `python -m interchange.rule check --rehash` on it"
-            )
-        try:
-            return cls.from_text(
-                payload["expression"],
-                payload["constants"],
-                payload["features"],
-                payload["name"],
-                payload.get("scale", 1.0),
-                payload.get("provenance"),
-            )
-        except L2OError as error:
-            raise RuleError(f"{where}: {error}") from None
-
-    def to_json(self) -> str:
-        """The rule file: floats exact (shortest repr); the same rule gives the same text."""
-        payload = self._payload()
-        payload["sha256"] = _hash(payload)
-        return json.dumps(payload, indent=2, allow_nan=False) + "\n"
-
-    def _payload(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "name": self.name,
-            "expression": ex.to_text(self.expression),
-            "constants": self.constants,
-            "features": {k: None if tree is None else ex.to_text(tree) for k, tree in self.features.items()},
-            "scale": self.scale,
-            "complexity": self.complexity,
-            "provenance": self.provenance,
-        }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the rule file atomically."""
-        atomic_write(path, self.to_json().encode())
-
-    @property
-    def sha256(self) -> str:
-        """The hash a saved file carries."""
-        return _hash(self._payload())
-
-    @property
-    def complexity(self) -> int:
-        """Nodes of the expression (interchange.language.expression.complexity); features count 1 each."""
-        return ex.complexity(self.expression)
-
-    @property
-    def decay_constants(self) -> tuple[str, ...]:
-        """Constants used as b of ``ema`` or ``ema_hat``, in the order of ``constants``."""
-        used = decay_names(self.expression)
-        return tuple(key for key in self.constants if key in used)
-
-    @property
-    def state_floats(self) -> int:
-        """Floats of state per parameter when run as an optimizer; ``t`` is per tensor and not counted."""
-        return len(self.program().writes)
-
-    def inlined(self) -> Node:
-        """The expression over ``g``, ``t``, ``theta``, constants; refused if a feature has no definition."""
-        return self._over(())
-
-    def _over(self, given: tuple[str, ...] | Mapping[str, Any]) -> Node:
-        """The expression with every feature inlined that is not given as data."""
-        needed = [key for key in ex.names(self.expression) if key in self.features and key not in given]
-        missing = [key for key in needed if self.features[key] is None]
-        if missing:
-            raise RuleError(
-                f"rule {self.name!r}: the feature {missing[0]!r} has no definition over g, "
-                "so the rule can be evaluated on arrays of it but not be used as an optimizer"
-            )
-        return ex.substitute(self.expression, {key: self.features[key] for key in needed})
-
-    def program(self) -> Program:
-        """``inlined()`` compiled; its output is u / scale."""
-        return compile_program([self.inlined()])
-
-    def evaluate(self, inputs: Mapping[str, Any], dtype: Any = np.float64) -> np.ndarray:
-        """u (with ``scale``) over whole sequences, from zero state.
-
-        Args:
-            inputs: name -> array [T, N], t = 1..T along the first axis. Features that are not given are
-                computed from ``g``; constants may be overridden by name. For a rule without temporal
-                operators the rows may as well be independent samples.
-            dtype: of the computation.
-
-        Returns:
-            Array [T, N].
-        """
-        unknown = [key for key in inputs if key not in (*self.features, *self.constants, *RAW)]
-        if unknown:
-            known = ", ".join((*self.features, *self.constants, *RAW))
-            raise RuleError(f"rule {self.name!r}: unknown input {unknown[0]!r}; known: {known}")
-        program = compile_program([self._over(inputs)])
-        dtype = np.dtype(dtype)
-        return dtype.type(self.scale) * evaluate(program, {**self.constants, **inputs}, dtype)[0]
-
-    def with_constants(self, values: Mapping[str, float]) -> "Rule":
-        """The rule with some constants changed; an unknown one raises ``L2OError``."""
-        unknown = [key for key in values if key not in self.constants]
-        if unknown:
-            known = ", ".join(self.constants) or "none"
-            raise RuleError(f"rule {self.name!r}: unknown constant {unknown[0]!r}; known: {known}")
-        return dataclasses.replace(self, constants={**self.constants, **values})
+        return cls(**vars(named(name, **options)))
 
     def centered(self) -> "Rule":
         """The rule minus its update at zero gradient, so that it leaves weights without gradient alone."""
@@ -263,17 +63,3 @@ class Rule:
         from interchange.emit.targets import to_sympy
 
         return to_sympy.build_rule(self)
-
-
-def _hash(payload: Mapping[str, Any]) -> str:
-    return content_hash({key: value for key, value in payload.items() if key != "sha256"})
-
-
-def zero_update(rule: Rule) -> float:
-    """The largest update (before lr) the rule makes over 100 steps of zero gradient.
-
-    Other than 0 it moves weights that have no gradient; what is rounding counts as 0.
-    """
-    zeros = {name: np.zeros((100, 1)) for name in ("g", "theta")}
-    largest = float(np.abs(rule.evaluate(zeros)).max())
-    return 0.0 if largest <= 1e-12 * abs(rule.scale) else largest

@@ -14,7 +14,8 @@ from typing import Any
 from common.errors import L2OError
 from common.run.parallel import Run
 from common.run.storage import loads_json
-from interchange.distill.run import DistillConfig, search_front
+from interchange.distill.config import DistillConfig
+from interchange.distill.run import search_front
 from interchange.files.trajectories import SPLITS, Trajectories, load_trajectories
 from interchange.rule.rule import Rule
 from interchange.sanity.search import SanityConfig, text

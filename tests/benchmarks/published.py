@@ -23,8 +23,9 @@ import numpy as np
 
 from interchange.convert.__main__ import import_npy
 from interchange.convert.hall_of_fame import import_hall_of_fame
+from interchange.distill.config import DistillConfig
 from interchange.distill.refit import predict
-from interchange.distill.run import DistillConfig, search_front
+from interchange.distill.run import search_front
 from interchange.files.trajectories import Trajectories
 from interchange.rule.choice import shortest_within, valid_r2
 from interchange.rule.rule import Rule

@@ -7,7 +7,6 @@ import pytest
 from common.tables import layers as net
 from common.tables.problems import PROBLEMS, Instance, Problem
 from common.tables.teachers import TEACHERS, initial_weights
-from interchange.rule.gallery import named
 from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
@@ -21,7 +20,7 @@ from torch_impl.problems.tasks import ModuleTask, ProblemTask, Task, value_and_g
 from torch_impl.tensors import unflatten  # noqa: E402
 
 RULES = {
-    "adam": dataclasses.replace(named("adam"), scale=0.01),
+    "adam": dataclasses.replace(Rule.named("adam"), scale=0.01),
     "tanh": Rule.from_text(
         "-c0 * tanh(m_tilde / c1) - c2 * ema(g, c3)",
         {"c0": 0.02, "c1": 0.7, "c2": 0.05, "c3": 0.8},

@@ -13,7 +13,6 @@ from common.rng import rng
 from common.tables import layers as net
 from common.tables.problems import PROBLEMS, Instance, Problem
 from common.tables.teachers import TEACHERS, initial_weights
-from interchange.rule.gallery import named
 from interchange.rule.rule import Rule
 from tf_impl.meta import unroll
 from tf_impl.meta.second_order import _step_back, unrolled
@@ -24,7 +23,7 @@ from tf_impl.problems.tasks import ModuleTask, ProblemTask, Task, value_and_grad
 from tf_impl.tensors import State, unflatten
 
 RULES = {
-    "adam": dataclasses.replace(named("adam"), scale=0.01),
+    "adam": dataclasses.replace(Rule.named("adam"), scale=0.01),
     "lags-t-and-decay": Rule.from_text(
         "-c0 * tanh(g / c1) / (1 + c2 * t) - c3 * lag(g, 1) - c4 * lag(g, 2) - c5 * theta",
         {"c0": 0.1, "c1": 0.7, "c2": 0.1, "c3": 0.05, "c4": -0.02, "c5": 0.3},

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from common.run.config import EvaluateConfig, OptimizeConfig, RecordConfig, SelectConfig, TuneConfig
-from interchange.distill.run import DistillConfig, distill
+from interchange.distill.config import DistillConfig
+from interchange.distill.run import distill
 from interchange.language.expression import to_text
 
 torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ from common.tables import layers as net
 from common.tables.problems import PROBLEMS, Instance, Problem
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.rule.decay import with_schedule, with_weight_decay
-from interchange.rule.gallery import named
+from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
@@ -49,7 +49,7 @@ def teachers(name: str):
 
 
 def rules(name: str):
-    rule = dataclasses.replace(named(name), scale=0.01)
+    rule = dataclasses.replace(Rule.named(name), scale=0.01)
     rule = with_schedule(with_weight_decay(rule, 0.1), 0.01)
     return torch_impl.networks.rule.RuleNetwork(rule), tf_impl.networks.rule.RuleNetwork(rule)
 

@@ -16,7 +16,8 @@ from common.run.config import (
     TuneConfig,
 )
 from interchange import Rule, Teacher, load_trajectories
-from interchange.distill.run import DistillConfig, distill
+from interchange.distill.config import DistillConfig
+from interchange.distill.run import distill
 from torch_impl import (
     LearnedOptimizer,
     Recorder,

@@ -24,7 +24,7 @@ from common.run.config import (
 )
 from common.tables.baselines import BASELINES
 from interchange.commands.demo import command_line
-from interchange.distill.run import DistillConfig
+from interchange.distill.config import DistillConfig
 from interchange.files.results import load_evaluation
 from interchange.files.trajectories import load_trajectories
 from interchange.files.weights import load_weights

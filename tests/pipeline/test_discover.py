@@ -12,8 +12,9 @@ from common.run.cli import Progress
 from common.run.config import RecordConfig
 from interchange.distill import jobs as searching
 from interchange.distill import sequences as discover
+from interchange.distill.config import DistillConfig
 from interchange.distill.jobs import LiveLine
-from interchange.distill.run import DistillConfig, distill, main
+from interchange.distill.run import distill, main
 from interchange.files.trajectories import load_trajectories
 from interchange.language.expression import to_text
 from interchange.language.parse import parse

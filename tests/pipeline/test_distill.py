@@ -14,8 +14,9 @@ import pytest
 from common.errors import L2OError
 from common.registry import Registry
 from common.run.config import RecordConfig
+from interchange.distill.config import DistillConfig
 from interchange.distill.refit import score
-from interchange.distill.run import DistillConfig, distill, main
+from interchange.distill.run import distill, main
 from interchange.files.hdf5 import read_hdf5, write_hdf5
 from interchange.files.schema import TRAJECTORIES
 from interchange.files.trajectories import Samples, Trajectories, load_trajectories, save_trajectories

@@ -10,7 +10,8 @@ from common.tables.baselines import parse_spec
 pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("pyoperon", reason="the search engine needs pyoperon")
 
-from interchange.distill.run import DistillConfig, distill
+from interchange.distill.config import DistillConfig
+from interchange.distill.run import distill
 from torch_impl import record, select, sources, train, tune
 from torch_impl.rollout import rollout, task
 

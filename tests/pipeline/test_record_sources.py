@@ -11,7 +11,8 @@ import pytest
 
 from common.run.config import TrainConfig
 from common.tables.baselines import BASELINES
-from interchange.distill.run import DistillConfig, distill
+from interchange.distill.config import DistillConfig
+from interchange.distill.run import distill
 from interchange.files.trajectories import Run, load_trajectories
 from interchange.files.weights import load_weights
 from interchange.rule.rule import Rule

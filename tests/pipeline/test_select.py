@@ -7,7 +7,8 @@ import pytest
 
 from common.errors import L2OError
 from common.run.config import RecordConfig, SelectConfig
-from interchange.commands.select import choose, hopeful, recorded
+from interchange.commands.select import choose, hopeful
+from interchange.distill.rollouts import place_flags
 from interchange.files.trajectories import load_trajectories
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
@@ -116,9 +117,9 @@ def test_rollouts_go_where_the_recording_was_made(front, tmp_path):
         out = tmp_path / f"{name}.h5"
         source = f"rule:{tmp_path / 'rule.json'}"
         record(RecordConfig(source=source, problem="digits-mlp", out=str(out), **small, **settings))
-        flags[name] = recorded(load_trajectories(out), "digits-mlp")
+        flags[name] = place_flags(load_trajectories(out), "digits-mlp")
     assert flags == {"own": [], "other": ["--dataset=synthetic:8x8x1:10", "--batch-size=16"]}
-    assert recorded(load_trajectories(tmp_path / "other.h5"), "quadratic") == []
+    assert place_flags(load_trajectories(tmp_path / "other.h5"), "quadratic") == []
     from torch_impl.select import main
 
     shared = ["--problem", "digits-mlp", "--steps", "3", "--tasks", "1", "--more", "0", "--quiet"]
@@ -141,4 +142,4 @@ def test_a_recording_that_tells_no_data_leaves_the_problem_its_own(tmp_path):
             name: dataclasses.replace(run, problem=problem, problem_json=text)
             for name, run in one.runs.items()
         }
-        assert recorded(dataclasses.replace(one, runs=runs), problem) == []
+        assert place_flags(dataclasses.replace(one, runs=runs), problem) == []

@@ -8,8 +8,9 @@ import pytest
 from common.errors import L2OError
 from common.metrics import r2
 from interchange.distill import tables as module
+from interchange.distill.config import DistillConfig
 from interchange.distill.refit import predict
-from interchange.distill.run import DistillConfig, search_front
+from interchange.distill.run import search_front
 from interchange.distill.tables import FOLDS, folds, table_front, worth_of_sizes
 from interchange.files.trajectories import Samples, Trajectories
 from interchange.language.parse import parse

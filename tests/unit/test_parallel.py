@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from common.machine import cores
 from common.run import parallel as module
-from common.run.parallel import check_cluster, cores, parallel, threads_of_a_job
+from common.run.parallel import check_cluster, parallel, threads_of_a_job
 
 NO_DASK = "distributed is not installed: pip install symbolic-l2o[dask]"
 JOBS = [(k, np.arange(500.0) + k) for k in range(8)]  # the arrays are large enough for Dask to scatter

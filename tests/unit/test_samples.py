@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.distill.run import DistillConfig, distill
+from interchange.distill.config import DistillConfig
+from interchange.distill.run import distill
 from interchange.files.trajectories import Run, Samples, Trajectories, save_trajectories
 from interchange.language import expression as ex
 from interchange.search.samples import (

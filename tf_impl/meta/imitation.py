@@ -8,7 +8,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from interchange.rule.gallery import named
+from interchange.rule.rule import Rule
 from tf_impl.meta import unroll
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.problems.tasks import Task, value_and_gradient
@@ -45,7 +45,7 @@ def start(task: Task, network: unroll.Network, expert: str, lr: float) -> Imitat
     """The start of an epoch that imitates a rule of the gallery at a learning rate."""
     theta = task.initial()
     loss, g = value_and_gradient(task, theta, 0)
-    rule = RuleNetwork(named(expert), theta.device)
+    rule = RuleNetwork(Rule.named(expert), theta.device)
     at = unroll.Position(0, theta, rule.initial_state(theta), loss, g)
     return Imitation(rule, lr, at, network.initial_state(theta))
 

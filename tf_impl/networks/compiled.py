@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from common.kernels import RuleCode, default_threads, rule_code
+from common.kernels import RuleCode, rule_code
+from common.machine import default_threads
 from interchange.emit.c_kernels import Source, pull_source, roll_source, step_source
 from interchange.language.compiler import Program
 from tf_impl.tensors import on_host, view

@@ -14,8 +14,8 @@ import numpy as np
 
 from common.errors import L2OError
 from interchange.emit.onnx.operators import ONNX, Nodes, one_minus_power
+from interchange.language.equation import Equation
 from interchange.language.execute import Instruction, Program
-from interchange.rule.rule import Rule
 
 DOMAIN = "symbolic_l2o"
 OPSET, IR_VERSION = 18, 10  # what runtimes of 2024 and later load; onnx itself would write newer ones
@@ -27,7 +27,7 @@ _DOC = (
 )
 
 
-def emit(rule: Rule) -> bytes:
+def emit(rule: Equation) -> bytes:
     """The file's bytes; the same rule gives the same bytes. A feature without definition: ``L2OError``."""
     program = rule.program()
     raw = ["g", *(["theta"] if "theta" in program.inputs else [])]

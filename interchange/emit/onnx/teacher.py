@@ -12,9 +12,9 @@ from common.run.storage import canonical_json
 from interchange.emit.onnx.operators import Nodes
 from interchange.emit.onnx.rule import Step, lower
 from interchange.files.weights import Teacher
+from interchange.language.checks import RAW
 from interchange.language.execute import compile_program
 from interchange.language.parse import parse
-from interchange.rule.rule import RAW
 
 
 def emit(teacher: Teacher) -> bytes:

@@ -4,8 +4,8 @@ import re
 
 from interchange.emit.c_loops import declared, loops, needed
 from interchange.emit.c_source import write_step
+from interchange.language.equation import Equation
 from interchange.language.expression import to_text
-from interchange.rule.rule import Rule
 
 _FILE = """/* An optimizer that is one equation, in C99; needs the C library only (link with -lm).
 
@@ -69,7 +69,7 @@ _HELPERS = {
 }
 
 
-def emit(rule: Rule) -> str:
+def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
     program, constants = rule.program(), tuple(rule.constants)
     step = write_step(program, {"g": "g[i]", "theta": "theta[i]"}, constants)

@@ -1,7 +1,7 @@
 """A rule as LaTeX, in the notation of interchange.emit.notation; needs amsmath for ``\\operatorname``."""
 
 from interchange.emit.notation import Box, equation
-from interchange.rule.rule import Rule
+from interchange.language.equation import Equation
 
 _COMMANDS = {"sin", "cos", "tan", "exp", "log", "max", "min", "sinh", "cosh", "tanh", "arctan"}
 _LETTERS = {"theta": r"\theta", "sigma": r"\sigma"}
@@ -13,7 +13,7 @@ _FENCES = {
 }
 
 
-def emit(rule: Rule) -> str:
+def emit(rule: Equation) -> str:
     """``u_t = ...``, features by name, constants rounded to 4 significant digits; one line."""
     return latex(equation(rule.expression, rule.constants, rule.scale)) + "\n"
 

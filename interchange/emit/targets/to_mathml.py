@@ -3,15 +3,15 @@
 from xml.sax.saxutils import escape
 
 from interchange.emit.notation import Box, definition, equation
+from interchange.language.equation import Equation
 from interchange.language.expression import Node
-from interchange.rule.rule import Rule
 
 _LETTERS = {"theta": "θ", "sigma": "σ"}
 _SYMBOLS = {"": "\u2062", "times": "·", "-": "\u2212"}
 _ACCENTS = {"tilde": "~", "hat": "^", "bar": "\u00af"}
 
 
-def emit(rule: Rule) -> str:
+def emit(rule: Equation) -> str:
     """One ``<math>`` element: ``u_t = ...``, constants rounded to 4 significant digits."""
     return _math(equation(rule.expression, rule.constants, rule.scale))
 

@@ -1,8 +1,8 @@
 """A rule as one standalone NumPy file: constants, ``init``, and a pure ``update``."""
 
 from interchange.emit.source import body, constant, copied_source, header, pointwise_operators
+from interchange.language.equation import Equation
 from interchange.language.execute import Instruction
-from interchange.rule.rule import Rule
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
@@ -37,7 +37,7 @@ def update(g, state, theta, constants=CONSTANTS):
 '''
 
 
-def emit(rule: Rule) -> str:
+def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
     program = rule.program()
     needed = pointwise_operators(program, (*_INFIX, "neg"))

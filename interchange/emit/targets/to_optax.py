@@ -1,8 +1,8 @@
 """A rule as one standalone JAX file: constants, ``init``, pure ``update``, an optax transformation."""
 
 from interchange.emit.source import body, constant, copied_source, header, pointwise_operators
+from interchange.language.equation import Equation
 from interchange.language.execute import Instruction
-from interchange.rule.rule import Rule
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
@@ -167,7 +167,7 @@ def is_number(value):
 '''
 
 
-def emit(rule: Rule) -> str:
+def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
     program = rule.program()
     needed = [f"op_{op}" for op in pointwise_operators(program, (*_INFIX, "neg"))]

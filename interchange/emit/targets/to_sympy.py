@@ -9,24 +9,24 @@ from typing import Any
 
 from common.errors import L2OError
 from interchange.language.dialects import integer_power
+from interchange.language.equation import Equation
 from interchange.language.expression import Node, call, name, number, to_text
 from interchange.language.operators import OPERATORS
-from interchange.rule.rule import Rule
 
 _ARITHMETIC = frozenset({"add", "sub", "mul", "div", "neg", "square", "cube"})
 
 
-def emit(rule: Rule) -> str:
+def emit(rule: Equation) -> str:
     """``scale * expression`` as one line that SymPy and ``interchange.language.parse`` read; floats exact."""
     return to_text(_scaled(rule)) + "\n"
 
 
-def build_rule(rule: Rule) -> Any:
+def build_rule(rule: Equation) -> Any:
     """``scale * expression`` as an unevaluated SymPy expression over features and constants."""
     return build(_scaled(rule))
 
 
-def _scaled(rule: Rule) -> Node:
+def _scaled(rule: Equation) -> Node:
     return rule.expression if rule.scale == 1.0 else call("mul", number(rule.scale), rule.expression)
 
 

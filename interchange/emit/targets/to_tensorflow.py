@@ -3,8 +3,8 @@
 import dataclasses
 
 from interchange.emit.source import body, constant, copied_source, header, literal, pointwise_operators
+from interchange.language.equation import Equation
 from interchange.language.execute import Instruction
-from interchange.rule.rule import Rule
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
@@ -184,7 +184,7 @@ class RuleOptimizer(keras.optimizers.Optimizer):
 '''
 
 
-def emit(rule: Rule) -> str:
+def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
     program = rule.program()
     needed = [f"op_{op}" for op in pointwise_operators(program, (*_INFIX, "neg"))]

@@ -1,8 +1,9 @@
 """A rule as one standalone torch file: constants, ``init``, pure ``update``, ``torch.optim.Optimizer``."""
 
 from interchange.emit.source import body, constant, copied_source, header, pointwise_operators
+from interchange.language.checks import RAW
+from interchange.language.equation import Equation
 from interchange.language.execute import Instruction
-from interchange.rule.rule import RAW, Rule
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*"}
 
@@ -145,7 +146,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 '''
 
 
-def emit(rule: Rule) -> str:
+def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
     program = rule.program()
     needed = [f"op_{op}" for op in pointwise_operators(program, (*_INFIX, "neg"))]
