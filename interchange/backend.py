@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from common.data.coordinates import Subset
 from common.metrics import DIVERGED, figure
 
 if TYPE_CHECKING:
     from common.tables.baselines import Spec
     from common.tables.teachers import TeacherRow
-    from interchange.meta.trainer import MetaTraining
     from interchange.meta.workers import Workers
     from interchange.rule.rule import Rule
 
@@ -21,6 +21,7 @@ Arrays = dict[str, np.ndarray]
 Task = Any  # instance, names, shapes
 Tasks = Callable[[str, int], Any]
 Network = Any  # weights, scale, features.names; a rule's has rates and tuned(arrays) -> Rule too
+Position = Any  # of an optimizee between two unrolls: step, theta
 Source = Any  # spec, loaded, sha256, row()
 
 
@@ -58,6 +59,139 @@ class Trained(Rollout):
         return math.inf if self.outcome == DIVERGED else figure(self.losses, len(self.losses))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Half:
+    """One half of an antithetic pair.
+
+    Attributes:
+        pair: its number; both halves run on the optimizee of that number.
+        weights: the perturbed ones.
+        position: where it stands, the backend's own; None at the start of an epoch.
+    """
+
+    pair: int
+    weights: Arrays
+    position: Any = None
+
+
+class Learner(Protocol):
+    """A network, Adam on its weights, and the meta-gradients of unrolls (MATH.md section 3).
+
+    Positions, tensors and optimizees are the backend's own. An unroll gives the position after ``steps``
+    steps, the losses before each, and the meta-gradient: None where a loss or a gradient on the way is not
+    finite; with ``coordinates`` it is the estimate from those.
+
+    Attributes:
+        network: what is trained; its weights are changed in place.
+        config: ``TrainConfig`` or ``TuneConfig``.
+        source: what ``from_source`` makes the same network of, in another process.
+    """
+
+    network: Network
+    config: Any
+    source: Any
+
+    @classmethod
+    def from_source(cls, source: Any, config: Any) -> "Learner":
+        """The learner of another one's ``source``, with any weights."""
+
+    @staticmethod
+    def single_threaded() -> None:
+        """Leave the other cores to other processes, as far as the framework still can."""
+
+    def weights(self) -> Arrays:
+        """A copy of the network's weights."""
+
+    def put(self, weights: Arrays) -> None:
+        """Put weights into the network; Adam stays where it is."""
+
+    def tensors(self, arrays: Arrays) -> dict[str, Any]:
+        """Arrays by weight name as tensors of the weights' dtypes."""
+
+    def moments(self) -> tuple[Arrays, Arrays, int]:
+        """Adam's first and second moments by weight, and its number of steps; empty before the first."""
+
+    def set_moments(self, first: Arrays, second: Arrays, count: int) -> None:
+        """Put Adam where ``moments`` found it."""
+
+    def descend(self, grads: dict[str, Any], rates: dict[str, float]) -> None:
+        """One step of Adam at a learning rate per weight; none where a gradient is not finite."""
+
+    def start(self, task: Task) -> Position:
+        """The position of an optimizee at the start of an epoch."""
+
+    def imitate(self, task: Task, expert: str, lr: float) -> Position:
+        """The start of an epoch that imitates a rule of the gallery at a learning rate."""
+
+    def first_order(
+        self, task: Task, position: Position, steps: int, coordinates: Subset | None
+    ) -> tuple[Position, list[float], dict[str, Any] | None]:
+        """An unroll by the meta-gradient that needs no graph of the optimizee."""
+
+    def first_order_batch(
+        self,
+        tasks: list[Task],
+        positions: list[Position],
+        steps: int,
+        coordinates: list[Subset] | None,
+        weigh: Callable[[list[float]], float],
+    ) -> tuple[list[Position | None], list[list[float]], dict[str, Any]] | None:
+        """``first_order`` of several optimizees as one; None where these cannot be.
+
+        Args:
+            weigh: factor on a meta-gradient by the losses of its optimizee.
+
+        Returns:
+            Their positions, None of one that diverged; the losses of those that did not; the sum of their
+            weighted meta-gradients, empty where there are none.
+        """
+
+    def second_order(
+        self, task: Task, position: Position, steps: int, coordinates: None
+    ) -> tuple[Position, list[float], dict[str, Any] | None]:
+        """An unroll by the whole meta-gradient, through the optimizee's gradients."""
+
+    def forward(
+        self, task: Task, position: Position, steps: int, coordinates: None
+    ) -> tuple[Position, list[float], dict[str, Any] | None]:
+        """An unroll by tangents carried along, without truncation."""
+
+    def imitation(
+        self, task: Task, position: Position, steps: int, coordinates: Subset | None
+    ) -> tuple[Position, list[float], dict[str, Any] | None]:
+        """An unroll of an expert, whose steps are to be taken."""
+
+    def kind(self, task: Task) -> Any:
+        """What optimizees have in common that can run at once with weights of their own; None if alone."""
+
+    def run_halves(
+        self, tasks: Sequence[Task], halves: Sequence[Half], steps: int, keep: bool
+    ) -> list[tuple[Position | None, np.ndarray]]:
+        """Rollouts with weights of their own, at once if there are several.
+
+        Returns:
+            Of every half its position after ``steps`` steps, None unless ``keep``, and losses [steps + 1].
+        """
+
+    def position_arrays(self, position: Position) -> tuple[int, Arrays]:
+        """A position's t, and its arrays: theta, gradient, loss, and ``state/<name>``."""
+
+    def position_from(self, step: int, t: int, arrays: Arrays) -> Position:
+        """The inverse of ``position_arrays``; there may be other arrays among them."""
+
+    def mean_figure(self, tasks: Iterable[Task], steps: int) -> float:
+        """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
+
+    def table_task(self, config: Any, stream: str, number: int, problem: str = "") -> Task:
+        """Optimizee ``number`` of a stream of seeds, as the configuration describes it."""
+
+    def random_scaling(self, task: Task, r: float, seed: int, number: int) -> Task:
+        """The optimizee in rescaled coordinates (Lv et al. 2017)."""
+
+    def convex_term(self, task: Task, seed: int, number: int) -> Task:
+        """The optimizee plus a convex term of coordinates of its own (Lv et al. 2017)."""
+
+
 class Backend(Protocol):
     """One framework's side of the commands.
 
@@ -67,7 +201,7 @@ class Backend(Protocol):
         USAGE: the shortest way to use a rule, as Python text.
         CREATED_BY: what made a file: this project and the framework, with versions.
         KINDS: of tensors that a rule may have constants of its own for.
-        MetaTrainer: ``MetaTrainer(network, config, *, rates=None, tasks=None, folder=None, workers=None)``.
+        Learner: ``Learner(network, config)``, for meta-training.
     """
 
     NAME: str
@@ -75,7 +209,7 @@ class Backend(Protocol):
     USAGE: str
     CREATED_BY: str
     KINDS: tuple[str, ...]
-    MetaTrainer: "Callable[..., MetaTraining]"
+    Learner: Callable[..., Learner]
 
     def device_of(self, name: str) -> Any:
         """The device called ``name``; one that is not there raises ``L2OError``."""

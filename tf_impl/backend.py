@@ -14,7 +14,7 @@ from common.tables.teachers import TeacherRow
 from interchange.backend import Trained
 from interchange.rule.rule import Rule
 from tf_impl.loops import borrowed
-from tf_impl.meta.trainer import MetaTrainer
+from tf_impl.meta.trainer import Learner
 from tf_impl.meta.unroll import Network, mean_figure
 from tf_impl.meta.workers import join
 from tf_impl.networks.rule import KINDS, RuleNetwork
@@ -31,7 +31,7 @@ __all__ = [
     "NAME",
     "TARGET",
     "USAGE",
-    "MetaTrainer",
+    "Learner",
     "device_of",
     "fit",
     "join",

@@ -8,8 +8,8 @@ from common.run.config import TuneConfig
 from interchange.commands import tune as shared
 
 if TYPE_CHECKING:
+    from interchange.backend import Tasks
     from interchange.rule.rule import Rule
-    from tf_impl.meta.trainer import Tasks
 
 
 def tune(config: TuneConfig, tasks: "Tasks | None" = None) -> "Rule":

@@ -13,7 +13,7 @@ from common.tables.teachers import TeacherRow
 from interchange.backend import Trained
 from interchange.rule.rule import Rule
 from torch_impl import rollout
-from torch_impl.meta.trainer import MetaTrainer
+from torch_impl.meta.trainer import Learner
 from torch_impl.meta.unroll import Network, mean_figure
 from torch_impl.meta.workers import join
 from torch_impl.networks.rule import KINDS, RuleNetwork
@@ -30,7 +30,7 @@ __all__ = [
     "NAME",
     "TARGET",
     "USAGE",
-    "MetaTrainer",
+    "Learner",
     "device_of",
     "fit",
     "join",

@@ -9,7 +9,7 @@ from interchange.commands import train as shared
 from interchange.commands.train import Run
 
 if TYPE_CHECKING:
-    from torch_impl.meta.trainer import Tasks
+    from interchange.backend import Tasks
 
 
 def train(config: TrainConfig, tasks: "Tasks | None" = None) -> Run:

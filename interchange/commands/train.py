@@ -14,6 +14,7 @@ from common.run.cli import run as run_command
 from common.run.config import TrainConfig, from_dict
 from common.tables.teachers import TEACHERS, TeacherRow, initial_weights, variant
 from interchange.meta.sharing import check_share
+from interchange.meta.trainer import make_trainer
 from interchange.meta.workers import place
 
 if TYPE_CHECKING:
@@ -78,9 +79,10 @@ def _train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None", worke
         check_share(config, workers)
         mine = dataclasses.replace(config, device=workers.device(config.device))
         network = backend.teacher_network(teacher, weights, mine.dtype, mine.device, mine.state_dtype)
-        trainer = backend.MetaTrainer(network, mine, tasks=tasks, folder=folder, workers=workers)
+        learner = backend.Learner(network, mine)
+        trainer = make_trainer(learner, tasks=tasks, folder=folder, workers=workers)
         for number in range(len(trainer.schedule.problems)):
-            trainer.task("meta_train", number)  # missing data are found before anything is written
+            trainer.tasks("meta_train", number)  # missing data are found before anything is written
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
         with workers.together():
             if folder is not None:
@@ -92,14 +94,14 @@ def _train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None", worke
         if config.resume:
             if folder is not None and (other := folder.code_changed()):
                 _log.warning(other)
-            trainer.restore()
+            trainer.state.restore()
         try:
             finished = trainer.run(label=f"train {teacher.name}", quiet=config.quiet, interrupt=interrupt)
         finally:  # also where it gives up
             if folder is not None:
-                save_weights(folder.file("teacher.h5"), teacher, trainer.best, backend.CREATED_BY)
+                save_weights(folder.file("teacher.h5"), teacher, trainer.state.best, backend.CREATED_BY)
     code = 0 if finished else interrupt.exit_code
-    return Run(Path(told["folder"]), teacher, trainer.best, trainer.history, code)
+    return Run(Path(told["folder"]), teacher, trainer.state.best, trainer.state.history, code)
 
 
 def _begin(

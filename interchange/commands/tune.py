@@ -14,6 +14,8 @@ from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import TuneConfig
 from interchange.meta.sharing import check_share
+from interchange.meta.tasks import factors
+from interchange.meta.trainer import make_trainer
 from interchange.meta.workers import place
 
 if TYPE_CHECKING:
@@ -45,15 +47,17 @@ def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers
         check_share(config, workers)
         mine = dataclasses.replace(config, device=workers.device(config.device))
         network = backend.rule_network(rule, mine.device, factors(mine), mine.kinds)
-        trainer = backend.MetaTrainer(network, mine, rates=network.rates, tasks=tasks, workers=workers)
+        learner = backend.Learner(network, mine)
+        trainer = make_trainer(learner, rates=network.rates, tasks=tasks, workers=workers)
     trainer.run(label="tune", quiet=config.quiet or not workers.leads)
     with workers.together():
-        if math.isinf(trainer.best_score):
+        if math.isinf(trainer.state.best_score):
             raise L2OError(
                 f"{config.rule} diverged in every validation; bring its constants nearer to 0 first"
             )
-    scores = [row["validation"] for row in trainer.history if "validation" in row]
-    tuned = network.tuned(trainer.best)
+    state, best = trainer.state, trainer.state.best
+    scores = [row["validation"] for row in state.history if "validation" in row]
+    tuned = network.tuned(best)
     record = {
         "problem": config.problem,
         "epochs": config.epochs,
@@ -63,19 +67,19 @@ def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers
         "from_constants": rule.constants,
         "from_scale": rule.scale,
         "validation": {
-            "before": min(trainer.first_score, _INFINITE),
-            "best": trainer.best_score,
+            "before": min(state.first_score, _INFINITE),
+            "best": state.best_score,
             "by_epoch": [min(score, _INFINITE) for score in scores],
         },
         "created_by": backend.CREATED_BY,
     }
     if config.kinds:  # the file has one set, of matrices; ``validation`` is that of all three
         record["kinds"] = {
-            kind: network.tuned(trainer.best, number).constants for number, kind in enumerate(backend.KINDS)
+            kind: network.tuned(best, number).constants for number, kind in enumerate(backend.KINDS)
         }
     if config.factors:
         record["factors"] = {
-            name.partition("/")[2]: math.exp(float(w)) for name, w in trainer.best.items() if "/" in name
+            name.partition("/")[2]: math.exp(float(w)) for name, w in best.items() if "/" in name
         }
     # The R2 of the rule that was distilled says nothing about other constants.
     provenance = {k: v for k, v in rule.provenance.items() if k not in ("r2", "loss")} | {"tuned": record}
@@ -105,19 +109,6 @@ def _begin(config: TuneConfig) -> "tuple[Rule, str]":
     if config.kinds and "," in config.problem and config.estimator != "es":
         raise L2OError(f"--kinds on several problems needs --estimator es, got {config.estimator}")
     return rule, digest
-
-
-def factors(config: Any) -> tuple[str, ...]:
-    """The problems that have a factor of their own on the update: none, or all of ``--problem``.
-
-    Raises:
-        L2OError: asked for with another estimator than evolution strategies.
-    """
-    if not getattr(config, "factors", False):
-        return ()
-    if config.estimator != "es":
-        raise L2OError(f"--factors needs --estimator es, got {config.estimator}; leave it out")
-    return tuple(config.problem.split(","))
 
 
 def output_file(config: TuneConfig) -> Path:

@@ -1,11 +1,11 @@
 """Evolution strategies without a framework: noise, antithetic pairs and their sums (MATH.md section 3).
 
-A backend offers segments of rollouts with given weights; whole rollouts make plain evolution strategies,
-segments that go on from each other persistent ones.
+Segments of rollouts run with weights of their own: whole rollouts make plain evolution strategies, segments
+that go on from each other persistent ones.
 """
 
 import contextlib
-import dataclasses
+import functools
 import itertools
 import math
 import signal
@@ -14,27 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from interchange.backend import Arrays
+from common.run.parallel import parallel
+from interchange.backend import Arrays, Half, Learner, Task
+from interchange.meta.schedule import Schedule
+from interchange.meta.tasks import TaskStream
 
 LAST_SHARE = 0.3  # of a rollout's steps: the mean loss over them is the objective
 # Of halves that run at once: more gain little, cost memory and leave processes without work.
 _MOST_COORDINATES, _MOST_PAIRS = 2**18, 4
 _WORST = 10.0  # times the first loss: the most that a loss counts, so that a diverged rollout has a value
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Half:
-    """One half of an antithetic pair.
-
-    Attributes:
-        pair: its number; both halves run on the optimizee of that number.
-        weights: the perturbed ones.
-        position: where it stands, the backend's own; None at the start of an epoch.
-    """
-
-    pair: int
-    weights: Arrays
-    position: Any = None
 
 
 # segments(halves, steps, keep): for every half in order its position after ``steps`` steps, None unless
@@ -164,10 +152,75 @@ def _even(halves: list[Half], most: int) -> Iterator[list[Half]]:
     return (halves[low:high] for low, high in itertools.pairwise(bounds))
 
 
-def leave_interrupts() -> None:
-    """A worker process leaves Ctrl-C, which the terminal sends it too, to the one that waits for it."""
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def segments_here(learner: Learner, task: Callable[[int], Task]) -> Segments:
+    """Segments in this process; the network's weights are put back at the end.
+
+    Halves on optimizees that can be computed at once are, in a batch; others run one after the other.
+
+    Args:
+        task: ``task(k)`` gives the optimizee of pair ``k``; both halves of a pair run on the same.
+    """
+
+    def run(halves: Sequence[Half], steps: int, keep: bool) -> Iterator[tuple[Any, np.ndarray]]:
+        before, cached = learner.weights(), functools.lru_cache(maxsize=1)(task)  # a pair's halves share it
+        try:
+            for group in groups(halves, functools.partial(_kind, learner, cached)):
+                yield from learner.run_halves([cached(half.pair) for half in group], group, steps, keep)
+        finally:
+            learner.put(before)
+
+    return run
+
+
+def segments_in_processes(learner: Learner, first: int, task: Callable[[int], Task]) -> Segments:
+    """Segments in ``config.jobs`` worker processes, pair ``k`` on optimizee ``first + k`` of ``meta_train``.
+
+    The workers build network and optimizees themselves, and keep them.
+
+    Args:
+        task: as for ``segments_here``; it says which halves run at once, the same as there.
+    """
+    kind, config = type(learner), learner.config
+
+    def run(halves: Sequence[Half], steps: int, keep: bool) -> Iterator[tuple[Any, np.ndarray]]:
+        cached = functools.lru_cache(maxsize=1)(task)
+        found = list(groups(halves, functools.partial(_kind, learner, cached)))
+        if len(found) < 2:  # nothing to share out
+            yield from segments_here(learner, task)(halves, steps, keep)
+            return
+        # No more than there is work for: one that never had any dies of Ctrl-C.
+        with parallel(min(config.jobs, len(found)), ordered=True) as jobs:
+            arguments = ((kind, learner.source, config, first, group, steps, keep) for group in found)
+            for group in jobs(_job, arguments):
+                yield from group
+
+    return run
+
+
+def _kind(learner: Learner, task: Callable[[int], Task], pair: int) -> tuple[Any, int]:
+    one = task(pair)
+    return learner.kind(one), sum(math.prod(shape) for shape in one.shapes)
+
+
+def _job(
+    kind: type[Learner], source: Any, config: Any, first: int, halves: Sequence[Half], steps: int, keep: bool
+) -> list[tuple[Any, np.ndarray]]:
+    """A group of halves in a worker process."""
+    if config.jobs > 1:
+        with contextlib.suppress(ValueError):  # not the main thread
+            # Ctrl-C, which the terminal sends it too, is for the process that waits for it.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    kind.single_threaded()
+    learner, task = _worker(kind, source, config)
+    return learner.run_halves([task(first + half.pair) for half in halves], halves, steps, keep)
+
+
+@functools.lru_cache(maxsize=1)
+def _worker(kind: type[Learner], source: Any, config: Any) -> tuple[Learner, Callable[[int], Task]]:
+    """The learner of a teacher's row or a rule's text, and its optimizees by number."""
+    learner = kind.from_source(source, config)
+    tasks = TaskStream(learner, config, Schedule(config))
+    return learner, functools.lru_cache(maxsize=2 * config.pairs)(functools.partial(tasks, "meta_train"))
 
 
 def _bounded(losses: np.ndarray, first: float) -> np.ndarray:

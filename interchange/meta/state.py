@@ -1,6 +1,5 @@
 """Where a meta-training stands between two updates, and its checkpoints (FORMATS.md section 6)."""
 
-import abc
 import dataclasses
 import math
 import time
@@ -12,7 +11,7 @@ from common.errors import L2OError
 from common.run.runs import RunFolder
 from common.run.storage import content_hash
 from common.tables.curriculum import Stage
-from interchange.backend import Arrays, Network
+from interchange.backend import Arrays, Learner
 from interchange.files.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from interchange.meta.schedule import EVOLVING
 from interchange.meta.workers import Alone, Workers
@@ -37,8 +36,13 @@ LATER_FIELDS = frozenset(
 _ELSEWHERE = ("resume", "out", "quiet", "overwrite", "device", "data_dir", "checkpoint_seconds", "jobs")
 
 
-class Standing(abc.ABC):
-    """Weights, moments, counters and positions, with a backend's ways to read and set them.
+class TrainerState:
+    """Weights, moments, counters and positions.
+
+    Args:
+        learner: the backend's; it holds weights and moments.
+        folder: for metrics and checkpoints; None keeps nothing.
+        workers: that train together; this process alone if None.
 
     Attributes:
         workers: that train together; each has its share of the optimizees and all else alike.
@@ -52,16 +56,17 @@ class Standing(abc.ABC):
     """
 
     def __init__(
-        self, network: Network, config: Any, folder: RunFolder | None, workers: Workers | None = None
+        self, learner: Learner, folder: RunFolder | None = None, workers: Workers | None = None
     ) -> None:
-        self.network, self.config, self.folder = network, config, folder
+        self.learner, self.config, self.folder = learner, learner.config, folder
         self.workers = workers or Alone()
+        config = self.config
         self.lanes = self.workers.share(config.tasks)
         self.epoch, self.updates, self.skipped, self.step = 0, 0, 0, 0
         self.positions: list[Any] = []
         self.epoch_losses: list[float] = []
         self.first_score = self.best_score = math.inf  # validation before training, and the best since
-        self.best = self._weights()
+        self.best = self.learner.weights()
         self.history: list[dict[str, Any]] = []
         self.stage = Stage() if getattr(config, "curriculum", False) else None
         self.summed: Arrays = {}
@@ -69,63 +74,46 @@ class Standing(abc.ABC):
         self._saved_at = time.monotonic()
         self.config_hash = settings_hash(config)
 
-    @abc.abstractmethod
-    def _weights(self) -> Arrays:
-        """A copy of the network's weights."""
-
-    @abc.abstractmethod
-    def _moments(self) -> tuple[Arrays, Arrays, int]:
-        """Adam's first and second moments by weight, and its number of steps; empty before the first."""
-
-    @abc.abstractmethod
-    def _set(self, weights: Arrays, first: Arrays, second: Arrays, count: int) -> None:
-        """Put the network and Adam where ``_weights`` and ``_moments`` found them."""
-
-    @abc.abstractmethod
-    def _position_arrays(self, position: Any) -> tuple[int, Arrays]:
-        """A position's t, and its arrays: theta, gradient, loss, and ``state/<name>``."""
-
-    @abc.abstractmethod
-    def _position_from(self, step: int, t: int, arrays: Arrays) -> Any:
-        """The inverse of ``_position_arrays``; there may be other arrays among them."""
-
-    def _load(self, weights: Arrays) -> None:
-        """Put weights into the network; Adam stays where it is."""
-        self._set(weights, *self._moments())
-
-    def _count(self) -> None:
+    def count(self) -> None:
         """Take the weights into the average."""
-        weights = self._weights().items()
+        weights = self.learner.weights().items()
         self.summed = {name: w.astype(np.float64) + self.summed.get(name, 0.0) for name, w in weights}
         self.counted += 1
 
-    def _averaged(self) -> Arrays:
+    def averaged(self) -> Arrays:
         """Mean of the weights that were counted, in their own dtype."""
         return {name: (self.summed[name] / self.counted).astype(w.dtype) for name, w in self.best.items()}
 
-    def _mark(self) -> tuple[Any, ...]:
+    def mark(self) -> tuple[Any, ...]:
         """What an epoch that restarts goes back to."""
         begun = (self.step, [*self.positions], [*self.epoch_losses])  # from a checkpoint, where there is one
-        return self._weights(), self._moments(), self.updates, self.skipped, begun
+        return self.learner.weights(), self.learner.moments(), self.updates, self.skipped, begun
 
-    def _return_to(self, mark: tuple[Any, ...]) -> None:
+    def return_to(self, mark: tuple[Any, ...]) -> None:
         """Undo the epoch under way."""
         weights, moments, self.updates, self.skipped, begun = mark
-        self._set(weights, *moments)
+        self.learner.put(weights)
+        self.learner.set_moments(*moments)
         self.step, self.positions, self.epoch_losses = begun
 
     @property
-    def _due(self) -> bool:
+    def due(self) -> bool:
         """It is time for a checkpoint."""
         return time.monotonic() - self._saved_at > getattr(self.config, "checkpoint_seconds", math.inf)
 
-    def _save(self) -> None:
+    def log(self, row: dict[str, Any]) -> None:
+        """A row of the metrics."""
+        self.history.append(row)
+        if self.folder is not None:
+            self.folder.log(row)
+
+    def save(self) -> None:
         """One checkpoint that holds everything a resumed run needs."""
         self._saved_at = time.monotonic()
         if self.folder is None or (self.positions and self.workers.size > 1):
             return  # within an epoch several workers stand at the checkpoint they came from, or at none
-        first, second, count = self._moments()
-        groups = {"phi": self._weights(), "best": self.best, "meta_m": first, "meta_v": second}
+        first, second, count = self.learner.moments()
+        groups = {"phi": self.learner.weights(), "best": self.best, "meta_m": first, "meta_v": second}
         groups |= {"average": self.summed}
         arrays = {f"{group}/{name}": w for group, named in groups.items() for name, w in named.items()}
         meta: dict[str, Any] = {
@@ -142,7 +130,7 @@ class Standing(abc.ABC):
             meta |= {"stage": self.stage.to_dict()}
         live = [k for k, position in enumerate(self.positions) if position is not None]
         for k in live:
-            t, at = self._position_arrays(self.positions[k])
+            t, at = self.learner.position_arrays(self.positions[k])
             meta |= {"step": self.positions[k].step, "t": t, "live": live}
             arrays |= {_lane(k) + name: array for name, array in at.items()}
         if live:
@@ -176,7 +164,8 @@ class Standing(abc.ABC):
         def group(prefix: str) -> Arrays:
             return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
 
-        self._set(group("phi/"), group("meta_m/"), group("meta_v/"), meta["meta_count"])
+        self.learner.put(group("phi/"))
+        self.learner.set_moments(group("meta_m/"), group("meta_v/"), meta["meta_count"])
         self.best = group("best/")
         self.best_score = math.inf if meta["best_score"] is None else meta["best_score"]
         self.epoch, self.updates, self.skipped = meta["epoch"], meta["updates"], meta["skipped"]
@@ -186,7 +175,7 @@ class Standing(abc.ABC):
         if meta["step"]:
             live, self.step = meta.get("live", [0]), meta["step"]
             self.positions = [
-                self._position_from(meta["step"], meta["t"], group(_lane(k))) if k in live else None
+                self.learner.position_from(meta["step"], meta["t"], group(_lane(k))) if k in live else None
                 for k in self.lanes
             ]
             self.epoch_losses = arrays["epoch_losses"].tolist()

@@ -1,7 +1,7 @@
 """One contestant of ``meta_training.py`` in a process of its own: ``python contestants.py SETTINGS``.
 
 Commands come as JSON lines on stdin, answers go as JSON lines to stdout; between them the process sleeps.
-``torch`` and ``tf`` are trained as users train them, by ``MetaTrainer.run``.
+``torch`` and ``tf`` are trained as users train them, by ``Trainer.run``.
 """
 
 import ctypes
@@ -20,35 +20,31 @@ import numpy as np
 
 
 def recording(base: type, to_numpy: Callable[[Any], np.ndarray]) -> type:
-    """A ``MetaTrainer`` that keeps the losses of its epochs and what the very first update was made of."""
+    """A ``Learner`` that keeps what the very first update was made of."""
 
     class Recording(base):
-        gradient, picked, losses = None, None, ()
+        gradient, picked = None, None
 
-        def _coordinates(self, *args: Any) -> Any:
-            found = super()._coordinates(*args)
-            if self.gradient is None and found is not None:
-                self.picked = [found.numbers.tolist(), found.weights.tolist()]
-            return found
+        def first_order(self, task: Any, position: Any, steps: int, coordinates: Any) -> Any:
+            if self.gradient is None and coordinates is not None:
+                self.picked = [coordinates.numbers.tolist(), coordinates.weights.tolist()]
+            return super().first_order(task, position, steps, coordinates)
 
-        def _descend(self, grads: dict[str, Any], rates: dict[str, float]) -> None:
+        def descend(self, grads: dict[str, Any], rates: dict[str, float]) -> None:
             if self.gradient is None:
                 self.gradient = {name: to_numpy(g) for name, g in grads.items()}
-            super()._descend(grads, rates)
-
-        def _finish_epoch(self) -> dict[str, Any]:
-            self.losses = list(self.epoch_losses)
-            return super()._finish_epoch()
+            super().descend(grads, rates)
 
     return Recording
 
 
 class Ours:
-    """``MetaTrainer`` of a backend on a problem of the table, or on a quadratic of any size."""
+    """Meta-training by a backend on a problem of the table, or on a quadratic of any size."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from common.run.config import TrainConfig
         from common.tables.teachers import TEACHERS, initial_weights
+        from interchange.meta.trainer import make_trainer
 
         backend = import_module(f"{settings['contestant']}_impl.backend")
         config = TrainConfig(
@@ -69,9 +65,11 @@ class Ours:
         weights = initial_weights(row, config.seed)
         network = backend.teacher_network(row, weights, config.dtype, config.device)
         tasks = self._quadratic(settings) if settings["size"] else None
-        trainer = recording(backend.MetaTrainer, backend.to_numpy)
-        self.trainer = trainer(network, config, tasks=tasks)
-        self.trainer.task("meta_train", 0)  # reads the data
+        self.learner = recording(backend.Learner, backend.to_numpy)(network, config)
+        self.trainer = make_trainer(self.learner, tasks=tasks)
+        self.trainer.tasks("meta_train", 0)  # reads the data
+        self.losses: list[float] = []
+        self.trainer.gradient.updates = self._watched(self.trainer.gradient.updates)
         self.settings, self.first = settings, None
 
     def _quadratic(self, settings: dict[str, Any]) -> Any:
@@ -105,13 +103,24 @@ class Ours:
     def epoch(self) -> list[float]:
         """Train for one epoch; the loss before each step, mean over tasks."""
         trainer = self.trainer
-        trainer.config = dataclasses.replace(trainer.config, epochs=trainer.epoch + 1)
+        trainer.config = dataclasses.replace(trainer.config, epochs=trainer.state.epoch + 1)
+        self.losses.clear()
         trainer.run(label="", quiet=True)
-        if len(trainer.losses) != self.settings["steps"]:
-            raise SystemExit(f"expected {self.settings['steps']} losses, got {len(trainer.losses)}: diverged")
+        if len(self.losses) != self.settings["steps"]:
+            raise SystemExit(f"expected {self.settings['steps']} losses, got {len(self.losses)}: diverged")
         if self.first is None:
-            self.first = trainer.losses[: self.settings["unroll"]], trainer.gradient
-        return trainer.losses
+            self.first = self.losses[: self.settings["unroll"]], self.learner.gradient
+        return list(self.losses)
+
+    def _watched(self, updates: Callable[..., Any]) -> Callable[..., Any]:
+        """``MetaGradient.updates`` whose losses are kept."""
+
+        def watch(*given: Any) -> Any:
+            for update in updates(*given):
+                self.losses.extend(update.losses if update else [])
+                yield update
+
+        return watch
 
 
 MODULES = {"torch": "torch", "tf": "tensorflow", "naive": "torch", "iclr": "torch", "jax": "jax"}
@@ -195,7 +204,7 @@ class Served:
     def first(self) -> dict[str, Any]:
         """What the first unroll was: losses, meta-gradient, and the subset of coordinates it is of."""
         losses, gradient = self.contestant.first
-        picked = self.contestant.trainer.picked if isinstance(self.contestant, Ours) else None
+        picked = self.contestant.learner.picked if isinstance(self.contestant, Ours) else None
         return {"losses": losses, "gradient": _lists(gradient), "picked": picked}
 
     def subset(self, coordinates: list[list[float]]) -> dict[str, Any]:
@@ -206,7 +215,7 @@ class Served:
     def size(self) -> dict[str, Any]:
         """Coordinates of the optimizee."""
         one, ours = self.contestant, isinstance(self.contestant, Ours)
-        start = one.trainer.task("meta_train", 0).initial() if ours else one.optimizee.start(0)
+        start = one.trainer.tasks("meta_train", 0).initial() if ours else one.optimizee.start(0)
         return {"coordinates": len(start)}
 
     def losses(self) -> dict[str, Any]:

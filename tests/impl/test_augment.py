@@ -6,10 +6,11 @@ import pytest
 from common.run.config import TrainConfig
 from common.tables.problems import Instance, problem_row
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.meta.trainer import make_trainer
 
 torch = pytest.importorskip("torch")
 
-from torch_impl.meta.trainer import MetaTrainer  # noqa: E402
+from torch_impl.meta.trainer import Learner  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.augment import ConvexTerm, RandomScaling  # noqa: E402
 from torch_impl.problems.tasks import ProblemTask, Task, value_and_gradient  # noqa: E402
@@ -150,10 +151,10 @@ def test_both_variations_go_together_in_either_precision():
 def test_only_tasks_to_train_on_are_varied():
     config = TrainConfig(**SETTINGS, random_scaling=2.0, convex=True, seed=7)
     network = TeacherNetwork(TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 0))
-    trainer = MetaTrainer(network, config)
+    trainer = make_trainer(Learner(network, config))
     for stream in ("validation", "meta_train"):
-        varied = trainer.task(stream, 1)
-        plain = trainer.plain_task(stream, 1)
+        varied = trainer.tasks(stream, 1)
+        plain = trainer.tasks.plain(stream, 1)
         same = varied.shapes == plain.shapes and torch.equal(varied.initial(), plain.initial())
         assert same == (stream == "validation")
     theta = varied.initial()
@@ -161,7 +162,7 @@ def test_only_tasks_to_train_on_are_varied():
     assert torch.equal(theta, by_hand.initial())
     parts = unflatten(theta, by_hand.shapes)
     assert torch.equal(varied.loss(parts, 0), by_hand.loss(parts, 0))
-    assert not torch.equal(theta[:-20], trainer.task("meta_train", 2).initial()[:-20])
+    assert not torch.equal(theta[:-20], trainer.tasks("meta_train", 2).initial()[:-20])
 
 
 def test_training_with_variations_is_finite_and_another_training():
@@ -170,14 +171,16 @@ def test_training_with_variations_is_finite_and_another_training():
     scaling, convex = {"random_scaling": 3.0}, {"convex": True}
     losses, scores, weights = [], [], []
     for more in ({}, scaling, convex, scaling | convex):
-        trainer = MetaTrainer(TeacherNetwork(TEACHERS["rp_s"], start), TrainConfig(**SETTINGS, **more))
+        trainer = make_trainer(
+            Learner(TeacherNetwork(TEACHERS["rp_s"], start), TrainConfig(**SETTINGS, **more))
+        )
         assert trainer.run(label="", quiet=True)
-        (row,) = trainer.history
+        (row,) = trainer.state.history
         assert np.isfinite(row["loss"]) and row["diverged"] == 0
-        assert all(w.isfinite().all() for w in trainer.network.weights.values())
+        assert all(w.isfinite().all() for w in trainer.learner.network.weights.values())
         losses.append(row["loss"])
-        scores.append(trainer.first_score)
-        weights.append(trainer.network.weights["out/w"].numpy())
+        scores.append(trainer.state.first_score)
+        weights.append(trainer.learner.network.weights["out/w"].numpy())
     assert len(set(losses)) == 4 and len(set(scores)) == 1
     assert all(np.abs(w - start["out/w"]).max() > 1e-4 for w in weights)
     assert not any(np.array_equal(weights[0], w) for w in weights[1:])

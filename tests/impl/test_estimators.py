@@ -13,15 +13,17 @@ from common.run.config import TrainConfig, TuneConfig
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange import Rule
+from interchange.backend import Half
 from interchange.meta import evolution as shared
-from interchange.meta.evolution import Half, objective
+from interchange.meta.evolution import objective
+from interchange.meta.trainer import make_trainer
 from interchange.rule.decay import with_weight_decay
 
 torch = pytest.importorskip("torch")
 
+from tests.helpers.evolving import Persistent, evolution, here  # noqa: E402
 from torch_impl.meta import unroll  # noqa: E402
-from torch_impl.meta.evolution import Persistent, evolution, here  # noqa: E402
-from torch_impl.meta.trainer import MetaTrainer  # noqa: E402
+from torch_impl.meta.trainer import Learner  # noqa: E402
 from torch_impl.networks.rule import RuleNetwork  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.tasks import ProblemTask  # noqa: E402
@@ -169,9 +171,10 @@ def test_worker_processes_change_no_number(what, estimator):
             row = dataclasses.replace(TEACHERS["rp_s"], scale=0.02)
             net = TeacherNetwork(row, initial_weights(row, 0), torch.float64)
             config = TrainConfig(problem="digits-mlp", random_scaling=1.0, batch_size=8, **given)
-        trainer = MetaTrainer(net, dataclasses.replace(config, jobs=jobs), rates=getattr(net, "rates", None))
+        learner = Learner(net, dataclasses.replace(config, jobs=jobs))
+        trainer = make_trainer(learner, rates=getattr(net, "rates", None))
         assert trainer.run(label="test", quiet=True)
-        found.append(([row["loss"] for row in trainer.history], dict(net.weights)))
+        found.append(([row["loss"] for row in trainer.state.history], dict(net.weights)))
     (losses, weights), (others, moved) = found
     assert losses == others
     assert all(torch.equal(w, moved[name]) for name, w in weights.items())

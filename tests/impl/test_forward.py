@@ -70,13 +70,20 @@ print(json.dumps([*found[1:], peak()]))
 @pytest.fixture(scope="module", params=["torch", "tf"])
 def backend(request):
     pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[request.param])
-    names = ("forward", "unroll", "problems", "symbolic", "teachers", "tensors")
-    modules = {name: importlib.import_module(f"{request.param}_impl.{name}") for name in names}
+    names = {
+        "forward": "meta",
+        "unroll": "meta",
+        "tasks": "problems",
+        "rule": "networks",
+        "teacher": "networks",
+    }
+    places = {name: f"{folder}.{name}" for name, folder in names.items()} | {"tensors": "tensors"}
+    modules = {name: importlib.import_module(f"{request.param}_impl.{at}") for name, at in places.items()}
     return SimpleNamespace(name=request.param, **modules)
 
 
 def digits(backend, dtype="float64"):
-    return backend.problems.ProblemTask(
+    return backend.tasks.ProblemTask(
         Instance(PROBLEMS["digits-mlp"], 0, batch_size=16), backend.tensors.DTYPES[dtype]
     )
 
@@ -102,7 +109,7 @@ def assert_equal(got, expected, tolerance):
 @pytest.mark.parametrize(("backend", "name", "steps"), CASES, indirect=["backend"])
 def test_it_equals_the_reverse_meta_gradient(backend, name, steps):
     rule, lr = RULES[name]
-    task, network = digits(backend), backend.symbolic.RuleNetwork(rule)
+    task, network = digits(backend), backend.rule.RuleNetwork(rule)
     at = backend.unroll.start(task, network)
     losses, expected = reverse(backend, task, network, at, steps, lr)
     for loss in ("sum", "last"):
@@ -119,7 +126,7 @@ def test_it_equals_the_reverse_meta_gradient(backend, name, steps):
 @pytest.mark.parametrize("loss", ["sum", pytest.param("last", marks=pytest.mark.slow)])
 def test_tangents_carried_over_leave_no_truncation_bias(backend, loss):
     rule, lr = RULES["decay-and-schedule"]
-    task, network = digits(backend), backend.symbolic.RuleNetwork(rule)
+    task, network = digits(backend), backend.rule.RuleNetwork(rule)
     at = backend.unroll.start(task, network)
     tangents = backend.forward.start(network, at)
     _, _, _, whole = backend.forward.advance(task, network, at, tangents, 200, loss, lr)
@@ -140,7 +147,7 @@ def test_in_float32_it_is_close_to_float64(backend, name):
     rule, lr = RULES[name]
     found = []
     for dtype in ("float32", "float64"):
-        task, network = digits(backend, dtype), backend.symbolic.RuleNetwork(rule)
+        task, network = digits(backend, dtype), backend.rule.RuleNetwork(rule)
         at = backend.unroll.start(task, network)
         tangents = backend.forward.start(network, at)
         _, tangents, _, grads = backend.forward.advance(task, network, at, tangents, 20, "sum", lr)
@@ -152,7 +159,7 @@ def test_in_float32_it_is_close_to_float64(backend, name):
 
 def test_weights_that_are_arrays_are_refused(backend):
     row = TEACHERS["rp_s"]
-    network = backend.teachers.TeacherNetwork(row, initial_weights(row, 0), backend.tensors.DTYPES["float64"])
+    network = backend.teacher.TeacherNetwork(row, initial_weights(row, 0), backend.tensors.DTYPES["float64"])
     with pytest.raises(L2OError, match="expects a rule's constants, got weight arrays"):
         backend.forward.start(network, backend.unroll.start(digits(backend), network))
 

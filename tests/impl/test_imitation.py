@@ -12,8 +12,9 @@ from common.tables.teachers import TEACHERS, initial_weights
 torch = pytest.importorskip("torch")
 
 from interchange.meta.schedule import EXPERTS  # noqa: E402
+from interchange.meta.trainer import make_trainer  # noqa: E402
 from torch_impl.meta import imitation, unroll  # noqa: E402
-from torch_impl.meta.trainer import MetaTrainer  # noqa: E402
+from torch_impl.meta.trainer import Learner  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.tasks import ProblemTask, value_and_gradient  # noqa: E402
 
@@ -88,9 +89,9 @@ def test_training_by_imitation_alone_learns_the_experts_steps():
         problem="digits-mlp", teacher="rp_s", epochs=12, epoch_length=40, lr=0.01, imitation=1.0,
         batch_size=32, validate_every=0, dtype="float64",
     )  # fmt: skip
-    trainer = MetaTrainer(network(), config)
+    trainer = make_trainer(Learner(network(), config))
     trainer.schedule.expert = lambda epoch: "adam"
     trainer.run(label="", quiet=True)
-    losses = [row["loss"] for row in trainer.history]
-    assert all(row["imitates"] == "adam" for row in trainer.history)
+    losses = [row["loss"] for row in trainer.state.history]
+    assert all(row["imitates"] == "adam" for row in trainer.state.history)
     assert np.mean(losses[-3:]) < 0.5 * losses[0]

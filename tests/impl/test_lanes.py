@@ -7,8 +7,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+from common.data.coordinates import choose_subset
+from common.rng import rng
 from common.run.config import TrainConfig, TuneConfig
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.meta.trainer import make_trainer
 from interchange.rule.rule import Rule
 
 
@@ -20,30 +23,35 @@ def backend(request) -> SimpleNamespace:
         return importlib.import_module(f"{request.param}_impl.{name}")
 
     return SimpleNamespace(
-        **{name: module(name) for name in ("backend", "lanes", "meta", "problems", "unroll")}
+        backend=module("backend"),
+        lanes=module("problems.batched"),
+        trainer=module("meta.trainer"),
+        problems=module("problems.tasks"),
+        unroll=module("meta.unroll"),
     )
 
 
 def trained(backend, config, network, together: bool, wrap=None) -> tuple[dict, list[dict]]:
     """Weights and metrics after the run; without ``together`` each optimizee takes its unrolls alone."""
 
-    class Trainer(backend.meta.MetaTrainer):
+    class Learner(backend.trainer.Learner):
         calls = 0
 
-        def task(self, stream, number, problem=""):
-            one = super().task(stream, number, problem)
+        def table_task(self, config, stream, number, problem=""):
+            one = super().table_task(config, stream, number, problem)
             return one if wrap is None else wrap(one, number)
 
-        def _together(self, *args):
-            found = super()._together(*args) if together else None
+        def first_order_batch(self, *args):
+            found = super().first_order_batch(*args) if together else None
             self.calls += found is not None
             return found
 
-    trainer = Trainer(network, config)
+    learner = Learner(network, config)
+    trainer = make_trainer(learner)
     trainer.run(label="", quiet=True)
-    assert (trainer.calls > 0) == together
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in trainer.history]
-    return trainer._weights(), rows
+    assert (learner.calls > 0) == together
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in trainer.state.history]
+    return learner.weights(), rows
 
 
 def teacher(backend, name="rnnprop"):
@@ -170,30 +178,29 @@ def test_a_subset_of_coordinates_is_unbiased(backend, together):
     """Over 200 draws the mean of the estimates contains the exact meta-gradient, entry by entry."""
     network = teacher(backend, "rp_s")
 
-    class Trainer(backend.meta.MetaTrainer):
-        share = 1.0
+    given = config(coordinates=0.1, tasks=2)
+    learner = backend.trainer.Learner(network, given)
+    tasks = [make_trainer(learner).tasks("meta_train", k) for k in range(2)]
 
-        def found(self, lane):
-            """The meta-gradient of one unroll of two optimizees, their coordinates drawn for ``lane``."""
-            tasks = [self.task("meta_train", k) for k in range(2)]
-            at = [backend.unroll.start(task, network) for task in tasks]
-            at = [backend.unroll.advance(task, network, p, 3)[0] for task, p in zip(tasks, at, strict=True)]
-            subsets = None
-            if lane is not None:
-                subsets = [self._coordinates(task, 0, 3, 2 * lane + k) for k, task in enumerate(tasks)]
-                assert all(len(subset) == round(0.1 * len(at[0].theta)) for subset in subsets)
-            if together:
-                grads = self._together(tasks, at, 4, subsets, lambda losses: 1.0)[2]
-            else:
-                parts = [
-                    self._unroll(*a)[2] for a in zip(tasks, at, [4, 4], subsets or [None] * 2, strict=True)
-                ]
-                grads = {name: parts[0][name] + parts[1][name] for name in parts[0]}
-            return np.concatenate([np.asarray(g).ravel() for g in grads.values()])
+    def found(draw):
+        """The meta-gradient of one unroll of two optimizees, their coordinates drawn anew."""
+        at = [backend.unroll.start(task, network) for task in tasks]
+        at = [backend.unroll.advance(task, network, p, 3)[0] for task, p in zip(tasks, at, strict=True)]
+        subsets = None
+        if draw is not None:
+            sizes = [[int(np.prod(shape)) for shape in task.shapes] for task in tasks]
+            subsets = [choose_subset(sizes[k], 0.1, rng(0, "draws", draw, k)) for k in range(2)]
+            assert all(len(subset) == round(0.1 * len(at[0].theta)) for subset in subsets)
+        if together:
+            grads = learner.first_order_batch(tasks, at, 4, subsets, lambda losses: 1.0)[2]
+        else:
+            rows = zip(tasks, at, [4, 4], subsets or [None] * 2, strict=True)
+            parts = [learner.first_order(*row)[2] for row in rows]
+            grads = {name: parts[0][name] + parts[1][name] for name in parts[0]}
+        return np.concatenate([np.asarray(g).ravel() for g in grads.values()])
 
-    trainer = Trainer(network, config(coordinates=0.1, tasks=2))
-    exact = trainer.found(None)
-    draws = np.stack([trainer.found(k) for k in range(200)])
+    exact = found(None)
+    draws = np.stack([found(k) for k in range(200)])
     error = np.abs(draws.mean(0) - exact)
     assert np.mean(error <= 4.0 * draws.std(0, ddof=1) / np.sqrt(200) + 1e-12) > 0.999
     assert np.linalg.norm(draws.mean(0) - exact) < 0.2 * np.linalg.norm(exact)

@@ -10,13 +10,14 @@ from common.kernels import missing
 from common.run.config import TrainConfig
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.meta.trainer import make_trainer
 from interchange.rule.decay import with_schedule, with_weight_decay
 from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
 from torch_impl.meta import unroll  # noqa: E402
-from torch_impl.meta.trainer import MetaTrainer  # noqa: E402
+from torch_impl.meta.trainer import Learner  # noqa: E402
 from torch_impl.networks.rule import RuleNetwork  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.tasks import ModuleTask, ProblemTask, Task, value_and_gradient  # noqa: E402
@@ -296,12 +297,12 @@ def test_an_epoch_of_meta_training_equals_training_by_autograd(loss):
         validate_every=0,
     )
     network = teacher_network("rp_s")
-    trainer = MetaTrainer(network, config)
+    trainer = make_trainer(Learner(network, config))
     other = teacher_network("rp_s")
     assert trainer.run(label="test", quiet=True)
     adam = torch.optim.Adam(other.weights.values(), lr=0.01)
     for epoch in range(2):
-        task = trainer.task("meta_train", epoch)
+        task = trainer.tasks("meta_train", epoch)
         at = unroll.start(task, other)
         for steps in (4, 4, 2):
             end = unroll.advance(task, other, at, steps)[0]
@@ -311,8 +312,8 @@ def test_an_epoch_of_meta_training_equals_training_by_autograd(loss):
             at = end
     before = teacher_network("rp_s").weights
     for name, want in other.weights.items():
-        np.testing.assert_allclose(trainer.best[name], want.detach().numpy(), rtol=0, atol=1e-9)
-        assert not np.allclose(trainer.best[name], before[name].numpy(), atol=1e-3)
+        np.testing.assert_allclose(trainer.state.best[name], want.detach().numpy(), rtol=0, atol=1e-9)
+        assert not np.allclose(trainer.state.best[name], before[name].numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["rp_s", "rp_extra"])

@@ -12,10 +12,11 @@ N, T, SHARE = int(N), int(T), float(SHARE)
 
 from common.run.config import TrainConfig  # noqa: E402
 from common.tables.teachers import TEACHERS, initial_weights  # noqa: E402
+from interchange.meta.trainer import make_trainer  # noqa: E402
 
 package = {
-    name: importlib.import_module(f"{BACKEND}_impl.{name}")
-    for name in ("backend", "meta", "problems", "tensors")
+    name.rpartition(".")[2]: importlib.import_module(f"{BACKEND}_impl.{name}")
+    for name in ("backend", "meta.trainer", "problems.tasks", "tensors")
 }
 if BACKEND == "torch":
     import torch
@@ -62,9 +63,9 @@ def train(n: int, epochs_of: int) -> None:
     network = package["backend"].teacher_network(
         row, initial_weights(row, 0), "float32", "cpu", config.state_dtype
     )
-    trainer = package["meta"].MetaTrainer(network, config, tasks=lambda stream, number: Bowl(n))
+    trainer = make_trainer(package["trainer"].Learner(network, config), tasks=lambda stream, number: Bowl(n))
     trainer.run(label="", quiet=True)
-    assert np.isfinite(trainer.history[-1]["loss"])
+    assert np.isfinite(trainer.state.history[-1]["loss"])
 
 
 if STATE == "naive":

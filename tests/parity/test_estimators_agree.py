@@ -10,8 +10,11 @@ from common.rng import rng
 from common.run.config import TuneConfig
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.backend import Half
 from interchange.meta import evolution as shared
+from interchange.meta.trainer import make_trainer
 from interchange.rule.rule import Rule
+from tests.helpers.evolving import Persistent, evolution, here
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
@@ -34,13 +37,17 @@ BACKENDS = ((torch_impl, torch.float64), (tf_impl, tf.float64))
 
 
 def tasks(backend, dtype):
-    return lambda k: backend.problems.ProblemTask(Instance(PROBLEMS["digits-mlp"], k, batch_size=16), dtype)
+    return lambda k: backend.problems.tasks.ProblemTask(
+        Instance(PROBLEMS["digits-mlp"], k, batch_size=16), dtype
+    )
 
 
 def network(backend, dtype, name: str):
     if name == "rp_s":
-        return backend.teachers.TeacherNetwork(TEACHERS[name], initial_weights(TEACHERS[name], 1), dtype)
-    return backend.symbolic.RuleNetwork(Rule.named(name))
+        return backend.networks.teacher.TeacherNetwork(
+            TEACHERS[name], initial_weights(TEACHERS[name], 1), dtype
+        )
+    return backend.networks.rule.RuleNetwork(Rule.named(name))
 
 
 def assert_close(got, expected, tolerance: float) -> None:
@@ -59,9 +66,7 @@ def test_evolution_agrees(name, log):
     for backend, dtype in BACKENDS:
         net = network(backend, dtype, name)
         found.append(
-            backend.estimators.evolution(
-                tasks(backend, dtype), net, 6, {"gain": 0.1}, rng(0, "evolution"), 2, 0.05, log
-            )
+            evolution(tasks(backend, dtype), net, 6, {"gain": 0.1}, rng(0, "evolution"), 2, 0.05, log)
         )
     (expected, losses), (got, others) = found
     np.testing.assert_allclose(others, losses, rtol=1e-10)
@@ -82,9 +87,9 @@ def test_halves_in_lanes_are_those_that_run_alone_in_tensorflow(monkeypatch, nam
             weights[k] = {n: w * generator.normal(1.0, 0.1, w.shape) for n, w in given.items()}
         if name == "nesterov":
             weights[1]["gain"] = np.asarray(1e200)
-        run = tf_impl.meta.evolution.here(tasks(tf_impl, tf.float64), net)
+        run = here(tasks(tf_impl, tf.float64), net)
         for steps in (4, 3):
-            halves = [shared.Half(k // 2, weights[k], position) for k, position in enumerate(at)]
+            halves = [Half(k // 2, weights[k], position) for k, position in enumerate(at)]
             ran = list(run(halves, steps, True))
             at = [position for position, _ in ran]
         found.append(ran)
@@ -100,10 +105,8 @@ def test_halves_in_lanes_are_those_that_run_alone_in_tensorflow(monkeypatch, nam
 @pytest.mark.usefixtures("code")
 def test_a_rule_in_lanes_forms_one_minus_its_decay_in_float64_in_tensorflow(monkeypatch):
     net = network(tf_impl, tf.float32, "adam")
-    halves = [
-        shared.Half(k // 2, {n: np.asarray(w) * 0.99 for n, w in net.weights.items()}) for k in range(4)
-    ]
-    run = tf_impl.meta.evolution.here(tasks(tf_impl, tf.float32), net)
+    halves = [Half(k // 2, {n: np.asarray(w) * 0.99 for n, w in net.weights.items()}) for k in range(4)]
+    run = here(tasks(tf_impl, tf.float32), net)
     together = [losses for _, losses in run(halves, 8, False)]
     monkeypatch.setattr(shared, "_MOST_PAIRS", 0)
     np.testing.assert_allclose(together, [losses for _, losses in run(halves, 8, False)], rtol=3e-6)
@@ -114,7 +117,7 @@ def test_a_rule_in_lanes_forms_one_minus_its_decay_in_float64_in_tensorflow(monk
 @pytest.mark.usefixtures("code")
 def test_persistent_evolution_agrees_piece_by_piece(name, relative):
     particles = [
-        backend.estimators.Persistent(
+        Persistent(
             tasks(backend, dtype),
             network(backend, dtype, name),
             {"gain": 0.1},
@@ -137,10 +140,12 @@ def test_the_forward_meta_gradient_and_its_tangents_agree():
     found = []
     for backend, dtype in BACKENDS:
         net, task = network(backend, dtype, "adam"), tasks(backend, dtype)(0)
-        at = backend.unroll.start(task, net)
-        tangents = backend.forward.start(net, at)
+        at = backend.meta.unroll.start(task, net)
+        tangents = backend.meta.forward.start(net, at)
         for _ in range(2):  # the second time from tangents carried over
-            at, tangents, losses, grads = backend.forward.advance(task, net, at, tangents, 8, "sum", 0.01)
+            at, tangents, losses, grads = backend.meta.forward.advance(
+                task, net, at, tangents, 8, "sum", 0.01
+            )
         found.append((np.asarray(losses), np.asarray(tangents.theta), grads))
     (losses, theta, expected), (others, moved, got) = found
     np.testing.assert_allclose(others, losses, rtol=1e-10)
@@ -168,9 +173,10 @@ def test_worker_processes_change_no_number_in_tensorflow(estimator):
     found = []
     for jobs in (1, 2):
         net = tf_impl.networks.rule.RuleNetwork(Rule.named("nesterov"))
-        trainer = tf_impl.meta.trainer.MetaTrainer(
-            net, dataclasses.replace(config, jobs=jobs), rates=net.rates
-        )
+        learner = tf_impl.meta.trainer.Learner(net, dataclasses.replace(config, jobs=jobs))
+        trainer = make_trainer(learner, rates=net.rates)
         assert trainer.run(label="test", quiet=True)
-        found.append([row["loss"] for row in trainer.history] + [float(w) for w in net.weights.values()])
+        found.append(
+            [row["loss"] for row in trainer.state.history] + [float(w) for w in net.weights.values()]
+        )
     assert found[0] == pytest.approx(found[1], rel=1e-12)

@@ -8,6 +8,7 @@ import pytest
 from common.run.config import RecordConfig, TrainConfig
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange import load_trajectories, load_weights
+from interchange.meta.trainer import make_trainer
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
@@ -27,19 +28,19 @@ def meta_train(backend: str, config: TrainConfig) -> tuple[np.ndarray, dict[str,
     """Losses [epoch, step], and the weights after the first epoch."""
     package, dtype = BACKENDS[backend]
     row = TEACHERS[config.teacher]
-    network = package.teachers.TeacherNetwork(row, initial_weights(row, config.seed), dtype)
-    trainer = package.meta.MetaTrainer(network, config)
+    network = package.networks.teacher.TeacherNetwork(row, initial_weights(row, config.seed), dtype)
+    learner = package.meta.trainer.Learner(network, config)
+    trainer, unroll = make_trainer(learner), learner.first_order
     losses, after = [], []
-    unroll = trainer._unroll
 
     def watched(task, position, steps, coordinates):
         if position.step == 0:
-            after.append(trainer._weights())
+            after.append(learner.weights())
         end, seen, grads = unroll(task, position, steps, coordinates)
         losses.extend(seen)
         return end, seen, grads
 
-    trainer._unroll = watched
+    learner.first_order = watched
     trainer.run(label="", quiet=True)
     return np.reshape(losses, (config.epochs, -1)), after[1]
 
@@ -108,19 +109,21 @@ def test_every_kind_of_epoch_trains_alike(fields):
     found = {}
     for name, (package, dtype) in BACKENDS.items():
         weights = initial_weights(TEACHERS[config.teacher], config.seed)
-        network = package.teachers.TeacherNetwork(TEACHERS[config.teacher], weights, dtype)
-        found[name] = trainer = package.meta.MetaTrainer(network, config)
+        network = package.networks.teacher.TeacherNetwork(TEACHERS[config.teacher], weights, dtype)
+        found[name] = trainer = make_trainer(package.meta.trainer.Learner(network, config))
         trainer.run(label="", quiet=True)
-    one, other = found.values()
+    learner = next(iter(found.values())).learner
+    theirs = found["tf"].learner.weights()
+    one, other = (trainer.state for trainer in found.values())
     assert one.updates == other.updates > 0 and one.summed.keys() == network.weights.keys()
     for row, its in zip(one.history, other.history, strict=True):
         assert its.keys() == row.keys() and its.get("imitates") == row.get("imitates")
         for key in row.keys() - {"seconds", "imitates"}:
             assert its[key] == pytest.approx(row[key], rel=1e-6), key
-    for name, value in one._weights().items():
-        np.testing.assert_allclose(other._weights()[name], value, rtol=0, atol=1e-8, err_msg=name)
+    for name, value in learner.weights().items():
+        np.testing.assert_allclose(theirs[name], value, rtol=0, atol=1e-8, err_msg=name)
         np.testing.assert_allclose(other.summed[name], one.summed[name], rtol=0, atol=1e-8, err_msg=name)
-    assert any(np.abs(value - weights[name]).max() > 1e-4 for name, value in one._weights().items())
+    assert any(np.abs(value - weights[name]).max() > 1e-4 for name, value in learner.weights().items())
 
 
 @pytest.mark.parametrize(("first", "second"), [(torch_impl, tf_impl), (tf_impl, torch_impl)])
@@ -129,7 +132,7 @@ def test_one_backend_goes_on_with_the_others_checkpoint(first, second, tmp_path)
     config = settings("rp_s", "digits-mlp", epochs=4, validate_every=2, validation_tasks=1, quiet=True)
     whole = first.train(dataclasses.replace(config, out=str(tmp_path / "whole")))
     package = {"torch_impl": torch_impl, "tf_impl": tf_impl}[first.__name__]
-    unroll, calls = package.meta.MetaTrainer._unroll, []
+    unroll, calls = package.meta.trainer.Learner.first_order, []
 
     def cut(self, *args):
         calls.append(0)
@@ -140,11 +143,11 @@ def test_one_backend_goes_on_with_the_others_checkpoint(first, second, tmp_path)
             os.kill(os.getpid(), signal.SIGTERM)
         return unroll(self, *args)
 
-    package.meta.MetaTrainer._unroll = cut
+    package.meta.trainer.Learner.first_order = cut
     try:
         run = first.train(dataclasses.replace(config, out=str(tmp_path / "cut")))
     finally:
-        package.meta.MetaTrainer._unroll = unroll
+        package.meta.trainer.Learner.first_order = unroll
     assert run.exit_code == 143 and len(run.history) == 2
     resumed = second.train(TrainConfig(resume=str(tmp_path / "cut"), quiet=True))
     assert [row["epoch"] for row in resumed.history] == [0, 1, 2, 3]

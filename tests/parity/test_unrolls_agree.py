@@ -11,16 +11,15 @@ from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.rule.decay import with_schedule, with_weight_decay
 from interchange.rule.rule import Rule
+from tests.helpers.evolving import evolution
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
-import tf_impl.meta.evolution  # noqa: E402
 import tf_impl.meta.unroll  # noqa: E402
 import tf_impl.networks.rule  # noqa: E402
 import tf_impl.networks.teacher  # noqa: E402
 import tf_impl.problems.tasks  # noqa: E402
-import torch_impl.meta.evolution  # noqa: E402
 import torch_impl.meta.unroll  # noqa: E402
 import torch_impl.networks.rule  # noqa: E402
 import torch_impl.networks.teacher  # noqa: E402
@@ -104,10 +103,8 @@ def test_rollouts_equal_the_oracle(name):
 def test_evolution_strategies_agree():
     (task, network), (other_task, other_network) = pair("rp_s", "quadratic")
     settings = {"steps": 5, "scales": {"out/b": 0.5}, "pairs": 2, "sigma": 0.01}
-    expected, losses = torch_impl.meta.evolution.evolution(
-        lambda k: task, network, generator=rng(0, "evolution"), **settings
-    )
-    got, other_losses = tf_impl.meta.evolution.evolution(
+    expected, losses = evolution(lambda k: task, network, generator=rng(0, "evolution"), **settings)
+    got, other_losses = evolution(
         lambda k: other_task, other_network, generator=rng(0, "evolution"), **settings
     )
     close(other_losses, losses, 1e-10)

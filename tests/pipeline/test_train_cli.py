@@ -22,7 +22,7 @@ from interchange.files.weights import load_weights
 
 pytest.importorskip("torch")
 
-from torch_impl.meta.trainer import MetaTrainer
+from interchange.meta.validation import Validation
 from torch_impl.train import main, train
 
 ROOT = Path(__file__).parents[2]
@@ -170,12 +170,13 @@ def test_the_best_teacher_so_far_outlives_an_interruption(tmp_path, monkeypatch)
     """Validations that are told: better than the start after two epochs, worse from then on."""
     whole, folder, best = tmp_path / "whole", tmp_path / "run", {}
 
-    def score(trainer: MetaTrainer) -> float:
-        if trainer.epoch == 2:
-            best.update(trainer._weights())
-        return {0: 3.0, 2: 1.0, 4: 2.0, 6: 2.5}[trainer.epoch]
+    def score(validation: Validation) -> float:
+        epoch = validation.state.epoch
+        if epoch == 2:
+            best.update(validation.state.learner.weights())
+        return {0: 3.0, 2: 1.0, 4: 2.0, 6: 2.5}[epoch]
 
-    monkeypatch.setattr(MetaTrainer, "_score", score)
+    monkeypatch.setattr(Validation, "score", score)
     train(TrainConfig(**SETTINGS, out=str(whole), quiet=True))
     assert [row["validation"] for row in rows(whole) if "validation" in row] == [1.0, 2.0, 2.5]
     kept, last = load_weights(whole).weights, load_checkpoint(whole)[0]

@@ -17,7 +17,8 @@ from interchange.meta import state as standing
 
 pytest.importorskip("torch")
 
-from torch_impl.meta.trainer import MetaTrainer
+from interchange.meta.validation import Validation
+from torch_impl.meta.trainer import Learner
 from torch_impl.record import record
 from torch_impl.train import main, train
 
@@ -61,14 +62,14 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 def short_stages(monkeypatch):
     """Short epochs of a curriculum, and scores that take it from stage to stage."""
     monkeypatch.setattr(common.tables.curriculum, "LENGTHS", (8, 16, 24))
-    judge = MetaTrainer._score
+    judge = Validation.score
 
-    def score(trainer: MetaTrainer) -> float:
-        found = judge(trainer)
+    def score(validation: Validation) -> float:
+        found, state = judge(validation), validation.state
         assert np.isfinite(found)
-        return found if trainer.stage is None else SCORES[trainer.stage.index, trainer.epoch]
+        return found if state.stage is None else SCORES[state.stage.index, state.epoch]
 
-    monkeypatch.setattr(MetaTrainer, "_score", score)
+    monkeypatch.setattr(Validation, "score", score)
 
 
 @pytest.fixture(scope="module")
@@ -111,21 +112,21 @@ def test_cut_after_any_checkpoint_and_resumed_it_is_the_same_run(kind, whole, tm
 @pytest.mark.parametrize("kind", ["mix", "imitation", "es", "pes"])
 def test_stopped_by_a_signal_at_any_update_and_resumed_it_is_the_same_run(kind, whole, tmp_path, monkeypatch):
     expected, _ = whole(kind)
-    update = MetaTrainer._update
+    descend = Learner.descend
     for number in (1, 2, 3, 4):
         folder, left = tmp_path / str(number), [number]
 
-        def signalled(self, grads, left=left):
-            update(self, grads)
+        def signalled(self, grads, rates, left=left):
+            descend(self, grads, rates)
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        monkeypatch.setattr(MetaTrainer, "_update", signalled)
+        monkeypatch.setattr(Learner, "descend", signalled)
         config = dataclasses.replace(SETTINGS, **KINDS[kind], checkpoint_seconds=1000.0, out=str(folder))
         code = train(config).exit_code
         assert code == 143 or (kind == "es" and number == 4)
-        monkeypatch.setattr(MetaTrainer, "_update", update)
+        monkeypatch.setattr(Learner, "descend", descend)
         assert train(TrainConfig(resume=str(folder), quiet=True)).exit_code == 0
         assert_same_run(folder, expected)
 

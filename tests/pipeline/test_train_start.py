@@ -16,7 +16,8 @@ from interchange.meta.trainer import LATER_FIELDS
 
 pytest.importorskip("torch")
 
-from torch_impl.meta.trainer import MetaTrainer
+from interchange.meta.state import TrainerState
+from torch_impl.meta.trainer import Learner
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.train import main, train
 
@@ -192,13 +193,13 @@ OLD_HASHES = {
 @pytest.mark.parametrize("config", OLD_HASHES, ids=lambda config: type(config).__name__)
 def test_settings_not_used_leave_the_hash_of_a_configuration(config):
     network = TeacherNetwork(TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 0))
-    assert MetaTrainer(network, config).config_hash == OLD_HASHES[config]
+    assert TrainerState(Learner(network, config)).config_hash == OLD_HASHES[config]
     used = {"scale": 0.1, "inputs": "mt+gt", "weights": "truncated", "loss": "last"}
     if not hasattr(config, "scale"):  # of a rule, by evolution strategies, which have no --loss
         used = {"sigma": 0.2}
     for name, value in {**used, "lr": 0.5}.items():
         changed = dataclasses.replace(config, **{name: value})
-        assert MetaTrainer(network, changed).config_hash != OLD_HASHES[config], name
+        assert TrainerState(Learner(network, changed)).config_hash != OLD_HASHES[config], name
 
 
 def test_an_older_run_without_a_copy_of_its_init_resumes_from_its_checkpoint(tmp_path):

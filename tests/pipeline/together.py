@@ -110,7 +110,7 @@ def own_tasks(package: Any, config: Any) -> Any:
 
 def main(backend: str, out: Path, names: list[str]) -> None:
     package = importlib.import_module(f"{backend}_impl")
-    problems, rank = importlib.import_module(f"{backend}_impl.problems"), place(backend).rank
+    problems, rank = importlib.import_module(f"{backend}_impl.problems.tasks"), place(backend).rank
     for name in names:
         folder = out / name
         if name in TUNINGS:

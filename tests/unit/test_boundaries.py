@@ -243,7 +243,7 @@ def test_forbidden_imports_are_found(path, code):
     [
         ("common/a.py", "import os, numpy as np\nfrom common import rng\nfrom . import rng"),
         ("common/a.py", "def f():\n    from sklearn.datasets import load_digits"),
-        ("common/a.py", "if TYPE_CHECKING:\n    from matplotlib.figure import Figure"),
+        ("interchange/a.py", "if TYPE_CHECKING:\n    from matplotlib.figure import Figure"),
         ("interchange/a.py", "import h5py, sympy\nfrom common.rng import rng\ndef f():\n    import onnx"),
         ("interchange/search/a.py", "import pyoperon"),
         ("interchange/emit/jax_operators.py", "import jax.numpy as jnp"),

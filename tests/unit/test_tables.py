@@ -229,8 +229,8 @@ def test_a_backend_has_exactly_the_pointwise_operators_and_makes_every_baseline(
         pytest.skip(f"there is no {backend} yet")
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed")
-    assert set(importlib.import_module(f"{backend}.operators").OPERATORS) == set(POINTWISE)
-    assert hasattr(importlib.import_module(f"{backend}.baselines"), "make")
+    assert set(importlib.import_module(f"{backend}.networks.operators").OPERATORS) == set(POINTWISE)
+    assert hasattr(importlib.import_module(f"{backend}.optimizers.baselines"), "make")
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -2,26 +2,25 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from common.data.coordinates import Subset
-from common.run.runs import RunFolder
-from interchange.backend import Arrays
-from interchange.meta.trainer import MetaTraining
-from interchange.meta.workers import Workers
-from torch_impl.meta import imitation, unroll
-from torch_impl.meta.evolution import Persistent, evolution, here, processes
+from common.tables.teachers import TeacherRow
+from interchange.backend import Arrays, Half
+from interchange.meta.tasks import factors
+from interchange.rule.rule import Rule
+from torch_impl.meta import evolution, imitation, unroll
+from torch_impl.networks.rule import RuleNetwork
+from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.augment import ConvexTerm, RandomScaling
-from torch_impl.problems.batched import Lanes, divided, joined
+from torch_impl.problems.batched import Lanes, divided, joined, kind
 from torch_impl.problems.tasks import Task, table_task
-from torch_impl.tensors import DTYPES, State, to_numpy, to_tensor
+from torch_impl.tensors import DTYPES, State, device_of, to_numpy, to_tensor
 from torch_impl.threads import fitting
-
-Tasks = Callable[[str, int], Task]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,51 +30,78 @@ class _Traced(unroll.Position):
     tangents: Any = None
 
 
-class MetaTrainer(MetaTraining):
-    """Adam on a network's weights, by the meta-gradient of one unroll after another.
+class Learner:
+    """A network, Adam on its weights, and the meta-gradients of unrolls (``interchange.backend.Learner``).
 
     Args:
         network: what is trained; ``network.weights`` are changed in place.
         config: ``TrainConfig`` or ``TuneConfig``.
-        rates: weight name -> factor on the meta learning rate (1 if absent).
-        tasks: ``tasks(stream, number)`` gives optimizee ``number`` of the stream ``meta_train`` or
-            ``validation``, the same whenever asked; the configured problem's if None.
-        folder: run folder for metrics and checkpoints; None keeps nothing.
-        workers: that train together; this process alone if None.
     """
 
-    start, mean_figure = staticmethod(unroll.start), staticmethod(unroll.mean_figure)
-    evolution, processes, persistent = staticmethod(evolution), staticmethod(processes), Persistent
-    here = staticmethod(here)
-    imitate, table_task = staticmethod(imitation.start), staticmethod(table_task)
+    table_task = staticmethod(table_task)
     random_scaling, convex_term = RandomScaling, ConvexTerm
 
-    def __init__(
-        self,
-        network: unroll.Network,
-        config: Any,
-        *,
-        rates: dict[str, float] | None = None,
-        tasks: Tasks | None = None,
-        folder: RunFolder | None = None,
-        workers: Workers | None = None,
-    ) -> None:
-        super().__init__(network, config, rates, tasks, folder, workers)
+    def __init__(self, network: unroll.Network, config: Any) -> None:
+        self.network, self.config = network, config
+        rule = getattr(network, "rule", None)
+        self.source = network.teacher if rule is None else rule.to_json()
         self.dtype, self.device = DTYPES[config.dtype], torch.device(config.device)
         self.adam = torch.optim.Adam([{"params": [w]} for w in network.weights.values()])
 
-    def _weights(self) -> Arrays:
-        return {name: to_numpy(w) for name, w in self.network.weights.items()}
+    @classmethod
+    def from_source(cls, source: str | TeacherRow, config: Any) -> "Learner":
+        """The learner of another one's ``source``, with any weights."""
+        device = device_of(config.device)
+        if isinstance(source, str):
+            rule = Rule.from_json(source)
+            return cls(RuleNetwork(rule, device, factors(config), config.kinds), config)
+        zeros = {name: np.zeros(shape) for name, shape in source.weight_shapes().items()}
+        kept = torch.bfloat16 if config.state_dtype else None
+        return cls(TeacherNetwork(source, zeros, DTYPES[config.dtype], device, kept), config)
 
-    def _unroll(
-        self, task: Task, position: Any, steps: int, coordinates: Subset | None
-    ) -> tuple[Any, list[float], dict[str, torch.Tensor] | None]:
-        if isinstance(position, imitation.Imitation):
-            return self._imitated(task, position, steps, coordinates)
-        if self.schedule.estimator == "second":
-            return self._second_order(task, position, steps)
-        if self.schedule.estimator == "forward":
-            return self._forward(task, position, steps)
+    @staticmethod
+    def single_threaded() -> None:
+        """Leave the other cores to other processes, as far as the framework still can."""
+        torch.set_num_threads(1)
+
+    def start(self, task: Task) -> unroll.Position:
+        """The position of an optimizee at the start of an epoch."""
+        return unroll.start(task, self.network)
+
+    def imitate(self, task: Task, expert: str, lr: float) -> imitation.Imitation:
+        """The start of an epoch that imitates a rule of the gallery at a learning rate."""
+        return imitation.start(task, self.network, expert, lr)
+
+    def mean_figure(self, tasks: Iterable[Task], steps: int) -> float:
+        """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
+        return unroll.mean_figure(tasks, self.network, steps)
+
+    def kind(self, task: Task) -> Any:
+        """What optimizees have in common that can run at once with weights of their own; None if alone."""
+        return kind(task) if self.network.lanewise else None
+
+    def run_halves(
+        self, tasks: Sequence[Task], halves: Sequence[Half], steps: int, keep: bool
+    ) -> list[tuple[Any, np.ndarray]]:
+        """Rollouts with weights of their own, at once if there are several."""
+        return evolution.run_halves(self.network, tasks, halves, steps, keep)
+
+    def weights(self) -> Arrays:
+        """A copy of the network's weights."""
+        return evolution.arrays(self.network)
+
+    def put(self, weights: Arrays) -> None:
+        """Put weights into the network; Adam stays where it is."""
+        evolution.put(self.network, weights)
+
+    def tensors(self, arrays: Arrays) -> dict[str, torch.Tensor]:
+        """Arrays by weight name as tensors of the weights' dtypes."""
+        return evolution.tensors(arrays, self.network)
+
+    def first_order(
+        self, task: Task, position: unroll.Position, steps: int, coordinates: Subset | None
+    ) -> tuple[unroll.Position, list[float], dict[str, torch.Tensor] | None]:
+        """An unroll by the meta-gradient that needs no graph of the optimizee."""
         with fitting(task):
             return self._first_order(task, position, steps, coordinates)
 
@@ -95,7 +121,7 @@ class MetaTrainer(MetaTraining):
         )
         return end, losses[:-1].tolist(), self._pull(begin, inputs, c)
 
-    def _together(
+    def first_order_batch(
         self,
         tasks: list[Task],
         positions: list[unroll.Position],
@@ -103,6 +129,7 @@ class MetaTrainer(MetaTraining):
         coordinates: list[Subset] | None,
         weigh: Callable[[list[float]], float],
     ) -> tuple[list[Any], list[list[float]], dict[str, torch.Tensor]] | None:
+        """``first_order`` of several optimizees as one; None where these cannot be."""
         if not self.network.together:
             return None
         lanes = Lanes(tasks)
@@ -167,27 +194,34 @@ class MetaTrainer(MetaTraining):
             c = c.index_select(1, index) * c.new_tensor(coordinates.weights)
         return unroll.meta_gradient(self.network, state, inputs, c, memory=self.config.memory)
 
-    def _imitated(
+    def imitation(
         self, task: Task, position: imitation.Imitation, steps: int, coordinates: Subset | None
     ) -> tuple[imitation.Imitation, list[float], dict[str, torch.Tensor] | None]:
+        """An unroll of an expert, whose steps are to be taken."""
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
         if not _finite(losses, c):
             return end, [], None
         grads = self._pull(position.state, inputs, c, coordinates)
         return end, losses.tolist(), grads
 
-    def _second_order(
-        self, task: Task, position: unroll.Position, steps: int
+    def second_order(
+        self, task: Task, position: unroll.Position, steps: int, coordinates: None = None
     ) -> tuple[unroll.Position, list[float], dict[str, torch.Tensor] | None]:
+        """An unroll by the whole meta-gradient, through the optimizee's gradients."""
         from torch_impl.meta.second_order import unrolled
+
+        del coordinates  # all of them
 
         end, losses, grads = unrolled(task, self.network, position, steps, self.config.loss)
         return end, losses[:-1].tolist(), grads if bool(torch.isfinite(losses).all()) else None
 
-    def _forward(
-        self, task: Task, position: unroll.Position, steps: int
+    def forward(
+        self, task: Task, position: unroll.Position, steps: int, coordinates: None = None
     ) -> tuple["_Traced", list[float], dict[str, torch.Tensor] | None]:
+        """An unroll by tangents carried along, without truncation."""
         from torch_impl.meta import forward
+
+        del coordinates  # all of them
 
         begun = isinstance(position, _Traced)
         tangents = position.tangents if begun else forward.start(self.network, position)
@@ -199,7 +233,8 @@ class MetaTrainer(MetaTraining):
         return traced, losses[:-1].tolist(), grads if bool(torch.isfinite(losses).all()) else None
 
     @fitting()  # a few thousand weights
-    def _descend(self, grads: dict[str, torch.Tensor], rates: dict[str, float]) -> None:
+    def descend(self, grads: dict[str, torch.Tensor], rates: dict[str, float]) -> None:
+        """One step of Adam at a learning rate per weight; none where a gradient is not finite."""
         if not all(bool(torch.isfinite(g).all()) for g in grads.values()):
             return
         weights = self.network.weights.items()
@@ -208,7 +243,8 @@ class MetaTrainer(MetaTraining):
         self.adam.step()
         self.adam.zero_grad()
 
-    def _moments(self) -> tuple[Arrays, Arrays, int]:
+    def moments(self) -> tuple[Arrays, Arrays, int]:
+        """Adam's first and second moments by weight, and its number of steps; empty before the first."""
         states = {name: self.adam.state.get(w) for name, w in self.network.weights.items()}
         states = {name: state for name, state in states.items() if state}
         first, second = (
@@ -217,9 +253,9 @@ class MetaTrainer(MetaTraining):
         )
         return first, second, max((int(state["step"]) for state in states.values()), default=0)
 
-    def _set(self, weights: Arrays, first: Arrays, second: Arrays, count: int) -> None:
+    def set_moments(self, first: Arrays, second: Arrays, count: int) -> None:
+        """Put Adam where ``moments`` found it."""
         for name, w in self.network.weights.items():
-            w.copy_(to_tensor(weights[name], w.dtype, w.device))
             if name in first:
                 self.adam.state[w] = {
                     "step": torch.tensor(float(count)),
@@ -229,12 +265,14 @@ class MetaTrainer(MetaTraining):
             else:
                 self.adam.state.pop(w, None)
 
-    def _position_arrays(self, position: unroll.Position) -> tuple[int, Arrays]:
+    def position_arrays(self, position: unroll.Position) -> tuple[int, Arrays]:
+        """A position's t, and its arrays: theta, gradient, loss, and ``state/<name>``."""
         arrays = {"theta": position.theta, "gradient": position.gradient, "loss": position.loss}
         arrays |= {f"state/{name}": a for name, a in position.state.named().items()}
         return position.state.t, {name: to_numpy(a) for name, a in arrays.items()}
 
-    def _position_from(self, step: int, t: int, arrays: Arrays) -> unroll.Position:
+    def position_from(self, step: int, t: int, arrays: Arrays) -> unroll.Position:
+        """The inverse of ``position_arrays``; there may be other arrays among them."""
         here = {name: to_tensor(a, self.dtype, self.device) for name, a in arrays.items()}
         state = {n.removeprefix("state/"): a for n, a in here.items() if n.startswith("state/")}
         return unroll.Position(

@@ -1,0 +1,48 @@
+"""Optimizees of a meta-training, by stream and number."""
+
+from typing import Any
+
+from common.errors import L2OError
+from interchange.backend import Learner, Task, Tasks
+from interchange.meta.schedule import Schedule
+
+
+class TaskStream:
+    """Optimizee ``number`` of a stream, ``meta_train`` or ``validation``: the same one whenever asked.
+
+    Args:
+        learner: the backend's; it makes optimizees of the problem table, and varies them.
+        own: the caller's optimizees, instead of those of the configured problem.
+    """
+
+    def __init__(self, learner: Learner, config: Any, schedule: Schedule, own: Tasks | None = None) -> None:
+        self._learner, self._config, self._schedule, self._own = learner, config, schedule, own
+
+    def __call__(self, stream: str, number: int, problem: str = "") -> Task:
+        """The optimizee; one to train on is varied as the configuration says."""
+        task, config = self.plain(stream, number, problem), self._config
+        if stream == "meta_train" and getattr(config, "random_scaling", 0.0):
+            task = self._learner.random_scaling(task, config.random_scaling, config.seed, number)
+        if stream == "meta_train" and getattr(config, "convex", False):
+            task = self._learner.convex_term(task, config.seed, number)
+        return task
+
+    def plain(self, stream: str, number: int, problem: str = "") -> Task:
+        """The optimizee as the table or the caller has it."""
+        if self._own is not None:
+            return self._own(stream, number)
+        problem = problem or self._schedule.problem(number)
+        return self._learner.table_task(self._config, stream, number, problem=problem)
+
+
+def factors(config: Any) -> tuple[str, ...]:
+    """The problems that have a factor of their own on the update: none, or all of ``--problem``.
+
+    Raises:
+        L2OError: asked for with another estimator than evolution strategies.
+    """
+    if not getattr(config, "factors", False):
+        return ()
+    if config.estimator != "es":
+        raise L2OError(f"--factors needs --estimator es, got {config.estimator}; leave it out")
+    return tuple(config.problem.split(","))

@@ -1,0 +1,53 @@
+"""Evolution strategies of a backend's network, as meta-training runs them: tensors in, tensors out."""
+
+import functools
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from common.run.config import TuneConfig
+from interchange.meta import evolution as shared
+
+
+def learner_of(network: Any, dtype: str = "float64") -> Any:
+    """The learner of a network, of the backend it comes from."""
+    package = type(network).__module__.partition(".")[0]
+    return import_module(f"{package}.meta.trainer").Learner(network, TuneConfig(dtype=dtype))
+
+
+def here(task: Callable[[int], Any], network: Any) -> shared.Segments:
+    """Segments in this process."""
+    return shared.segments_here(learner_of(network), task)
+
+
+def evolution(
+    task: Callable[[int], Any],
+    network: Any,
+    steps: int,
+    scales: Mapping[str, float],
+    generator: np.random.Generator,
+    pairs: int,
+    sigma: float,
+    log: bool = False,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Weight name -> gradient of the network's own kind, and the losses of the last rollout."""
+    learner = learner_of(network)
+    grads, losses = shared.evolution(
+        here(task, network), learner.weights(), steps, scales, generator, pairs, sigma, log
+    )
+    return learner.tensors(grads), losses
+
+
+class Persistent:
+    """Persistent evolution strategies of a network, piece by piece."""
+
+    def __init__(self, task: Callable[[int], Any], network: Any, *given: Any, **more: Any) -> None:
+        self._learner = learner_of(network)
+        self._pieces = shared.Persistent(here(functools.cache(task), network), *given, **more)
+
+    def advance(self, steps: int) -> tuple[dict[str, Any], np.ndarray]:
+        """The next ``steps`` steps, around the weights as they are now."""
+        grads, losses = self._pieces.gradient(self._learner.weights(), steps)
+        return self._learner.tensors(grads), losses
