@@ -38,7 +38,7 @@ def trained(backend, config, network, together: bool, wrap=None) -> tuple[dict, 
         calls = 0
 
         def table_task(self, config, stream, number, problem=""):
-            one = super().table_task(config, stream, number, problem)
+            one = super().table_task(config, stream, number, problem=problem)
             return one if wrap is None else wrap(one, number)
 
         def first_order_batch(self, *args):

@@ -12,7 +12,7 @@ import pytest
 from common.run.config import TrainConfig, TuneConfig
 from common.tables.teachers import TEACHERS, initial_weights, variant
 from interchange.files.weights import Teacher, load_weights, save_weights
-from interchange.meta.trainer import LATER_FIELDS
+from interchange.meta.state import LATER_FIELDS
 
 pytest.importorskip("torch")
 
