@@ -32,7 +32,7 @@ def rollout_job(config: Any, source: Source, lr: float, stream: str, number: int
 
 def task(config: Any, stream: str, number: int) -> ProblemTask:
     """Optimizee ``number`` of the seeds ``stream``, on half B of the training data if not told otherwise."""
-    return table_task(config, f"evaluate_{stream}", number, getattr(config, "split", "evaluation"))
+    return table_task(config, f"evaluate_{stream}", number, config.split)
 
 
 def rollout(source: Source, lr: float, task: ProblemTask, steps: int, score: bool = True) -> Rollout:

@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from common.metrics import SummaryRow, summarise, summary_text
 from common.run.cli import run as run_command
-from common.run.config import DemoConfig, EvaluateConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
+from common.run.config import OnProblem, option
 from common.tables.baselines import baseline_names
 from common.tables.problems import PROBLEMS, parameter_specs
+from common.tables.teachers import TEACHERS
+from interchange.commands.record import RecordConfig
+from interchange.commands.select import SelectConfig
+from interchange.evaluation.config import EvaluateConfig
+from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.report.demo_page import FrontRow, ReportData, RuleCard, write_report
 
 if TYPE_CHECKING:
@@ -35,8 +40,24 @@ _PROTOCOL = [
 ]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig(OnProblem):
+    """The main job on the embedded data."""
+
+    teacher: str = option("rp_s", "row of the teacher table", choices=lambda: TEACHERS)
+    epochs: int = option(100, "meta-epochs of the teacher", low=1)
+    time: int = option(45, "seconds for the symbolic search", low=1)
+    steps: int = option(100, "inner steps of training and comparison", low=20)
+    seeds: int = option(5, "test seeds of the comparison", low=2)
+    jobs: int = option(2, "processes of the comparison", low=1)
+
+
 def demo(config: DemoConfig, backend: "Backend") -> Path:
-    """``torch_impl.demo`` and ``tf_impl.demo``: every stage in turn; the path of the report."""
+    """Run every stage; the path of the report.
+
+    Raises:
+        L2OError: ``config.out`` holds a run already, or a stage fails.
+    """
     from interchange.distill.config import DistillConfig
 
     stages = _Stages(config, backend)

@@ -20,10 +20,10 @@ from common.errors import L2OError
 from common.metrics import summarise, summary_text
 from common.run.cli import Progress
 from common.run.cli import run as run_command
-from common.run.config import EvaluateConfig
 from common.tables.baselines import parse_specs
 from common.tables.suites import Entry, entries
 from interchange.evaluation.cells import Cell, Store, code_of
+from interchange.evaluation.config import EvaluateConfig
 from interchange.evaluation.grid import Pool, Tested, course, figure_or_inf, run_grid
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
 
@@ -41,7 +41,11 @@ _MAY_DIFFER = ("optimizers", "seeds", "jobs", "cluster", "out", "quiet", "overwr
 
 
 def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]":
-    """``torch_impl.evaluate`` and ``tf_impl.evaluate``: tune, roll out and time every optimizer."""
+    """Tune, roll out and time every optimizer; ``evaluation.h5`` and ``summary.csv`` go to ``config.out``.
+
+    Raises:
+        L2OError: an unknown optimizer or problem, missing data, a broken file.
+    """
     from common.run.parallel import check_cluster
     from common.run.storage import RunLock
 

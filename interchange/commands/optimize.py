@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from common.data.datasets import Split
 from common.errors import L2OError
 from common.metrics import DIVERGED
 from common.run.cli import Progress
 from common.run.cli import run as run_command
-from common.run.config import OptimizeConfig
+from common.run.config import OnProblem, option
 from common.tables.baselines import Spec, parse_spec
 from interchange.backend import Trained
 
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
     from interchange.backend import Backend, Task
 
 _LOSSES = "losses.csv"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizeConfig(OnProblem):
+    """Plain training of optimizees."""
+
+    optimizer: str = option("", "teacher:RUN, rule:FILE or a baseline such as adam:lr=0.01")
+    steps: int = option(200, "steps of a run", low=1)
+    runs: int = option(1, "runs, each on a fresh optimizee", low=1)
+    split: str = option("meta_train", "part of the data", choices=lambda: get_args(Split))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +58,14 @@ class Optimization:
 
 
 def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
-    """``torch_impl.optimize`` and ``tf_impl.optimize``: train fresh optimizees."""
+    """Train ``config.runs`` fresh optimizees, each from its own seed; the run folder is ``config.out``.
+
+    A signal ends it with everything up to there written. Divergence of some runs is an outcome.
+
+    Raises:
+        L2OError: an unknown optimizer or problem, missing data, or every run diverged; nothing is then
+            written.
+    """
     from common.run.runs import Interrupt, RunFolder
 
     spec = parse_spec(config.optimizer)

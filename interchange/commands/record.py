@@ -16,9 +16,10 @@ from common.data.coordinates import choose_coordinates, split_by_run
 from common.errors import L2OError
 from common.run.cli import Progress
 from common.run.cli import run as run_command
-from common.run.config import RecordConfig, TrainConfig, from_dict
+from common.run.config import OnProblem, from_dict, option
 from common.tables.baselines import BASELINES, Spec, parse_spec
 from common.tables.problems import coordinate_table
+from interchange.meta.config import TrainConfig
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Network, Source
@@ -27,8 +28,23 @@ if TYPE_CHECKING:
 _FILE = "trajectories.h5"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordConfig(OnProblem):
+    """Recording of trajectories (FORMATS.md section 1)."""
+
+    source: str = option("", "a training run, teacher:RUN, rule:FILE or a baseline such as adam:lr=0.01")
+    problem: str = option("", "row of the problem table; the run's own if not given")
+    steps: int = option(300, "inner steps of a trajectory", low=2)
+    runs: int = option(8, "number of trajectories, each on a fresh optimizee", low=3)
+    samples: int = option(50_000, "rows in all: runs x steps x coordinates", low=1)
+
+
 def record(config: RecordConfig, backend: "Backend") -> Path:
-    """``torch_impl.record`` and ``tf_impl.record``: record trajectories into a file."""
+    """Record ``config.runs`` trajectories and write them to ``config.out``; the file's path.
+
+    Raises:
+        L2OError: an unknown source or problem, missing data, or every run diverged.
+    """
     from interchange.files.trajectories import Trajectories, save_trajectories
 
     spec, config, out = _resolve(config)

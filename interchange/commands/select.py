@@ -16,7 +16,7 @@ from common.errors import L2OError
 from common.metrics import t_quantile
 from common.run.cli import Progress
 from common.run.cli import run as run_command
-from common.run.config import SelectConfig
+from common.run.config import OnProblem, option
 
 if TYPE_CHECKING:
     from interchange.backend import Backend
@@ -25,8 +25,26 @@ if TYPE_CHECKING:
 _FINALISTS = 8
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectConfig(OnProblem):
+    """Choice from a Pareto front by rolling the candidates out."""
+
+    front: str = option("", "folder with front.csv and its rules")
+    steps: int = option(200, "inner steps of a rollout", low=1)
+    tasks: int = option(4, "validation optimizees per candidate", low=1)
+    more: int = option(12, "further ones for each candidate that may be the best", low=0)
+    jobs: int = option(1, "processes", low=1)
+
+
 def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
-    """``torch_impl.select`` and ``tf_impl.select``: the chosen rule, then the others by their loss."""
+    """Roll out every rule of the front on half A of the data; the rules, best first.
+
+    ``provenance["loss"]["valid"]`` of each becomes the mean over tasks of the loss at ``config.steps``,
+    None where a task diverges. The front, and the best as ``best.json``, go to ``config.out`` or back.
+
+    Raises:
+        L2OError: every rule diverges, a rule cannot run, data are missing.
+    """
     from common.run.storage import RunLock
     from interchange.rule.front import read_front, write_front
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from common.errors import L2OError
 from common.run.cli import run as run_command
-from common.run.config import TrainConfig, from_dict
+from common.run.config import from_dict
 from common.tables.teachers import TEACHERS, TeacherRow, initial_weights, variant
+from interchange.meta.config import TrainConfig
 from interchange.meta.sharing import check_share
 from interchange.meta.trainer import make_trainer
 from interchange.meta.workers import place
@@ -51,7 +52,15 @@ class Run:
 
 
 def train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None" = None) -> Run:
-    """``torch_impl.train`` and ``tf_impl.train``: meta-train a teacher into a run folder."""
+    """Meta-train a teacher as ``config`` says; everything is written into the run folder ``config.out``.
+
+    Args:
+        tasks: ``tasks(stream, number)`` gives optimizee ``number`` (a ``ModuleTask``, say) of the stream
+            ``meta_train`` or ``validation``, the same whenever asked; ``config.problem``'s if None.
+
+    Raises:
+        L2OError: the folder is in use or holds another run, data are missing, training diverges.
+    """
     with backend.join(config.device) as workers:
         return _train(config, backend, tasks, workers)
 

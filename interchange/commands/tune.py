@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import L2OError
 from common.run.cli import run as run_command
-from common.run.config import TuneConfig
+from interchange.meta.config import TuneConfig
 from interchange.meta.sharing import check_share
 from interchange.meta.tasks import factors
 from interchange.meta.trainer import make_trainer
@@ -27,7 +27,17 @@ _INFINITE = 1e308  # how a rule file, which is JSON, says that a rollout diverge
 
 
 def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -> "Rule":
-    """``torch_impl.tune`` and ``tf_impl.tune``: tune the constants of a rule."""
+    """Tune the rule in ``config.rule``; the tuned rule goes to ``config.out``.
+
+    Args:
+        tasks: optimizees to tune on, as for ``train``; ``config.problem``'s if None.
+
+    Validation decides, before the first step too: without a gain the constants stay as they were.
+
+    Raises:
+        L2OError: the rule has no constants or cannot run as an optimizer, it diverges whatever is tuned,
+            data are missing.
+    """
     with backend.join(config.device) as workers:
         return _tune(config, backend, tasks, workers)
 

@@ -19,10 +19,10 @@ import numpy as np
 from common.data import datasets
 from common.errors import L2OError
 from common.metrics import FAILED
-from common.run.config import EvaluateConfig
 from common.run.storage import atomic_write, canonical_json, content_hash, read_json
 from common.tables.problems import Problem, problem_row
 from interchange.backend import Rollout
+from interchange.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from interchange.backend import Source

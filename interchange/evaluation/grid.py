@@ -17,11 +17,11 @@ import numpy as np
 
 from common.metrics import FAILED, figure
 from common.run.cli import Progress
-from common.run.config import EvaluateConfig
 from common.run.parallel import Run
 from common.tables.baselines import Spec
 from interchange.backend import Rollout
 from interchange.evaluation.cells import Cell, Store
+from interchange.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Source

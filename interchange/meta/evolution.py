@@ -16,6 +16,7 @@ import numpy as np
 
 from common.run.parallel import parallel
 from interchange.backend import Arrays, Half, Learner, Task
+from interchange.meta.config import MetaLoop
 from interchange.meta.schedule import Schedule
 from interchange.meta.tasks import TaskStream
 
@@ -203,7 +204,13 @@ def _kind(learner: Learner, task: Callable[[int], Task], pair: int) -> tuple[Any
 
 
 def _job(
-    kind: type[Learner], source: Any, config: Any, first: int, halves: Sequence[Half], steps: int, keep: bool
+    kind: type[Learner],
+    source: Any,
+    config: MetaLoop,
+    first: int,
+    halves: Sequence[Half],
+    steps: int,
+    keep: bool,
 ) -> list[tuple[Any, np.ndarray]]:
     """A group of halves in a worker process."""
     if config.jobs > 1:
@@ -216,10 +223,10 @@ def _job(
 
 
 @functools.lru_cache(maxsize=1)
-def _worker(kind: type[Learner], source: Any, config: Any) -> tuple[Learner, Callable[[int], Task]]:
+def _worker(kind: type[Learner], source: Any, config: MetaLoop) -> tuple[Learner, Callable[[int], Task]]:
     """The learner of a teacher's row or a rule's text, and its optimizees by number."""
     learner = kind.from_source(source, config)
-    tasks = TaskStream(learner, config, Schedule(config))
+    tasks = TaskStream(learner, Schedule(config))
     return learner, functools.lru_cache(maxsize=2 * config.pairs)(functools.partial(tasks, "meta_train"))
 
 

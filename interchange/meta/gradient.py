@@ -160,7 +160,7 @@ class MetaGradient:
         return 1.0 / max(float(np.mean(np.abs(losses))), SMALLEST)
 
     def _coordinates(self, task: Task, total: int, epoch: int, step: int, lane: int) -> Subset | None:
-        share = getattr(self._config, "coordinates", 1.0)
+        share = self._config.coordinates
         if share >= 1.0:
             return None
         key = (epoch, step, lane) if lane else (epoch, step)

@@ -5,10 +5,10 @@ Everything is read off the configuration and the epoch's number, so a resumed ru
 
 import functools
 import math
-from typing import Any
 
 from common.errors import L2OError
 from common.rng import rng
+from interchange.meta.config import MetaLoop
 
 # Hand-made optimizers to imitate (Chen et al. 2020): name -> learning rate; the gallery has their rules.
 EXPERTS = {"adam": 0.01, "rmsprop": 0.01, "nesterov": 0.01}
@@ -34,14 +34,14 @@ class Schedule:
         L2OError: settings that do not go together.
     """
 
-    def __init__(self, config: Any, own_tasks: bool = False) -> None:
+    def __init__(self, config: MetaLoop, own_tasks: bool = False) -> None:
         self.config = config
         self.problems = ("",) if own_tasks else tuple(config.problem.split(","))
         self.several = len(self.problems) > 1
         self.low, self.high = _bounds(config)
-        self.estimator = getattr(config, "estimator", "first")
-        self.imitation = getattr(config, "imitation", 0.0)
-        self.curriculum = getattr(config, "curriculum", False)
+        self.estimator = config.estimator
+        self.imitation = config.imitation
+        self.curriculum = config.curriculum
         _check(self, config, own_tasks)
 
     def problem(self, number: int) -> str:
@@ -99,7 +99,7 @@ class Schedule:
         return epoch + 1 > round((1.0 - self.config.average) * self.config.epochs)
 
 
-def _bounds(config: Any) -> tuple[int, int]:
+def _bounds(config: MetaLoop) -> tuple[int, int]:
     """Shortest and longest epoch of ``--horizon``, or ``--epoch-length`` for both."""
     if not config.horizon:
         return config.epoch_length, config.epoch_length
@@ -114,7 +114,7 @@ def _bounds(config: Any) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def _check(plan: Schedule, config: Any, own_tasks: bool) -> None:
+def _check(plan: Schedule, config: MetaLoop, own_tasks: bool) -> None:
     """Settings that do not go together; the first raises."""
     kind, evolves = plan.estimator, plan.estimator in EVOLVING
     default = type(config).epoch_length
@@ -134,7 +134,7 @@ def _check(plan: Schedule, config: Any, own_tasks: bool) -> None:
             f"--start: expected one problem, got {len(plan.problems)}; parameters fit only one",
         ),
         (
-            getattr(config, "coordinates", 1.0) < 1.0 and kind != "first",
+            config.coordinates < 1.0 and kind != "first",
             f"--coordinates below 1 needs --estimator first, got {kind}; leave out --coordinates",
         ),
         (

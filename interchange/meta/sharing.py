@@ -7,6 +7,7 @@ import numpy as np
 
 from common.errors import L2OError
 from common.run.runs import Interrupt
+from interchange.meta.config import MetaLoop
 from interchange.meta.evolution import Half, Segments
 from interchange.meta.schedule import EVOLVING
 from interchange.meta.workers import Workers
@@ -15,7 +16,7 @@ _CODES = (143, 130)  # exit codes after SIGTERM and SIGINT
 _ELSEWHERE = object()  # the position of a half that another worker has
 
 
-def check_share(config: Any, workers: Workers) -> None:
+def check_share(config: MetaLoop, workers: Workers) -> None:
     """Refuse what cannot be shared out evenly.
 
     Raises:

@@ -13,6 +13,7 @@ from common.run.storage import content_hash
 from common.tables.curriculum import Stage
 from interchange.backend import Arrays, Learner
 from interchange.files.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from interchange.meta.config import MetaLoop
 from interchange.meta.schedule import EVOLVING
 from interchange.meta.workers import Alone, Workers
 
@@ -68,7 +69,7 @@ class TrainerState:
         self.first_score = self.best_score = math.inf  # validation before training, and the best since
         self.best = self.learner.weights()
         self.history: list[dict[str, Any]] = []
-        self.stage = Stage() if getattr(config, "curriculum", False) else None
+        self.stage = Stage() if config.curriculum else None
         self.summed: Arrays = {}
         self.counted = 0
         self._saved_at = time.monotonic()
@@ -99,7 +100,7 @@ class TrainerState:
     @property
     def due(self) -> bool:
         """It is time for a checkpoint."""
-        return time.monotonic() - self._saved_at > getattr(self.config, "checkpoint_seconds", math.inf)
+        return time.monotonic() - self._saved_at > self.config.checkpoint_seconds
 
     def log(self, row: dict[str, Any]) -> None:
         """A row of the metrics."""
@@ -186,12 +187,12 @@ def _lane(k: int) -> str:
     return f"task_{k:03d}/" if k else ""
 
 
-def settings_hash(config: Any) -> str:
+def settings_hash(config: MetaLoop) -> str:
     """Hash of what two runs must have in common to go on with each other."""
     return content_hash(_hashed(config))
 
 
-def _hashed(config: Any) -> dict[str, Any]:
+def _hashed(config: MetaLoop) -> dict[str, Any]:
     """The settings that count."""
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in _ELSEWHERE}
     for field in dataclasses.fields(config):

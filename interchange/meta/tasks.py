@@ -1,9 +1,8 @@
 """Optimizees of a meta-training, by stream and number."""
 
-from typing import Any
-
 from common.errors import L2OError
 from interchange.backend import Learner, Task, Tasks
+from interchange.meta.config import MetaLoop
 from interchange.meta.schedule import Schedule
 
 
@@ -15,15 +14,15 @@ class TaskStream:
         own: the caller's optimizees, instead of those of the configured problem.
     """
 
-    def __init__(self, learner: Learner, config: Any, schedule: Schedule, own: Tasks | None = None) -> None:
-        self._learner, self._config, self._schedule, self._own = learner, config, schedule, own
+    def __init__(self, learner: Learner, schedule: Schedule, own: Tasks | None = None) -> None:
+        self._learner, self._config, self._schedule, self._own = learner, learner.config, schedule, own
 
     def __call__(self, stream: str, number: int, problem: str = "") -> Task:
         """The optimizee; one to train on is varied as the configuration says."""
         task, config = self.plain(stream, number, problem), self._config
-        if stream == "meta_train" and getattr(config, "random_scaling", 0.0):
+        if stream == "meta_train" and config.random_scaling:
             task = self._learner.random_scaling(task, config.random_scaling, config.seed, number)
-        if stream == "meta_train" and getattr(config, "convex", False):
+        if stream == "meta_train" and config.convex:
             task = self._learner.convex_term(task, config.seed, number)
         return task
 
@@ -35,13 +34,13 @@ class TaskStream:
         return self._learner.table_task(self._config, stream, number, problem=problem)
 
 
-def factors(config: Any) -> tuple[str, ...]:
+def factors(config: MetaLoop) -> tuple[str, ...]:
     """The problems that have a factor of their own on the update: none, or all of ``--problem``.
 
     Raises:
         L2OError: asked for with another estimator than evolution strategies.
     """
-    if not getattr(config, "factors", False):
+    if not config.factors:
         return ()
     if config.estimator != "es":
         raise L2OError(f"--factors needs --estimator es, got {config.estimator}; leave it out")

@@ -43,7 +43,7 @@ def make_trainer(
         L2OError: settings that do not go together.
     """
     schedule = Schedule(learner.config, own_tasks=tasks is not None)
-    stream = TaskStream(learner, learner.config, schedule, tasks)
+    stream = TaskStream(learner, schedule, tasks)
     state = TrainerState(learner, folder, workers)
     gradient = MetaGradient(learner, stream, schedule, state.workers, rates or {})
     return Trainer(state, Validation(learner, stream, schedule, state), schedule, gradient, stream, rates)

@@ -42,8 +42,8 @@ class Ours:
     """Meta-training by a backend on a problem of the table, or on a quadratic of any size."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        from common.run.config import TrainConfig
         from common.tables.teachers import TEACHERS, initial_weights
+        from interchange.meta.config import TrainConfig
         from interchange.meta.trainer import make_trainer
 
         backend = import_module(f"{settings['contestant']}_impl.backend")

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from common.metrics import interval, number
-from common.run.config import TrainConfig
 from interchange.commands.train import Run
+from interchange.meta.config import TrainConfig
 from torch_impl import train
 from torch_impl.meta.unroll import mean_figure
 from torch_impl.networks.teacher import TeacherNetwork

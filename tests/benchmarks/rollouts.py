@@ -23,8 +23,9 @@ from typing import Any
 
 from common.errors import L2OError
 from common.metrics import interval, number
-from common.run.config import EvaluateConfig, SelectConfig
 from interchange.commands.evaluate import figure_or_inf
+from interchange.commands.select import SelectConfig
+from interchange.evaluation.config import EvaluateConfig
 from interchange.rule.choice import shortest_within
 from interchange.rule.front import read_front
 from interchange.rule.rule import Rule

@@ -22,8 +22,8 @@ from typing import Any
 import interleaved
 import numpy as np
 
-from common.run.config import TrainConfig
 from common.tables.teachers import TEACHERS
+from interchange.meta.config import TrainConfig
 from interchange.meta.workers import place
 from tests.pipeline.together import free_ports, surroundings
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from common.run.config import TuneConfig
 from interchange.meta import evolution as shared
+from interchange.meta.config import TuneConfig
 
 
 def learner_of(network: Any, dtype: str = "float64") -> Any:

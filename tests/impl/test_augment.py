@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from common.run.config import TrainConfig
 from common.tables.problems import Instance, problem_row
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.meta.config import TrainConfig
 from interchange.meta.trainer import make_trainer
 
 torch = pytest.importorskip("torch")

@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from common.run.config import TrainConfig, TuneConfig
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange import Rule
 from interchange.backend import Half
 from interchange.meta import evolution as shared
+from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.evolution import objective
 from interchange.meta.trainer import make_trainer
 from interchange.rule.decay import with_weight_decay

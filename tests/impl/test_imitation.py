@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common.run.config import TrainConfig
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.meta.config import TrainConfig
 
 torch = pytest.importorskip("torch")
 

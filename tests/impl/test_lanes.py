@@ -9,8 +9,8 @@ import pytest
 
 from common.data.coordinates import choose_subset
 from common.rng import rng
-from common.run.config import TrainConfig, TuneConfig
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.trainer import make_trainer
 from interchange.rule.rule import Rule
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from common.kernels import missing
-from common.run.config import TrainConfig
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.meta.config import TrainConfig
 from interchange.meta.trainer import make_trainer
 from interchange.rule.decay import with_schedule, with_weight_decay
 from interchange.rule.rule import Rule

@@ -12,10 +12,11 @@ from common import reference
 from common.data import datasets
 from common.errors import L2OError
 from common.rng import derived_seed
-from common.run.config import EvaluateConfig, TrainConfig
 from common.tables.layers import Layer
 from common.tables.problems import PROBLEMS, Instance, Problem, coordinate_table, parameter_specs, problem_row
+from interchange.evaluation.config import EvaluateConfig
 from interchange.files.checkpoint import save_checkpoint
+from interchange.meta.config import TrainConfig
 
 torch = pytest.importorskip("torch")
 

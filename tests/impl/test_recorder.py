@@ -8,8 +8,8 @@ import pytest
 
 from common.data.coordinates import choose_coordinates
 from common.errors import L2OError
-from common.run.config import RecordConfig
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.commands.record import RecordConfig
 from interchange.files.trajectories import Run, Trajectories, load_trajectories
 from interchange.files.weights import Teacher
 from interchange.rule.rule import Rule

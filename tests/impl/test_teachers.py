@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from common import reference
-from common.run.config import TrainConfig
 from common.tables.features import FEATURES
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, TeacherRow, initial_weights
 from interchange.files.weights import SHIPPED, Teacher, load_weights
+from interchange.meta.config import TrainConfig
 
 torch = pytest.importorskip("torch")
 

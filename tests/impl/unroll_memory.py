@@ -10,8 +10,8 @@ import numpy as np
 BACKEND, TEACHER, N, T, SHARE, STATE = sys.argv[1:]
 N, T, SHARE = int(N), int(T), float(SHARE)
 
-from common.run.config import TrainConfig  # noqa: E402
 from common.tables.teachers import TEACHERS, initial_weights  # noqa: E402
+from interchange.meta.config import TrainConfig  # noqa: E402
 from interchange.meta.trainer import make_trainer  # noqa: E402
 
 package = {

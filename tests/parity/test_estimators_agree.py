@@ -7,11 +7,11 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 from common.rng import rng
-from common.run.config import TuneConfig
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.backend import Half
 from interchange.meta import evolution as shared
+from interchange.meta.config import TuneConfig
 from interchange.meta.trainer import make_trainer
 from interchange.rule.rule import Rule
 from tests.helpers.evolving import Persistent, evolution, here

@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
-from common.run.config import EvaluateConfig, OptimizeConfig, RecordConfig, SelectConfig, TuneConfig
+from interchange.commands.optimize import OptimizeConfig
+from interchange.commands.record import RecordConfig
+from interchange.commands.select import SelectConfig
 from interchange.distill.config import DistillConfig
 from interchange.distill.run import distill
+from interchange.evaluation.config import EvaluateConfig
 from interchange.language.expression import to_text
+from interchange.meta.config import TuneConfig
 
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")

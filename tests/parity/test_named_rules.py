@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from common.run.config import TrainConfig
+from interchange.meta.config import TrainConfig
 from interchange.rule.rule import Rule
 from tests.conftest import DATA
 

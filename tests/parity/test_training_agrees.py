@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common.run.config import RecordConfig, TrainConfig
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange import load_trajectories, load_weights
+from interchange.commands.record import RecordConfig
+from interchange.meta.config import TrainConfig
 from interchange.meta.trainer import make_trainer
 
 torch = pytest.importorskip("torch")

@@ -7,17 +7,14 @@ import matplotlib.pyplot as plt
 import torch
 
 from common.metrics import summarise, summary_text
-from common.run.config import (
-    EvaluateConfig,
-    OptimizeConfig,
-    RecordConfig,
-    SelectConfig,
-    TrainConfig,
-    TuneConfig,
-)
 from interchange import Rule, Teacher, load_trajectories
+from interchange.commands.optimize import OptimizeConfig
+from interchange.commands.record import RecordConfig
+from interchange.commands.select import SelectConfig
 from interchange.distill.config import DistillConfig
 from interchange.distill.run import distill
+from interchange.evaluation.config import EvaluateConfig
+from interchange.meta.config import TrainConfig, TuneConfig
 from torch_impl import (
     LearnedOptimizer,
     Recorder,

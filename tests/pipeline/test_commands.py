@@ -16,15 +16,18 @@ import pytest
 from common import reference
 from common.metrics import DIVERGED
 from common.rng import derived_seed
-from common.run.config import EvaluateConfig, RecordConfig, SelectConfig, TrainConfig, TuneConfig
 from common.tables.baselines import BASELINES, parse_spec
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS
+from interchange.commands.record import RecordConfig
+from interchange.commands.select import SelectConfig
 from interchange.evaluation.cells import Cell
+from interchange.evaluation.config import EvaluateConfig
 from interchange.evaluation.grid import Grid, tuning
 from interchange.files.results import load_evaluation
 from interchange.files.trajectories import Run, load_trajectories
 from interchange.files.weights import load_weights
+from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
 

@@ -14,20 +14,17 @@ from typing import Any
 import pytest
 
 from common.run import cli
-from common.run.config import (
-    EvaluateConfig,
-    RecordConfig,
-    SelectConfig,
-    TrainConfig,
-    TuneConfig,
-    resolve,
-)
+from common.run.config import resolve
 from common.tables.baselines import BASELINES
 from interchange.commands.demo import command_line
+from interchange.commands.record import RecordConfig
+from interchange.commands.select import SelectConfig
 from interchange.distill.config import DistillConfig
+from interchange.evaluation.config import EvaluateConfig
 from interchange.files.results import load_evaluation
 from interchange.files.trajectories import load_trajectories
 from interchange.files.weights import load_weights
+from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.rule.front import read_front
 from interchange.rule.rule import Rule
 

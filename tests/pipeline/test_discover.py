@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import L2OError
 from common.run.cli import Progress
-from common.run.config import RecordConfig
+from interchange.commands.record import RecordConfig
 from interchange.distill import jobs as searching
 from interchange.distill import sequences as discover
 from interchange.distill.config import DistillConfig

@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import L2OError
 from common.registry import Registry
-from common.run.config import RecordConfig
+from interchange.commands.record import RecordConfig
 from interchange.distill.config import DistillConfig
 from interchange.distill.refit import score
 from interchange.distill.run import distill, main

@@ -21,13 +21,13 @@ from common.errors import L2OError
 from common.reference import quadratic
 from common.rng import derived_seed
 from common.run.cli import Progress
-from common.run.config import EvaluateConfig
 from common.tables.baselines import falling, parse_spec
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.suites import SUITES, Entry
 from interchange.backend import Rollout
 from interchange.evaluation import grid
 from interchange.evaluation.cells import Cell, Store, code_of
+from interchange.evaluation.config import EvaluateConfig
 from interchange.files.results import load_evaluation
 from interchange.rule.rule import Rule
 

@@ -16,9 +16,10 @@ import pytest
 
 from common import reference
 from common.rng import derived_seed
-from common.run.config import OptimizeConfig, TrainConfig
 from common.tables.problems import PROBLEMS, Instance, parameter_specs
+from interchange.commands.optimize import OptimizeConfig
 from interchange.files.checkpoint import has_checkpoint, load_checkpoint
+from interchange.meta.config import TrainConfig
 from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")

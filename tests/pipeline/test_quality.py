@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from common.metrics import figure
-from common.run.config import RecordConfig, SelectConfig, TrainConfig, TuneConfig
 from common.tables.baselines import parse_spec
+from interchange.commands.record import RecordConfig
+from interchange.commands.select import SelectConfig
+from interchange.meta.config import TrainConfig, TuneConfig
 
 pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("pyoperon", reason="the search engine needs pyoperon")

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.run.config import TrainConfig
 from common.tables.baselines import BASELINES
 from interchange.distill.config import DistillConfig
 from interchange.distill.run import distill
 from interchange.files.trajectories import Run, load_trajectories
 from interchange.files.weights import load_weights
+from interchange.meta.config import TrainConfig
 from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")

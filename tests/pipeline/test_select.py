@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.run.config import RecordConfig, SelectConfig
-from interchange.commands.select import choose, hopeful
+from interchange.commands.record import RecordConfig
+from interchange.commands.select import SelectConfig, choose, hopeful
 from interchange.distill.rollouts import place_flags
 from interchange.files.trajectories import load_trajectories
 from interchange.rule.front import read_front, write_front

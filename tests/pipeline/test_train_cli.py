@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.run.config import TrainConfig
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.files.checkpoint import load_checkpoint
 from interchange.files.weights import load_weights
+from interchange.meta.config import TrainConfig
 
 pytest.importorskip("torch")
 

@@ -11,9 +11,10 @@ import pytest
 
 import common.tables.curriculum
 from common.errors import L2OError
-from common.run.config import RecordConfig, TrainConfig
+from interchange.commands.record import RecordConfig
 from interchange.files.weights import load_weights
 from interchange.meta import state as standing
+from interchange.meta.config import TrainConfig
 
 pytest.importorskip("torch")
 

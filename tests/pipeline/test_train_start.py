@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.run.config import TrainConfig, TuneConfig
 from common.tables.teachers import TEACHERS, initial_weights, variant
 from interchange.files.weights import Teacher, load_weights, save_weights
+from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.state import LATER_FIELDS
 
 pytest.importorskip("torch")

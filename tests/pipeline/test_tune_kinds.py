@@ -3,8 +3,8 @@
 import pytest
 
 from common.errors import L2OError
-from common.run.config import TuneConfig
 from interchange import Rule
+from interchange.meta.config import TuneConfig
 
 KINDS = {
     "first": {"estimator": "first"},

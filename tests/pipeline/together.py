@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common.run.config import TrainConfig, TuneConfig
+from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.workers import place
 from interchange.rule.rule import Rule
 

@@ -66,6 +66,7 @@ BOUNDARIES = {
 # Imports by computed name, which reading the source cannot follow.
 COMPUTED = {
     "common/run/parallel.py": "asks whether the cluster's package is there; does not import it",
+    "interchange/commands/__init__.py": "the backend whose command it is, when it is called",
     "interchange/emit/__init__.py": "its own modules, from the table of targets",
     "interchange/emit/source.py": "looks up a module's file to copy operators from; does not import it",
     "interchange/search/auto.py": "the genetic engine it goes on with, from the table beside it",

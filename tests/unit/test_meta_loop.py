@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.run.config import TrainConfig, TuneConfig
 from interchange.meta import gradient
+from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.schedule import EXPERTS
 from interchange.meta.trainer import Trainer, make_trainer
 

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import L2OError
 from common.run.cli import parser_for
-from common.run.config import TuneConfig
+from interchange.meta.config import TuneConfig
 from interchange.rule import gallery as named
 from interchange.rule.rule import Rule
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.run.config import TrainConfig, TuneConfig
+from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.schedule import EXPERTS, Schedule
 
 MIX = "quadratic,lasso,rastrigin"

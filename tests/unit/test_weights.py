@@ -13,12 +13,12 @@ import pytest
 
 from common.errors import L2OError
 from common.run.cli import parser_for
-from common.run.config import TrainConfig
 from common.run.storage import canonical_json
 from common.tables.baselines import parse_spec
 from common.tables.teachers import TEACHERS, TeacherRow, initial_weights
 from interchange.files.weights import SHIPPED, Teacher, load_weights, save_weights
 from interchange.inspect import __main__ as inspect
+from interchange.meta.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 

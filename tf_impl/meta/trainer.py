@@ -12,6 +12,7 @@ import tensorflow as tf
 from common.data.coordinates import Subset
 from common.tables.teachers import TeacherRow
 from interchange.backend import Arrays, Half
+from interchange.meta.config import MetaLoop
 from interchange.meta.tasks import factors
 from interchange.rule.rule import Rule
 from tf_impl.meta import evolution, imitation, unroll
@@ -43,7 +44,7 @@ class Learner:
     table_task = staticmethod(table_task)
     random_scaling, convex_term = RandomScaling, ConvexTerm
 
-    def __init__(self, network: unroll.Network, config: Any) -> None:
+    def __init__(self, network: unroll.Network, config: MetaLoop) -> None:
         self.network, self.config = network, config
         rule = getattr(network, "rule", None)
         self.source = network.teacher if rule is None else rule.to_json()
@@ -53,7 +54,7 @@ class Learner:
         self.count = 0
 
     @classmethod
-    def from_source(cls, source: str | TeacherRow, config: Any) -> "Learner":
+    def from_source(cls, source: str | TeacherRow, config: MetaLoop) -> "Learner":
         """The learner of another one's ``source``, with any weights."""
         device = device_of(config.device)
         if isinstance(source, str):

@@ -13,6 +13,7 @@ import tensorflow as tf
 from common.data import datasets
 from common.data.datasets import Split
 from common.rng import derived_seed
+from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs, problem_row
 from interchange.files.checkpoint import load_start
 from tf_impl.problems import graphs
@@ -211,7 +212,7 @@ def function(problem: Problem, x: tf.Tensor, a: tf.Tensor, b: tf.Tensor, c: tf.T
 
 
 def table_task(
-    config: Any, stream: str, number: int, split: Split = "meta_train", problem: str = ""
+    config: OnProblem, stream: str, number: int, split: Split = "meta_train", problem: str = ""
 ) -> ProblemTask:
     """Optimizee ``number`` of a stream of seeds, as a command's configuration describes it.
 
@@ -223,7 +224,7 @@ def table_task(
     row = problem_row(problem or config.problem, config.dataset)
     if row.kind == "function" and config.batch_size:
         row = dataclasses.replace(row, batch_size=config.batch_size)
-    scale = getattr(config, "start_scale", 0.0)
+    scale = config.start_scale
     instance = Instance(row, seed, split, config.batch_size, config.data_dir, scale)
     start = load_start(config.start, row) if config.start else None
     return ProblemTask(instance, DTYPES[config.dtype], device_of(config.device), start)

@@ -11,6 +11,7 @@ import torch
 from common.data.coordinates import Subset
 from common.tables.teachers import TeacherRow
 from interchange.backend import Arrays, Half
+from interchange.meta.config import MetaLoop
 from interchange.meta.tasks import factors
 from interchange.rule.rule import Rule
 from torch_impl.meta import evolution, imitation, unroll
@@ -41,7 +42,7 @@ class Learner:
     table_task = staticmethod(table_task)
     random_scaling, convex_term = RandomScaling, ConvexTerm
 
-    def __init__(self, network: unroll.Network, config: Any) -> None:
+    def __init__(self, network: unroll.Network, config: MetaLoop) -> None:
         self.network, self.config = network, config
         rule = getattr(network, "rule", None)
         self.source = network.teacher if rule is None else rule.to_json()
@@ -49,7 +50,7 @@ class Learner:
         self.adam = torch.optim.Adam([{"params": [w]} for w in network.weights.values()])
 
     @classmethod
-    def from_source(cls, source: str | TeacherRow, config: Any) -> "Learner":
+    def from_source(cls, source: str | TeacherRow, config: MetaLoop) -> "Learner":
         """The learner of another one's ``source``, with any weights."""
         device = device_of(config.device)
         if isinstance(source, str):

@@ -1,0 +1,30 @@
+"""What ``evaluate`` takes."""
+
+import dataclasses
+from typing import get_args
+
+from common.data.datasets import Split
+from common.run.config import OnProblem, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(OnProblem):
+    """Fair comparison of optimizers (MATH.md section 6)."""
+
+    problem: str = option("digits-mlp", "row of the problem table, several, a,b,c, or suite:core")
+    optimizers: tuple[str, ...] = option(
+        ("all",), "name[:key=value,...], teacher:RUN, rule:FILE, front:FOLDER, or all for every baseline"
+    )
+    steps: tuple[int, ...] = option(
+        (), "horizons, each is tuned for; 200 if not given, and a suite has its own", low=1
+    )
+    split: str = option("evaluation", "part of the data", choices=lambda: get_args(Split))
+    start_scale: float = option(
+        0.0, "r: initial values multiplied by exp(U(-r, r)), one draw per coordinate", low=0, high=20
+    )
+    seeds: int = option(5, "test seeds", low=1)
+    validation_seeds: int = option(3, "validation seeds for the choice of the learning rate", low=1)
+    trials: int = option(7, "learning rates tried per optimizer, factor 2 apart (0: no tuning)", low=0)
+    jobs: int = option(1, "processes", low=1)
+    cluster: str = option("", "dask, dask:tcp://HOST:PORT, ray or ray:HOST:PORT instead of the local pool")
+    report: bool = option(True, "write report.html too")
