@@ -11,7 +11,7 @@ import torch
 from common.metrics import DIVERGED
 from common.tables.baselines import falling
 from interchange.backend import Rollout
-from torch_impl.optimizers.base import CoordinateOptimizer
+from torch_impl.optimizers.guard import GuardedOptimizer
 from torch_impl.optimizers.optimizers import NonFiniteError
 from torch_impl.problems.tasks import ProblemTask, table_task
 from torch_impl.sources import Source
@@ -87,5 +87,5 @@ def descend(
         if stop is not None and stop(losses[-1]):
             return np.asarray(losses), INTERRUPTED
     # Losses that stay as they are because nothing can move are no result.
-    stuck = isinstance(optimizer, CoordinateOptimizer) and optimizer.stuck()
+    stuck = isinstance(optimizer, GuardedOptimizer) and optimizer.stuck()
     return np.asarray(losses), DIVERGED if stuck else "ok"

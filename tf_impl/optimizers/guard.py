@@ -162,7 +162,9 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         self._report(k, tally, causes[0] if causes else "step")
 
     def check_finite(self) -> None:
-        """Look now: at the last step of every tensor, which may have been one of a compiled function.
+        """Look now at how many coordinates the last step of every tensor left alone.
+
+        That step may have been one of a compiled function, which cannot tell.
 
         Raises:
             NonFiniteError: a tensor was left alone as a whole at ten looks in a row; in mode ``raise`` any

@@ -15,14 +15,15 @@ from torch_impl.networks.compiled import Steps
 from torch_impl.networks.lowering import Lowered
 from torch_impl.networks.rule import lower
 from torch_impl.networks.teacher import TeacherNetwork
-from torch_impl.optimizers.base import CoordinateOptimizer, NonFinite, NonFiniteError, number, real
+from torch_impl.optimizers.base import number, real
+from torch_impl.optimizers.guard import GuardedOptimizer, NonFinite, NonFiniteError
 
 __all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
 
 AnyRule = Rule | str | os.PathLike[str]
 
 
-class SymbolicOptimizer(CoordinateOptimizer):
+class SymbolicOptimizer(GuardedOptimizer):
     """A rule as an optimizer: theta += lr * scale * expression(g).
 
     Args:
@@ -209,7 +210,7 @@ def _zero_dim(value: float | torch.Tensor) -> float | torch.Tensor:
     return value.reshape(()).to(torch.float64) if isinstance(value, torch.Tensor) else value
 
 
-class LearnedOptimizer(CoordinateOptimizer):
+class LearnedOptimizer(GuardedOptimizer):
     """A meta-trained teacher as an optimizer: theta += lr * scale * output(LSTM(features(g))).
 
     Args:
