@@ -16,22 +16,6 @@ from common.errors import L2OError
 DIVERGED = "diverged"
 FAILED = "failed: "  # an outcome goes on with what happened
 
-# Student's t, two-sided 95 %, for 1 to 12 degrees of freedom; beyond, an expansion is good to 3e-6.
-_T_95 = (
-    12.7062047,
-    4.3026527,
-    3.1824463,
-    2.7764451,
-    2.5705818,
-    2.4469119,
-    2.3646243,
-    2.3060041,
-    2.2621572,
-    2.2281389,
-    2.2009852,
-    2.1788128,
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class SummaryRow:
@@ -117,23 +101,10 @@ def figure(losses: np.ndarray, horizon: int, window: int = 20) -> float:
 
 
 def t_quantile(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t: half-width of a 95 % interval in standard errors.
+    """The 97.5 % quantile of Student's t: half-width of a 95 % interval in standard errors; nan below 1."""
+    from scipy.special import stdtrit
 
-    Source: table; beyond it Abramowitz and Stegun 26.7.5.
-    """
-    if degrees < 1:
-        return math.nan
-    if degrees <= len(_T_95):
-        return _T_95[degrees - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term / degrees**power for power, term in enumerate(terms))
+    return float(stdtrit(degrees, 0.975)) if degrees >= 1 else math.nan
 
 
 def interval(values: Iterable[float]) -> tuple[float, float, float]:

@@ -14,7 +14,6 @@ import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -79,11 +78,12 @@ def parallel(jobs: int, cluster: str = "", *, ordered: bool = False) -> Iterator
 
     kind, address = check_cluster(cluster)
     with contextlib.ExitStack() as stack:
+        if kind == "dask":
+            yield stack.enter_context(_dask(jobs, address, ordered))
+            return
         shape = "generator" if ordered else "generator_unordered"
         settings: dict[str, Any] = {"n_jobs": jobs, "max_nbytes": "1M", "batch_size": 1}
-        if kind == "dask":
-            settings["backend"] = stack.enter_context(_dask(jobs, address))
-        elif kind == "ray":
+        if kind == "ray":
             settings["backend"] = stack.enter_context(_ray(jobs, address))
             settings["n_jobs"] = -1 if address else jobs
             shape = "list"  # all that its backend supports
@@ -111,38 +111,35 @@ def _alone(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return function(*arguments)
 
 
+def _told(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+    """What a job gives or raises, so that what the cluster itself raises can be told from it."""
+    try:
+        return _alone(function, arguments), None
+    except Exception as error:
+        return None, error
+
+
 @contextlib.contextmanager
-def _dask(jobs: int, address: str) -> Iterator[Any]:
-    """joblib's backend on a Dask scheduler."""
+def _dask(jobs: int, address: str, ordered: bool) -> Iterator[Run]:
+    """``run`` on a Dask scheduler."""
     import dask
-    from distributed import Client, LocalCluster, Security
+    from distributed import Client, LocalCluster, Security, as_completed
     from distributed.comm import connect
-    from joblib._dask import DaskDistributedBackend
 
-    def refused(error: BaseException) -> L2OError:
-        return L2OError(
-            f"a worker of the Dask cluster failed: {type(error).__name__}: {_one_line(error)}; "
-            "it needs this version of symbolic-l2o, memory, and a scheduler that lives"
-        )
-
-    class Backend(DaskDistributedBackend):
-        """joblib's, which waits for ever where a worker cannot read a job or dies of it.
-
-        For one worker it would run the jobs here.
-        """
-
-        def effective_n_jobs(self, n_jobs: int) -> int:
-            return max(2, super().effective_n_jobs(n_jobs))
-
-        def submit(self, func: Any, callback: Any = None) -> Any:
-            future = super().submit(func, callback)
-            future.add_done_callback(lambda f: callback(refused(f.exception())) if f.exception() else None)
-            return future
-
-        def retrieve_result_callback(self, out: Any) -> Any:
-            if isinstance(out, CancelledError):  # comes as a result where the scheduler is gone
-                raise refused(out)
-            return super().retrieve_result_callback(out)
+    def run(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        # Kept here: Dask forgets a job whose future nobody holds.
+        futures = [client.submit(_told, function, given, pure=False) for given in arguments]
+        for future in futures if ordered else as_completed(futures, loop=client.loop):
+            try:
+                result, raised = future.result()
+            except Exception as error:
+                raise L2OError(
+                    f"a worker of the Dask cluster failed: {type(error).__name__}: {_one_line(error)}; "
+                    "it needs this version of symbolic-l2o, memory, and a scheduler that lives"
+                ) from error
+            if raised is not None:
+                raise raised
+            yield result
 
     log = logging.getLogger("distributed")
     log.setLevel(
@@ -172,7 +169,7 @@ def _dask(jobs: int, address: str) -> Iterator[Any]:
                 f"expected a Dask scheduler with workers at {address or 'this machine'}, "
                 f"got {_one_line(error)}; start dask scheduler and dask worker there"
             ) from error
-        yield Backend(client=client)
+        yield run
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ BOUNDARIES = {
             "distributed": "an extra: sweeps over many machines",
             "ray": "an extra: sweeps over many machines",
             "sklearn": "only the embedded digits are read from it",
+            "scipy": "only intervals need it",
         },
     ),
     "interchange": Boundary(
