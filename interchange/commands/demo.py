@@ -5,11 +5,14 @@ compare it with fairly tuned hand-made optimizers, and write an HTML report.
 """
 
 import dataclasses
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from common.metrics import SummaryRow, summarise, summary_text
 from common.run.cli import run as run_command
@@ -18,7 +21,7 @@ from common.tables.baselines import baseline_names
 from common.tables.problems import PROBLEMS, parameter_specs
 from common.tables.teachers import TEACHERS
 from interchange.commands.record import RecordConfig
-from interchange.commands.select import SelectConfig
+from interchange.commands.select import SelectConfig, rollout_loss
 from interchange.evaluation.config import EvaluateConfig
 from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.report.demo_page import FrontRow, ReportData, RuleCard, write_report
@@ -58,78 +61,69 @@ def demo(config: DemoConfig, backend: "Backend") -> Path:
     Raises:
         L2OError: ``config.out`` holds a run already, or a stage fails.
     """
-    from interchange.distill.config import DistillConfig
-
     stages = _Stages(config, backend)
     folder = Path(config.out or "runs/demo")
-    shared = {
-        "seed": config.seed,
-        "quiet": config.quiet,
-        "device": config.device,
-        "data_dir": config.data_dir,
-    }
-    shared |= {"dtype": config.dtype, "batch_size": config.batch_size, "overwrite": config.overwrite}
-    problem = {"problem": config.problem}
-    run = stages.run(
-        "train",
-        TrainConfig(
-            teacher=config.teacher,
-            epochs=config.epochs,
-            lr=2e-3,
-            lr_decay=0.1,
-            validate_every=5,
-            epoch_length=config.steps,
-            out=str(folder),
-            **problem,
-            **shared,
-        ),
-    )
-    if run.exit_code:
-        raise SystemExit(run.exit_code)
-    stages.run("record", RecordConfig(source=str(folder), runs=12, samples=120_000, **shared))
-    common = {k: shared[k] for k in ("seed", "quiet", "overwrite")}
-    trajectories = str(folder / "trajectories.h5")
-    stages.run("distill", DistillConfig(trajectories=trajectories, time=config.time, **common))
-    rules = folder / "rules"
-    ranked = stages.run("select", SelectConfig(front=str(rules), steps=config.steps, **problem, **shared))
-    tuned = stages.run(
-        "tune",
-        TuneConfig(
-            rule=str(rules / "best.json"),
-            epoch_length=config.steps,
-            out=str(folder / "tuned.json"),
-            **problem,
-            **shared,
-        ),
-    )
-    specs = {
-        "teacher": f"teacher:{folder}",
-        "rule": f"rule:{rules / 'best.json'}",
-        "tuned rule": f"rule:{folder / 'tuned.json'}",
-    }
-    rows = stages.run(
-        "evaluate",
-        EvaluateConfig(
-            optimizers=(*specs.values(), *baseline_names(backend.NAME)),
-            steps=(config.steps,),
-            seeds=config.seeds,
-            jobs=config.jobs,
-            out=str(folder / "evaluation"),
-            **problem,
-            **shared,
-        ),
-    )
-    names = {text: name for name, text in specs.items()}
-    rows = [dataclasses.replace(row, optimizer=names.get(row.optimizer, row.optimizer)) for row in rows]
+    run, ranked, tuned = _make_rules(config, stages, folder)
+    rows = _compare(config, stages, folder)
     summary = summarise(rows, (config.steps,))
     report = folder / "report.html"
-    data = report_data(config, run, ranked, tuned, rows, summary, stages)
-    write_report(report, data)
+    write_report(report, report_data(config, run, ranked, tuned, rows, summary, stages))
     if not config.quiet:
+        best, last = folder / "rules" / "best.json", folder / "tuned.json"
         print()
         print(summary_text(summary))
-        print(f"\nbest rule: {rules / 'best.json'}\ntuned rule: {folder / 'tuned.json'}\nreport: {report}")
+        print(f"\nbest rule: {best}\ntuned rule: {last}\nreport: {report}")
     return report
+
+
+def _shared(config: DemoConfig, *more: str) -> dict[str, Any]:
+    """The settings that every stage has, and those named."""
+    names = ("seed", "quiet", "device", "data_dir", "dtype", "batch_size", "overwrite", *more)
+    return {name: getattr(config, name) for name in names}
+
+
+def _make_rules(config: DemoConfig, stages: "_Stages", folder: Path) -> "tuple[Run, list[Rule], Rule]":
+    """The teacher's run, its rules, the chosen one first, and that one tuned."""
+    from interchange.distill.config import DistillConfig
+
+    train = TrainConfig(
+        epochs=config.epochs,
+        lr=2e-3,
+        lr_decay=0.1,
+        validate_every=5,
+        epoch_length=config.steps,
+        out=str(folder),
+        **_shared(config, "teacher", "problem"),
+    )
+    run = stages.run("train", train)
+    if run.exit_code:
+        raise SystemExit(run.exit_code)
+    record = RecordConfig(source=str(folder), runs=12, samples=120_000, **_shared(config))
+    trajectories = str(stages.run("record", record))
+    common = {name: getattr(config, name) for name in ("time", "seed", "quiet", "overwrite")}
+    stages.run("distill", DistillConfig(trajectories=trajectories, **common))
+    rules, shared = folder / "rules", _shared(config, "problem")
+    ranked = stages.run("select", SelectConfig(front=str(rules), steps=config.steps, **shared))
+    best, out = str(rules / "best.json"), str(folder / "tuned.json")
+    tuned = stages.run("tune", TuneConfig(rule=best, epoch_length=config.steps, out=out, **shared))
+    return run, ranked, tuned
+
+
+def _compare(config: DemoConfig, stages: "_Stages", folder: Path) -> "list[EvaluationRow]":
+    """Teacher, rules and every baseline, by short names."""
+    names = {
+        f"teacher:{folder}": "teacher",
+        f"rule:{folder / 'rules' / 'best.json'}": "rule",
+        f"rule:{folder / 'tuned.json'}": "tuned rule",
+    }
+    evaluate = EvaluateConfig(
+        optimizers=(*names, *baseline_names(stages.backend.NAME)),
+        steps=(config.steps,),
+        out=str(folder / "evaluation"),
+        **_shared(config, "problem", "seeds", "jobs"),
+    )
+    rows = stages.run("evaluate", evaluate)
+    return [dataclasses.replace(row, optimizer=names.get(row.optimizer, row.optimizer)) for row in rows]
 
 
 class _Stages:
@@ -186,65 +180,69 @@ def report_data(
     stages: _Stages,
 ) -> ReportData:
     """Everything the report shows."""
-    import numpy as np
-
     from common.run.runs import environment
-    from interchange.commands.select import rollout_loss
     from interchange.emit import TARGETS
     from interchange.emit.targets import to_mathml
     from interchange.files.trajectories import load_trajectories
     from interchange.search.samples import sequences
 
-    target = stages.backend.TARGET
     held_out = sequences(load_trajectories(run.folder / "trajectories.h5"), "test")
     chosen = ranked[0]
-    problem = PROBLEMS[config.problem]
-    specs = parameter_specs(problem)
-    curves: dict[str, list[Any]] = {}
-    for row in rows:
-        padded = np.full(config.steps, np.nan)
-        padded[: len(row.losses)] = row.losses
-        curves.setdefault(row.optimizer, []).append(padded)
     return ReportData(
         title=f"A learned optimizer as an equation: {config.teacher} on {config.problem}",
         problem=config.problem,
-        problem_lines={
-            "what": problem.note,
-            "parameters": f"{sum(int(np.prod(s.shape)) for s in specs):,} in {len(specs)} tensors",
-            "mini-batch": str(problem.batch_size),
-            "steps compared": str(config.steps),
-        },
+        problem_lines=_problem_lines(config),
         teacher={k: v for k, v in run.teacher.to_dict().items() if v not in ("", 0)},
         training_seconds=stages.seconds["train"],
         metrics=[
             {"epoch": r["epoch"], "loss": r["loss"], "validation": r.get("validation")} for r in run.history
         ],
-        front=[
-            FrontRow(
-                complexity=rule.complexity,
-                r2_train=rule.provenance["r2"]["train"],
-                r2_valid=rule.provenance["r2"]["valid"],
-                r2_test=rule.provenance["r2"]["test"],
-                mathml=rule.mathml(),
-                text=str_of(rule),
-                chosen=rule.expression == chosen.expression,
-                rollout_loss=rollout_loss(rule),
-            )
-            for rule in sorted(ranked, key=lambda rule: rule.complexity)
-        ],
+        front=[_front_row(rule, chosen) for rule in sorted(ranked, key=lambda rule: rule.complexity)],
         rules=[
             _card("distilled rule", chosen, chosen, held_out),
             _card("tuned rule", tuned, chosen, held_out),
         ],
         features={name: to_mathml.emit_feature(name, node) for name, node in tuned.features.items() if node},
         summary=summary,
-        curves={name: np.stack(values) for name, values in curves.items()},
+        curves=_curves(rows, config.steps),
         commands=stages.commands,
         versions=environment()["versions"] | {"python": environment()["python"]},
         protocol=_PROTOCOL,
         timings=stages.seconds,
         usage=stages.backend.USAGE,
-        exports={name: TARGETS[name].emit(tuned) for name in ("latex", "numpy", target)},
+        exports={name: TARGETS[name].emit(tuned) for name in ("latex", "numpy", stages.backend.TARGET)},
+    )
+
+
+def _problem_lines(config: DemoConfig) -> dict[str, str]:
+    problem = PROBLEMS[config.problem]
+    specs = parameter_specs(problem)
+    return {
+        "what": problem.note,
+        "parameters": f"{sum(math.prod(s.shape) for s in specs):,} in {len(specs)} tensors",
+        "mini-batch": str(problem.batch_size),
+        "steps compared": str(config.steps),
+    }
+
+
+def _curves(rows: "list[EvaluationRow]", steps: int) -> dict[str, np.ndarray]:
+    """Losses [seed, step] of every optimizer, nan where a run has ended."""
+    curves: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        padded = np.full(steps, np.nan)
+        padded[: len(row.losses)] = row.losses
+        curves.setdefault(row.optimizer, []).append(padded)
+    return {name: np.stack(values) for name, values in curves.items()}
+
+
+def _front_row(rule: "Rule", chosen: "Rule") -> FrontRow:
+    return FrontRow(
+        complexity=rule.complexity,
+        **{f"r2_{split}": rule.provenance["r2"][split] for split in ("train", "valid", "test")},
+        mathml=rule.mathml(),
+        text=str_of(rule),
+        chosen=rule.expression == chosen.expression,
+        rollout_loss=rollout_loss(rule),
     )
 
 

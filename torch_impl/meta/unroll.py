@@ -210,13 +210,7 @@ def meta_gradient(
         factor *= total / len(coordinates)
     if (found := network.pull(state, inputs, c)) is not None:
         return {name: grad * factor for name, grad in found.items()}
-    size = min(max(-(-c.shape[1] // _CHUNKS), _SMALLEST_CHUNK), _LARGEST_CHUNK)
-    if memory:
-        numbers = (
-            _KEPT * (sum(len(a) if a.dim() > 1 else 1 for a in state.network) + inputs.shape[1]) + _BESIDE
-        )
-        passes = 1 if c.is_cuda else _CHUNKS  # at once
-        size = max(1, int(memory * 2**30 / (steps * numbers * c.element_size() * passes)))
+    size = _chunk(state, inputs, c, memory)
 
     def part_of(low: int) -> tuple[torch.Tensor | None, ...]:
         part = slice(low, low + size)
@@ -239,6 +233,16 @@ def meta_gradient(
             if piece is not None:
                 grads[name] += piece
     return grads
+
+
+def _chunk(state: State, inputs: torch.Tensor, c: torch.Tensor, memory: float) -> int:
+    """Coordinates of one backward pass."""
+    if not memory:
+        return min(max(-(-c.shape[1] // _CHUNKS), _SMALLEST_CHUNK), _LARGEST_CHUNK)
+    numbers = sum(len(a) if a.dim() > 1 else 1 for a in state.network) + inputs.shape[1]
+    passes = 1 if c.is_cuda else _CHUNKS  # at once
+    bytes_each = len(inputs) * (_KEPT * numbers + _BESIDE) * c.element_size() * passes
+    return max(1, int(memory * 2**30 / bytes_each))
 
 
 @functools.cache
