@@ -31,7 +31,7 @@ def test_a_checkpoint_becomes_a_teacher(name, tmp_path, capsys):
     assert capsys.readouterr().out == f"teacher: {tmp_path / 'run' / 'teacher.h5'}\n"
     teacher = load_weights(tmp_path / "run")
     assert teacher.row == TEACHERS[name]
-    # That these weights compute what the original computed is shown in tests/impl/test_teachers.py.
+    # That these weights compute what the original computed is shown in tests/torch_impl/test_teachers.py.
     expected = canonical({key: value.numpy() for key, value in torch.load(path).items()})
     assert teacher.weights.keys() == expected.keys()
     assert all(np.array_equal(teacher.weights[key], expected[key]) for key in expected)

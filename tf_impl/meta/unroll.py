@@ -99,12 +99,14 @@ def advance(
     *,
     coordinates: np.ndarray | None = None,
     reuse: bool = False,
+    keep: bool = True,
 ) -> tuple[Position, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Take ``steps`` steps theta += lr * scale * out with no graph.
 
     Args:
         coordinates: numbers of the n coordinates whose gradients and inputs are kept, all if None.
         reuse: the state of ``position`` is not needed any more and may be overwritten.
+        keep: gradients and inputs are wanted; without, they are empty.
 
     Returns:
         The new position, losses [steps + 1] (of lanes [steps + 1, lane]), gradients [steps + 1, n], inputs
@@ -117,7 +119,7 @@ def advance(
     def chosen(a: tf.Tensor) -> tf.Tensor:
         return a if coordinates is None else tf.gather(a, coordinates, axis=-1)
 
-    losses, gradients, inputs = [position.loss], _Rows(steps + 1), _Rows(steps)
+    losses, gradients, inputs = [position.loss], _Rows((steps + 1) * keep), _Rows(steps * keep)
     gradients.add(chosen(position.gradient))
     for step in range(steps):
         position, x = _one_step(task, network, position, lr, reuse or step > 0)
@@ -135,7 +137,9 @@ class _Rows:
         self._array: np.ndarray | None = None
 
     def add(self, tensor: tf.Tensor) -> None:
-        """One more row."""
+        """One more row, where there is to be one."""
+        if not self._count:
+            return
         if not on_host(tensor):
             self._elsewhere.append(tensor)
             return
@@ -146,7 +150,9 @@ class _Rows:
 
     def stacked(self) -> tf.Tensor:
         """All rows, [count, ...]; on the host an array, which is not copied again."""
-        return tf.stack(self._elsewhere) if self._array is None else self._array
+        if self._array is None:
+            return tf.stack(self._elsewhere) if self._count else tf.zeros([0])
+        return self._array
 
 
 def chosen_state(state: State, coordinates: np.ndarray | None) -> State:
@@ -258,14 +264,8 @@ def segment(
     task: Task, network: Network, position: Position, steps: int, lr: float = 1.0
 ) -> tuple[Position, np.ndarray]:
     """The position after ``steps`` steps and the losses [steps + 1], float64; nothing else is kept."""
-    if position.loss is None:
-        loss, g = value_and_gradient(task, position.theta, position.step)
-        position = dataclasses.replace(position, loss=loss, gradient=g)
-    losses = [position.loss]
-    for step in range(steps):
-        position, _ = _one_step(task, network, position, lr, step > 0)
-        losses.append(position.loss)
-    return position, tf.stack(losses).numpy().astype(np.float64)
+    position, losses, _, _ = advance(task, network, position, steps, lr, keep=False)
+    return position, losses.numpy().astype(np.float64)
 
 
 def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:

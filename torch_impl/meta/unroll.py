@@ -105,48 +105,48 @@ def advance(
     *,
     coordinates: torch.Tensor | None = None,
     reuse: bool = False,
+    keep: bool = True,
 ) -> tuple[Position, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Take ``steps`` steps theta += lr * scale * out with no graph.
 
     Args:
         coordinates: numbers of the n coordinates whose gradients and inputs are kept, all if None.
         reuse: the state of ``position`` is not needed any more and may be overwritten.
+        keep: gradients and inputs are wanted; without, they are empty.
 
     Returns:
         The new position, losses [steps + 1] (of lanes [steps + 1, lane]), gradients [steps + 1, n], inputs
         [steps, F, n].
     """
-    with fitting(task):
-        return _advance(task, network, position, steps, lr, coordinates, reuse)
-
-
-def _advance(
-    task: Task | Lanes,
-    network: Network,
-    position: Position,
-    steps: int,
-    lr: float,
-    coordinates: torch.Tensor | None,
-    reuse: bool,
-) -> tuple[Position, torch.Tensor, torch.Tensor, torch.Tensor]:
-    position = _begun(task, position)
 
     def chosen(a: torch.Tensor) -> torch.Tensor:
         return a if coordinates is None else a.index_select(-1, coordinates)
 
-    losses, first = [position.loss], chosen(position.gradient)
-    # Filled row by row: stacked from a list they would need their memory twice.
-    gradients, inputs = first.new_empty(steps + 1, len(first)), first.new_empty(0)
-    gradients[0] = first
-    for step in range(steps):
-        position, x = _one_step(task, network, position, lr, reuse or step > 0)
-        losses.append(position.loss)
-        gradients[step + 1] = chosen(position.gradient)
-        x = chosen(x)
-        if step == 0:
-            inputs = x.new_empty(steps, *x.shape)
-        inputs[step] = x
-    return position, torch.stack(losses), gradients, inputs
+    with fitting(task):
+        position = _begun(task, position)
+        losses, first = [position.loss], chosen(position.gradient)
+        # Filled row by row: stacked from a list they would need their memory twice.
+        gradients, inputs = first.new_empty((steps + 1) * keep, len(first)), first.new_empty(0)
+        gradients[:1] = first
+        for step in range(steps):
+            position, x = _one_step(task, network, position, lr, reuse or step > 0)
+            losses.append(position.loss)
+            if not keep:
+                continue
+            gradients[step + 1] = chosen(position.gradient)
+            x = chosen(x)
+            if step == 0:
+                inputs = x.new_empty(steps, *x.shape)
+            inputs[step] = x
+        return position, torch.stack(losses), gradients, inputs
+
+
+def _begun(task: Task | Lanes, position: Position) -> Position:
+    """The position with its loss and gradient."""
+    if position.loss is not None:
+        return position
+    loss, g = value_and_gradient(task, position.theta, position.step)
+    return dataclasses.replace(position, loss=loss, gradient=g)
 
 
 def chosen_state(state: State, coordinates: torch.Tensor | None) -> State:
@@ -202,28 +202,19 @@ def meta_gradient(
     Returns:
         Weight name -> gradient.
     """
-    steps, _, total = inputs.shape
     factor = network.scale
     if coordinates is not None:
         index = torch.from_numpy(coordinates).to(inputs.device)
+        factor *= inputs.shape[2] / len(coordinates)
         inputs, c, state = inputs[:, :, index], c[:, index], chosen_state(state, index)
-        factor *= total / len(coordinates)
     if (found := network.pull(state, inputs, c)) is not None:
         return {name: grad * factor for name, grad in found.items()}
     size = _chunk(state, inputs, c, memory)
 
     def part_of(low: int) -> tuple[torch.Tensor | None, ...]:
         part = slice(low, low + size)
-        leaves = {name: w.detach().requires_grad_() for name, w in network.weights.items()}
         hidden = tuple(a[..., part].contiguous() for a in state.network)
-        outs = []
-        for s in range(steps):
-            out, hidden = network.step(leaves, inputs[s, :, part], hidden, state.t + 1 + s)
-            outs.append(out)
-        total = torch.stack(outs)
-        if not total.requires_grad:  # no constant of a rule has a gradient, as under greater
-            return (None,) * len(leaves)
-        return torch.autograd.grad(total, list(leaves.values()), c[:, part] * factor, allow_unused=True)
+        return _part(network, state.t, hidden, inputs[..., part], c[:, part] * factor)
 
     grads = {name: torch.zeros_like(w) for name, w in network.weights.items()}
     lows = range(0, c.shape[1], size)
@@ -233,6 +224,21 @@ def meta_gradient(
             if piece is not None:
                 grads[name] += piece
     return grads
+
+
+def _part(
+    network: Network, t: int, hidden: tuple[torch.Tensor, ...], inputs: torch.Tensor, c: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradient of one chunk of coordinates, weight by weight."""
+    weights = {name: w.detach().requires_grad_() for name, w in network.weights.items()}
+    outs = []
+    for s in range(len(inputs)):
+        out, hidden = network.step(weights, inputs[s], hidden, t + 1 + s)
+        outs.append(out)
+    total = torch.stack(outs)
+    if not total.requires_grad:  # no constant of a rule has a gradient, as under greater
+        return (None,) * len(weights)
+    return torch.autograd.grad(total, list(weights.values()), c, allow_unused=True)
 
 
 def _chunk(state: State, inputs: torch.Tensor, c: torch.Tensor, memory: float) -> int:
@@ -261,21 +267,8 @@ def segment(
     task: Task, network: Network, position: Position, steps: int, lr: float = 1.0
 ) -> tuple[Position, np.ndarray]:
     """The position after ``steps`` steps and the losses [steps + 1], float64; nothing else is kept."""
-    with fitting(task):
-        position = _begun(task, position)
-        losses = [position.loss]
-        for step in range(steps):
-            position, _ = _one_step(task, network, position, lr, step > 0)
-            losses.append(position.loss)
-    return position, torch.stack(losses).double().cpu().numpy()
-
-
-def _begun(task: Task | Lanes, position: Position) -> Position:
-    """The position with its loss and gradient."""
-    if position.loss is not None:
-        return position
-    loss, g = value_and_gradient(task, position.theta, position.step)
-    return dataclasses.replace(position, loss=loss, gradient=g)
+    position, losses, _, _ = advance(task, network, position, steps, lr, keep=False)
+    return position, losses.double().cpu().numpy()
 
 
 def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:

@@ -21,7 +21,7 @@ from interchange.search import ENGINES, Engine, Task, child, find_engine
 from interchange.search.child import run_engine
 from interchange.search.samples import Sequences, choose_rows, row_values
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "torch_impl", "tf_impl")
 BEGIN = "import os, sys, time, dataclasses\ndef search(task, report):\n"
 FOUND = "    report(['1.0 * a', 'b'])\n"

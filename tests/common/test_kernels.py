@@ -170,7 +170,7 @@ def test_a_fork_starts_threads_of_its_own():
     """The parent's are not in it: waiting for them would be for ever."""
     code = """
 import os, signal
-from tests.unit.test_kernels import Case
+from tests.common.test_kernels import Case
 case = Case("rp_s", "float32", 4000, steps=2)
 case.kernel._threads = lambda work, threads: threads
 expected = case.gradient(3)

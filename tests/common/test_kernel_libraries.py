@@ -65,7 +65,7 @@ def test_without_a_compiler_there_is_a_reason_and_a_remedy(cache, tmp_path):
     assert "false cannot compile pool: exit 1" in _said(ASK, CC="false", **given)
     assert _said(ASK, L2O_KERNELS="0", **given) == "turned off by L2O_KERNELS=0"
     assert not list(tmp_path.glob("**/*.so"))
-    made = "from tests.unit.test_kernels import *; print(kernels.kernel(TEACHERS['dm'], 'float32'))"
+    made = "from tests.common.test_kernels import *; print(kernels.kernel(TEACHERS['dm'], 'float32'))"
     assert _said(made, L2O_KERNELS="0", PYTHONPATH=str(ROOT)) == "None"
 
 

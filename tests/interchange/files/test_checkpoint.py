@@ -19,7 +19,7 @@ from interchange.files.reader import Tree, VersionError
 from interchange.files.schema import CHECKPOINT
 from interchange.inspect import __main__ as inspect
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def arrays(step=0):

@@ -24,7 +24,7 @@ from interchange.search import Task, julia, pysr
 from interchange.search.child import run_engine
 from interchange.search.standard import standardised
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 COLUMNS = ("g", "ema(g, 0.9)")
 REASON = pysr.missing()
 SPEC = importlib.util.find_spec("pysr")

@@ -12,7 +12,7 @@ from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
-from tests.impl.test_optimizers import every_optimizer, feed, gradients, parameters  # noqa: E402
+from tests.torch_impl.test_optimizers import every_optimizer, feed, gradients, parameters  # noqa: E402
 from torch_impl.optimizers.base import CoordinateOptimizer  # noqa: E402
 from torch_impl.optimizers.optimizers import NonFiniteError, SymbolicOptimizer  # noqa: E402
 

@@ -20,7 +20,7 @@ from interchange.files.weights import SHIPPED, Teacher, load_weights, save_weigh
 from interchange.inspect import __main__ as inspect
 from interchange.meta.config import TrainConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("name", TEACHERS)
