@@ -228,7 +228,7 @@ def test_a_thousand_steps_agree_with_torch(expressions, dtype, tolerance):
     rng = np.random.default_rng(5)
     g = (rng.normal(size=(1000, 24)) * 10.0 ** rng.uniform(-6, 0.5, size=24)).astype(dtype)
     g[rng.random(g.shape) < 0.1] = 0.0
-    ours, theirs = (impl.features.FeatureStream(expressions) for impl in (tf_impl, torch_impl))
+    ours, theirs = (impl.networks.features.FeatureStream(expressions) for impl in (tf_impl, torch_impl))
     step = tf.function(ours.step)
     one, other = ours.initial_state(tf.constant(g[0])), theirs.initial_state(torch.from_numpy(g[0]))
     for s, row in enumerate(g):
@@ -270,7 +270,7 @@ def test_lowered_rules_equal_their_evaluation():
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_rule_networks_agree_with_torchs(dtype):
-    ours, theirs = (impl.symbolic.RuleNetwork(RNNPROP) for impl in (tf_impl, torch_impl))
+    ours, theirs = (impl.networks.rule.RuleNetwork(RNNPROP) for impl in (tf_impl, torch_impl))
     assert list(ours.weights) == list(theirs.weights)
     assert all(w.dtype == tf.float64 and w.shape == () for w in ours.weights.values())
     assert ours.rates == theirs.rates

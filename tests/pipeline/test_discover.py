@@ -107,7 +107,7 @@ def test_cores_and_time_are_shared_out_among_restarts(recording, monkeypatch):
         searching.search_all([task] * count, dataclasses.replace(config, threads=threads))
         assert seen == [(each, share * task.time, -(-1000 // count))] * count
     seen.clear()
-    monkeypatch.setattr("interchange.distill.run.check_cluster", lambda name: None)
+    monkeypatch.setattr("interchange.distill.config.check_cluster", lambda name: None)
     config = dataclasses.replace(config, threads=2, cluster="dask:tcp://there:8786")
     searching.search_all([task] * 8, config)
     assert seen == [(2, task.time, 1000)] * 8  # machines of their own

@@ -29,7 +29,8 @@ def test_a_python_example_runs(block, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("module", "words"), COMMANDS)
 def test_a_command_is_one_its_program_takes(module, words, monkeypatch):
-    main = importlib.import_module(module).main
+    folder = importlib.util.find_spec(module).submodule_search_locations
+    main = importlib.import_module(f"{module}.__main__" if folder else module).main
     taken = []
 
     def stand_in(cls, body, argv, **keywords):
@@ -43,7 +44,7 @@ def test_a_command_is_one_its_program_takes(module, words, monkeypatch):
         return 0
 
     shared = re.sub("^(torch|tf)_impl", "interchange.commands", module)
-    home = next(name for name in (f"{module}_command", shared, module) if importlib.util.find_spec(name))
+    home = shared if importlib.util.find_spec(shared) and shared != module else main.__module__
     monkeypatch.setattr(importlib.import_module(home), "run_command", stand_in)
     assert main(shlex.split(words, comments=True)) == 0
     assert taken

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from interchange.rule.__main__ import main
 from interchange.rule.diagnose import descent, difference, domain_scan
-from interchange.rule.rule import Rule, main
+from interchange.rule.rule import Rule
 
 
 def rule(text: str, **constants: float) -> Rule:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from interchange.rule.__main__ import main
 from interchange.rule.front import read_front, write_front
-from interchange.rule.rule import Rule, RuleError, main, zero_update
+from interchange.rule.rule import Rule, RuleError, zero_update
 
 FEATURES = {
     "m_tilde": "ema_hat(g, 0.95) / (sqrt(ema_hat(square(g), 0.95)) + 1e-12)",
