@@ -12,12 +12,13 @@ import tensorflow as tf
 from common.metrics import DIVERGED
 from common.tables.teachers import TeacherRow
 from interchange.backend import Trained
+from interchange.meta.rule_weights import KINDS
 from interchange.rule.rule import Rule
 from tf_impl.loops import borrowed
 from tf_impl.meta.trainer import Learner
 from tf_impl.meta.unroll import Network, mean_figure
 from tf_impl.meta.workers import join
-from tf_impl.networks.rule import KINDS, RuleNetwork
+from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
 from tf_impl.rollout import descend, leaves, rollout_job

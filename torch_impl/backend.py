@@ -11,12 +11,13 @@ import torch
 from common.metrics import DIVERGED
 from common.tables.teachers import TeacherRow
 from interchange.backend import Trained
+from interchange.meta.rule_weights import KINDS
 from interchange.rule.rule import Rule
 from torch_impl import rollout
 from torch_impl.meta.trainer import Learner
 from torch_impl.meta.unroll import Network, mean_figure
 from torch_impl.meta.workers import join
-from torch_impl.networks.rule import KINDS, RuleNetwork
+from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
 from torch_impl.rollout import rollout_job

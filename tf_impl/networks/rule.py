@@ -1,17 +1,14 @@
 """Rules as TensorFlow code: one pure step, and a network with trainable constants."""
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from common.errors import L2OError
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
-from interchange.rule.decay import split
+from interchange.meta.rule_weights import RuleWeights
 from interchange.rule.rule import Rule
 from tf_impl.networks.compiled import Compiled
 from tf_impl.networks.features import FeatureStream
@@ -19,24 +16,19 @@ from tf_impl.networks.lowering import Lanewise, Lowered
 from tf_impl.networks.operators import as_tensor
 from tf_impl.tensors import State, Weights, to_tensor
 
-KINDS = ("matrix", "kernel", "vector")  # of dense layers, of convolutions, all other tensors
-
 
 def lower(rule: Rule) -> Lowered:
     """The whole rule over the raw gradient ``g``, features inlined; its output is before ``scale``."""
     return Lowered(compile_program([rule.inlined()]))
 
 
-class RuleNetwork:
+class RuleNetwork(RuleWeights):
     """A rule with its constants as trainable weights, in the shape meta-training asks for.
 
-    The features are outside the meta-gradient, as a teacher's are (first order). A decay b is held as
-    its logit, so that it stays in (0, 1); every weight is a float64 variable, 0-dim but for ``kinds``.
+    The features are outside the meta-gradient, as a teacher's are (first order).
 
     Args:
-        problems: each gets a weight more, the logarithm of a factor on the update there (``settle``): what a
-            comparison tunes anyway, so that rules are judged at the best of it.
-        kinds: constants, but for decays and weight decay, are one for each of ``KINDS``, [3].
+        problems, kinds: as for ``RuleWeights``.
 
     Raises:
         L2OError: a feature has no definition over ``g``, or the rule reads ``theta`` but for weight decay.
@@ -45,78 +37,25 @@ class RuleNetwork:
     def __init__(
         self, rule: Rule, device: str = "cpu", problems: Sequence[str] = (), kinds: bool = False
     ) -> None:
-        tree, self._decay = split(rule)
-        body = compile_program([tree])
+        super().__init__(rule, problems, kinds)
+        body = compile_program([self.tree])
         read = [name for name in body.inputs if name not in rule.constants and name != "t"]
-        missing = [name for name in read if name != "g" and rule.features.get(name) is None]
-        if missing:
-            raise L2OError(
-                f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g; add it to 'features'"
-            )
-        self.rule, self._problem, self._kinds = rule, "", kinds
-        self._place: Any = None
-        self.features = FeatureStream({name: rule.features.get(name) or "g" for name in read})
+        self.features = FeatureStream(self.check_features(read))
         self._body = Lanewise(body)
         # By the number of rows: theta is the last where there is weight decay.
         self._compiled = {len(read): Compiled(body, read)}
         if self._decay:
-            shrunk = ex.call("sub", tree, ex.call("mul", ex.name(self._decay), ex.name("theta")))
+            shrunk = ex.call("sub", self.tree, ex.call("mul", ex.name(self._decay), ex.name("theta")))
             self._compiled[len(read) + 1] = Compiled(compile_program([shrunk]), [*read, "theta"])
-        self._decays = frozenset(rule.decay_constants)
         with tf.device(device):
             self.weights: Weights = {
-                name: tf.Variable(self._start(name, value), dtype=tf.float64)
-                for name, value in (rule.constants | dict.fromkeys(map(_factor, problems), 0.0)).items()
+                name: tf.Variable(value, dtype=tf.float64) for name, value in self.starts.items()
             }
-        # Adam's steps have the size of the learning rate; so they are relative to each constant's own.
-        self.rates = {
-            name: 1.0 if name in self._decays else max(abs(value), 1e-3)
-            for name, value in rule.constants.items()
-        } | dict.fromkeys(map(_factor, problems), 1.0)
-        self._initial = {name: float(tf.reshape(w, [-1])[0]) for name, w in self.weights.items()}
         self._step = tf.function(self._one_step)
-
-    def _start(self, name: str, value: float) -> Any:
-        if name in self._decays:
-            return math.log(value / (1.0 - value))
-        return (
-            [value] * len(KINDS)
-            if self._kinds and name in self.rule.constants and name != self._decay
-            else value
-        )
-
-    @property
-    def scale(self) -> float:
-        """The rule's, times the factor of the problem it is settled on."""
-        factor = self.weights.get(_factor(self._problem))
-        return self.rule.scale * (1.0 if factor is None else math.exp(float(factor)))
-
-    @property
-    def together(self) -> bool:
-        """Several optimizees may run as one: nothing depends on the problem or the kind of a tensor."""
-        return not self._kinds and not any(name not in self.rule.constants for name in self.weights)
-
-    @property
-    def lanewise(self) -> bool:
-        """``abreast`` is there: with constants by the kind of a tensor it is not."""
-        return not self._kinds
 
     def abreast(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "RulesAbreast":
         """The rule in lanes of optimizees of the problem it is settled on, with the given weights of each."""
-        factor = _factor(self._problem)
-        return RulesAbreast(self, weights, factor if factor in self.weights else "", bool(self._decay))
-
-    def settle(self, task: Any) -> None:
-        """Take the factor of the task's problem, where there is one, and the kinds of its tensors."""
-        instance = getattr(task, "instance", None)
-        self._problem = "" if instance is None else instance.problem.name
-        if self._kinds:
-            self._place = kinds_of(task.shapes)
-
-    @property
-    def shrink(self) -> float:
-        """Decoupled weight decay, 0.0 for a rule without."""
-        return float(self.weights[self._decay]) if self._decay else 0.0
+        return RulesAbreast(self, weights, self.factor, bool(self._decay))
 
     def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
         """Inputs [1, N] beside the features: theta for weight decay, the number of the kind for ``kinds``."""
@@ -173,8 +112,7 @@ class RuleNetwork:
 
     def constants(self, weights: Mapping[str, Any], lane: int = 0) -> dict[str, float]:
         """The numbers of the rule that weights stand for, those of one lane where they are [lane, ...]."""
-        values = {n: float(np.reshape(weights[n], -1)[lane]) for n in self.rule.constants}
-        return {n: 1.0 / (1.0 + math.exp(-v)) if n in self._decays else v for n, v in values.items()}
+        return self.constants_of({n: float(np.reshape(weights[n], -1)[lane]) for n in self.rule.constants})
 
     def _one_step(
         self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: tf.Tensor
@@ -205,25 +143,6 @@ class RuleNetwork:
 
     def _values(self, weights: Weights) -> Weights:
         return {n: tf.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
-
-    def tuned(self, weights: Mapping[str, np.ndarray], kind: int = 0) -> Rule:
-        """The rule with the constants these weights stand for; its scale takes the factors' geometric mean.
-
-        Args:
-            kind: number in ``KINDS`` of the tensors the constants are for.
-        """
-        weights = {n: np.asarray(w)[kind] if np.ndim(w) else w for n, w in weights.items()}
-        moved = {
-            n: tf.convert_to_tensor(w, tf.float64)
-            for n, w in weights.items()
-            if n in self.rule.constants and w != self._initial[n]
-        }
-        values = {name: float(value) for name, value in self._values(moved).items()}
-        edge = 1e-9  # a logit far out rounds to a decay of 0 or 1
-        inside = {n: min(max(values[n], edge), 1.0 - edge) for n in values if n in self._decays}
-        factors = [float(w) for n, w in weights.items() if n not in self.rule.constants]
-        scale = self.rule.scale * math.exp(math.fsum(factors) / max(1, len(factors)))
-        return dataclasses.replace(self.rule.with_constants(values | inside), scale=scale)
 
 
 class RulesAbreast:
@@ -265,14 +184,3 @@ class RulesAbreast:
         if self._factor is not None:
             out = out * tf.cast(self._factor, out.dtype)
         return tf.reshape(out, [-1]), network
-
-
-def kinds_of(shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """For every coordinate of the flat vector the number in ``KINDS`` of its tensor, [N]."""
-    numbers = [{2: 0, 4: 1}.get(len(shape), 2) for shape in shapes]
-    return np.repeat(numbers, [int(np.prod(shape)) for shape in shapes])
-
-
-def _factor(problem: str) -> str:
-    """The name of a problem's weight; no constant can have it."""
-    return f"factor/{problem}"

@@ -1,0 +1,137 @@
+"""What is trained of a rule: its constants, in the form they are trained in."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from common.errors import L2OError
+from interchange.backend import Task
+from interchange.rule.decay import split
+from interchange.rule.rule import Rule
+
+KINDS = ("matrix", "kernel", "vector")  # of dense layers, of convolutions, all other tensors
+
+
+class RuleWeights:
+    """The weights of a rule's network, but for its tensors.
+
+    A decay b is held as its logit, so that it stays in (0, 1); weights are float64, 0-dim but for ``kinds``.
+
+    Args:
+        problems: each gets a weight more, the logarithm of a factor on the update there (``settle``): what a
+            comparison tunes anyway, so that rules are judged at the best of it.
+        kinds: constants, but for decays and weight decay, are one for each of ``KINDS``, [3].
+
+    Attributes:
+        weights: by name, the backend's tensors, made of ``starts``.
+        rates: weight name -> factor on the meta learning rate. Adam's steps have the size of the learning
+            rate; so they are relative to each constant's own.
+
+    Raises:
+        L2OError: a feature has no definition over ``g``, or the rule reads ``theta`` but for weight decay.
+    """
+
+    weights: dict[str, Any]
+
+    def __init__(self, rule: Rule, problems: Sequence[str] = (), kinds: bool = False) -> None:
+        self.tree, self._decay = split(rule)
+        self.rule, self._problem, self._kinds = rule, "", kinds
+        self._place: np.ndarray | None = None
+        self._decays = frozenset(rule.decay_constants)
+        factors = dict.fromkeys(map(_factor, problems), 0.0)
+        self.starts = {name: self._start(name, value) for name, value in (rule.constants | factors).items()}
+        self.rates = {
+            name: 1.0 if name in self._decays else max(abs(value), 1e-3)
+            for name, value in rule.constants.items()
+        } | dict.fromkeys(factors, 1.0)
+
+    def check_features(self, names: Sequence[str]) -> dict[str, Any]:
+        """Expressions over ``g`` of the features called ``names``."""
+        missing = [name for name in names if name != "g" and self.rule.features.get(name) is None]
+        if missing:
+            raise L2OError(
+                f"rule {self.rule.name!r}: feature {missing[0]!r} has no definition over g; add it to "
+                "'features'"
+            )
+        return {name: self.rule.features.get(name) or "g" for name in names}
+
+    def _start(self, name: str, value: float) -> float | list[float]:
+        if name in self._decays:
+            return math.log(value / (1.0 - value))
+        several = self._kinds and name in self.rule.constants and name != self._decay
+        return [value] * len(KINDS) if several else value
+
+    @property
+    def scale(self) -> float:
+        """The rule's, times the factor of the problem it is settled on."""
+        factor = self.weights.get(_factor(self._problem))
+        return self.rule.scale * (1.0 if factor is None else math.exp(float(factor)))
+
+    @property
+    def factor(self) -> str:
+        """The name of the weight of the problem it is settled on, "" without."""
+        name = _factor(self._problem)
+        return name if name in self.weights else ""
+
+    @property
+    def together(self) -> bool:
+        """Several optimizees may run as one: nothing depends on the problem or the kind of a tensor."""
+        return not self._kinds and not any(name not in self.rule.constants for name in self.weights)
+
+    @property
+    def lanewise(self) -> bool:
+        """``abreast`` is there: with constants by the kind of a tensor it is not."""
+        return not self._kinds
+
+    def settle(self, task: Task) -> None:
+        """Take the factor of the task's problem, where there is one, and the kinds of its tensors."""
+        instance = getattr(task, "instance", None)
+        self._problem = "" if instance is None else instance.problem.name
+        if self._kinds:
+            self._place = kinds_of(task.shapes)
+
+    @property
+    def shrink(self) -> float:
+        """Decoupled weight decay, 0.0 for a rule without."""
+        return float(self.weights[self._decay]) if self._decay else 0.0
+
+    def decay_of(self, weight: float) -> float:
+        """The decay b whose logit a weight is."""
+        return 1.0 / (1.0 + math.exp(-weight)) if weight > -700.0 else math.exp(weight)  # exp overflows
+
+    def constants_of(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """The numbers of the rule that weights, one number each, stand for."""
+        return {
+            name: self.decay_of(weights[name]) if name in self._decays else weights[name]
+            for name in self.rule.constants
+        }
+
+    def tuned(self, weights: Mapping[str, np.ndarray], kind: int = 0) -> Rule:
+        """The rule with the constants these weights stand for; its scale takes the factors' geometric mean.
+
+        Args:
+            kind: number in ``KINDS`` of the tensors the constants are for.
+        """
+        numbers = {n: float(np.asarray(w)[kind] if np.ndim(w) else w) for n, w in weights.items()}
+        starts = {n: v[0] if isinstance(v, list) else v for n, v in self.starts.items()}
+        moved = {n: v for n, v in numbers.items() if n in self.rule.constants and v != starts[n]}
+        edge = 1e-9  # a logit far out rounds to a decay of 0 or 1
+        for name in moved.keys() & self._decays:
+            moved[name] = min(max(self.decay_of(moved[name]), edge), 1.0 - edge)
+        factors = [v for n, v in numbers.items() if n not in self.rule.constants]
+        scale = self.rule.scale * math.exp(math.fsum(factors) / max(1, len(factors)))
+        return dataclasses.replace(self.rule.with_constants(moved), scale=scale)
+
+
+def kinds_of(shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """For every coordinate of the flat vector the number in ``KINDS`` of its tensor, [N]."""
+    numbers = [{2: 0, 4: 1}.get(len(shape), 2) for shape in shapes]
+    return np.repeat(numbers, [int(np.prod(shape)) for shape in shapes])
+
+
+def _factor(problem: str) -> str:
+    """The name of a problem's weight; no constant can have it."""
+    return f"factor/{problem}"
