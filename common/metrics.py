@@ -78,7 +78,7 @@ def r2(target: np.ndarray, prediction: np.ndarray) -> float:
     return 1.0 - sse / float(np.sum(np.square(target - target.mean())))
 
 
-def figure(losses: np.ndarray, horizon: int, window: int = 20) -> float:
+def loss_at(losses: np.ndarray, horizon: int, window: int = 20) -> float:
     """The loss at step ``horizon``: mean of the ``window`` mini-batch losses before it.
 
     Args:
@@ -277,7 +277,7 @@ def _figure_of(row: Any, horizon: int, window: int) -> float:
     lost = str(_field(row, "outcome", "")).startswith((DIVERGED, FAILED))
     if lost and len(losses) <= horizon:
         return math.inf
-    return figure(losses, horizon, window)
+    return loss_at(losses, horizon, window)
 
 
 _REQUIRED = object()

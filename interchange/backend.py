@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from common.data.coordinates import Subset
-from common.metrics import DIVERGED, figure
+from common.metrics import DIVERGED, loss_at
 
 if TYPE_CHECKING:
     from common.tables.baselines import Spec
@@ -56,7 +56,7 @@ class Trained(Rollout):
     @property
     def loss(self) -> float:
         """The loss at the end: the mean of the last 20, inf where it diverged."""
-        return math.inf if self.outcome == DIVERGED else figure(self.losses, len(self.losses))
+        return math.inf if self.outcome == DIVERGED else loss_at(self.losses, len(self.losses))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -179,7 +179,7 @@ class Learner(Protocol):
     def position_from(self, step: int, t: int, arrays: Arrays) -> Position:
         """The inverse of ``position_arrays``; there may be other arrays among them."""
 
-    def mean_figure(self, tasks: Iterable[Task], steps: int) -> float:
+    def mean_loss_at(self, tasks: Iterable[Task], steps: int) -> float:
         """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
 
     def table_task(self, config: Any, stream: str, number: int, problem: str = "") -> Task:
@@ -243,7 +243,7 @@ class Backend(Protocol):
     def table_task(self, config: Any, stream: str, number: int, split: Any = "meta_train") -> Task:
         """Optimizee ``number`` of a stream of seeds, as a command's configuration describes it."""
 
-    def mean_figure(self, tasks: Iterable[Task], network: Network, steps: int) -> float:
+    def mean_loss_at(self, tasks: Iterable[Task], network: Network, steps: int) -> float:
         """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
 
     def trace(

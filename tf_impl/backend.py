@@ -16,7 +16,7 @@ from interchange.meta.rule_weights import KINDS
 from interchange.rule.rule import Rule
 from tf_impl.loops import borrowed
 from tf_impl.meta.trainer import Learner
-from tf_impl.meta.unroll import Network, mean_figure
+from tf_impl.meta.unroll import Network, mean_loss_at
 from tf_impl.meta.workers import join
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.teacher import TeacherNetwork
@@ -37,7 +37,7 @@ __all__ = [
     "fit",
     "join",
     "load_source",
-    "mean_figure",
+    "mean_loss_at",
     "rollout_job",
     "rule_network",
     "stepper",

@@ -15,7 +15,7 @@ from interchange.meta.rule_weights import KINDS
 from interchange.rule.rule import Rule
 from torch_impl import rollout
 from torch_impl.meta.trainer import Learner
-from torch_impl.meta.unroll import Network, mean_figure
+from torch_impl.meta.unroll import Network, mean_loss_at
 from torch_impl.meta.workers import join
 from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.teacher import TeacherNetwork
@@ -36,7 +36,7 @@ __all__ = [
     "fit",
     "join",
     "load_source",
-    "mean_figure",
+    "mean_loss_at",
     "rollout_job",
     "rule_network",
     "stepper",

@@ -58,7 +58,7 @@ class RuleCode:
         for name, kinds in {
             "step": [number, *[pointer] * 7, ctypes.c_int],
             "roll": [number, number, number, *[pointer] * 5, real, pointer, ctypes.c_int],
-            "pull": [number, number, *[pointer] * 4, real, pointer, pointer, ctypes.c_int],
+            "vjp": [number, number, *[pointer] * 4, real, pointer, pointer, ctypes.c_int],
         }.items():
             if hasattr(library, name):
                 getattr(library, name).argtypes = kinds
@@ -128,7 +128,7 @@ class RuleCode:
             )
         )  # fmt: skip
 
-    def pull(
+    def vjp(
         self,
         n: int,
         steps: int,
@@ -148,7 +148,7 @@ class RuleCode:
         """
         found = np.zeros(count)
         self._good(
-            self._library.pull(
+            self._library.vjp(
                 n, steps, x, c, addresses(start), _numbers(constants), before, found.ctypes.data,
                 build.share_out(), self._threads(n * steps * (1 + count), threads),
             )

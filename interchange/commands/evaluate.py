@@ -24,14 +24,14 @@ from common.tables.baselines import parse_specs
 from common.tables.suites import Entry, entries
 from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig
-from interchange.evaluation.grid import Pool, Tested, course, figure_or_inf, run_grid
+from interchange.evaluation.grid import Pool, Tested, course, loss_at_or_inf, run_grid
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Source, Task
     from interchange.files.results import EvaluationRow
 
-__all__ = ["evaluate", "figure_or_inf", "folder_of", "main", "time_optimizers"]
+__all__ = ["evaluate", "folder_of", "loss_at_or_inf", "main", "time_optimizers"]
 
 _LOG = logging.getLogger(__name__)
 _HORIZONS = (200,)

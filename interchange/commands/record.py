@@ -154,7 +154,7 @@ def _network(
         return None, {"g": "g"}
     if isinstance(loaded, Rule):
         network, given = backend.rule_network(loaded, config.device), loaded.features
-        if network.shrink:
+        if network.weight_decay:
             raise L2OError(
                 f"{config.source}: expected a rule over gradient features, got one with weight decay, which "
                 "reads theta; leave '- constant * theta' out"

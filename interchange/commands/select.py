@@ -102,7 +102,7 @@ def _roll_out(rule: "Rule", numbers: range, config: SelectConfig, backend: "Back
     """The loss of one rule on each task; what the worker processes run."""
     network = backend.rule_network(rule, config.device)
     tasks = (backend.table_task(config, "validation", number) for number in numbers)
-    return [backend.mean_figure([task], network, config.steps) for task in tasks]
+    return [backend.mean_loss_at([task], network, config.steps) for task in tasks]
 
 
 def hopeful(figures: np.ndarray) -> list[int]:

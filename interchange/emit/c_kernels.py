@@ -80,7 +80,7 @@ def roll_source(program: Program, inputs: tuple[str, ...]) -> Source:
 
 
 @functools.lru_cache(maxsize=256)
-def pull_source(program: Program, inputs: tuple[str, ...], wrt: tuple[str, ...]) -> Source:
+def vjp_source(program: Program, inputs: tuple[str, ...], wrt: tuple[str, ...]) -> Source:
     """sum_t <c_t, d out_t / d constant> for the constants ``wrt``, from inputs [T, F, n]."""
     constants = _constants(program, inputs)
     rows = {name: f"in{k}[i]" for k, name in enumerate(inputs)}
@@ -111,7 +111,7 @@ def pull_source(program: Program, inputs: tuple[str, ...], wrt: tuple[str, ...])
     body = _body(step, used, final, "        ") + "    }\n"
     for k in of_output:
         body += f"    for (long i = 0; i < n; i++) found[{k}] += sum{k}[i];\n"
-    return _source(program, constants, step, head + body + "}\n", "rule_pull.h")
+    return _source(program, constants, step, head + body + "}\n", "rule_vjp.h")
 
 
 def _constants(program: Program, inputs: Sequence[str]) -> tuple[str, ...]:

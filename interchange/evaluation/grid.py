@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.metrics import FAILED, figure
+from common.metrics import FAILED, loss_at
 from common.run.cli import Progress
 from common.run.parallel import Run
 from common.tables.baselines import Spec
@@ -125,13 +125,13 @@ def tuning(
         )
         for text, k in places:
             grids[text].figures[k] = [
-                float(np.mean([figure_or_inf(results[c], h) for c in cells(text, k, h)])) for h in horizons
+                float(np.mean([loss_at_or_inf(results[c], h) for c in cells(text, k, h)])) for h in horizons
             ]
 
 
-def figure_or_inf(rollout: Any, horizon: int) -> float:
+def loss_at_or_inf(rollout: Any, horizon: int) -> float:
     """Loss at ``horizon`` (mean of the 20 losses before it); inf if the run did not get there."""
-    return float(figure(rollout.losses, horizon)) if len(rollout.losses) >= horizon else math.inf
+    return float(loss_at(rollout.losses, horizon)) if len(rollout.losses) >= horizon else math.inf
 
 
 class Pool:

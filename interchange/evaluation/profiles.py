@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import SummaryRow, figure, interval, number, smooth
+from common.metrics import SummaryRow, interval, loss_at, number, smooth
 from common.tables.baselines import BASELINES
 
 REACHED_AT = 0.8  # share of the horizon at which the best baseline's loss is the target
@@ -128,7 +128,7 @@ def target(rows: Sequence[SummaryRow], losses: Mapping[str, Sequence[np.ndarray]
     if math.isnan(chosen.validation):
         chosen = min(hand_made, key=lambda r: r.mean)
     runs = losses[chosen.optimizer]
-    goal = float(np.mean([figure(run, step, _WINDOW) for run in runs]))
+    goal = float(np.mean([loss_at(run, step, _WINDOW) for run in runs]))
     return goal if math.isfinite(goal) else math.nan
 
 

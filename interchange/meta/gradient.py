@@ -136,7 +136,7 @@ class MetaGradient:
             ends, found, total = [], [], {}
             unroll = getattr(self._learner, "imitation" if expert else _UNROLLS[self._schedule.estimator])
             for task, *rest in zip(chosen, positions, [steps] * len(live), drawn, strict=True):
-                self._learner.network.settle(task)
+                self._learner.network.bind(task)
                 end, losses, grads = unroll(task, *rest)
                 ends.append(None if grads is None else end)
                 if grads is not None:

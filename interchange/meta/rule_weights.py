@@ -21,7 +21,7 @@ class RuleWeights:
     A decay b is held as its logit, so that it stays in (0, 1); weights are float64, 0-dim but for ``kinds``.
 
     Args:
-        problems: each gets a weight more, the logarithm of a factor on the update there (``settle``): what a
+        problems: each gets a weight more, the logarithm of a factor on the update there (``bind``): what a
             comparison tunes anyway, so that rules are judged at the best of it.
         kinds: constants, but for decays and weight decay, are one for each of ``KINDS``, [3].
 
@@ -77,16 +77,16 @@ class RuleWeights:
         return name if name in self.weights else ""
 
     @property
-    def together(self) -> bool:
+    def tasks_batchable(self) -> bool:
         """Several optimizees may run as one: nothing depends on the problem or the kind of a tensor."""
         return not self._kinds and not any(name not in self.rule.constants for name in self.weights)
 
     @property
-    def lanewise(self) -> bool:
-        """``abreast`` is there: with constants by the kind of a tensor it is not."""
+    def weights_batchable(self) -> bool:
+        """``batched`` is there: with constants by the kind of a tensor it is not."""
         return not self._kinds
 
-    def settle(self, task: Task) -> None:
+    def bind(self, task: Task) -> None:
         """Take the factor of the task's problem, where there is one, and the kinds of its tensors."""
         instance = getattr(task, "instance", None)
         self._problem = "" if instance is None else instance.problem.name
@@ -94,7 +94,7 @@ class RuleWeights:
             self._place = kinds_of(task.shapes)
 
     @property
-    def shrink(self) -> float:
+    def weight_decay(self) -> float:
         """Decoupled weight decay, 0.0 for a rule without."""
         return float(self.weights[self._decay]) if self._decay else 0.0
 

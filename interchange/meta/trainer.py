@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
-from common.metrics import figure
+from common.metrics import loss_at
 from common.run.cli import Progress
 from common.run.runs import Interrupt, RunFolder
 from interchange.backend import Learner, Tasks
@@ -139,7 +139,7 @@ class Trainer:
         config, schedule, state = self.config, self.schedule, self.state
         losses = np.asarray(state.epoch_losses)
         row: dict[str, Any] = {"epoch": state.epoch}
-        row |= {"loss": figure(losses, len(losses)) if len(losses) else math.inf}
+        row |= {"loss": loss_at(losses, len(losses)) if len(losses) else math.inf}
         if expert := schedule.expert(state.epoch):
             row |= {"imitates": expert}
         if state.stage or schedule.low < schedule.high:

@@ -70,7 +70,7 @@ class Validation:
         for problem in schedule.problems:
             for steps in horizons:
                 tasks = (self._tasks("validation", k, problem) for k in mine)
-                figure = self._learner.mean_figure(tasks, steps) if mine else 0.0
+                figure = self._learner.mean_loss_at(tasks, steps) if mine else 0.0
                 figures.append(len(mine) / count * figure)
         figures = state.workers.total(figures).tolist()
         if not all(map(math.isfinite, figures)):

@@ -8,7 +8,7 @@ import pytest
 
 from common import kernels
 from common.kernels import build, rule
-from interchange.emit.c_kernels import pull_source, roll_source, step_source
+from interchange.emit.c_kernels import roll_source, step_source, vjp_source
 from interchange.language.compiler import compile_program
 from interchange.language.execute import initial_state, step
 from interchange.language.parse import parse
@@ -114,7 +114,7 @@ def test_derivatives_are_the_slopes_of_the_oracle(backend, text, n):
     program, x = made([text]), data(12, n, "float64")
     c = np.random.default_rng(1).normal(size=(7, n))
     state = unroll(program, x[:5], initial_state(program, (n,)), 0)[1]
-    found = backend.compiled(program, ("g", "theta")).pull(
+    found = backend.compiled(program, ("g", "theta")).vjp(
         backend.to(x[5:]), backend.to(c), [backend.to(a) for a in state], CONSTANTS, 5
     )
     assert set(found) == set(CONSTANTS) & set(program.inputs)
@@ -132,7 +132,7 @@ def test_float32_derivatives_are_those_of_float64_rounded(backend):
     for dtype in ("float64", "float32"):
         state = [backend.to(a) for a in initial_state(program, (300,), dtype)]
         code = backend.compiled(program, ("g", "theta"))
-        found.append(code.pull(*(backend.to(a.astype(dtype)) for a in (x, c)), state, CONSTANTS, 0))
+        found.append(code.vjp(*(backend.to(a.astype(dtype)) for a in (x, c)), state, CONSTANTS, 0))
     assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-3)
 
 
@@ -212,7 +212,7 @@ def test_threads_do_not_change_the_bits(monkeypatch):
         for source in (
             step_source(program),
             roll_source(program, ("g", "theta")),
-            pull_source(program, ("g", "theta"), wrt),
+            vjp_source(program, ("g", "theta"), wrt),
         )
     )
     seen = []
@@ -223,7 +223,7 @@ def test_threads_do_not_change_the_bits(monkeypatch):
         rolling.roll(
             n, x[0].ctypes.data, addresses(state), addresses(after), out.ctypes.data, values[1], 1, threads
         )
-        found = pulling.pull(n, 3, x.ctypes.data, c.ctypes.data, addresses(state), values[2], 0, 2, threads)
+        found = pulling.vjp(n, 3, x.ctypes.data, c.ctypes.data, addresses(state), values[2], 0, 2, threads)
         rows, sizes = [], (n - 1000, 0, 1000)
         for size in sizes:
             arrays = [np.ones(size, np.float32), np.full(size, 0.3, np.float32), np.zeros(1, np.float32)]

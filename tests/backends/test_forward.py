@@ -91,7 +91,7 @@ def digits(backend, dtype="float64"):
 def reverse(backend, task, network, at, steps, lr):
     """Losses of ``unroll``, and by loss the meta-gradient of one backward pass."""
     _, losses, gradients, inputs = backend.unroll.advance(task, network, at, steps, lr)
-    keep, found = backend.unroll.kept(network, lr), {}
+    keep, found = backend.unroll.decay_factor(network, lr), {}
     for loss in ("sum", "last"):
         c = lr * backend.unroll.cotangents(gradients, loss, keep)
         found[loss] = backend.unroll.meta_gradient(network, at.state, inputs, c)

@@ -136,7 +136,7 @@ def test_rules_run_side_by_side_too(backend):
 def test_dense_networks_are_computed_at_once_and_others_one_by_one(backend):
     def lanes(problem, count=3):
         settings = dataclasses.replace(config(), problem=problem)
-        return backend.lanes.Lanes(
+        return backend.lanes.BatchedTasks(
             [backend.problems.table_task(settings, "meta_train", k) for k in range(count)]
         )
 

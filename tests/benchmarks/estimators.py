@@ -24,7 +24,7 @@ from common.metrics import interval, number
 from interchange.commands.train import Run
 from interchange.meta.config import TrainConfig
 from torch_impl import train
-from torch_impl.meta.unroll import mean_figure
+from torch_impl.meta.unroll import mean_loss_at
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.tasks import table_task
 from torch_impl.tensors import DTYPES
@@ -59,7 +59,7 @@ def reached(run: Run, config: TrainConfig, starts: int, steps: int) -> float:
     network = TeacherNetwork(run.teacher, run.weights, dtype)
     unseen = dataclasses.replace(config, seed=0)
     tasks = (table_task(unseen, "test", k, "evaluation") for k in range(starts))
-    return mean_figure(tasks, network, steps)
+    return mean_loss_at(tasks, network, steps)
 
 
 def measure(config: TrainConfig, seconds: float, seeds: int, starts: int, steps: int) -> dict[str, Any]:

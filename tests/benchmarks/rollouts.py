@@ -23,7 +23,7 @@ from typing import Any
 
 from common.errors import L2OError
 from common.metrics import interval, number
-from interchange.commands.evaluate import figure_or_inf
+from interchange.commands.evaluate import loss_at_or_inf
 from interchange.commands.select import SelectConfig
 from interchange.evaluation.config import EvaluateConfig
 from interchange.rule.choice import shortest_within
@@ -102,7 +102,7 @@ def measure(pairs: Sequence[Pair], problem: str, options: argparse.Namespace) ->
         )
     losses: dict[str, list[float]] = {spec: [] for spec in specs}
     for row in sorted(rows, key=lambda row: row.seed):
-        losses[row.optimizer].append(figure_or_inf(row, options.steps))
+        losses[row.optimizer].append(loss_at_or_inf(row, options.steps))
     return losses
 
 

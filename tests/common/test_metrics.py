@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.metrics import figure, headline, interval, number, r2, smooth, summarise, t_quantile
+from common.metrics import headline, interval, loss_at, number, r2, smooth, summarise, t_quantile
 
 
 def run(optimizer="adam", seed=0, losses=(1.0, 2.0, 3.0, 4.0), **fields):
@@ -50,19 +50,19 @@ def test_r2_of_what_has_none():
 
 def test_figure_is_the_mean_of_the_last_losses_before_the_horizon():
     losses = np.arange(100.0)
-    assert figure(losses, 100) == 89.5  # 80..99
-    assert figure(losses, 50, window=4) == 47.5  # 46..49
-    assert figure(losses, 5) == 2.0  # shorter than the window
+    assert loss_at(losses, 100) == 89.5  # 80..99
+    assert loss_at(losses, 50, window=4) == 47.5  # 46..49
+    assert loss_at(losses, 5) == 2.0  # shorter than the window
     losses[60] = math.nan
-    assert figure(losses, 60) == 49.5
-    assert figure(losses, 61) == math.inf
-    assert figure(losses, 100) == math.inf  # outside the window, but it blew up
+    assert loss_at(losses, 60) == 49.5
+    assert loss_at(losses, 61) == math.inf
+    assert loss_at(losses, 100) == math.inf  # outside the window, but it blew up
 
 
 @pytest.mark.parametrize(("horizon", "window"), [(0, 20), (101, 20), (10, 0)])
 def test_figure_refuses(horizon, window):
     with pytest.raises(L2OError, match="expected at least"):
-        figure(np.arange(100.0), horizon, window)
+        loss_at(np.arange(100.0), horizon, window)
 
 
 def test_interval_by_hand():

@@ -197,7 +197,7 @@ def optax_file(given: Case) -> Gradient:
         return {name: np.array(grads[name]) for name in given.want}
 
 
-def torch_pull(given: Case) -> Gradient:
+def torch_vjp(given: Case) -> Gradient:
     """Compiled code in forward mode; by constants only."""
     import torch
 
@@ -206,13 +206,13 @@ def torch_pull(given: Case) -> Gradient:
     names = [name for name in given.inputs if name in given.program.inputs]
     x = torch.from_numpy(np.stack([given.inputs[name] for name in names], axis=1))
     state = [torch.zeros(x.shape[2], dtype=x.dtype) for _ in given.program.writes]
-    found = Compiled(given.program, names).pull(
+    found = Compiled(given.program, names).vjp(
         x, torch.from_numpy(given.weight), state, given.rule.constants, 0
     )
     return {name: np.float64(given.rule.scale * value) for name, value in found.items()}
 
 
-def tensorflow_pull(given: Case) -> Gradient:
+def tensorflow_vjp(given: Case) -> Gradient:
     import tensorflow as tf
 
     from tf_impl.networks.compiled import Compiled
@@ -220,7 +220,7 @@ def tensorflow_pull(given: Case) -> Gradient:
     names = [name for name in given.inputs if name in given.program.inputs]
     x = tf.constant(np.stack([given.inputs[name] for name in names], axis=1))
     state = [tf.zeros(x.shape[2], x.dtype) for _ in given.program.writes]
-    found = Compiled(given.program, names).pull(x, tf.constant(given.weight), state, given.rule.constants, 0)
+    found = Compiled(given.program, names).vjp(x, tf.constant(given.weight), state, given.rule.constants, 0)
     return {name: np.float64(given.rule.scale * value) for name, value in found.items()}
 
 
@@ -246,6 +246,6 @@ ROWS: dict[str, Row] = {
     "tensorflow lowered": Row(tensorflow_lowered, features=True, every=5),
     "tensorflow file": Row(tensorflow_file, every=5),
     "optax file": Row(optax_file, every=5),
-    "torch pull": Row(torch_pull, compiled=True),
-    "tensorflow pull": Row(tensorflow_pull, every=5, compiled=True),
+    "torch vjp": Row(torch_vjp, compiled=True),
+    "tensorflow vjp": Row(tensorflow_vjp, every=5, compiled=True),
 }

@@ -69,8 +69,8 @@ def test_losses_gradients_inputs_and_meta_gradients_agree(name, problem):
             close(got, expected, 1e-9, what)
         for loss in ("sum", "last"):
             for coordinates in (None, rng(0, "test").choice(recorded[1].shape[1], 50, replace=False)):
-                keep = torch_impl.meta.unroll.kept(network)
-                assert keep == tf_impl.meta.unroll.kept(other_network)
+                keep = torch_impl.meta.unroll.decay_factor(network)
+                assert keep == tf_impl.meta.unroll.decay_factor(other_network)
                 c = torch_impl.meta.unroll.cotangents(recorded[1], loss, keep)
                 other_c = tf_impl.meta.unroll.cotangents(other_recorded[1], loss, keep)
                 expected = torch_impl.meta.unroll.meta_gradient(

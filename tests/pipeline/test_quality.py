@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.metrics import figure
+from common.metrics import loss_at
 from common.tables.baselines import parse_spec
 from interchange.commands.record import RecordConfig
 from interchange.commands.select import SelectConfig
@@ -27,7 +27,7 @@ def loss_of(spec: str, multiplier: float) -> float:
     return float(
         np.mean(
             [
-                figure(rollout(source, multiplier, task(config, "test", n), STEPS).losses, STEPS)
+                loss_at(rollout(source, multiplier, task(config, "test", n), STEPS).losses, STEPS)
                 for n in range(5)
             ]
         )

@@ -79,7 +79,7 @@ def by_autograd(
         losses.append(task.loss(unflatten(theta, task.shapes), step))
         _, g = value_and_gradient(task, theta, step)
         x, state = network.inputs(g, state)
-        if network.shrink:  # of theta itself, which later losses see too
+        if network.weight_decay:  # of theta itself, which later losses see too
             x = torch.cat([x, theta[None]])
         out, hidden = network.step(weights, x, hidden, step + 1)
         theta = theta + lr * network.scale * out
@@ -98,7 +98,7 @@ def without_graph(
     memory: float = 0.0,
 ) -> dict[str, torch.Tensor]:
     _, _, gradients, inputs = unroll.advance(task, network, at, steps, lr)
-    c = unroll.cotangents(gradients, loss, unroll.kept(network, lr))
+    c = unroll.cotangents(gradients, loss, unroll.decay_factor(network, lr))
     return unroll.meta_gradient(network, at.state, inputs, lr * c, memory=memory)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import tensorflow as tf
 
 from common.errors import L2OError
-from tf_impl.meta.unroll import Network, Position, inputs_at, kept
+from tf_impl.meta.unroll import Network, Position, decay_factor, inputs_at
 from tf_impl.problems.tasks import Task, value_and_gradient
 
 
@@ -76,7 +76,7 @@ def _one_step(
     weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
     t = tf.constant(state.t, tf.float64)
     out, hidden, by_out, by_hidden = _along(network, weights, x, state.network, tangents.network, t)
-    by_theta = kept(network, lr) * tangents.theta + (lr * network.scale) * by_out
+    by_theta = decay_factor(network, lr) * tangents.theta + (lr * network.scale) * by_out
     theta = at.theta + (lr * network.scale) * out
     value, g = value_and_gradient(task, theta, at.step + 1)
     moved = Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), value, g)

@@ -83,18 +83,18 @@ def _step_back(
     weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
     by = (by_out, *by_state.features, *by_state.network)
     # A graph would keep what a network reads of itself: kinds of tensors, and whether there is weight decay.
-    fixed = network.together and not network.shrink
-    run = _compiled(network) if fixed else functools.partial(_pulled, network)
+    fixed = network.tasks_batchable and not network.weight_decay
+    run = _compiled(network) if fixed else functools.partial(_vjp_of_all, network)
     by_g, by_theta, features, hidden, pieces = run(tf.constant(at.state.t), *given, weights, by)
     return by_g, by_theta, State(at.state.t, features, hidden), pieces
 
 
 @functools.lru_cache(maxsize=2)
 def _compiled(network: Network) -> Callable[..., Any]:
-    return tf.function(functools.partial(_pulled, network))
+    return tf.function(functools.partial(_vjp_of_all, network))
 
 
-def _pulled(
+def _vjp_of_all(
     network: Network,
     t: tf.Tensor,
     g: tf.Tensor,

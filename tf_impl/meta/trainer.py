@@ -19,7 +19,7 @@ from tf_impl.meta import evolution, imitation, unroll
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.augment import ConvexTerm, RandomScaling
-from tf_impl.problems.batched import Lanes, divided, joined, kind
+from tf_impl.problems.batched import BatchedTasks, divided, joined, kind
 from tf_impl.problems.tasks import Task, table_task
 from tf_impl.tensors import DTYPES, State, device_of, on_host, to_numpy, to_tensor, view
 
@@ -79,13 +79,13 @@ class Learner:
         """The start of an epoch that imitates a rule of the gallery at a learning rate."""
         return imitation.start(task, self.network, expert, lr)
 
-    def mean_figure(self, tasks: Iterable[Task], steps: int) -> float:
+    def mean_loss_at(self, tasks: Iterable[Task], steps: int) -> float:
         """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
-        return unroll.mean_figure(tasks, self.network, steps)
+        return unroll.mean_loss_at(tasks, self.network, steps)
 
     def kind(self, task: Task) -> Any:
         """What optimizees have in common that can run at once with weights of their own; None if alone."""
-        return kind(task) if self.network.lanewise else None
+        return kind(task) if self.network.weights_batchable else None
 
     def run_halves(
         self, tasks: Sequence[Task], halves: Sequence[Half], steps: int, keep: bool
@@ -118,7 +118,7 @@ class Learner:
         if not _finite(losses, gradients, end.theta, end.gradient):
             return end, [], None
         c = self._cotangents(gradients, 1.0 if coordinates is None else coordinates.weights)
-        return end, losses[:-1].numpy().tolist(), self._pull(begin, inputs, c)
+        return end, losses[:-1].numpy().tolist(), self._vjp(begin, inputs, c)
 
     def first_order_batch(
         self,
@@ -129,9 +129,9 @@ class Learner:
         weigh: Callable[[list[float]], float],
     ) -> tuple[list[Any], list[list[float]], dict[str, tf.Tensor]] | None:
         """``first_order`` of several optimizees as one; None where these cannot be."""
-        if not self.network.together:
+        if not self.network.tasks_batchable:
             return None
-        lanes, position = Lanes(tasks), joined(positions)
+        lanes, position = BatchedTasks(tasks), joined(positions)
         index, counts = None, lanes.sizes
         if coordinates is not None:
             starts = np.cumsum([0, *lanes.sizes[:-1]])
@@ -161,14 +161,14 @@ class Learner:
             begin = unroll.chosen_state(begin, kept)
             inputs, gradients = tf.gather(inputs, kept, axis=2), tf.gather(gradients, kept, axis=1)
             factor = factor[kept]
-        return ends, found, self._pull(begin, inputs, self._cotangents(gradients, factor))
+        return ends, found, self._vjp(begin, inputs, self._cotangents(gradients, factor))
 
     def _cotangents(self, gradients: tf.Tensor, factor: float | np.ndarray) -> tf.Tensor:
         return unroll.cotangents(
-            gradients, self.config.loss, unroll.kept(self.network), factor=factor, reuse=True
+            gradients, self.config.loss, unroll.decay_factor(self.network), factor=factor, reuse=True
         )
 
-    def _pull(
+    def _vjp(
         self,
         state: State,
         inputs: tf.Tensor,
@@ -188,7 +188,7 @@ class Learner:
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
         if not _finite(losses, c):
             return end, [], None
-        grads = self._pull(position.state, inputs, c, coordinates)
+        grads = self._vjp(position.state, inputs, c, coordinates)
         return end, losses.numpy().tolist(), grads
 
     def second_order(

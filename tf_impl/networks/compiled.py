@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common.kernels import RuleCode, rule_code
 from common.machine import default_threads
-from interchange.emit.c_kernels import Source, pull_source, roll_source, step_source
+from interchange.emit.c_kernels import Source, roll_source, step_source, vjp_source
 from interchange.language.compiler import Program
 from tf_impl.tensors import on_host, view
 
@@ -54,7 +54,7 @@ class Compiled:
             )  # fmt: skip
         return out, after
 
-    def pull(
+    def vjp(
         self,
         x: tf.Tensor,
         c: tf.Tensor,
@@ -69,11 +69,11 @@ class Compiled:
             state: before the first step, after ``before`` steps.
         """
         wrt = tuple(name for name in constants if name in self._program.inputs)
-        code = self._code(x, state, lambda: pull_source(self._program, self._inputs, wrt))
+        code = self._code(x, state, lambda: vjp_source(self._program, self._inputs, wrt))
         if code is None or c.dtype != x.dtype or not wrt:
             return {} if code is not None and not wrt else None
         x, c, *start = (np.ascontiguousarray(view(a)) for a in (x, c, *state))
-        found = code.pull(
+        found = code.vjp(
             c.shape[1], len(c), x.ctypes.data, c.ctypes.data, _addresses(start),
             [constants[name] for name in code.constants], before, len(wrt), threads(),
         )  # fmt: skip

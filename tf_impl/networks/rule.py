@@ -53,14 +53,14 @@ class RuleNetwork(RuleWeights):
             }
         self._step = tf.function(self._one_step)
 
-    def abreast(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "RulesAbreast":
+    def batched(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "BatchedRules":
         """The rule in lanes of optimizees of the problem it is settled on, with the given weights of each."""
-        return RulesAbreast(self, weights, self.factor, bool(self._decay))
+        return BatchedRules(self, weights, self.factor, bool(self._decay))
 
     def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
         """Inputs [1, N] beside the features: theta for weight decay, the number of the kind for ``kinds``."""
         place = [tf.cast(self._place, theta.dtype)] if self._kinds else []
-        return [row[None] for row in ([theta] if self.shrink else []) + place]
+        return [row[None] for row in ([theta] if self.weight_decay else []) + place]
 
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N]."""
@@ -94,7 +94,7 @@ class RuleNetwork(RuleWeights):
             return self.step(self.weights, x, network, t)
         return tf.convert_to_tensor(found[0][0]), found[1]
 
-    def pull(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor] | None:
+    def vjp(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor] | None:
         """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none.
 
         Args:
@@ -103,7 +103,7 @@ class RuleNetwork(RuleWeights):
         if self._kinds:
             return None
         values = self.constants(self.weights)
-        found = self._compiled[inputs.shape[1]].pull(inputs, c, state.network, values, state.t)
+        found = self._compiled[inputs.shape[1]].vjp(inputs, c, state.network, values, state.t)
         if found is None:
             return None
         # A decay b is held as its logit, of which it moves by b (1 - b).
@@ -145,7 +145,7 @@ class RuleNetwork(RuleWeights):
         return {n: tf.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
 
 
-class RulesAbreast:
+class BatchedRules:
     """A rule with constants of its own in every lane of optimizees of one problem.
 
     Args:

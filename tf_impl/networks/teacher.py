@@ -28,7 +28,7 @@ class TeacherNetwork:
         state_dtype: of h and c between steps, ``dtype`` if None; arithmetic is in ``dtype``.
     """
 
-    together = True
+    tasks_batchable = True
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class TeacherNetwork:
     ) -> None:
         self.teacher, self.state_dtype = teacher, state_dtype or dtype
         self._narrow = self.state_dtype != dtype
-        self.scale, self.shrink = teacher.scale, 0.0
+        self.scale, self.weight_decay = teacher.scale, 0.0
         self.features = FeatureStream(teacher.expressions())
         with tf.device(device):
             self.weights: Weights = {
@@ -58,15 +58,15 @@ class TeacherNetwork:
         return kernel(self.teacher, self.state_dtype.name)
 
     @property
-    def lanewise(self) -> bool:
-        """``abreast`` is there: with compiled code."""
+    def weights_batchable(self) -> bool:
+        """``batched`` is there: with compiled code."""
         return self.compiled is not None
 
-    def abreast(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "TeachersAbreast":
+    def batched(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "BatchedTeachers":
         """The network in lanes of optimizees of one size, with the given weights of each."""
-        return TeachersAbreast(self, weights)
+        return BatchedTeachers(self, weights)
 
-    def settle(self, task: Any) -> None:
+    def bind(self, task: Any) -> None:
         """Nothing of a teacher depends on the problem."""
 
     def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
@@ -143,7 +143,7 @@ class TeacherNetwork:
         )  # fmt: skip
         return tf.convert_to_tensor(out), tuple(after)
 
-    def pull(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor] | None:
+    def vjp(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor] | None:
         """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none.
 
         Args:
@@ -170,7 +170,7 @@ class TeacherNetwork:
         return view(self._joined())
 
 
-class TeachersAbreast:
+class BatchedTeachers:
     """A teacher's network with weights of its own in every lane of optimizees of one size.
 
     Args:

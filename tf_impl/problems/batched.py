@@ -12,7 +12,7 @@ from tf_impl.problems.tasks import ProblemTask, Task, value_and_gradient
 from tf_impl.tensors import State
 
 
-class Lanes:
+class BatchedTasks:
     """Optimizees in lanes; what each does is what it does alone.
 
     Args:
@@ -46,10 +46,10 @@ def kind(task: Task) -> Any:
 
 
 def joined(positions: Sequence[Any], apart: bool = False) -> Any:
-    """Positions at one step as a single one, of ``Lanes``.
+    """Positions at one step as a single one, of ``BatchedTasks``.
 
     Args:
-        apart: the network's state gets a first axis for the lanes, as networks with ``abreast`` have it.
+        apart: the network's state gets a first axis for the lanes, as networks with ``batched`` have it.
     """
     first = positions[0]
     if first.loss is None:

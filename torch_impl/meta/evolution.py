@@ -8,7 +8,7 @@ import torch
 
 from interchange.backend import Arrays, Half
 from torch_impl.meta import unroll
-from torch_impl.problems.batched import Lanes, divided, joined
+from torch_impl.problems.batched import BatchedTasks, divided, joined
 from torch_impl.problems.tasks import Task
 from torch_impl.tensors import to_numpy, to_tensor
 from torch_impl.threads import fitting
@@ -20,12 +20,12 @@ def run_halves(
     """Rollouts with weights of their own: halves at once, a single one alone."""
     if len(halves) == 1:
         return [_run_half(network, tasks[0], halves[0], steps, keep)]
-    network.settle(tasks[0])
+    network.bind(tasks[0])
     starts = [
         unroll.start(task, network) if half.position is None else half.position
         for task, half in zip(tasks, halves, strict=True)
     ]
-    lanes, several = Lanes(tasks), network.abreast([half.weights for half in halves])
+    lanes, several = BatchedTasks(tasks), network.batched([half.weights for half in halves])
     with fitting(tasks[0]):  # as many threads as alone, so that processes with one make the same bits
         end, losses = unroll.segment(lanes, several, joined(starts, apart=True), steps)
     ends = divided(end, lanes.sizes, apart=True) if keep else [None] * len(halves)
@@ -36,7 +36,7 @@ def _run_half(
     network: unroll.Network, task: Task, half: Half, steps: int, keep: bool
 ) -> tuple[Any, np.ndarray]:
     put(network, half.weights)
-    network.settle(task)
+    network.bind(task)
     start = unroll.start(task, network) if half.position is None else half.position
     position, losses = unroll.segment(task, network, start, steps)
     return position if keep else None, losses

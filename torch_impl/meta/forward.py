@@ -10,7 +10,7 @@ import dataclasses
 import torch
 
 from common.errors import L2OError
-from torch_impl.meta.unroll import Network, Position, inputs_at, kept
+from torch_impl.meta.unroll import Network, Position, decay_factor, inputs_at
 from torch_impl.problems.tasks import Task, value_and_gradient
 
 
@@ -92,7 +92,7 @@ def _one_step(
         out, hidden = step(values, state.network)
         directions = torch.eye(len(names), dtype=torch.float64, device=x.device).unbind(1)
         by_out, by_hidden = torch.func.vmap(along)(directions, tangents.network)
-        by_theta = kept(network, lr) * tangents.theta + (lr * network.scale) * by_out
+        by_theta = decay_factor(network, lr) * tangents.theta + (lr * network.scale) * by_out
         theta = at.theta + (lr * network.scale) * out
     value, g = value_and_gradient(task, theta, at.step + 1)
     moved = Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), value, g)

@@ -18,7 +18,7 @@ from torch_impl.meta import evolution, imitation, unroll
 from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.augment import ConvexTerm, RandomScaling
-from torch_impl.problems.batched import Lanes, divided, joined, kind
+from torch_impl.problems.batched import BatchedTasks, divided, joined, kind
 from torch_impl.problems.tasks import Task, table_task
 from torch_impl.tensors import DTYPES, State, device_of, to_numpy, to_tensor
 from torch_impl.threads import fitting
@@ -73,13 +73,13 @@ class Learner:
         """The start of an epoch that imitates a rule of the gallery at a learning rate."""
         return imitation.start(task, self.network, expert, lr)
 
-    def mean_figure(self, tasks: Iterable[Task], steps: int) -> float:
+    def mean_loss_at(self, tasks: Iterable[Task], steps: int) -> float:
         """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
-        return unroll.mean_figure(tasks, self.network, steps)
+        return unroll.mean_loss_at(tasks, self.network, steps)
 
     def kind(self, task: Task) -> Any:
         """What optimizees have in common that can run at once with weights of their own; None if alone."""
-        return kind(task) if self.network.lanewise else None
+        return kind(task) if self.network.weights_batchable else None
 
     def run_halves(
         self, tasks: Sequence[Task], halves: Sequence[Half], steps: int, keep: bool
@@ -120,7 +120,7 @@ class Learner:
         c = self._cotangents(
             gradients, 1.0 if coordinates is None else gradients.new_tensor(coordinates.weights)
         )
-        return end, losses[:-1].tolist(), self._pull(begin, inputs, c)
+        return end, losses[:-1].tolist(), self._vjp(begin, inputs, c)
 
     def first_order_batch(
         self,
@@ -131,15 +131,15 @@ class Learner:
         weigh: Callable[[list[float]], float],
     ) -> tuple[list[Any], list[list[float]], dict[str, torch.Tensor]] | None:
         """``first_order`` of several optimizees as one; None where these cannot be."""
-        if not self.network.together:
+        if not self.network.tasks_batchable:
             return None
-        lanes = Lanes(tasks)
+        lanes = BatchedTasks(tasks)
         with fitting(lanes):
             return self._side_by_side(lanes, positions, steps, coordinates, weigh)
 
     def _side_by_side(
         self,
-        lanes: Lanes,
+        lanes: BatchedTasks,
         positions: list[unroll.Position],
         steps: int,
         coordinates: list[Subset] | None,
@@ -175,14 +175,14 @@ class Learner:
             kept = torch.isfinite(factor).nonzero()[:, 0]
             begin = unroll.chosen_state(begin, kept)
             inputs, gradients, factor = inputs[..., kept], gradients[..., kept], factor[kept]
-        return ends, found, self._pull(begin, inputs, self._cotangents(gradients, factor))
+        return ends, found, self._vjp(begin, inputs, self._cotangents(gradients, factor))
 
     def _cotangents(self, gradients: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
         return unroll.cotangents(
-            gradients, self.config.loss, unroll.kept(self.network), factor=factor, reuse=True
+            gradients, self.config.loss, unroll.decay_factor(self.network), factor=factor, reuse=True
         )
 
-    def _pull(
+    def _vjp(
         self,
         state: State,
         inputs: torch.Tensor,
@@ -202,7 +202,7 @@ class Learner:
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
         if not _finite(losses, c):
             return end, [], None
-        grads = self._pull(position.state, inputs, c, coordinates)
+        grads = self._vjp(position.state, inputs, c, coordinates)
         return end, losses.tolist(), grads
 
     def second_order(

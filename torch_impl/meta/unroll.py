@@ -20,8 +20,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from common.metrics import figure
-from torch_impl.problems.batched import Lanes
+from common.metrics import loss_at
+from torch_impl.problems.batched import BatchedTasks
 from torch_impl.problems.tasks import Task, value_and_gradient
 from torch_impl.tensors import State, Weights
 from torch_impl.threads import fitting
@@ -36,17 +36,17 @@ class Network(Protocol):
     """What is trained: a teacher's network, or a rule with its constants as weights.
 
     Attributes:
-        shrink: decoupled weight decay, 0.0 without.
-        together: several optimizees may run as one (``Lanes``).
-        lanewise: so may several sets of weights (``abreast``).
+        weight_decay: decoupled weight decay, 0.0 without.
+        tasks_batchable: several optimizees may run as one (``BatchedTasks``).
+        weights_batchable: so may several sets of weights (``batched``).
     """
 
     weights: Weights
     scale: float
-    shrink: float
-    together: bool
+    weight_decay: float
+    tasks_batchable: bool
 
-    def settle(self, task: Task) -> None:
+    def bind(self, task: Task) -> None:
         """Told at the start of an epoch what comes."""
 
     def rows(self, theta: torch.Tensor) -> list[torch.Tensor]:
@@ -68,7 +68,7 @@ class Network(Protocol):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """``step`` with the network's own weights, not recorded; ``reuse``: the old state may be lost."""
 
-    def pull(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    def vjp(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
         """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none."""
 
 
@@ -91,13 +91,13 @@ class Position:
 
 def start(task: Task, network: Network) -> Position:
     """The position at the start of an epoch."""
-    network.settle(task)
+    network.bind(task)
     theta = task.initial()
     return Position(0, theta, network.initial_state(theta))
 
 
 def advance(
-    task: Task | Lanes,
+    task: Task | BatchedTasks,
     network: Network,
     position: Position,
     steps: int,
@@ -141,7 +141,7 @@ def advance(
         return position, torch.stack(losses), gradients, inputs
 
 
-def _begun(task: Task | Lanes, position: Position) -> Position:
+def _begun(task: Task | BatchedTasks, position: Position) -> Position:
     """The position with its loss and gradient."""
     if position.loss is not None:
         return position
@@ -168,7 +168,7 @@ def cotangents(
 
     Args:
         loss: w is all 1 (``sum``) or e_T (``last``).
-        keep: what weight decay leaves of theta in a step (``kept``).
+        keep: what weight decay leaves of theta in a step (``decay_factor``).
         factor: on all of it, or [N].
         reuse: the gradients are not needed any more and may be overwritten.
     """
@@ -207,7 +207,7 @@ def meta_gradient(
         index = torch.from_numpy(coordinates).to(inputs.device)
         factor *= inputs.shape[2] / len(coordinates)
         inputs, c, state = inputs[:, :, index], c[:, index], chosen_state(state, index)
-    if (found := network.pull(state, inputs, c)) is not None:
+    if (found := network.vjp(state, inputs, c)) is not None:
         return {name: grad * factor for name, grad in found.items()}
     size = _chunk(state, inputs, c, memory)
 
@@ -271,14 +271,14 @@ def segment(
     return position, losses.double().cpu().numpy()
 
 
-def mean_figure(tasks: Iterable[Task], network: Network, steps: int) -> float:
+def mean_loss_at(tasks: Iterable[Task], network: Network, steps: int) -> float:
     """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
-    return float(np.mean([figure(rollout(task, network, steps)[:-1], steps) for task in tasks]))
+    return float(np.mean([loss_at(rollout(task, network, steps)[:-1], steps) for task in tasks]))
 
 
-def kept(network: Network, lr: float = 1.0) -> float:
+def decay_factor(network: Network, lr: float = 1.0) -> float:
     """What weight decay leaves of theta in one step: 1 without."""
-    return 1.0 - lr * network.scale * network.shrink
+    return 1.0 - lr * network.scale * network.weight_decay
 
 
 def inputs_at(network: Network, at: Position) -> tuple[torch.Tensor, State]:
@@ -289,7 +289,7 @@ def inputs_at(network: Network, at: Position) -> tuple[torch.Tensor, State]:
 
 
 def _one_step(
-    task: Task | Lanes, network: Network, at: Position, lr: float, reuse: bool
+    task: Task | BatchedTasks, network: Network, at: Position, lr: float, reuse: bool
 ) -> tuple[Position, torch.Tensor]:
     """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
     with torch.no_grad():

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from common.kernels import RuleCode, addresses, rule_code
-from interchange.emit.c_kernels import Source, pull_source, roll_source, step_source
+from interchange.emit.c_kernels import Source, roll_source, step_source, vjp_source
 from interchange.language.compiler import Program
 from torch_impl.threads import threads
 
@@ -59,7 +59,7 @@ class Compiled:
             )  # fmt: skip
         return out, after
 
-    def pull(
+    def vjp(
         self,
         x: _Tensor,
         c: _Tensor,
@@ -74,11 +74,11 @@ class Compiled:
             state: before the first step, after ``before`` steps.
         """
         wrt = tuple(name for name in constants if name in self._program.inputs)
-        code = self._code(x, state, lambda: pull_source(self._program, self._inputs, wrt))
+        code = self._code(x, state, lambda: vjp_source(self._program, self._inputs, wrt))
         if code is None or c.dtype != x.dtype or not wrt:
             return {} if code is not None and not wrt else None
         x, c, start = x.contiguous(), c.contiguous(), [a.contiguous() for a in state]
-        found = code.pull(
+        found = code.vjp(
             c.shape[1], len(c), x.data_ptr(), c.data_ptr(), _addresses(start),
             [constants[name] for name in code.constants], before, len(wrt), threads(),
         )  # fmt: skip

@@ -55,14 +55,14 @@ class RuleNetwork(RuleWeights):
             for name, value in self.starts.items()
         }
 
-    def abreast(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "RulesAbreast":
+    def batched(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "BatchedRules":
         """The rule in lanes of optimizees of the problem it is settled on, with the given weights of each."""
-        return RulesAbreast(self, weights, self.factor, bool(self._decay))
+        return BatchedRules(self, weights, self.factor, bool(self._decay))
 
     def rows(self, theta: torch.Tensor) -> list[torch.Tensor]:
         """Inputs [1, N] beside the features: theta for weight decay, the number of the kind for ``kinds``."""
         place = [torch.as_tensor(self._place, dtype=theta.dtype, device=theta.device)] if self._kinds else []
-        return [row[None] for row in ([theta] if self.shrink else []) + place]
+        return [row[None] for row in ([theta] if self.weight_decay else []) + place]
 
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N]."""
@@ -101,7 +101,7 @@ class RuleNetwork(RuleWeights):
             found = self._compiled[len(x)].roll(x, network, self.constants(self.weights), t)
             return (found[0][0], found[1]) if found else self.step(self.weights, x, network, t)
 
-    def pull(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    def vjp(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
         """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none.
 
         Args:
@@ -111,7 +111,7 @@ class RuleNetwork(RuleWeights):
             return None
         values = self.constants(self.weights)
         with torch.no_grad():
-            found = self._compiled[inputs.shape[1]].pull(inputs, c, state.network, values, state.t)
+            found = self._compiled[inputs.shape[1]].vjp(inputs, c, state.network, values, state.t)
         if found is None:
             return None
         # A decay b is held as its logit, of which it moves by b (1 - b).
@@ -136,7 +136,7 @@ class RuleNetwork(RuleWeights):
         return {n: torch.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
 
 
-class RulesAbreast:
+class BatchedRules:
     """A rule with constants of its own in every lane of optimizees of one problem.
 
     Args:

@@ -28,7 +28,7 @@ class TeacherNetwork:
         state_dtype: of h and c between steps, ``dtype`` if None; arithmetic is in ``dtype``.
     """
 
-    together = True
+    tasks_batchable = True
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class TeacherNetwork:
     ) -> None:
         self.teacher, self.state_dtype = teacher, state_dtype or dtype
         self._narrow = self.state_dtype != dtype
-        self.scale, self.shrink = teacher.scale, 0.0
+        self.scale, self.weight_decay = teacher.scale, 0.0
         self.features = FeatureStream(teacher.expressions())
         self.weights: Weights = {
             name: torch.tensor(weights[name], dtype=dtype, device=device) for name in teacher.weight_shapes()
@@ -55,15 +55,15 @@ class TeacherNetwork:
         return kernel(self.teacher, str(self.state_dtype).removeprefix("torch."))
 
     @property
-    def lanewise(self) -> bool:
-        """``abreast`` is there: with compiled code."""
+    def weights_batchable(self) -> bool:
+        """``batched`` is there: with compiled code."""
         return self.compiled is not None
 
-    def abreast(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "TeachersAbreast":
+    def batched(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "BatchedTeachers":
         """The network in lanes of optimizees of one size, with the given weights of each."""
-        return TeachersAbreast(self, weights)
+        return BatchedTeachers(self, weights)
 
-    def settle(self, task: Any) -> None:
+    def bind(self, task: Any) -> None:
         """Nothing of a teacher depends on the problem."""
 
     def rows(self, theta: torch.Tensor) -> list[torch.Tensor]:
@@ -134,7 +134,7 @@ class TeacherNetwork:
         )  # fmt: skip
         return out, tuple(after)
 
-    def pull(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    def vjp(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
         """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none.
 
         Args:
@@ -155,7 +155,7 @@ class TeacherNetwork:
         return torch.cat([w.detach().reshape(-1) for w in self.weights.values()])
 
 
-class TeachersAbreast:
+class BatchedTeachers:
     """A teacher's network with weights of its own in every lane of optimizees of one size.
 
     Args:

@@ -42,7 +42,7 @@ class Task(Protocol):
 def value_and_gradient(task: Task, theta: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss (0-dim) and gradient [N] of a task at the flat vector ``theta`` on the batch of ``step``.
 
-    Of ``Lanes`` the losses [lane].
+    Of ``BatchedTasks`` the losses [lane].
     """
     if hasattr(task, "value_and_gradient"):
         return task.value_and_gradient(theta, step)

@@ -27,7 +27,7 @@ class Fake:
     def __init__(self, config, diverges=(), scores=None):
         self.config, self.diverges, self.scores, self.calls = config, diverges, scores, []
         weights = {"a": np.zeros(()), "b": np.zeros(())}
-        self.network = SimpleNamespace(weights=weights, settle=lambda task: None)
+        self.network = SimpleNamespace(weights=weights, bind=lambda task: None)
 
     def table_task(self, config, stream, number, problem=""):
         return [stream, number, problem]
@@ -36,7 +36,7 @@ class Fake:
         self.calls.append(task)
         return SimpleNamespace(step=0, theta=np.zeros(10))
 
-    def mean_figure(self, tasks, steps):
+    def mean_loss_at(self, tasks, steps):
         self.calls.append([*tasks, steps])
         return 1.0 / len(self.calls) if self.scores is None else self.scores.pop(0)
 

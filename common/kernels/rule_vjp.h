@@ -11,10 +11,10 @@ typedef struct {
     const double *constant;
     double before; /* steps taken before these */
     double *parts;
-} pulling;
+} vjp_job;
 
-static void share_of_pull(void *job, long share, void *scratch) {
-    const pulling *p = job;
+static void share_of_vjp(void *job, long share, void *scratch) {
+    const vjp_job *p = job;
     real *start[SLOTS + 1];
     (void)scratch;
     for (long at = border(p->n, share), end = border(p->n, share + 1); at < end; at += WIDE) {
@@ -25,14 +25,14 @@ static void share_of_pull(void *job, long share, void *scratch) {
 }
 
 /* found [WRT] from inputs x [steps, F, n], c [steps, n] and the state before the first step. 0: memory is short. */
-int pull(long n, long steps, const real *x, const real *c, real *const *start, const double *constant,
+int vjp(long n, long steps, const real *x, const real *c, real *const *start, const double *constant,
          double before, double *found, share_out_type *share_out, int threads) {
     double *parts = calloc(SHARES * WRT, sizeof(double));
-    pulling job = {n, steps, x, c, start, constant, before, parts};
+    vjp_job job = {n, steps, x, c, start, constant, before, parts};
     int good = parts != NULL;
-    if (good && threads > 1) good = share_out(share_of_pull, &job, 0, threads);
+    if (good && threads > 1) good = share_out(share_of_vjp, &job, 0, threads);
     else if (good)
-        for (long share = 0; share < SHARES; share++) share_of_pull(&job, share, NULL);
+        for (long share = 0; share < SHARES; share++) share_of_vjp(&job, share, NULL);
     for (int k = 0; good && k < WRT; k++) {
         found[k] = 0;
         for (long share = 0; share < SHARES; share++) found[k] += parts[share * WRT + k];
