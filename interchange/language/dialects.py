@@ -217,7 +217,7 @@ DIALECTS: Registry[Dialect] = Registry(
             reserved=_NOT_FINITE,
         ),
         "sympy": Dialect(
-            NATIVE.calls | _rows(Abs="abs") | {"Max": _folded("max"), "Min": _folded("min")},
+            dict(NATIVE.calls) | _rows(Abs="abs") | {"Max": _folded("max"), "Min": _folded("min")},
             ARITHMETIC | {ast.Pow: _power},
             reserved=_NOT_FINITE | {"oo", "zoo", "pi", "E", "I"},
         ),

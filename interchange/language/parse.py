@@ -8,7 +8,7 @@ import ast
 import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from common.errors import L2OError
@@ -55,7 +55,24 @@ def builder(op: str) -> Callable[..., Node]:
 
 
 ARITHMETIC = {kind: builder(op) for kind, op in _BINARY.items()}
-NATIVE = Dialect(calls={op: builder(op) for op in OPERATORS}, binary=ARITHMETIC)
+
+
+class _Operators(Mapping[str, Callable[..., Node]]):
+    """The table's operators as calls, whatever the table has when it is asked."""
+
+    def __getitem__(self, op: str) -> Callable[..., Node]:
+        if op not in OPERATORS:
+            raise KeyError(op)
+        return builder(op)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(OPERATORS)
+
+    def __len__(self) -> int:
+        return len(OPERATORS)
+
+
+NATIVE = Dialect(calls=_Operators(), binary=ARITHMETIC)
 
 
 def parse(text: str, known_names: Collection[str] | None = None, dialect: Dialect = NATIVE) -> Node:

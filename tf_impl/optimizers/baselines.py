@@ -1,6 +1,7 @@
 """Hand-made optimizers by name: by torch.optim's formulas, not Keras' own, Lion and Schedule-Free AdamW."""
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -100,7 +101,11 @@ class ScheduleFree(CoordinateOptimizer):
         return {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps}
 
 
-_KINDS = {
+# A row of the table -> what makes it of lr and options.
+MAKERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
+    "sgd": SGD,
+    "momentum": SGD,
+    "nesterov": functools.partial(SGD, nesterov=True),
     "rmsprop": RMSprop,
     "adagrad": Adagrad,
     "adam": Adam,
@@ -118,9 +123,6 @@ def make(
     o = BASELINES[name].options | dict(options or {})
     if name not in baseline_names("tf"):
         raise L2OError(f"expected one of {', '.join(baseline_names('tf'))}, got {name}, which only torch has")
-    if name in ("sgd", "momentum", "nesterov"):
-        optimizer = SGD(lr, o["momentum"], nesterov=name == "nesterov")
-    else:
-        optimizer = _KINDS[name](lr, **o)
+    optimizer = MAKERS[name](lr, **o)
     optimizer.build(list(params))
     return optimizer

@@ -1,5 +1,6 @@
 """Hand-made optimizers by name: torch.optim's own, Lion and Schedule-Free AdamW."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -96,27 +97,6 @@ class ScheduleFree(torch.optim.Optimizer):
         return loss
 
 
-def make(
-    name: str, params: Iterable[torch.Tensor], lr: float, options: Mapping[str, float] | None = None
-) -> torch.optim.Optimizer:
-    """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults."""
-    o = BASELINES[name].options | dict(options or {})
-    betas = (o.get("beta1"), o.get("beta2"))
-    if name in ("sgd", "momentum", "nesterov"):
-        return torch.optim.SGD(params, lr, momentum=o["momentum"], nesterov=name == "nesterov")
-    if name == "rmsprop":
-        return torch.optim.RMSprop(params, lr, alpha=o["alpha"], eps=o["eps"])
-    if name == "adam":
-        return torch.optim.Adam(params, lr, betas=betas, eps=o["eps"])
-    if name == "adamw":
-        return torch.optim.AdamW(params, lr, betas=betas, eps=o["eps"], weight_decay=o["weight_decay"])
-    if name == "nadamw":
-        return _nadamw(list(params), lr, betas, o)
-    return {"adagrad": torch.optim.Adagrad, "lion": Lion, "schedule-free": ScheduleFree, "muon": Muon}[name](
-        params, lr, **o
-    )
-
-
 def _nadamw(
     params: list[torch.Tensor], lr: float, betas: tuple[float, float], o: Mapping[str, float]
 ) -> torch.optim.Optimizer:
@@ -131,3 +111,30 @@ def _nadamw(
             exp_avg_sq=torch.zeros_like(p),
         )
     return optimizer
+
+
+def _betas(o: Mapping[str, float]) -> tuple[float, float]:
+    return o["beta1"], o["beta2"]
+
+
+# A row of the table -> what makes it of parameters, lr and options.
+MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "momentum": torch.optim.SGD,
+    "nesterov": functools.partial(torch.optim.SGD, nesterov=True),
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adam": lambda params, lr, **o: torch.optim.Adam(params, lr, _betas(o), o["eps"]),
+    "adamw": lambda params, lr, **o: torch.optim.AdamW(params, lr, _betas(o), o["eps"], o["weight_decay"]),
+    "nadamw": lambda params, lr, **o: _nadamw(list(params), lr, _betas(o), o),
+    "lion": Lion,
+    "schedule-free": ScheduleFree,
+    "muon": Muon,
+}
+
+
+def make(
+    name: str, params: Iterable[torch.Tensor], lr: float, options: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults."""
+    return MAKERS[name](params, lr, **BASELINES[name].options | dict(options or {}))
