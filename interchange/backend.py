@@ -1,4 +1,7 @@
-"""What the commands need of a framework: modules ``torch_impl.backend`` and ``tf_impl.backend`` have it."""
+"""The two protocols of a framework: ``Backend`` for the commands, ``Learner`` for meta-training.
+
+Modules ``torch_impl.backend`` and ``tf_impl.backend`` are backends, and have their learner.
+"""
 
 import dataclasses
 import math
@@ -19,8 +22,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 # The backend's own, passed on as they are; the commands read no more of them than this.
 Task = Any  # instance, names, shapes
-Tasks = Callable[[str, int], Any]
-Network = Any  # weights, scale, features.names; a rule's has rates and tuned(arrays) -> Rule too
+Tasks = Callable[[str, int], Task]
+Network = Any  # weights, scale, features.names, bind(task); a rule's has rates and tuned(arrays) -> Rule too
 Position = Any  # of an optimizee between two unrolls: step, theta
 Source = Any  # spec, loaded, sha256, row()
 
@@ -96,7 +99,7 @@ class Learner(Protocol):
         """The learner of another one's ``source``, with any weights."""
 
     @staticmethod
-    def single_threaded() -> None:
+    def use_one_thread() -> None:
         """Leave the other cores to other processes, as far as the framework still can."""
 
     def weights(self) -> Arrays:
@@ -120,7 +123,7 @@ class Learner(Protocol):
     def start(self, task: Task) -> Position:
         """The position of an optimizee at the start of an epoch."""
 
-    def imitate(self, task: Task, expert: str, lr: float) -> Position:
+    def start_imitation(self, task: Task, expert: str, lr: float) -> Position:
         """The start of an epoch that imitates a rule of the gallery at a learning rate."""
 
     def first_order(
@@ -159,7 +162,7 @@ class Learner(Protocol):
     def imitation(
         self, task: Task, position: Position, steps: int, coordinates: Subset | None
     ) -> tuple[Position, list[float], dict[str, Any] | None]:
-        """An unroll of an expert, whose steps are to be taken."""
+        """An unroll along an expert's steps; the network learns to take them."""
 
     def kind(self, task: Task) -> Any:
         """What optimizees have in common that can run at once with weights of their own; None if alone."""
@@ -182,7 +185,7 @@ class Learner(Protocol):
     def mean_loss_at(self, tasks: Iterable[Task], steps: int) -> float:
         """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
 
-    def table_task(self, config: Any, stream: str, number: int, problem: str = "") -> Task:
+    def table_task(self, config: Any, stream: str, number: int, *, problem: str = "") -> Task:
         """Optimizee ``number`` of a stream of seeds, as the configuration describes it."""
 
     def random_scaling(self, task: Task, r: float, seed: int, number: int) -> Task:

@@ -15,7 +15,7 @@ from interchange.backend import Trained
 from interchange.meta.rule_weights import KINDS
 from interchange.rule.rule import Rule
 from tf_impl.loops import borrowed
-from tf_impl.meta.trainer import Learner
+from tf_impl.meta.learner import Learner
 from tf_impl.meta.unroll import Network, mean_loss_at
 from tf_impl.meta.workers import join
 from tf_impl.networks.rule import RuleNetwork

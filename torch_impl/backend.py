@@ -14,7 +14,7 @@ from interchange.backend import Trained
 from interchange.meta.rule_weights import KINDS
 from interchange.rule.rule import Rule
 from torch_impl import rollout
-from torch_impl.meta.trainer import Learner
+from torch_impl.meta.learner import Learner
 from torch_impl.meta.unroll import Network, mean_loss_at
 from torch_impl.meta.workers import join
 from torch_impl.networks.rule import RuleNetwork

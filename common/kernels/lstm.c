@@ -3,7 +3,7 @@
    Network (common/tables/teachers.py): an optional linear layer with ELU, LSTM cells (gates i, f, g, o, one bias), a
    linear output, tanh where the teacher says so. Arrays are [unit, coordinate], coordinates contiguous; weights
    lie one after the other in canonical order. A block of coordinates goes through the whole network while it is
-   in the cache; weights stay packed so that the four gates of a unit are one sum. Compiled by common/kernels.py.
+   in the cache; weights stay packed so that the four gates of a unit are one sum. Compiled by common/kernels/lstm.py.
 
    L2O_DOUBLE: in float64. L2O_BFLOAT16: state in bfloat16 between steps, arithmetic in float32. */
 

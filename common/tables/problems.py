@@ -32,7 +32,7 @@ class Problem:
         noise: standard deviation of what is added to b, drawn anew at every step, so that the gradient's
             noise has a covariance proportional to the Hessian (Zhang et al. 2019).
         dataset: a name ``common.data.datasets`` knows; empty for functions.
-        init: initial values, ``he`` or ``normal`` (``common.net.specs``).
+        init: initial values, ``he`` or ``normal`` (``common.tables.layers.specs``).
         class_halves: meta-train on the first half of the classes, evaluate on the second.
         dims: n of a function; std: standard deviation of its x_0.
         batch_size: default mini-batch size.

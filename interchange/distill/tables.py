@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.rng import derived_seed
-from interchange.distill import sequences as discover
+from interchange.distill import sequences
 from interchange.distill.jobs import search_all
 from interchange.distill.refit import predict
 from interchange.rule.choice import pareto_front
@@ -38,7 +38,7 @@ def table_front(
     give up to this size.
     """
     splits = [fold | {"test": data["test"]} for fold in folds(data["train"])]
-    tasks = [discover.make_task(trajectories, split["train"], config) for split in splits] * config.restarts
+    tasks = [sequences.make_task(trajectories, split["train"], config) for split in splits] * config.restarts
     left = tasks[0].time if config.evaluations else max(1.0, tasks[0].time - (time.monotonic() - started))
     tasks = [
         dataclasses.replace(task, seed=derived_seed(config.seed, "fold", k) % _SEED, time=left)
@@ -47,16 +47,16 @@ def table_front(
     drafts = []
     for number, nodes in enumerate(search_all(tasks, config)):
         k = number % len(splits)
-        for rule in discover.to_drafts(nodes, trajectories, config):
+        for rule in sequences.to_drafts(nodes, trajectories, config):
             drafts.append((dataclasses.replace(rule, provenance=rule.provenance | {"fold": k}), splits[k]))
-    versions = discover.improve_all(drafts, config, started)
+    versions = sequences.improve_all(drafts, config, started)
     found = [[rule for rule in versions if rule.provenance["fold"] == k] for k in range(len(splits))]
     worth = worth_of_sizes(found, splits)
     if not worth:
         return []
     # Only when all are fitted to the same rows can they be compared.
     best = [rule for rules in found for rule in pareto_front(rules, "train")]
-    front = pareto_front(discover.polish_all(best, data, config, started), "train")
+    front = pareto_front(sequences.polish_all(best, data, config, started), "train")
     return [_judged(rule, worth) for rule in front if rule.complexity >= min(worth)]
 
 

@@ -217,7 +217,7 @@ def _job(
         with contextlib.suppress(ValueError):  # not the main thread
             # Ctrl-C, which the terminal sends it too, is for the process that waits for it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-    kind.single_threaded()
+    kind.use_one_thread()
     learner, task = _worker(kind, source, config)
     return learner.run_halves([task(first + half.pair) for half in halves], halves, steps, keep)
 

@@ -36,7 +36,7 @@ class Update:
 
     Attributes:
         grads: weight name -> mean meta-gradient over the optimizees; empty where all of them diverged.
-        losses: [steps], means over the optimizees.
+        losses: [steps], means over the optimizees; by evolution strategies those of the last rollout.
         diverged: number of optimizees that did just now.
     """
 
@@ -112,7 +112,7 @@ class MetaGradient:
         """The position of an optimizee at the start of the epoch."""
         expert = self._schedule.expert(epoch)
         if expert:
-            return self._learner.imitate(task, expert, EXPERTS[expert])
+            return self._learner.start_imitation(task, expert, EXPERTS[expert])
         return self._learner.start(task)
 
     def _advance(
@@ -122,7 +122,7 @@ class MetaGradient:
         expert = self._schedule.expert(state.epoch)
         positions, chosen = [state.positions[k] for k in live], [tasks[k] for k in live]
         drawn = [
-            self._coordinates(task, len(position.theta), state.epoch, position.step, state.lanes[k])
+            self._coordinates(task, state.epoch, position.step, state.lanes[k])
             for k, task, position in zip(live, chosen, positions, strict=True)
         ]
         weigh = functools.partial(self._weight, bool(expert))
@@ -159,19 +159,19 @@ class MetaGradient:
             return 1.0
         return 1.0 / max(float(np.mean(np.abs(losses))), SMALLEST)
 
-    def _coordinates(self, task: Task, total: int, epoch: int, step: int, lane: int) -> Subset | None:
+    def _coordinates(self, task: Task, epoch: int, step: int, lane: int) -> Subset | None:
         share = self._config.coordinates
         if share >= 1.0:
             return None
         key = (epoch, step, lane) if lane else (epoch, step)
-        sizes = [math.prod(shape) for shape in getattr(task, "shapes", [(total,)])]
+        sizes = [math.prod(shape) for shape in task.shapes]
         return choose_subset(sizes, share, rng(self._config.seed, "coordinates", *key))
 
     def _evolution(
         self, state: TrainerState, length: int, interrupt: Interrupt | None
     ) -> Iterator[Update | None]:
         """Evolution strategies: a few perturbations over the whole epoch, one update."""
-        config, task = self._config, self._of_pair(state.epoch)
+        config, task = self._config, self._task_of_pair(state.epoch)
         grads, losses = evolution(
             self._segments(state.epoch, task),
             self._learner.weights(),
@@ -191,7 +191,7 @@ class MetaGradient:
         self, state: TrainerState, length: int, interrupt: Interrupt | None
     ) -> Iterator[Update | None]:
         """Persistent evolution strategies: an update after each unroll."""
-        config, task = self._config, functools.cache(self._of_pair(state.epoch))
+        config, task = self._config, functools.cache(self._task_of_pair(state.epoch))
         pairs = Persistent(
             self._segments(state.epoch, task),
             self._rates,
@@ -209,7 +209,7 @@ class MetaGradient:
                 return
             yield Update(self._learner.tensors(grads), losses.tolist())
 
-    def _of_pair(self, epoch: int) -> Callable[[int], Task]:
+    def _task_of_pair(self, epoch: int) -> Callable[[int], Task]:
         """The optimizee of a pair of the epoch, by the pair's number."""
         first = epoch * self._config.pairs
         return lambda pair: self._tasks("meta_train", first + pair)

@@ -16,7 +16,7 @@ KINDS = ("matrix", "kernel", "vector")  # of dense layers, of convolutions, all 
 
 
 class RuleWeights:
-    """The weights of a rule's network, but for its tensors.
+    """The half of a ``RuleNetwork`` without tensors: names, start values, rates, the way back to constants.
 
     A decay b is held as its logit, so that it stays in (0, 1); weights are float64, 0-dim but for ``kinds``.
 
@@ -48,7 +48,7 @@ class RuleWeights:
             for name, value in rule.constants.items()
         } | dict.fromkeys(factors, 1.0)
 
-    def check_features(self, names: Sequence[str]) -> dict[str, Any]:
+    def feature_trees(self, names: Sequence[str]) -> dict[str, Any]:
         """Expressions over ``g`` of the features called ``names``."""
         missing = [name for name in names if name != "g" and self.rule.features.get(name) is None]
         if missing:
@@ -66,13 +66,13 @@ class RuleWeights:
 
     @property
     def scale(self) -> float:
-        """The rule's, times the factor of the problem it is settled on."""
+        """The rule's, times the factor of the problem it is bound to."""
         factor = self.weights.get(_factor(self._problem))
         return self.rule.scale * (1.0 if factor is None else math.exp(float(factor)))
 
     @property
-    def factor(self) -> str:
-        """The name of the weight of the problem it is settled on, "" without."""
+    def factor_name(self) -> str:
+        """The name of the weight of the problem it is bound to, "" without."""
         name = _factor(self._problem)
         return name if name in self.weights else ""
 

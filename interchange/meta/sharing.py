@@ -7,8 +7,9 @@ import numpy as np
 
 from common.errors import L2OError
 from common.run.runs import Interrupt
+from interchange.backend import Half
 from interchange.meta.config import MetaLoop
-from interchange.meta.evolution import Half, Segments
+from interchange.meta.evolution import Segments
 from interchange.meta.schedule import EVOLVING
 from interchange.meta.workers import Workers
 

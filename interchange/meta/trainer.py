@@ -81,7 +81,7 @@ class Trainer:
             False if a signal stopped it first (its checkpoint is written then).
 
         Raises:
-            L2OError: more than a quarter of the optimizees diverged.
+            L2OError: more than a quarter of the optimizees diverged (by evolution strategies none does).
         """
         config, state = self.config, self.state
         with Progress(label, config.epochs, quiet=quiet, done=state.epoch) as progress:
@@ -90,7 +90,7 @@ class Trainer:
             while state.epoch < config.epochs and not (state.stage and state.stage.ended):
                 started = time.monotonic()
                 if not self._epoch(interrupt):
-                    self._settle()
+                    self._leave()
                     return False
                 row = self._finish_epoch()
                 row |= {"diverged": state.skipped, "seconds": round(time.monotonic() - started, 3)}
@@ -98,7 +98,7 @@ class Trainer:
                 shown = {"loss": row["loss"]}
                 progress.advance(**shown | ({"best": state.best_score} if config.validate_every else {}))
                 if state.skipped > 4 and state.skipped > MOST_SKIPPED * state.epoch * config.tasks:
-                    self._settle()
+                    self._leave()
                     what = "epochs" if config.tasks == 1 else "optimizees"
                     raise L2OError(
                         f"meta-training diverged in {state.skipped} of {state.epoch * config.tasks} {what}; "
@@ -106,7 +106,7 @@ class Trainer:
                     )
                 if state.due and self._restarts(state.epoch - 1):
                     state.save()
-        self._settle()
+        self._leave()
         return True
 
     def _epoch(self, interrupt: Interrupt | None) -> bool:
@@ -153,7 +153,7 @@ class Trainer:
             row |= self.validation.run()
         return row
 
-    def _settle(self) -> None:
+    def _leave(self) -> None:
         """Leave with a checkpoint; without validation the newest weights, or their average, are the best."""
         state = self.state
         if not self.config.validate_every:

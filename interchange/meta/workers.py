@@ -1,7 +1,7 @@
 """Processes that meta-train together: what the commands ask of them, and one process alone.
 
 Each takes its share of the optimizees of an update; sums of their meta-gradients and a few numbers are all
-that goes between them. A backend's ``distributed.py`` adds how, ``sharing.py`` what the loop makes of it.
+that goes between them. A backend's ``meta/workers.py`` adds how, ``sharing.py`` what the loop makes of it.
 """
 
 import abc

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from interchange.backend import Backend, Learner
 from interchange.emit import TARGETS
+from interchange.meta.config import TuneConfig
+from interchange.rule.rule import Rule
 
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = {"torch": "torch", "tf": "tensorflow"}
@@ -86,3 +89,19 @@ def test_another_signature_is_found():
     part.device_of = lambda device: device
     part.rule_network = lambda rule, device, dtype: None
     assert list(faults(part)) == ["device_of", "rule_network"]
+
+
+def test_a_learner_goes_back_to_before_the_first_step_of_adam(backend):
+    """As an interrupted epoch does, and a checkpoint from before the first update."""
+    network = backend.rule_network(Rule.named("nesterov"), "cpu")
+    learner = backend.Learner(network, TuneConfig(dtype="float64"))
+    weights, moments = learner.weights(), learner.moments()
+    grads = learner.tensors({name: np.ones(w.shape) for name, w in weights.items()})
+    for _ in range(2):
+        learner.descend(grads, dict.fromkeys(weights, 0.1))
+        moved = learner.weights()
+        for name in weights:  # Adam's first step is the rate
+            assert weights[name] - moved[name] == pytest.approx(0.1, rel=1e-6)
+        learner.put(weights)
+        learner.set_moments(*moments)
+        assert learner.moments() == ({}, {}, 0) and learner.weights() == weights

@@ -25,7 +25,7 @@ def backend(request) -> SimpleNamespace:
     return SimpleNamespace(
         backend=module("backend"),
         lanes=module("problems.batched"),
-        trainer=module("meta.trainer"),
+        trainer=module("meta.learner"),
         problems=module("problems.tasks"),
         unroll=module("meta.unroll"),
     )

@@ -16,7 +16,7 @@ from interchange.meta.trainer import make_trainer  # noqa: E402
 
 package = {
     name.rpartition(".")[2]: importlib.import_module(f"{BACKEND}_impl.{name}")
-    for name in ("backend", "meta.trainer", "problems.tasks", "tensors")
+    for name in ("backend", "meta.learner", "problems.tasks", "tensors")
 }
 if BACKEND == "torch":
     import torch
@@ -63,7 +63,7 @@ def train(n: int, epochs_of: int) -> None:
     network = package["backend"].teacher_network(
         row, initial_weights(row, 0), "float32", "cpu", config.state_dtype
     )
-    trainer = make_trainer(package["trainer"].Learner(network, config), tasks=lambda stream, number: Bowl(n))
+    trainer = make_trainer(package["learner"].Learner(network, config), tasks=lambda stream, number: Bowl(n))
     trainer.run(label="", quiet=True)
     assert np.isfinite(trainer.state.history[-1]["loss"])
 

@@ -4,7 +4,7 @@
     python tests/benchmarks/meta_training.py --scaling coordinates unroll tasks threads
     python tests/benchmarks/meta_training.py --loss-equality --seeds 8
 
-Contestants: ``torch`` and ``tf`` are this project's ``MetaTrainer.run``, with the exact meta-gradient and
+Contestants: ``torch`` and ``tf`` are this project's ``Trainer.run``, with the exact meta-gradient and
 with that of ``--coordinates``, a share of them. ``jax`` is a jitted scan (``reference_jax.py``). ``iclr`` is
 the full-graph torch loop as the ICLR 2022 code has it, with a backward pass through all updates so far at
 every step; ``naive`` is a full-graph torch loop with one backward pass, which that code is not

@@ -14,7 +14,7 @@ from interchange.meta.config import TuneConfig
 def learner_of(network: Any, dtype: str = "float64") -> Any:
     """The learner of a network, of the backend it comes from."""
     package = type(network).__module__.partition(".")[0]
-    return import_module(f"{package}.meta.trainer").Learner(network, TuneConfig(dtype=dtype))
+    return import_module(f"{package}.meta.learner").Learner(network, TuneConfig(dtype=dtype))
 
 
 def here(task: Callable[[int], Any], network: Any) -> shared.Segments:

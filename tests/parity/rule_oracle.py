@@ -54,7 +54,7 @@ class Disturbed(Sequences):
     Lane 0 is exact; in lane 1 what is near or below the smallest normal number is 0; in lane 2 no zero has
     a sign; in lane 3 what depends on constants and t only stays in float64, as torch and TensorFlow keep it;
     then all registers go 2 ulp up, 2 ulp down, and by chance: 2 ulp up or down, or any number of ulp from -2
-    to 2; in lanes 14 and 15 the signs of zeros are chance too, and in 15 tiny values are 0. BatchedTasks from
+    to 2; in lanes 14 and 15 the signs of zeros are chance too, and in 15 tiny values are 0. Lanes from
     ``near`` on err by K ulp and tell only what is then finite.
     """
 

@@ -19,14 +19,12 @@ from tests.helpers.evolving import Persistent, evolution, here
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
-import tf_impl.meta.evolution  # noqa: E402
 import tf_impl.meta.forward  # noqa: E402
-import tf_impl.meta.trainer  # noqa: E402
+import tf_impl.meta.learner  # noqa: E402
 import tf_impl.meta.unroll  # noqa: E402
 import tf_impl.networks.rule  # noqa: E402
 import tf_impl.networks.teacher  # noqa: E402
 import tf_impl.problems.tasks  # noqa: E402
-import torch_impl.meta.evolution  # noqa: E402
 import torch_impl.meta.forward  # noqa: E402
 import torch_impl.meta.unroll  # noqa: E402
 import torch_impl.networks.rule  # noqa: E402
@@ -173,7 +171,7 @@ def test_worker_processes_change_no_number_in_tensorflow(estimator):
     found = []
     for jobs in (1, 2):
         net = tf_impl.networks.rule.RuleNetwork(Rule.named("nesterov"))
-        learner = tf_impl.meta.trainer.Learner(net, dataclasses.replace(config, jobs=jobs))
+        learner = tf_impl.meta.learner.Learner(net, dataclasses.replace(config, jobs=jobs))
         trainer = make_trainer(learner, rates=net.rates)
         assert trainer.run(label="test", quiet=True)
         found.append(

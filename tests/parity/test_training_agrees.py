@@ -15,10 +15,10 @@ torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
 import tf_impl  # noqa: E402
-import tf_impl.meta.trainer  # noqa: E402
+import tf_impl.meta.learner  # noqa: E402
 import tf_impl.networks.teacher  # noqa: E402
 import torch_impl  # noqa: E402
-import torch_impl.meta.trainer  # noqa: E402
+import torch_impl.meta.learner  # noqa: E402
 import torch_impl.networks.teacher  # noqa: E402
 
 PROBLEMS = {"quadratic": "", "digits-mlp": "", "mnist-mlp": "synthetic"}
@@ -30,7 +30,7 @@ def meta_train(backend: str, config: TrainConfig) -> tuple[np.ndarray, dict[str,
     package, dtype = BACKENDS[backend]
     row = TEACHERS[config.teacher]
     network = package.networks.teacher.TeacherNetwork(row, initial_weights(row, config.seed), dtype)
-    learner = package.meta.trainer.Learner(network, config)
+    learner = package.meta.learner.Learner(network, config)
     trainer, unroll = make_trainer(learner), learner.first_order
     losses, after = [], []
 
@@ -111,7 +111,7 @@ def test_every_kind_of_epoch_trains_alike(fields):
     for name, (package, dtype) in BACKENDS.items():
         weights = initial_weights(TEACHERS[config.teacher], config.seed)
         network = package.networks.teacher.TeacherNetwork(TEACHERS[config.teacher], weights, dtype)
-        found[name] = trainer = make_trainer(package.meta.trainer.Learner(network, config))
+        found[name] = trainer = make_trainer(package.meta.learner.Learner(network, config))
         trainer.run(label="", quiet=True)
     learner = next(iter(found.values())).learner
     theirs = found["tf"].learner.weights()
@@ -133,7 +133,7 @@ def test_one_backend_goes_on_with_the_others_checkpoint(first, second, tmp_path)
     config = settings("rp_s", "digits-mlp", epochs=4, validate_every=2, validation_tasks=1, quiet=True)
     whole = first.train(dataclasses.replace(config, out=str(tmp_path / "whole")))
     package = {"torch_impl": torch_impl, "tf_impl": tf_impl}[first.__name__]
-    unroll, calls = package.meta.trainer.Learner.first_order, []
+    unroll, calls = package.meta.learner.Learner.first_order, []
 
     def cut(self, *args):
         calls.append(0)
@@ -144,11 +144,11 @@ def test_one_backend_goes_on_with_the_others_checkpoint(first, second, tmp_path)
             os.kill(os.getpid(), signal.SIGTERM)
         return unroll(self, *args)
 
-    package.meta.trainer.Learner.first_order = cut
+    package.meta.learner.Learner.first_order = cut
     try:
         run = first.train(dataclasses.replace(config, out=str(tmp_path / "cut")))
     finally:
-        package.meta.trainer.Learner.first_order = unroll
+        package.meta.learner.Learner.first_order = unroll
     assert run.exit_code == 143 and len(run.history) == 2
     resumed = second.train(TrainConfig(resume=str(tmp_path / "cut"), quiet=True))
     assert [row["epoch"] for row in resumed.history] == [0, 1, 2, 3]

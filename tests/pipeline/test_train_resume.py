@@ -19,7 +19,7 @@ from interchange.meta.config import TrainConfig
 pytest.importorskip("torch")
 
 from interchange.meta.validation import Validation
-from torch_impl.meta.trainer import Learner
+from torch_impl.meta.learner import Learner
 from torch_impl.record import record
 from torch_impl.train import main, train
 

@@ -17,7 +17,7 @@ from interchange.meta.state import LATER_FIELDS
 pytest.importorskip("torch")
 
 from interchange.meta.state import TrainerState
-from torch_impl.meta.trainer import Learner
+from torch_impl.meta.learner import Learner
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.train import main, train
 

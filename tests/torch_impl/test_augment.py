@@ -10,7 +10,7 @@ from interchange.meta.trainer import make_trainer
 
 torch = pytest.importorskip("torch")
 
-from torch_impl.meta.trainer import Learner  # noqa: E402
+from torch_impl.meta.learner import Learner  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.augment import ConvexTerm, RandomScaling  # noqa: E402
 from torch_impl.problems.tasks import ProblemTask, Task, value_and_gradient  # noqa: E402

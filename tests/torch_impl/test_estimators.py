@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 
 from tests.helpers.evolving import Persistent, evolution, here  # noqa: E402
 from torch_impl.meta import unroll  # noqa: E402
-from torch_impl.meta.trainer import Learner  # noqa: E402
+from torch_impl.meta.learner import Learner  # noqa: E402
 from torch_impl.networks.rule import RuleNetwork  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.tasks import ProblemTask  # noqa: E402
@@ -156,7 +156,7 @@ def test_an_error_on_the_way_leaves_the_weights_as_they_were():
 @pytest.mark.parametrize("estimator", ["es", "pes"])
 @pytest.mark.parametrize("what", ["rule", "teacher", "lanes"])
 def test_worker_processes_change_no_number(what, estimator):
-    """BatchedTasks: five pairs on one problem are two groups, one for each process."""
+    """Lanes: five pairs on one problem are two groups, one for each process."""
     given = {"epochs": 2, "epoch_length": 6, "unroll": 4, "pairs": 3, "validate_every": 1}
     given |= {"validation_tasks": 1, "estimator": estimator, "dtype": "float64", "lr": 0.01}
     found = []
@@ -184,7 +184,7 @@ def digits(number: int, dtype: torch.dtype = torch.float64) -> ProblemTask:
     return ProblemTask(Instance(PROBLEMS["digits-mlp"], number, batch_size=16), dtype)
 
 
-def weights_batchable(what: str, dtype: torch.dtype = torch.float64) -> unroll.Network:
+def network_of(what: str, dtype: torch.dtype = torch.float64) -> unroll.Network:
     if what == "teacher":
         return TeacherNetwork(TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 1), dtype)
     if what == "decayed":
@@ -224,7 +224,7 @@ def test_halves_in_lanes_are_those_that_run_alone(monkeypatch, what):
                 alone(patch)
             at = None
             for steps in (5, 4):
-                net = weights_batchable(what)  # as in another process, where the first segment did not run
+                net = network_of(what)  # as in another process, where the first segment did not run
                 ran = list(here(digits, net)(halves_of(net, 3, 0.3, at), steps, True))
                 at = [position for position, _ in ran]
             found.append(ran)
@@ -240,7 +240,7 @@ def test_halves_in_lanes_are_those_that_run_alone(monkeypatch, what):
 @pytest.mark.parametrize("what", ["rp_s_11", "adam", "teacher"])
 def test_halves_in_lanes_are_close_to_those_that_run_alone_in_float32(monkeypatch, what):
     """Adam's decay 0.999: 1 - b formed in float32 would be off by 1e-5."""
-    net = weights_batchable(what, torch.float32)
+    net = network_of(what, torch.float32)
 
     def losses() -> list[np.ndarray]:
         halves = halves_of(net, 2, 0.05)
@@ -252,7 +252,7 @@ def test_halves_in_lanes_are_close_to_those_that_run_alone_in_float32(monkeypatc
 
 
 def test_a_lane_that_diverges_leaves_the_others_alone(monkeypatch):
-    net = weights_batchable("nesterov")
+    net = network_of("nesterov")
 
     def losses() -> list[np.ndarray]:
         halves = halves_of(net, 2)
@@ -287,8 +287,8 @@ def test_what_cannot_run_in_lanes_runs_alone(monkeypatch):
     )
     for net, tasks in (
         (RuleNetwork(Rule.named("nesterov"), kinds=True), digits),
-        (weights_batchable("nesterov"), task),
-        (weights_batchable("nesterov"), digits),
+        (network_of("nesterov"), task),
+        (network_of("nesterov"), digits),
     ):
         list(here(tasks, net)(halves_of(net, 2), 2, False))
     assert seen == [1] * 8 + [4]

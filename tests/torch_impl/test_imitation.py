@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from interchange.meta.schedule import EXPERTS  # noqa: E402
 from interchange.meta.trainer import make_trainer  # noqa: E402
 from torch_impl.meta import imitation, unroll  # noqa: E402
-from torch_impl.meta.trainer import Learner  # noqa: E402
+from torch_impl.meta.learner import Learner  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.tasks import ProblemTask, value_and_gradient  # noqa: E402
 

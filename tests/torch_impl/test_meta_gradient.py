@@ -17,7 +17,7 @@ from interchange.rule.rule import Rule
 torch = pytest.importorskip("torch")
 
 from torch_impl.meta import unroll  # noqa: E402
-from torch_impl.meta.trainer import Learner  # noqa: E402
+from torch_impl.meta.learner import Learner  # noqa: E402
 from torch_impl.networks.rule import RuleNetwork  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.tasks import ModuleTask, ProblemTask, Task, value_and_gradient  # noqa: E402

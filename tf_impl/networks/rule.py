@@ -40,7 +40,7 @@ class RuleNetwork(RuleWeights):
         super().__init__(rule, problems, kinds)
         body = compile_program([self.tree])
         read = [name for name in body.inputs if name not in rule.constants and name != "t"]
-        self.features = FeatureStream(self.check_features(read))
+        self.features = FeatureStream(self.feature_trees(read))
         self._body = Lanewise(body)
         # By the number of rows: theta is the last where there is weight decay.
         self._compiled = {len(read): Compiled(body, read)}
@@ -54,8 +54,8 @@ class RuleNetwork(RuleWeights):
         self._step = tf.function(self._one_step)
 
     def batched(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "BatchedRules":
-        """The rule in lanes of optimizees of the problem it is settled on, with the given weights of each."""
-        return BatchedRules(self, weights, self.factor, bool(self._decay))
+        """The rule in lanes of optimizees of the problem it is bound to, with the given weights of each."""
+        return BatchedRules(self, weights, self.factor_name, bool(self._decay))
 
     def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
         """Inputs [1, N] beside the features: theta for weight decay, the number of the kind for ``kinds``."""

@@ -16,6 +16,12 @@ GRADS = {"a": 1.0, "b": 1.0}
 SHORT = {"epochs": 2, "epoch_length": 8, "unroll": 3, "validate_every": 0, "lr": 0.5}
 
 
+class Optimizee(list):
+    """What it was asked for as."""
+
+    shapes = ((10,),)
+
+
 class Fake:
     """A learner of two weights and a loss of 1; every call is noted down.
 
@@ -30,7 +36,7 @@ class Fake:
         self.network = SimpleNamespace(weights=weights, bind=lambda task: None)
 
     def table_task(self, config, stream, number, problem=""):
-        return [stream, number, problem]
+        return Optimizee([stream, number, problem])
 
     def start(self, task):
         self.calls.append(task)
@@ -40,7 +46,7 @@ class Fake:
         self.calls.append([*tasks, steps])
         return 1.0 / len(self.calls) if self.scores is None else self.scores.pop(0)
 
-    def imitate(self, task, expert, lr):
+    def start_imitation(self, task, expert, lr):
         self.calls.append([*task, expert, lr])
         return SimpleNamespace(step=0, theta=np.zeros(10))
 
@@ -115,7 +121,7 @@ def evolving(monkeypatch):
 
 
 def make(config, rates=None, table=False, **given):
-    own = None if table else lambda stream, number: [stream, number]
+    own = None if table else lambda stream, number: Optimizee([stream, number])
     return make_trainer(Fake(config, **given), rates=rates, tasks=own)
 
 

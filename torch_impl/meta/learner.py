@@ -14,7 +14,7 @@ from interchange.backend import Arrays, Half
 from interchange.meta.config import MetaLoop
 from interchange.meta.tasks import factors
 from interchange.rule.rule import Rule
-from torch_impl.meta import evolution, imitation, unroll
+from torch_impl.meta import imitation, unroll
 from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.augment import ConvexTerm, RandomScaling
@@ -25,7 +25,7 @@ from torch_impl.threads import fitting
 
 
 @dataclasses.dataclass(frozen=True)
-class _Traced(unroll.Position):
+class _WithTangents(unroll.Position):
     """A position with the tangents of the forward meta-gradient."""
 
     tangents: Any = None
@@ -61,7 +61,7 @@ class Learner:
         return cls(TeacherNetwork(source, zeros, DTYPES[config.dtype], device, kept), config)
 
     @staticmethod
-    def single_threaded() -> None:
+    def use_one_thread() -> None:
         """Leave the other cores to other processes, as far as the framework still can."""
         torch.set_num_threads(1)
 
@@ -69,7 +69,7 @@ class Learner:
         """The position of an optimizee at the start of an epoch."""
         return unroll.start(task, self.network)
 
-    def imitate(self, task: Task, expert: str, lr: float) -> imitation.Imitation:
+    def start_imitation(self, task: Task, expert: str, lr: float) -> imitation.Imitation:
         """The start of an epoch that imitates a rule of the gallery at a learning rate."""
         return imitation.start(task, self.network, expert, lr)
 
@@ -85,42 +85,53 @@ class Learner:
         self, tasks: Sequence[Task], halves: Sequence[Half], steps: int, keep: bool
     ) -> list[tuple[Any, np.ndarray]]:
         """Rollouts with weights of their own, at once if there are several."""
-        return evolution.run_halves(self.network, tasks, halves, steps, keep)
+        if len(halves) == 1:
+            self.put(halves[0].weights)
+        self.network.bind(tasks[0])
+        starts = [
+            unroll.start(task, self.network) if half.position is None else half.position
+            for task, half in zip(tasks, halves, strict=True)
+        ]
+        if len(halves) == 1:
+            end, losses = unroll.segment(tasks[0], self.network, starts[0], steps)
+            return [(end if keep else None, losses)]
+        batch, several = BatchedTasks(tasks), self.network.batched([half.weights for half in halves])
+        with fitting(tasks[0]):  # as many threads as alone, so that processes with one make the same bits
+            end, losses = unroll.segment(batch, several, joined(starts, apart=True), steps)
+        ends = divided(end, batch.sizes, apart=True) if keep else [None] * len(halves)
+        return list(zip(ends, losses.T, strict=True))
 
     def weights(self) -> Arrays:
         """A copy of the network's weights."""
-        return evolution.arrays(self.network)
+        return {name: to_numpy(w) for name, w in self.network.weights.items()}
 
     def put(self, weights: Arrays) -> None:
         """Put weights into the network; Adam stays where it is."""
-        evolution.put(self.network, weights)
+        for name, w in self.network.weights.items():
+            w.copy_(to_tensor(weights[name], w.dtype, w.device))
 
     def tensors(self, arrays: Arrays) -> dict[str, torch.Tensor]:
         """Arrays by weight name as tensors of the weights' dtypes."""
-        return evolution.tensors(arrays, self.network)
+        weights = self.network.weights
+        return {name: to_tensor(a, weights[name].dtype, weights[name].device) for name, a in arrays.items()}
 
     def first_order(
         self, task: Task, position: unroll.Position, steps: int, coordinates: Subset | None
     ) -> tuple[unroll.Position, list[float], dict[str, torch.Tensor] | None]:
         """An unroll by the meta-gradient that needs no graph of the optimizee."""
         with fitting(task):
-            return self._first_order(task, position, steps, coordinates)
-
-    def _first_order(
-        self, task: Task, position: unroll.Position, steps: int, coordinates: Subset | None
-    ) -> tuple[unroll.Position, list[float], dict[str, torch.Tensor] | None]:
-        index = None if coordinates is None else torch.from_numpy(coordinates.numbers).to(self.device)
-        begin = unroll.chosen_state(position.state, index)
-        end, losses, gradients, inputs = unroll.advance(
-            task, self.network, position, steps, coordinates=index, reuse=index is not None
-        )
-        # The kept coordinates' gradients and losses do not show that another one's is not finite: theta does.
-        if not _finite(losses, gradients, end.theta, end.gradient):
-            return end, [], None
-        c = self._cotangents(
-            gradients, 1.0 if coordinates is None else gradients.new_tensor(coordinates.weights)
-        )
-        return end, losses[:-1].tolist(), self._vjp(begin, inputs, c)
+            index = None if coordinates is None else torch.from_numpy(coordinates.numbers).to(self.device)
+            begin = unroll.chosen_state(position.state, index)
+            end, losses, gradients, inputs = unroll.advance(
+                task, self.network, position, steps, coordinates=index, reuse=index is not None
+            )
+            # The kept coordinates do not show that another one's gradient is not finite: theta does.
+            if not _finite(losses, gradients, end.theta, end.gradient):
+                return end, [], None
+            c = self._cotangents(
+                gradients, 1.0 if coordinates is None else gradients.new_tensor(coordinates.weights)
+            )
+            return end, losses[:-1].tolist(), self._vjp(begin, inputs, c)
 
     def first_order_batch(
         self,
@@ -135,47 +146,37 @@ class Learner:
             return None
         lanes = BatchedTasks(tasks)
         with fitting(lanes):
-            return self._side_by_side(lanes, positions, steps, coordinates, weigh)
-
-    def _side_by_side(
-        self,
-        lanes: BatchedTasks,
-        positions: list[unroll.Position],
-        steps: int,
-        coordinates: list[Subset] | None,
-        weigh: Callable[[list[float]], float],
-    ) -> tuple[list[Any], list[list[float]], dict[str, torch.Tensor]]:
-        position = joined(positions)
-        index, counts = None, lanes.sizes
-        if coordinates is not None:
-            starts = np.cumsum([0, *lanes.sizes[:-1]])
-            moved = [drawn.numbers + start for drawn, start in zip(coordinates, starts, strict=True)]
-            index = torch.from_numpy(np.concatenate(moved)).to(self.device)
-            counts = [len(drawn) for drawn in coordinates]
-        begin = unroll.chosen_state(position.state, index)
-        end, losses, gradients, inputs = unroll.advance(
-            lanes, self.network, position, steps, coordinates=index, reuse=index is not None
-        )
-        ends: list[Any] = divided(end, lanes.sizes)
-        found, factors = [], []
-        for k, (loss, gradient) in enumerate(zip(losses.T, gradients.split(counts, 1), strict=True)):
-            if _finite(loss, gradient, ends[k].theta, ends[k].gradient):
-                found.append(loss[:-1].tolist())
-                factors.append(weigh(found[-1]))
-            else:
-                ends[k] = None
-                factors.append(math.nan)
-        if not found:
-            return ends, [], {}
-        factor = np.repeat(factors, counts)
-        if coordinates is not None:
-            factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
-        factor = gradients.new_tensor(factor)
-        if len(found) < len(positions):
-            kept = torch.isfinite(factor).nonzero()[:, 0]
-            begin = unroll.chosen_state(begin, kept)
-            inputs, gradients, factor = inputs[..., kept], gradients[..., kept], factor[kept]
-        return ends, found, self._vjp(begin, inputs, self._cotangents(gradients, factor))
+            position = joined(positions)
+            index, counts = None, lanes.sizes
+            if coordinates is not None:
+                starts = np.cumsum([0, *lanes.sizes[:-1]])
+                moved = [drawn.numbers + start for drawn, start in zip(coordinates, starts, strict=True)]
+                index = torch.from_numpy(np.concatenate(moved)).to(self.device)
+                counts = [len(drawn) for drawn in coordinates]
+            begin = unroll.chosen_state(position.state, index)
+            end, losses, gradients, inputs = unroll.advance(
+                lanes, self.network, position, steps, coordinates=index, reuse=index is not None
+            )
+            ends: list[Any] = divided(end, lanes.sizes)
+            found, factors = [], []
+            for k, (loss, gradient) in enumerate(zip(losses.T, gradients.split(counts, 1), strict=True)):
+                if _finite(loss, gradient, ends[k].theta, ends[k].gradient):
+                    found.append(loss[:-1].tolist())
+                    factors.append(weigh(found[-1]))
+                else:
+                    ends[k] = None
+                    factors.append(math.nan)
+            if not found:
+                return ends, [], {}
+            factor = np.repeat(factors, counts)
+            if coordinates is not None:
+                factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
+            factor = gradients.new_tensor(factor)
+            if len(found) < len(positions):
+                kept = torch.isfinite(factor).nonzero()[:, 0]
+                begin = unroll.chosen_state(begin, kept)
+                inputs, gradients, factor = inputs[..., kept], gradients[..., kept], factor[kept]
+            return ends, found, self._vjp(begin, inputs, self._cotangents(gradients, factor))
 
     def _cotangents(self, gradients: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
         return unroll.cotangents(
@@ -198,7 +199,7 @@ class Learner:
     def imitation(
         self, task: Task, position: imitation.Imitation, steps: int, coordinates: Subset | None
     ) -> tuple[imitation.Imitation, list[float], dict[str, torch.Tensor] | None]:
-        """An unroll of an expert, whose steps are to be taken."""
+        """An unroll along an expert's steps; the network learns to take them."""
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
         if not _finite(losses, c):
             return end, [], None
@@ -211,26 +212,26 @@ class Learner:
         """An unroll by the whole meta-gradient, through the optimizee's gradients."""
         from torch_impl.meta.second_order import unrolled
 
-        del coordinates  # all of them
+        del coordinates  # always None here
 
         end, losses, grads = unrolled(task, self.network, position, steps, self.config.loss)
         return end, losses[:-1].tolist(), grads if bool(torch.isfinite(losses).all()) else None
 
     def forward(
         self, task: Task, position: unroll.Position, steps: int, coordinates: None = None
-    ) -> tuple["_Traced", list[float], dict[str, torch.Tensor] | None]:
+    ) -> tuple["_WithTangents", list[float], dict[str, torch.Tensor] | None]:
         """An unroll by tangents carried along, without truncation."""
         from torch_impl.meta import forward
 
-        del coordinates  # all of them
+        del coordinates  # always None here
 
-        begun = isinstance(position, _Traced)
+        begun = isinstance(position, _WithTangents)
         tangents = position.tangents if begun else forward.start(self.network, position)
         end, tangents, losses, grads = forward.advance(
             task, self.network, position, tangents, steps, self.config.loss
         )
         here = {field.name: getattr(end, field.name) for field in dataclasses.fields(unroll.Position)}
-        traced = _Traced(**here, tangents=tangents)
+        traced = _WithTangents(**here, tangents=tangents)
         return traced, losses[:-1].tolist(), grads if bool(torch.isfinite(losses).all()) else None
 
     @fitting()  # a few thousand weights

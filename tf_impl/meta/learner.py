@@ -15,7 +15,7 @@ from interchange.backend import Arrays, Half
 from interchange.meta.config import MetaLoop
 from interchange.meta.tasks import factors
 from interchange.rule.rule import Rule
-from tf_impl.meta import evolution, imitation, unroll
+from tf_impl.meta import imitation, unroll
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.augment import ConvexTerm, RandomScaling
@@ -27,7 +27,7 @@ _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # of Adam, as torch.optim has them
 
 
 @dataclasses.dataclass(frozen=True)
-class _Traced(unroll.Position):
+class _WithTangents(unroll.Position):
     """A position with the tangents of the forward meta-gradient."""
 
     tangents: Any = None
@@ -65,7 +65,7 @@ class Learner:
         return cls(TeacherNetwork(source, zeros, DTYPES[config.dtype], device, kept), config)
 
     @staticmethod
-    def single_threaded() -> None:
+    def use_one_thread() -> None:
         """Leave the other cores to other processes, as far as the framework still can."""
         with contextlib.suppress(RuntimeError):  # a worker that has begun keeps its threads
             tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -75,7 +75,7 @@ class Learner:
         """The position of an optimizee at the start of an epoch."""
         return unroll.start(task, self.network)
 
-    def imitate(self, task: Task, expert: str, lr: float) -> imitation.Imitation:
+    def start_imitation(self, task: Task, expert: str, lr: float) -> imitation.Imitation:
         """The start of an epoch that imitates a rule of the gallery at a learning rate."""
         return imitation.start(task, self.network, expert, lr)
 
@@ -91,19 +91,34 @@ class Learner:
         self, tasks: Sequence[Task], halves: Sequence[Half], steps: int, keep: bool
     ) -> list[tuple[Any, np.ndarray]]:
         """Rollouts with weights of their own, at once if there are several."""
-        return evolution.run_halves(self.network, tasks, halves, steps, keep)
+        if len(halves) == 1:
+            self.put(halves[0].weights)
+        self.network.bind(tasks[0])
+        starts = [
+            unroll.start(task, self.network) if half.position is None else half.position
+            for task, half in zip(tasks, halves, strict=True)
+        ]
+        if len(halves) == 1:
+            end, losses = unroll.segment(tasks[0], self.network, starts[0], steps)
+            return [(end if keep else None, losses)]
+        batch, several = BatchedTasks(tasks), self.network.batched([half.weights for half in halves])
+        end, losses = unroll.segment(batch, several, joined(starts, apart=True), steps)
+        ends = divided(end, batch.sizes, apart=True) if keep else [None] * len(halves)
+        return list(zip(ends, losses.T, strict=True))
 
     def weights(self) -> Arrays:
         """A copy of the network's weights."""
-        return evolution.arrays(self.network)
+        return {name: to_numpy(w) for name, w in self.network.weights.items()}
 
     def put(self, weights: Arrays) -> None:
         """Put weights into the network; Adam stays where it is."""
-        evolution.put(self.network, weights)
+        for name, w in self.network.weights.items():
+            w.assign(to_tensor(weights[name], w.dtype, w.device))
 
     def tensors(self, arrays: Arrays) -> dict[str, tf.Tensor]:
         """Arrays by weight name as tensors of the weights' dtypes."""
-        return evolution.tensors(arrays, self.network)
+        weights = self.network.weights
+        return {name: to_tensor(a, weights[name].dtype, weights[name].device) for name, a in arrays.items()}
 
     def first_order(
         self, task: Task, position: unroll.Position, steps: int, coordinates: Subset | None
@@ -184,7 +199,7 @@ class Learner:
     def imitation(
         self, task: Task, position: imitation.Imitation, steps: int, coordinates: Subset | None
     ) -> tuple[imitation.Imitation, list[float], dict[str, tf.Tensor] | None]:
-        """An unroll of an expert, whose steps are to be taken."""
+        """An unroll along an expert's steps; the network learns to take them."""
         end, losses, inputs, c = imitation.advance(task, self.network, position, steps)
         if not _finite(losses, c):
             return end, [], None
@@ -197,26 +212,26 @@ class Learner:
         """An unroll by the whole meta-gradient, through the optimizee's gradients."""
         from tf_impl.meta.second_order import unrolled
 
-        del coordinates  # all of them
+        del coordinates  # always None here
 
         end, losses, grads = unrolled(task, self.network, position, steps, self.config.loss)
         return end, losses[:-1].numpy().tolist(), grads if _finite(losses) else None
 
     def forward(
         self, task: Task, position: unroll.Position, steps: int, coordinates: None = None
-    ) -> tuple["_Traced", list[float], dict[str, tf.Tensor] | None]:
+    ) -> tuple["_WithTangents", list[float], dict[str, tf.Tensor] | None]:
         """An unroll by tangents carried along, without truncation."""
         from tf_impl.meta import forward
 
-        del coordinates  # all of them
+        del coordinates  # always None here
 
-        begun = isinstance(position, _Traced)
+        begun = isinstance(position, _WithTangents)
         tangents = position.tangents if begun else forward.start(self.network, position)
         end, tangents, losses, grads = forward.advance(
             task, self.network, position, tangents, steps, self.config.loss
         )
         here = {field.name: getattr(end, field.name) for field in dataclasses.fields(unroll.Position)}
-        traced = _Traced(**here, tangents=tangents)
+        traced = _WithTangents(**here, tangents=tangents)
         return traced, losses[:-1].numpy().tolist(), grads if _finite(losses) else None
 
     def descend(self, grads: dict[str, tf.Tensor], rates: dict[str, float]) -> None:
