@@ -16,6 +16,7 @@ from torch_impl.optimizers.optimizers import NonFiniteError
 from torch_impl.problems.tasks import ProblemTask, table_task
 from torch_impl.sources import Source
 from torch_impl.tensors import unflatten
+from torch_impl.threads import fitting
 
 INTERRUPTED = "interrupted"
 
@@ -68,13 +69,28 @@ def descend(
         stop: asked after every step with its loss; True ends the loop with the outcome ``interrupted``.
         cosine: the learning rate falls to 0 as a cosine over ``steps``.
     """
+    with fitting(task):
+        losses, outcome = _descend(task, parameters, optimizer, steps, stop, cosine)
+    # Losses that stay as they are because nothing can move are no result.
+    stuck = outcome == "ok" and isinstance(optimizer, GuardedOptimizer) and optimizer.stuck()
+    return np.asarray(losses), DIVERGED if stuck else outcome
+
+
+def _descend(
+    task: ProblemTask,
+    parameters: list[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    stop: Callable[[float], bool] | None,
+    cosine: bool,
+) -> tuple[list[float], str]:
     rates = [group["lr"] for group in optimizer.param_groups]
     losses: list[float] = []
     for step in range(steps):
         loss = task.loss(parameters, step)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
-            return np.asarray(losses[:-1]), DIVERGED
+            return losses[:-1], DIVERGED
         if cosine:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * falling(step, steps)
@@ -83,9 +99,7 @@ def descend(
         try:
             optimizer.step()
         except NonFiniteError:
-            return np.asarray(losses), DIVERGED
+            return losses, DIVERGED
         if stop is not None and stop(losses[-1]):
-            return np.asarray(losses), INTERRUPTED
-    # Losses that stay as they are because nothing can move are no result.
-    stuck = isinstance(optimizer, GuardedOptimizer) and optimizer.stuck()
-    return np.asarray(losses), DIVERGED if stuck else "ok"
+            return losses, INTERRUPTED
+    return losses, "ok"
