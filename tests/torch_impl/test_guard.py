@@ -361,3 +361,16 @@ def test_loaded_state_is_looked_at_anew():
     optimizer.step()
     optimizer.load_state_dict(optimizer.state_dict())
     assert not any(bound.steps for bound in optimizer._bound.values())
+
+
+def test_a_group_that_raises_makes_no_other_be_looked_at_more_often():
+    """Ten looks in a row are a thousand steps of the group that skips, whatever its neighbour does."""
+    dead, fine = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    groups = [{"params": [dead]}, {"params": [fine], "nonfinite": "raise"}]
+    optimizer = SymbolicOptimizer(groups, Rule.named("sgd"), lr=1e-3)
+    dead.grad, fine.grad = torch.full((3,), float("nan")), torch.ones(3)
+    with pytest.warns(RuntimeWarning, match="3 of 3 coordinates"):
+        for _ in range(999):
+            optimizer.step()
+    with pytest.raises(NonFiniteError, match="at 10 looks in a row"):
+        optimizer.step()

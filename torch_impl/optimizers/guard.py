@@ -2,6 +2,7 @@
 
 import abc
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -46,10 +47,10 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
 
     def _look(self) -> None:
         self._calls += 1
-        if self._calls % _LOOK_EVERY == 0 or any(
-            group["nonfinite"] == "raise" for group in self.param_groups
-        ):
-            self._look_at(stepped=True)
+        due = self._calls % _LOOK_EVERY == 0
+        groups = [group for group in self.param_groups if due or group["nonfinite"] == "raise"]
+        if groups:
+            self._look_at(groups, stepped=True)
 
     def check_finite(self) -> None:
         """Look now at how many coordinates the last step of every tensor left alone.
@@ -60,13 +61,13 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         Raises:
             NonFiniteError: all of a tensor at ten looks in a row, or any with ``nonfinite="raise"``.
         """
-        self._look_at(stepped=False)
+        self._look_at(self.param_groups, stepped=False)
 
     @torch.no_grad()
-    def _look_at(self, stepped: bool) -> None:
-        """A look at all parameters, or at those only that the step just taken has stepped."""
+    def _look_at(self, groups: Sequence[dict[str, Any]], stepped: bool) -> None:
+        """A look at the parameters of groups, or at those only that the step just taken has stepped."""
         warned, looks = self.__dict__.setdefault("_warned", set()), self.__dict__.setdefault("_looks", {})
-        for group in self.param_groups:
+        for group in groups:
             for p in group["params"]:
                 if group["nonfinite"] == "off" or (stepped and p.grad is None):
                     continue
