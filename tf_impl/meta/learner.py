@@ -157,18 +157,18 @@ class Learner:
             lanes, self.network, position, steps, coordinates=index, reuse=index is not None
         )
         ends: list[Any] = divided(end, lanes.sizes)
-        found, factors = [], []
+        found, shares = [], []
         per_lane = zip(tf.unstack(losses, axis=1), tf.split(gradients, counts, 1), strict=True)
         for k, (loss, gradient) in enumerate(per_lane):
             if _finite(loss, gradient, ends[k].theta, ends[k].gradient):
                 found.append(loss[:-1].numpy().tolist())
-                factors.append(weigh(found[-1]))
+                shares.append(weigh(found[-1]))
             else:
                 ends[k] = None
-                factors.append(math.nan)
+                shares.append(math.nan)
         if not found:
             return ends, [], {}
-        factor = np.repeat(factors, counts)
+        factor = np.repeat(shares, counts)
         if coordinates is not None:
             factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
         if len(found) < len(tasks):

@@ -46,7 +46,7 @@ class Learner:
         self.network, self.config = network, config
         rule = getattr(network, "rule", None)
         self.source = network.teacher if rule is None else rule.to_json()
-        self.dtype, self.device = DTYPES[config.dtype], torch.device(config.device)
+        self.dtype, self.device = DTYPES[config.dtype], device_of(config.device)
         self.adam = torch.optim.Adam([{"params": [w]} for w in network.weights.values()])
 
     @classmethod
@@ -158,17 +158,17 @@ class Learner:
                 lanes, self.network, position, steps, coordinates=index, reuse=index is not None
             )
             ends: list[Any] = divided(end, lanes.sizes)
-            found, factors = [], []
+            found, shares = [], []
             for k, (loss, gradient) in enumerate(zip(losses.T, gradients.split(counts, 1), strict=True)):
                 if _finite(loss, gradient, ends[k].theta, ends[k].gradient):
                     found.append(loss[:-1].tolist())
-                    factors.append(weigh(found[-1]))
+                    shares.append(weigh(found[-1]))
                 else:
                     ends[k] = None
-                    factors.append(math.nan)
+                    shares.append(math.nan)
             if not found:
                 return ends, [], {}
-            factor = np.repeat(factors, counts)
+            factor = np.repeat(shares, counts)
             if coordinates is not None:
                 factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
             factor = gradients.new_tensor(factor)
