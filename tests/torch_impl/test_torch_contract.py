@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 
+from common import kernels
 from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
@@ -305,6 +306,7 @@ def test_rosenbrock(foreach):
     assert (starts[0] - 1.0).norm() < 0.2
 
 
+@pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing())
 def test_defaults_changed_to_foreach(monkeypatch):
     """Without a word about it many tensors are stepped at once; with foreach=False one by one."""
     seen = []
