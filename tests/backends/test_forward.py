@@ -46,9 +46,9 @@ MEMORY = """
 import json
 from common.tables.problems import PROBLEMS, Instance
 from interchange.rule.rule import Rule
-import {name}_impl.forward as forward, {name}_impl.unroll as unroll
-from {name}_impl.problems import ProblemTask
-from {name}_impl.symbolic import RuleNetwork
+from {name}_impl.meta import forward, unroll
+from {name}_impl.networks.rule import RuleNetwork
+from {name}_impl.problems.tasks import ProblemTask
 from {name}_impl.tensors import DTYPES
 
 def peak():  # not ru_maxrss, which begins with that of the process before exec

@@ -115,7 +115,9 @@ def main(backend: str, out: Path, names: list[str]) -> None:
         folder = out / name
         if name in TUNINGS:
             settings = {
-                key: value for key, value in SETTINGS.items() if key in TuneConfig.__dataclass_fields__
+                key: value
+                for key, value in SETTINGS.items()
+                if key in {field.name for field in dataclasses.fields(TuneConfig)}
             }
             rule = out / f"rule-{name}-{rank}.json"
             dataclasses.replace(Rule.named("adam"), name="rule").save(rule)
