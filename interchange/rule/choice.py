@@ -4,15 +4,21 @@ from collections.abc import Iterable, Sequence
 
 from interchange.rule.rule import Rule
 
+BETTER, LEAST_BETTER = 1e-6, 1e-10  # R2 that a longer rule must add: usually, and where hardly any is missing
 WITHIN = 0.01  # a shorter rule is preferred if its R2 is no further below the best (MATH.md section 5)
 
 
 def pareto_front(rules: Iterable[Rule], split: str = "valid") -> list[Rule]:
-    """The Pareto front by R2 on ``split``, shortest first; what is worse than the mean is left out."""
+    """The Pareto front by R2 on ``split``, shortest first; what is worse than the mean is left out.
+
+    Of targets with a few huge values a wrong rule has an R2 near 1: there a longer rule counts if it leaves a
+    tenth of the error, so that the exact rule is never left out.
+    """
     front: list[Rule] = []
     best = 0.0
     for rule in sorted(rules, key=lambda r: (r.complexity, -r.provenance["r2"][split], str(r.expression))):
-        if rule.provenance["r2"][split] > best + 1e-6:
+        more = min(BETTER, max(LEAST_BETTER, 0.9 * (1.0 - best)))
+        if rule.provenance["r2"][split] > best + more:
             best = rule.provenance["r2"][split]
             front.append(rule)
     return front

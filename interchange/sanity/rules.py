@@ -10,6 +10,7 @@ from common.metrics import r2
 from common.registry import Registry
 from common.rng import rng
 from interchange.distill.refit import predict
+from interchange.files.trajectories import Run, Trajectories
 from interchange.language import expression as ex
 from interchange.language.expression import Node
 from interchange.language.simplify import equal_up_to_constants
@@ -84,12 +85,26 @@ def gradients(seed: int, stream: str, steps: int = STEPS, coordinates: int = COO
     return g * scale
 
 
-def shown(rule: Rule, seed: int) -> dict[str, Sequences]:
-    """``train`` and ``valid``, 10^4 rows together, and other sequences as ``test``; the target is u."""
+def recorded(rule: Rule, seed: int) -> Trajectories:
+    """A rule's updates on such gradients, one run a split: 10^4 rows to fit, others for ``test``; y is u."""
     given, held = gradients(seed, "given"), gradients(seed, "held out")
     cut = COORDINATES * 4 // 5
     parts = {"train": given[:, :cut], "valid": given[:, cut:], "test": held}
-    return {name: Sequences({GRADIENT: g}, rule.evaluate({"g": g})) for name, g in parts.items()}
+    runs = {name: _run(name, rule, g, seed) for name, g in parts.items()}
+    return Trajectories({GRADIENT: GRADIENT}, runs, {name: (name,) for name in parts}, seed=seed)
+
+
+def _run(name: str, rule: Rule, g: np.ndarray, seed: int) -> Run:
+    """The run of one split; there is no problem and hence no loss, and all coordinates are of one tensor."""
+    steps, coordinates = g.shape
+    return Run(
+        name=name, problem="", problem_json="{}", source_kind="rule", source_json="{}", source_sha256="",
+        seed=seed, init_seed=seed, num_steps=steps, scale=1.0, diverged=False, outcome="ok",
+        x=g[:, :, None], g=g, y=rule.evaluate({GRADIENT: g}), loss=np.zeros(steps),
+        step=np.arange(1, steps + 1), param_index=np.zeros(coordinates, np.int32),
+        flat_index=np.arange(coordinates, dtype=np.int32), params_names=(GRADIENT,),
+        params_shapes=((coordinates,),),
+    )  # fmt: skip
 
 
 def r2_each(rule: Rule, data: Sequences) -> float:

@@ -153,15 +153,12 @@ def measure(
         tick: called with what has just been done, and its R2 with at most 50 nodes.
     """
     config = config.for_jobs()
-    usual = DistillConfig(
-        engine=config.engine,
-        time=config.seconds(_SECONDS),
-        max_size=config.max_size or LARGE,
-        threads=config.threads,
-        quiet=True,  # the jobs would talk all at once
-    )
     jobs = [
-        (name, trajectories, dataclasses.replace(usual, trajectories=name, seed=seed))
+        (
+            name,
+            trajectories,
+            dataclasses.replace(config.distillation(_SECONDS, LARGE, seed), trajectories=name),
+        )
         for name, trajectories in recordings.items()
         for seed in range(config.seeds)
     ]

@@ -4,18 +4,42 @@ Over the raw gradient and over the teacher's own inputs alike: what optimizers a
 running sizes, their ratios, signs), so that a search need not find long memory by itself.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from interchange.language import expression as ex
 from interchange.language.expression import Node
-from interchange.search.templates import pursuit
+from interchange.search.pursuit import pursuit
 
-LAGS = (1, 2, 3, 5)
-DECAYS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
-SIZE_DECAYS = (0.5, 0.9, 0.95, 0.99, 0.999)
-RATIO_DECAYS = (0.5, 0.8, 0.9, 0.95, 0.99)
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Memories that a search tries; a refit finds what lies between the decays.
+
+    Attributes:
+        lags: steps back.
+        decays: of moving averages of the input.
+        size_decays: of running magnitudes, which forget more slowly in most optimizers.
+    """
+
+    lags: tuple[int, ...]
+    decays: tuple[float, ...]
+    size_decays: tuple[float, ...]
+
+
+# Columns are many and few are kept, so that the grid is coarse but reaches far.
+COLUMNS = Grid(
+    (1, 2, 3, 5), (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999), (0.5, 0.9, 0.95, 0.99, 0.999)
+)
+# Optimizers' usual forms, which are fitted as they stand: 20 lags, as Zheng et al. 2022, and finer decays.
+FORMS = Grid(
+    tuple(range(1, 21)),
+    (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995),
+    (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999),
+)
+RATIO_DECAYS = (0.5, 0.8, 0.9, 0.95, 0.99)  # of what is divided by a running size, or whose sign is taken
 POWERS = (0.5, 1.5, 3.0)  # p of (ema |x|^p)^(1/p), beside 1 and 2
 _FUNCTIONS = ("sign", "abs", "square", "tanh")
 _EPS = 1e-12
@@ -35,15 +59,15 @@ def wide_dictionary(features: Sequence[str]) -> list[Node]:
 
 def _filtered(x: Node) -> Iterator[Node]:
     """Lags, moving averages and the signs of these."""
-    yield from (ex.call("lag", x, ex.number(k)) for k in LAGS)
-    for b in DECAYS:
+    yield from (ex.call("lag", x, ex.number(k)) for k in COLUMNS.lags)
+    for b in COLUMNS.decays:
         yield from (ex.call(op, x, ex.number(b)) for op in ("ema", "ema_hat"))
     yield from (ex.call("sign", ex.call("ema", x, ex.number(b))) for b in RATIO_DECAYS)
 
 
 def _sizes(x: Node) -> Iterator[Node]:
     """Running root mean squares, magnitudes and p-norms."""
-    for b in map(ex.number, SIZE_DECAYS):
+    for b in map(ex.number, COLUMNS.size_decays):
         for op in ("ema", "ema_hat"):
             yield ex.call("sqrt", ex.call(op, ex.call("square", x), b))
             yield ex.call(op, ex.call("abs", x), b)
@@ -55,7 +79,7 @@ def _sizes(x: Node) -> Iterator[Node]:
 def _ratios(x: Node) -> Iterator[Node]:
     """The input and its averages over its running root mean square, as in RMSprop and Adam."""
     tops = [x, *(ex.call("ema_hat", x, ex.number(b)) for b in RATIO_DECAYS)]
-    for b in SIZE_DECAYS:
+    for b in COLUMNS.size_decays:
         size = ex.call("sqrt", ex.call("ema_hat", ex.call("square", x), ex.number(b)))
         size = ex.call("add", size, ex.number(_EPS))
         yield from (ex.call("div", top, size) for top in tops)

@@ -10,8 +10,8 @@ import numpy as np
 from interchange.language import expression as ex
 from interchange.language.expression import Node
 from interchange.search import Task
+from interchange.search.pursuit import pursuit
 from interchange.search.standard import Archive, Standard, standardised
-from interchange.search.templates import pursuit
 
 MOST_TERMS = 20
 _FUNCTIONS = ("square", "tanh", "abs", "sign", "cbrt")

@@ -14,12 +14,9 @@ import numpy as np
 from common.errors import L2OError
 from common.rng import rng
 from interchange.files.trajectories import Run, Samples, Trajectories
-from interchange.language import expression as ex
 from interchange.language.execute import compile_program, evaluate
 from interchange.language.expression import Node
 
-LAGS = (1, 2, 3)
-DECAYS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 # Of the rows of a table. Those for validation are the ones for training, one fold after another.
 BLOCKS = {"train": (0.0, 0.85), "valid": (0.0, 0.85), "test": (0.85, 1.0)}
 PHASES = (0.1, 0.5)  # of the steps: where early and middle end
@@ -146,17 +143,6 @@ def _block(table: Samples, names: Sequence[str], split: str) -> Sequences:
     start, stop = (round(count * part) for part in BLOCKS[split])
     features = {name: table.x[None, start:stop, k].astype(np.float64) for k, name in enumerate(names)}
     return Sequences(features, table.y[None, start:stop].astype(np.float64))
-
-
-def dictionary(
-    features: Sequence[str], lags: Sequence[int] = LAGS, decays: Sequence[float] = DECAYS
-) -> list[Node]:
-    """A plain set of columns: every feature, its lags, its moving averages (see also ``dictionary``)."""
-    nodes = [ex.name(feature) for feature in features]
-    columns = list(nodes)
-    columns += [ex.call("lag", node, ex.number(k)) for k in lags for node in nodes]
-    columns += [ex.call("ema", node, ex.number(b)) for b in decays for node in nodes]
-    return columns
 
 
 def row_values(columns: Sequence[Node], features: Mapping[str, np.ndarray], rows: Rows) -> np.ndarray:

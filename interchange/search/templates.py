@@ -19,17 +19,15 @@ import numpy as np
 from common.rng import rng
 from interchange.language import expression as ex
 from interchange.language.expression import Node
+from interchange.search.dictionary import FORMS
+from interchange.search.pursuit import Columns, pursuit
 from interchange.search.samples import Rows, Sequences, row_values
 from interchange.search.signs import sign_forms
 
-LAGS = tuple(range(1, 21))
-DECAYS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
-SIZE_DECAYS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 SCHEDULES = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 _FUNCTIONS = ("square", "exp", "tanh", "abs", "cube", "sign", "cbrt")
 _FUNCTION_LAGS = 6
 _EPS = 1e-8
-_EXACT = 1e-14  # relative squared error
 _KEPT = 3  # drafts per number of terms
 _ROWS = 20_000  # for the fits; a refit sees all
 _CELLS = 200_000  # of the whole sequences that the rows are of
@@ -100,7 +98,7 @@ def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_
     names = [ex.name(name) for name in inputs]
     filtered = [node for name in names for node in numerators(name)]
     columns = _values(filtered, data.features, rows)
-    lags = np.arange(len(filtered)) % (len(filtered) // len(names)) <= len(LAGS)
+    lags = np.arange(len(filtered)) % (len(filtered) // len(names)) <= len(FORMS.lags)
     for family in (lags, ~lags | (np.arange(len(filtered)) % (len(filtered) // len(names)) == 0)):
         for chosen, weights, error in pursuit(np.where(family[:, None], columns, np.nan), y, most_terms):
             yield _Fit(error, tuple(filtered[i] for i in chosen), weights)
@@ -126,7 +124,7 @@ def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_
     divisors = [np.ones_like(y), *(size_values + _EPS)]
     for schedules in (SCHEDULES[:1], SCHEDULES[1:]):
         for size, divisor in zip(sizes, divisors, strict=True):
-            x = _Columns(columns / divisor, np.isfinite(y))
+            x = Columns(columns / divisor, np.isfinite(y))
             for schedule in schedules:
                 count = most_terms if size is None and not schedule else 4
                 for chosen, weights, error in x.pursuit(y * (1.0 + schedule * t), count):
@@ -135,20 +133,20 @@ def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_
 
 def numerators(x: Node) -> list[Node]:
     """x, its lags, its moving averages, and those of a step ago."""
-    lags = [ex.call("lag", x, ex.number(k)) for k in LAGS]
-    averages = [ex.call(op, x, ex.number(b)) for b in DECAYS for op in ("ema", "ema_hat")]
+    lags = [ex.call("lag", x, ex.number(k)) for k in FORMS.lags]
+    averages = [ex.call(op, x, ex.number(b)) for b in FORMS.decays for op in ("ema", "ema_hat")]
     return [
         x,
         *lags,
         *averages,
-        *(ex.call("lag", ex.call("ema", x, ex.number(b)), ex.number(1)) for b in DECAYS),
+        *(ex.call("lag", ex.call("ema", x, ex.number(b)), ex.number(1)) for b in FORMS.decays),
     ]
 
 
 def running_sizes(x: Node) -> list[Node]:
     """What optimizers divide by: running root mean squares and magnitudes."""
     nodes = []
-    for b in SIZE_DECAYS:
+    for b in FORMS.size_decays:
         for op in ("ema", "ema_hat"):
             nodes.append(ex.call("sqrt", ex.call(op, ex.call("square", x), ex.number(b))))
             nodes.append(ex.call(op, ex.call("abs", x), ex.number(b)))
@@ -183,66 +181,3 @@ def _rows(data: Sequences) -> Rows:
 def _values(nodes: Sequence[Node], features: Mapping[str, np.ndarray], rows: Rows) -> np.ndarray:
     """[len(nodes), rows] of expressions over whole sequences."""
     return np.ascontiguousarray(row_values(nodes, features, rows).T)
-
-
-def pursuit(x: np.ndarray, y: np.ndarray, count: int) -> Iterator[tuple[list[int], tuple[float, ...], float]]:
-    """Orthogonal matching pursuit: columns added one by one, weights of all fitted anew each time.
-
-    Args:
-        x: [columns, rows]; rows and columns that are not finite, or far beyond y, are left out.
-        y: [rows].
-
-    Yields:
-        The columns so far, their weights, and the squared error relative to that of 0.
-    """
-    yield from _Columns(x, np.isfinite(y)).pursuit(y, count)
-
-
-class _Columns:
-    """Columns [columns, rows] with their products, which pursuits of several targets share."""
-
-    def __init__(self, x: np.ndarray, rows: np.ndarray) -> None:
-        with np.errstate(all="ignore"):
-            finite = np.isfinite(x)
-            usable = np.flatnonzero(finite.mean(1) > 0.99)
-            self.rows = np.flatnonzero(finite[usable].all(0) & rows)
-            x = x[np.ix_(usable, self.rows)]
-            norms = np.sqrt(np.square(x).mean(1))
-            alive = np.isfinite(norms) & (norms > 0.0)
-        self.usable, self.norms = usable[alive], norms[alive]
-        self.x = x[alive] / self.norms[:, None]
-        self.gram = self.x @ self.x.T
-
-    def pursuit(self, y: np.ndarray, count: int) -> Iterator[tuple[list[int], tuple[float, ...], float]]:
-        """As the function of that name, for a target that is finite in the rows."""
-        x, gram, y = self.x, self.gram, y[self.rows]
-        total, target = float(y @ y), x @ y
-        if not len(x) or total <= 0.0:
-            return
-        chosen: list[int] = []
-        weights = np.zeros(0)
-        for _ in range(min(count, len(x))):
-            gain = np.abs(target - gram[:, chosen] @ weights) if chosen else np.abs(target)
-            gain[chosen] = -1.0
-            chosen.append(int(gain.argmax()))
-            weights = np.linalg.lstsq(gram[np.ix_(chosen, chosen)], target[chosen], rcond=1e-13)[0]
-            error = self._error(chosen, weights, y) / total
-            yield self._found(chosen, weights, error)
-            if error < _EXACT:
-                # Columns taken before the right ones were there weigh nothing beside them.
-                kept = np.abs(weights) * np.sqrt(len(y)) > 1e-6 * np.sqrt(total)
-                if not kept.all():
-                    chosen = [i for i, keep in zip(chosen, kept, strict=True) if keep]
-                    weights = np.linalg.lstsq(x[chosen].T, y, rcond=1e-13)[0]
-                    yield self._found(chosen, weights, self._error(chosen, weights, y) / total)
-                return
-
-    def _error(self, chosen: list[int], weights: np.ndarray, y: np.ndarray) -> float:
-        residual = y - weights @ self.x[chosen]
-        return float(residual @ residual)
-
-    def _found(
-        self, chosen: list[int], weights: np.ndarray, error: float
-    ) -> tuple[list[int], tuple[float, ...], float]:
-        scaled = weights / self.norms[chosen]
-        return [int(self.usable[i]) for i in chosen], tuple(map(float, scaled)), error

@@ -21,27 +21,29 @@ import numpy as np
 
 from common.metrics import r2
 from interchange.language.execute import compile_program, evaluate
+from interchange.language.parse import parse
 from interchange.sanity.__main__ import SanityConfig, find
-from interchange.sanity.rules import GRADIENT, KNOWN, shown
-from interchange.search.samples import Sequences, dictionary
+from interchange.sanity.rules import GRADIENT, KNOWN, recorded
+from interchange.search.dictionary import COLUMNS
+from interchange.search.samples import Sequences, sequences
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
 def lag_columns(data: Sequences) -> np.ndarray:
     """g_t ... g_{t-20}, [T N, 21]; zeros before the start."""
-    return _rows(data, dictionary((GRADIENT,), range(1, 21), ()))
+    return _values([GRADIENT, *(f"lag({GRADIENT}, {k})" for k in range(1, 21))], data)
 
 
 def our_columns(data: Sequences) -> np.ndarray:
     """The same and moving averages of g, g^2 and |g|, [T N, columns]."""
-    moving = evaluate(compile_program(dictionary((GRADIENT,), (), ())), data.features)[0]
-    more = Sequences({"g": moving, "square_g": moving**2, "size_g": np.abs(moving)}, data.target)
-    return np.concatenate([lag_columns(data), _rows(more, dictionary(list(more.features), ()))], axis=1)
+    inputs = (GRADIENT, f"square({GRADIENT})", f"abs({GRADIENT})")
+    averages = [f"ema({x}, {b})" for b in COLUMNS.decays for x in inputs]
+    return np.concatenate([lag_columns(data), _values([*inputs[1:], *averages], data)], axis=1)
 
 
-def _rows(data: Sequences, columns: list) -> np.ndarray:
-    values = evaluate(compile_program(columns), data.features)
+def _values(texts: list[str], data: Sequences) -> np.ndarray:
+    values = evaluate(compile_program([parse(text, (GRADIENT,)) for text in texts]), data.features)
     return np.stack([value.reshape(-1) for value in values], axis=1)
 
 
@@ -93,7 +95,8 @@ RIVALS: dict[str, tuple[Callable[..., Predict], Callable[[Sequences], np.ndarray
 def measure(rival: str, name: str, seconds: float, seed: int) -> dict[str, Any]:
     """Held-out R2 and seconds of one rival; a failure is a text instead."""
     fit, columns = RIVALS[rival]
-    data = shown(KNOWN[name].rule, seed)
+    recording = recorded(KNOWN[name].rule, seed)
+    data = {split: sequences(recording, split) for split in recording.split}
     x = np.concatenate([columns(data[part]) for part in ("train", "valid")])
     y = np.concatenate([data[part].target.reshape(-1) for part in ("train", "valid")])
     started = time.monotonic()

@@ -8,18 +8,23 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from interchange.distill.refit import refit, score
+from interchange.files.trajectories import load_trajectories, save_trajectories
 from interchange.language import expression as ex
-from interchange.language.parse import parse
+from interchange.language.canonical import name_constants
+from interchange.rule.choice import pareto_front
 from interchange.rule.rule import Rule
 from interchange.sanity import __main__ as sanity
 from interchange.sanity import search as sanity_search
 from interchange.sanity.__main__ import Found, SanityConfig, choose, find, main, table_text
-from interchange.sanity.rules import KNOWN, Known, gradients, is_true_form, r2_each, shown
-from interchange.search.samples import Sequences
+from interchange.sanity.rules import KNOWN, gradients, is_true_form, r2_each, recorded
+from interchange.search.pursuit import pursuit
+from interchange.search.samples import Sequences, sequences
 from interchange.search.signs import best_ratio
-from interchange.search.templates import drafts, pursuit
+from interchange.search.templates import drafts
 
-TEMPLATES = SanityConfig(engine="templates", threads=1)
+# A budget of evaluations instead of seconds: the same on every machine.
+LINEAR = SanityConfig(engine="linear", evaluations=1, threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +51,18 @@ def test_gradients_start_at_zero():
     assert np.abs(g[0]).mean() < 0.9 * np.abs(g[30:]).mean()  # not yet what they settle at
 
 
-def test_what_is_held_out_is_not_what_is_given():
-    data = shown(KNOWN["sgd"].rule, 0)
+def test_what_is_held_out_is_not_what_is_given(tmp_path):
+    recording = recorded(KNOWN["sgd"].rule, 0)
+    data = {split: sequences(recording, split) for split in recording.split}
     assert data["train"].target.size + data["valid"].target.size == 10_000
     held = np.sort(data["test"].features["g"][-1])
     given = np.concatenate([data[part].features["g"][-1] for part in ("train", "valid")])
     assert not np.isin(held, given).any()
-    assert (data["test"].features["g"] != shown(KNOWN["sgd"].rule, 1)["test"].features["g"]).all()
+    other = sequences(recorded(KNOWN["sgd"].rule, 1), "test")
+    assert (data["test"].features["g"] != other.features["g"]).all()
     np.testing.assert_array_equal(data["test"].target, -0.01 * data["test"].features["g"])
+    save_trajectories(tmp_path / "sgd.h5", recording)  # refuses what distill could not read
+    assert load_trajectories(tmp_path / "sgd.h5").runs.keys() == recording.runs.keys()
 
 
 @pytest.mark.parametrize(
@@ -102,36 +111,51 @@ def test_no_known_rule_passes_for_another():
             assert is_true_form(KNOWN[one].rule, KNOWN[other].rule) == expected, (one, other)
 
 
+def forms(truth: Rule, seed: int = 2) -> list[Rule]:
+    """What the usual forms of optimizers give for a rule, refitted, best first."""
+    train = sequences(recorded(truth, seed), "train")
+    rules = [Rule("form", *name_constants(node)) for node in drafts(train, ("g",))]
+    fitted = [refit(rule, train) for rule in rules if rule.complexity <= 25]
+    return sorted(fitted, key=lambda rule: -score(rule, train))
+
+
 @pytest.mark.parametrize("name", ["mixed", "momentum(0.6)", "lion"])
-def test_a_known_rule_is_found_in_its_true_form(name):
-    found = find(KNOWN[name], TEMPLATES, seed=2)  # mixed: a seed that an average led astray once
+def test_the_forms_of_optimizers_hold_a_known_rule(name):
+    found = forms(KNOWN[name].rule)  # mixed: seed 2, which an average led astray once
+    assert any(is_true_form(rule, KNOWN[name].rule) for rule in found[:10]), found[:10]
+
+
+def test_a_lion_between_the_grids_decays_is_found():
+    best = forms(Rule.named("lion", beta1=0.85, beta2=0.973), seed=0)[0]
+    assert [best.constants[name] for name in best.decay_constants] == pytest.approx([0.973], abs=2e-3)
+
+
+def test_a_distilled_rule_is_judged_by_its_held_out_run():
+    found = find(KNOWN["nesterov"], LINEAR, seed=0)
     assert found.true, found.expression
-    assert found.r2 >= KNOWN[name].bar
-    assert found.nodes <= 25
+    assert min(found.r2, found.r2_each) >= KNOWN["nesterov"].bar
+    assert found.nodes == 9
+
+
+def test_an_exact_rule_stays_on_a_front_whose_targets_are_ruled_by_a_few_values():
+    """A rule of 6 nodes has 1 - R2 below 1e-6 there, and all that is usual in the updates is missing."""
+    texts = ["exp(lag(g, 4)) + 5.7", "exp(lag(g, 4)) + square(g) + lag(g, 1) + 2 * lag(g, 2)"]
+    valid = sequences(recorded(KNOWN["mixed"].rule, 2), "valid")
+    rules = [Rule.from_text(text) for text in texts]
+    rules = [dataclasses.replace(r, provenance={"r2": {"valid": score(r, valid)}}) for r in rules]
+    assert rules[0].provenance["r2"]["valid"] > 1.0 - 2e-6
+    longer = dataclasses.replace(Rule.from_text(f"{texts[1]} + 0 * g"), provenance=rules[1].provenance)
+    assert pareto_front([longer, *rules]) == rules
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(KNOWN))
 def test_every_known_rule_is_found_in_time(name):
-    found = find(KNOWN[name], TEMPLATES, seed=0)
+    pytest.importorskip("pyoperon", reason="pyoperon is not installed: symbolic-l2o[operon]")
+    found = find(KNOWN[name], SanityConfig(threads=1), seed=0)
     assert found.true, found.expression
     assert found.r2 >= KNOWN[name].bar
     assert found.r2_each >= KNOWN[name].bar
-
-
-@pytest.mark.slow
-def test_the_engine_auto_finds_adam_in_a_child_process():
-    pytest.importorskip("pyoperon")
-    found = find(KNOWN["adam, schedule"], SanityConfig(time=20.0, threads=1), seed=1)
-    assert found.true, found.expression
-
-
-def test_a_lion_between_the_grids_decays_is_found():
-    truth = Rule.named("lion", beta1=0.85, beta2=0.973)
-    found = find(Known(truth), TEMPLATES, seed=0)
-    decays = [n.args[1].value for n in ex.walk(parse(found.expression, ("g",))) if n.op == "ema"]
-    assert decays == pytest.approx([0.973], abs=2e-3)
-    assert found.r2 > 0.995
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -157,7 +181,7 @@ def test_a_pursuit_drops_what_it_took_too_early():
 
 
 def test_drafts_end_with_their_time():
-    data = shown(KNOWN["adam(0.9)"].rule, 0)["train"]
+    data = sequences(recorded(KNOWN["adam(0.9)"].rule, 0), "train")
     assert 0 < len(drafts(data, ("g",), seconds=0.0)) < 5
 
 
@@ -165,18 +189,21 @@ def test_the_shortest_of_the_equally_good_is_chosen_by_coordinate():
     g = gradients(0, "given")
     g[:, 0] *= 1e6  # all that a pooled R2 sees
     y = np.where(np.arange(g.shape[1]) == 0, 2.0 * g, g)
-    data = {"valid": Sequences({"g": g}, y)}
+    data = Sequences({"g": g}, y)
     texts = ["2 * g", "g", "g + 0 * lag(g, 1)", "g / (t - 5)"]
     best = choose([Rule.from_text(text) for text in texts], data)
     assert ex.to_text(best.expression) == "g"
-    assert r2_each(best, data["valid"]) == pytest.approx((99 + 0.75) / 100, abs=0.01)
+    assert r2_each(best, data) == pytest.approx((99 + 0.75) / 100, abs=0.01)
     with pytest.raises(L2OError, match="finite"):
         choose([Rule.from_text("g / (t - 5)")], data)
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys):
     file = tmp_path / "table.json"
-    assert main(["--engine", "templates", "--quick", "--rules", "sgd", "--json", str(file)]) == 0
+    assert (
+        main(["--engine", "linear", "--evaluations", "1", "--quick", "--rules", "sgd", "--json", str(file)])
+        == 0
+    )
     payload = json.loads(file.read_text())
     assert (payload["format"], payload["format_version"]) == ("l2o-sanity", 1)
     (row,) = payload["rows"]
@@ -229,7 +256,7 @@ def test_rows_do_not_depend_on_which_job_ends_first(monkeypatch):
     def backwards(function, jobs):
         return (function(*job) for job in reversed(jobs))
 
-    config = SanityConfig(rules=("sgd", "lion"), engine="templates", seeds=2)
+    config = SanityConfig(rules=("sgd", "lion"), engine="linear", seeds=2)
     rows = sanity.measure(config, backwards, ticks.append)
     assert ticks == ["lion, seed 1", "lion, seed 0", "sgd, seed 1", "sgd, seed 0"]
     sizes = [10 * len(KNOWN[name].rule.name) for name in ("sgd", "lion")]
@@ -240,8 +267,8 @@ def test_rows_do_not_depend_on_which_job_ends_first(monkeypatch):
 def test_jobs_at_once_give_the_same_rows_but_for_times(cluster):
     if cluster:
         pytest.importorskip("distributed", reason="distributed is not installed: symbolic-l2o[dask]")
-    names = ("sgd", "momentum(0.6)")
-    alone = SanityConfig(engine="templates", rules=names, seeds=2, threads=1, quiet=True)
+    names = ("sgd", "nesterov")
+    alone = dataclasses.replace(LINEAR, rules=names, seeds=2, quiet=True)
     several = dataclasses.replace(alone, jobs=2, cluster=cluster)
     (rows, _), (others, _) = sanity.tables(alone), sanity.tables(several)
     assert [row["rule"] for row in others] == list(names)
@@ -260,7 +287,6 @@ def test_jobs_at_once_give_the_same_rows_but_for_times(cluster):
     [
         (["--max-size", "2"], "max_size: expected 0 or at least 3, got 2"),
         (["--cluster", "slurm"], "expected a cluster of the form dask"),
-        (["--engine", "templates", "--trajectories", "t.h5"], "--engine templates is for known rules"),
         (["--trajectories", "nowhere.h5"], "nowhere.h5"),
         (["--jobs", "0"], "jobs"),
     ],

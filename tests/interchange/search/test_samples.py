@@ -12,15 +12,8 @@ from interchange.distill.config import DistillConfig
 from interchange.distill.run import distill
 from interchange.files.trajectories import Run, Samples, Trajectories, save_trajectories
 from interchange.language import expression as ex
-from interchange.search.samples import (
-    DECAYS,
-    LAGS,
-    Sequences,
-    choose_rows,
-    dictionary,
-    row_values,
-    sequences,
-)
+from interchange.language.parse import parse
+from interchange.search.samples import Sequences, choose_rows, row_values, sequences
 
 STEPS, COORDINATES = 9, 4
 
@@ -129,14 +122,6 @@ def test_a_table_too_short_for_three_blocks_is_refused(rows, split):
         sequences(make_table(rows), split)
 
 
-def test_columns_are_every_feature_its_lags_and_its_moving_averages():
-    texts = [ex.to_text(node) for node in dictionary(["a", "b"], lags=(1, 3), decays=(0.5, 0.9))]
-    lags = [f"lag({name}, {k})" for k in (1, 3) for name in "ab"]
-    averages = [f"ema({name}, {b})" for b in (0.5, 0.9) for name in "ab"]
-    assert texts == ["a", "b", *lags, *averages]
-    assert len(dictionary(["a"])) == 1 + len(LAGS) + len(DECAYS)
-
-
 def by_hand(node: ex.Node, features: dict[str, np.ndarray]) -> np.ndarray:
     """A feature, its lag or its moving average, [T, N]."""
     x = features[ex.names(node)[0]]
@@ -159,7 +144,8 @@ def test_row_values_equal_lags_and_averages_computed_by_hand(chunk, four, monkey
         "interchange.search.samples._CHUNK", chunk
     )  # one coordinate at a time, and all at once
     data = sequences(four, "train")
-    columns = dictionary(["a", "b", "g"])
+    texts = [part.format(name) for name in "abg" for part in ("{}", "lag({}, 3)", "ema({}, 0.9)")]
+    columns = [parse(text, ("a", "b", "g")) for text in texts]
     rows = choose_rows(data, 20, seed=0)
     values = row_values(columns, data.features, rows)
     assert values.shape == (20, len(columns))

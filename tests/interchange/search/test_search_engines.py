@@ -10,7 +10,7 @@ from interchange.language import expression as ex
 from interchange.language.dialects import DIALECTS
 from interchange.language.execute import compile_program, evaluate
 from interchange.language.parse import parse
-from interchange.search import Task, templates
+from interchange.search import Task, pursuit, templates
 from interchange.search.auto import search as auto
 from interchange.search.child import run_engine
 from interchange.search.linear import search as linear
@@ -155,9 +155,9 @@ def test_autos_forms_know_no_clock_where_there_is_a_budget(monkeypatch):
 def test_a_pursuit_of_shared_columns_is_the_one_of_its_own():
     x = np.random.default_rng(0).normal(size=(8, 300))
     x[2, :100] = np.nan
-    shared = templates._Columns(x, np.ones(300, bool))
+    shared = pursuit.Columns(x, np.ones(300, bool))
     for y in (x[1] - 2.0 * x[5], np.square(x[0]) + x[7]):
-        assert list(shared.pursuit(y, 4)) == list(templates.pursuit(x, y, 4))
+        assert list(shared.pursuit(y, 4)) == list(pursuit.pursuit(x, y, 4))
     (chosen, weights, error), *_ = reversed(list(shared.pursuit(x[1] - 2.0 * x[5], 4)))
     assert sorted(zip(chosen, np.round(weights, 9), strict=True)) == [(1, 1.0), (5, -2.0)] and error < 1e-20
 
