@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def which() -> str:
         return f"plain: {reason}"
     library = _pool()[0]
     flags = ctypes.c_char_p.in_dll(library, "compiled_with").value if library else None
-    return f"compiled: {_version(_compiler())}, {(flags or b'').decode()}"
+    return f"compiled: {_version(_compiler()[0])}, {(flags or b'').decode()}"
 
 
 def share_out() -> int:
@@ -61,9 +62,10 @@ def load(name: str, text: str, flags: Sequence[str] = ()) -> tuple[ctypes.CDLL |
         text: C; may include the headers beside this file.
         flags: of the compiler, beside the usual ones.
     """
-    compiler = _compiler()
+    compiler, own = _compiler()
     if not compiler:
         return None, "expected a C compiler, found none of cc, gcc, clang; install one, or name it in CC"
+    flags = (*flags, *own)
     parts = (text, _headers(), *_FLAGS, *flags, compiler, platform.machine(), _processor(), sys.platform)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     reason = ""
@@ -87,8 +89,12 @@ def load(name: str, text: str, flags: Sequence[str] = ()) -> tuple[ctypes.CDLL |
     return None, f"the compiled code cannot be kept or loaded ({reason}); set XDG_CACHE_HOME to a folder"
 
 
-def _compiler() -> str:
-    return next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), "")
+def _compiler() -> tuple[str, tuple[str, ...]]:
+    """The C compiler with the flags that ``CC`` has after its name; "" where there is none."""
+    first, *own = shlex.split(os.environ.get("CC", "")) or [""]
+    if found := shutil.which(first):
+        return found, tuple(own)
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), ""), ()
 
 
 @functools.cache
@@ -140,8 +146,8 @@ def _compile(
     for extra in _TRIED:
         handle, name = tempfile.mkstemp(prefix="new-", suffix=".tmp", dir=folder)
         os.close(handle)
-        said_in_code = f'-DL2O_COMPILED_WITH="{" ".join((*_FLAGS, *extra))}"'
-        command = [compiler, *_FLAGS, *flags, *extra, said_in_code, f"-I{HERE}", "-x", "c", "-o", name, "-"]
+        said_in_code = f'-DL2O_COMPILED_WITH="{" ".join((*_FLAGS, *extra, *flags))}"'
+        command = [compiler, *_FLAGS, *extra, *flags, said_in_code, f"-I{HERE}", "-x", "c", "-o", name, "-"]
         command.append("-lm")
         try:
             done = subprocess.run(

@@ -7,7 +7,9 @@ sent; use only schedulers you trust.
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
+import itertools
 import logging
 import os
 import re
@@ -20,6 +22,7 @@ from typing import Any
 from common.errors import L2OError
 from common.machine import cores
 
+_AHEAD = 2  # jobs for each of Dask's workers at once
 TIMEOUT = 10.0  # seconds for a scheduler to answer, and for its first worker to come
 _FORM = re.compile(r"(dask|ray)(?::(.+))?", re.ASCII)
 _ADDRESS = re.compile(r"(?:[a-z]+://)?\[?([\w.:-]+?)\]?:(\d{1,5})", re.ASCII)  # the host may be IPv6
@@ -123,23 +126,8 @@ def _told(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any
 def _dask(jobs: int, address: str, ordered: bool) -> Iterator[Run]:
     """``run`` on a Dask scheduler."""
     import dask
-    from distributed import Client, LocalCluster, Security, as_completed
+    from distributed import Client, LocalCluster, Security
     from distributed.comm import connect
-
-    def run(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        # Kept here: Dask forgets a job whose future nobody holds.
-        futures = [client.submit(_told, function, given, pure=False) for given in arguments]
-        for future in futures if ordered else as_completed(futures, loop=client.loop):
-            try:
-                result, raised = future.result()
-            except Exception as error:
-                raise L2OError(
-                    f"a worker of the Dask cluster failed: {type(error).__name__}: {_one_line(error)}; "
-                    "it needs this version of symbolic-l2o, memory, and a scheduler that lives"
-                ) from error
-            if raised is not None:
-                raise raised
-            yield result
 
     log = logging.getLogger("distributed")
     log.setLevel(
@@ -156,9 +144,10 @@ def _dask(jobs: int, address: str, ordered: bool) -> Iterator[Run]:
                 environment = dict(dask.config.get(_ENVIRONMENT))
                 environment.pop("MALLOC_TRIM_THRESHOLD_", None)
                 environment["TMPDIR"] = folder  # what killed workers leave goes with it
-                stack.callback(_restore, dict(os.environ))  # it sets what workers get in this process too
+                before = dict(os.environ)
                 with dask.config.set({_ENVIRONMENT: environment}):
                     scheduler = stack.enter_context(LocalCluster(**local))
+                stack.callback(_restore, before, dict(os.environ))  # it sets what workers get here too
             else:  # a client that fails on what another service answers takes half a minute to go
                 secrets = Security().get_connection_args("client")
                 asyncio.run(connect(address, timeout=TIMEOUT, **secrets)).abort()
@@ -169,7 +158,32 @@ def _dask(jobs: int, address: str, ordered: bool) -> Iterator[Run]:
                 f"expected a Dask scheduler with workers at {address or 'this machine'}, "
                 f"got {_one_line(error)}; start dask scheduler and dask worker there"
             ) from error
-        yield run
+        yield functools.partial(_results, client, ordered)
+
+
+def _results(
+    client: Any, ordered: bool, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]
+) -> Iterator[Any]:
+    """``run`` on a Dask client."""
+    from distributed import as_completed
+
+    jobs = (client.submit(_told, function, given, pure=False) for given in arguments)
+    # A scheduler holds the data of the jobs it was given: they come a few at a time.
+    waiting = list(itertools.islice(jobs, _AHEAD * len(client.scheduler_info()["workers"])))
+    while waiting:
+        future = waiting[0] if ordered else next(as_completed(waiting, loop=client.loop))
+        waiting.remove(future)
+        try:
+            result, raised = future.result()
+        except Exception as error:
+            raise L2OError(
+                f"a worker of the Dask cluster failed: {type(error).__name__}: {_one_line(error)}; "
+                "it needs this version of symbolic-l2o, memory, and a scheduler that lives"
+            ) from error
+        if raised is not None:
+            raise raised
+        waiting.extend(itertools.islice(jobs, 1))
+        yield result
 
 
 @contextlib.contextmanager
@@ -197,10 +211,13 @@ def _ray(jobs: int, address: str) -> Iterator[str]:
         ray.shutdown()
 
 
-def _restore(environment: dict[str, str]) -> None:
-    for name in set(os.environ) - set(environment):
-        del os.environ[name]
-    os.environ.update(environment)
+def _restore(before: dict[str, str], after: dict[str, str]) -> None:
+    """Undo what has changed from ``before`` to ``after`` in the environment, and nothing else."""
+    for name in set(before) | set(after):
+        if before.get(name) != after.get(name):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 def _one_line(error: BaseException) -> str:

@@ -131,18 +131,21 @@ class RunLock:
     """One process per run folder: ``with RunLock(folder): ...``, taken before anything in it is opened.
 
     The kernel frees the lock when the holder ends in any way, so a lock file left behind means nothing.
-    A second process gets ``L2OError`` naming the holder. Stale temporary files are removed once held.
+    A second process gets ``L2OError`` naming the holder. Stale temporary files are removed once held. A
+    folder that was made for a holder that failed, and is still empty, goes again.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self._descriptor: int | None = None
+        self._made = False
 
     def __enter__(self) -> "RunLock":
         path = self.folder / "lock"
         if self._descriptor is not None:
             raise L2OError(f"run folder {self.folder}: this lock is held already; take it once")
         try:
+            self._made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             descriptor = os.open(path, flags, 0o666)
@@ -153,6 +156,8 @@ class RunLock:
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(descriptor).st_nlink:  # a holder that failed has taken the folder with it
+                raise BlockingIOError
             holder = f"{os.getpid()} {socket.gethostname()}\n".encode()
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, holder, 0)
@@ -173,9 +178,13 @@ class RunLock:
         remove_stale(self.folder)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None = None, *_: object) -> None:
         if self._descriptor is not None:
-            os.close(self._descriptor)  # the file stays: removing it would let two processes in
+            with contextlib.suppress(OSError):
+                if failed and self._made and os.listdir(self.folder) == ["lock"]:
+                    (self.folder / "lock").unlink()
+                    self.folder.rmdir()
+            os.close(self._descriptor)  # else the file stays: removing it would let two processes in
             self._descriptor = None
 
 

@@ -45,9 +45,9 @@ def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
         find_teacher(trajectories, config.teacher, Path(config.trajectories).parent)
     if config.active or config.select == "rollout":
         rollouts.find_problem(config, trajectories)
-    front = search_front(trajectories, config, started)
-    best = knee(front) if config.select == "knee" else shortest_within(front)
-    with RunLock(folder):
+    with RunLock(folder):  # from the start: two searches for one folder would replace each other's rules
+        front = search_front(trajectories, config, started)
+        best = knee(front) if config.select == "knee" else shortest_within(front)
         write_front(folder, front)
         best.save(folder / "best.json")
     if config.select != "rollout":

@@ -87,7 +87,7 @@ class MetaGradient:
         """Unrolls of all optimizees side by side, one update after each."""
         workers = self._workers
         count = self._config.tasks
-        tasks = [self._tasks("meta_train", state.epoch * count + lane) for lane in state.lanes]
+        tasks = [self._tasks("meta_train", state.epoch * count + k) for k in state.numbers]
         state.positions = state.positions or [self._begin(task, state.epoch) for task in tasks]
         while state.step < length:
             steps = min(self._config.unroll, length - state.step)
@@ -122,7 +122,7 @@ class MetaGradient:
         expert = self._schedule.expert(state.epoch)
         positions, chosen = [state.positions[k] for k in live], [tasks[k] for k in live]
         drawn = [
-            self._coordinates(task, state.epoch, position.step, state.lanes[k])
+            self._coordinates(task, state.epoch, position.step, state.numbers[k])
             for k, task, position in zip(live, chosen, positions, strict=True)
         ]
         weigh = functools.partial(self._weight, bool(expert))

@@ -47,9 +47,9 @@ class TrainerState:
 
     Attributes:
         workers: that train together; each has its share of the optimizees and all else alike.
-        lanes: numbers of this worker's optimizees among the epoch's.
+        numbers: of this worker's optimizees among the epoch's.
         step: steps of the epoch under way that are done.
-        positions: of the optimizees of ``lanes`` after the last unroll, the backend's own, each with
+        positions: of the optimizees of ``numbers`` after the last unroll, the backend's own, each with
             ``step, theta``; None for one that diverged. Empty between epochs.
         best: weights with the lowest validation, by name; history: one row per epoch.
         stage: of the curriculum, None without one.
@@ -62,7 +62,7 @@ class TrainerState:
         self.learner, self.config, self.folder = learner, learner.config, folder
         self.workers = workers or Alone()
         config = self.config
-        self.lanes = self.workers.share(config.tasks)
+        self.numbers = self.workers.share(config.tasks)
         self.epoch, self.updates, self.skipped, self.step = 0, 0, 0, 0
         self.positions: list[Any] = []
         self.epoch_losses: list[float] = []
@@ -177,7 +177,7 @@ class TrainerState:
             live, self.step = meta.get("live", [0]), meta["step"]
             self.positions = [
                 self.learner.position_from(meta["step"], meta["t"], group(_lane(k))) if k in live else None
-                for k in self.lanes
+                for k in self.numbers
             ]
             self.epoch_losses = arrays["epoch_losses"].tolist()
 

@@ -98,7 +98,7 @@ def test_lanes_have_constants_of_their_own(backend):
     program, x = made(), data(1, 140, "float64")[0]
     code, state = backend.compiled(program, ("g", "theta")), initial_state(program, (140,))
     lanes = [CONSTANTS, CONSTANTS | {"c0": -0.2, "b": 0.5}]
-    out, after = code.roll_lanes(backend.to(x), [backend.to(a) for a in state], lanes, 3)
+    out, after = code.roll_batched(backend.to(x), [backend.to(a) for a in state], lanes, 3)
     for k, constants in enumerate(lanes):
         here = slice(70 * k, 70 * k + 70)
         alone = code.roll(backend.to(x[:, here].copy()), [backend.to(a[here]) for a in state], constants, 3)

@@ -41,9 +41,6 @@ class Bowl:
             np.linspace(-1.0, 1.0, *self.shapes[0]), package["tensors"].DTYPES["float32"]
         )
 
-    def loss(self, parameters, step):
-        raise NotImplementedError
-
     def value_and_gradient(self, theta, step):
         return package["norm"](theta), theta
 

@@ -90,12 +90,19 @@ def test_a_failing_compiler_is_a_reason_and_leaves_nothing_behind(cache, compile
 @needs_a_compiler
 def test_flags_a_compiler_does_not_know_are_left_out_and_the_record_says_so(tmp_path):
     script = tmp_path / "cc"
-    script.write_text(f'#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec {build._compiler()} "$@"\n')
+    script.write_text(f'#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec {build._compiler()[0]} "$@"\n')
     script.chmod(0o755)
     ask = "from common import kernels; print(kernels.which())"
     said = _said(ask, CC=str(script), XDG_CACHE_HOME=str(tmp_path))
     assert said.startswith("compiled: ") and "-O3" in said and "native" not in said
     assert "native" in _said(ask, XDG_CACHE_HOME=str(tmp_path))
+
+
+@needs_a_compiler
+def test_the_flags_in_cc_come_after_ours_and_are_in_the_record(tmp_path):
+    ask = "from common import kernels; print(kernels.which())"
+    said = _said(ask, CC=f"{build._compiler()[0]} -O1 -DOWN='1'", XDG_CACHE_HOME=str(tmp_path))
+    assert said.split().index("-O3") < said.split().index("-O1") < said.split().index("-DOWN=1")
 
 
 @needs_a_compiler

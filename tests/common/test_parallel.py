@@ -157,11 +157,31 @@ def test_a_cluster_started_here_ends_with_the_block_and_keeps_memory(monkeypatch
         time.sleep(0.2)
         return os.getpid(), os.environ.get("MALLOC_TRIM_THRESHOLD_")
 
+    monkeypatch.delenv("SET_MEANWHILE", raising=False)
     with parallel(2, "dask") as run:
+        monkeypatch.setenv("SET_MEANWHILE", "by another part of the program")
         pids, thresholds = zip(*run(look, [(k,) for k in range(6)]), strict=True)
     assert len(set(pids)) == 2 and set(thresholds) == {None}
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
-    assert dict(os.environ) == environment
+    assert dict(os.environ) == environment | {"SET_MEANWHILE": "by another part of the program"}
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_dask_cluster_is_given_a_few_jobs_at_a_time(dask, ordered):
+    """The scheduler holds what a job carries, which may be a recording each."""
+    given, taken, ahead = [], [], []
+
+    def jobs():
+        for k in range(20):
+            given.append(k)
+            yield (k,)
+
+    with parallel(1, dask, ordered=ordered) as run:
+        for result in run(abs, jobs()):
+            taken.append(result)
+            ahead.append(len(given) - len(taken))
+    assert sorted(taken) == list(range(20)) and (not ordered or taken == sorted(taken))
+    assert max(ahead) <= 2 * 2  # of two workers
 
 
 class Unreadable:

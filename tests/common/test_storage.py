@@ -138,6 +138,33 @@ def test_lock_refuses_a_second_process_and_a_kill_frees_it(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(("there", "written"), [(False, False), (True, False), (False, True)])
+def test_only_an_empty_folder_made_for_a_holder_that_failed_goes_again(tmp_path, there, written):
+    folder = tmp_path / "run"
+    if there:
+        folder.mkdir()
+    with pytest.raises(L2OError, match="failed"), storage.RunLock(folder):
+        if written:
+            (folder / "kept").write_text("half of the work")
+        raise L2OError("failed")
+    assert folder.exists() == (there or written)
+    with storage.RunLock(folder):
+        pass
+
+
+def test_a_lock_that_went_with_its_folder_is_not_taken(tmp_path, monkeypatch):
+    """It was opened before its holder failed, and another process may hold a new one."""
+    flock = fcntl.flock
+
+    def late(descriptor, how):
+        (tmp_path / "lock").unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(L2OError, match="is in use"), storage.RunLock(tmp_path):
+        pass
+
+
 def test_lock_removes_only_stale_temporary_files(tmp_path):
     stale = tmp_path / "checkpoint" / f"{storage.TEMPORARY_PREFIX}1-abc"
     live = tmp_path / f"{storage.TEMPORARY_PREFIX}2-abc"

@@ -13,6 +13,7 @@ import pytest
 
 from common.errors import L2OError
 from common.registry import Registry
+from common.run.storage import RunLock
 from interchange.commands.record import RecordConfig
 from interchange.distill.config import DistillConfig
 from interchange.distill.refit import score
@@ -134,6 +135,16 @@ def test_a_folder_with_a_front_is_replaced_only_on_demand(distilled, recording, 
     message = refused(capsys, str(recording))
     assert f"--out {folder} holds a front; replace it with --overwrite" in message
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_second_search_for_a_folder_ends_at_once_and_leaves_it_alone(
+    recording, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "rules"
+    monkeypatch.setattr("interchange.distill.run.search_front", lambda *_: pytest.fail("searched"))
+    with RunLock(folder):
+        assert f"{folder} is in use by pid" in refused(capsys, str(recording), "--out", str(folder))
+    assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
 def test_overwriting_leaves_no_rule_of_the_front_before(distilled, recording, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import dataclasses
 import tensorflow as tf
 
 from common.errors import L2OError
-from tf_impl.meta.unroll import Network, Position, decay_factor, inputs_at
+from tf_impl.meta.unroll import Network, Position, begun, decay_factor, inputs_at
 from tf_impl.problems.tasks import Task, value_and_gradient
 
 
@@ -55,9 +55,7 @@ def advance(
     Returns:
         The new position and tangents, losses [steps + 1], and weight name -> gradient.
     """
-    if position.loss is None:
-        value, g = value_and_gradient(task, position.theta, position.step)
-        position = dataclasses.replace(position, loss=value, gradient=g)
+    position = begun(task, position)
     losses = [position.loss]
     total = tf.zeros(len(network.weights), tf.float64)
     for left in range(steps, 0, -1):

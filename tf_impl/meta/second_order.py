@@ -17,7 +17,6 @@ derivative lacks what goes through the mean.
 """
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,8 +24,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_impl.meta.unroll import Network, Position, advance, inputs_at
-from tf_impl.problems.tasks import ModuleTask, Task, value_and_gradient
+from tf_impl.meta.unroll import Network, Position, advance, begun, inputs_at
+from tf_impl.problems.tasks import ModuleTask, Task
 from tf_impl.tensors import State, Weights, unflatten
 
 _ROUNDING = 16.0  # times the dtype's eps and the largest gradient
@@ -45,9 +44,7 @@ def unrolled(
     Returns:
         The new position, losses [steps + 1], weight name -> gradient.
     """
-    if position.loss is None:
-        value, g = value_and_gradient(task, position.theta, position.step)
-        position = dataclasses.replace(position, loss=value, gradient=g)
+    position = begun(task, position)
     path, drawn = [position], [_running(task)]
     for _ in range(steps):
         drawn.append(_running(task))

@@ -112,9 +112,7 @@ def advance(
         The new position, losses [steps + 1] (of lanes [steps + 1, lane]), gradients [steps + 1, n], inputs
         [steps, F, n].
     """
-    if position.loss is None:
-        loss, g = value_and_gradient(task, position.theta, position.step)
-        position = dataclasses.replace(position, loss=loss, gradient=g)
+    position = begun(task, position)
 
     def chosen(a: tf.Tensor) -> tf.Tensor:
         return a if coordinates is None else tf.gather(a, coordinates, axis=-1)
@@ -138,21 +136,27 @@ class _Rows:
 
     def add(self, tensor: tf.Tensor) -> None:
         """One more row, where there is to be one."""
-        if not self._count:
-            return
-        if not on_host(tensor):
+        if self._count and not on_host(tensor):
             self._elsewhere.append(tensor)
-            return
-        if self._array is None:
-            self._array, self._filled = np.empty((self._count, *tensor.shape), view(tensor).dtype), 0
-        self._array[self._filled] = view(tensor)
-        self._filled += 1
+        elif self._count:
+            if self._array is None:
+                self._array, self._filled = np.empty((self._count, *tensor.shape), view(tensor).dtype), 0
+            self._array[self._filled] = view(tensor)
+            self._filled += 1
 
     def stacked(self) -> tf.Tensor:
         """All rows, [count, ...]; on the host an array, which is not copied again."""
         if self._array is None:
             return tf.stack(self._elsewhere) if self._count else tf.zeros([0])
         return self._array
+
+
+def begun(task: Task | BatchedTasks, position: Position) -> Position:
+    """The position with its loss and gradient."""
+    if position.loss is not None:
+        return position
+    loss, g = value_and_gradient(task, position.theta, position.step)
+    return dataclasses.replace(position, loss=loss, gradient=g)
 
 
 def chosen_state(state: State, coordinates: np.ndarray | None) -> State:

@@ -32,9 +32,9 @@ class Compiled:
 
         As arrays; None where there is no compiled code.
         """
-        return self.roll_lanes(x, state, [constants], t)
+        return self.roll_batched(x, state, [constants], t)
 
-    def roll_lanes(
+    def roll_batched(
         self, x: tf.Tensor, state: Sequence[tf.Tensor], constants: Sequence[Mapping[str, float]], t: int
     ) -> tuple[_Array, tuple[_Array, ...]] | None:
         """``roll`` with constants of its own for each of as many equal parts of the coordinates."""

@@ -95,7 +95,7 @@ class Lowered:
         return tf.broadcast_to(tf.cast(as_tensor(value), old.dtype), tf.shape(old))
 
 
-class Lanewise(Lowered):
+class LoweredBatched(Lowered):
     """A program that also runs in lanes: arrays [lane, N], and constants of every lane, [lane, 1] float64.
 
     A constant takes the dtype of the array it meets, as a 0-dim one does of itself.

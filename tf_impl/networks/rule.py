@@ -12,7 +12,7 @@ from interchange.meta.rule_weights import RuleWeights
 from interchange.rule.rule import Rule
 from tf_impl.networks.compiled import Compiled
 from tf_impl.networks.features import FeatureStream
-from tf_impl.networks.lowering import Lanewise, Lowered
+from tf_impl.networks.lowering import Lowered, LoweredBatched
 from tf_impl.networks.operators import as_tensor
 from tf_impl.tensors import State, Weights, to_tensor
 
@@ -41,7 +41,7 @@ class RuleNetwork(RuleWeights):
         body = compile_program([self.tree])
         read = [name for name in body.inputs if name not in rule.constants and name != "t"]
         self.features = FeatureStream(self.feature_trees(read))
-        self._body = Lanewise(body)
+        self._body = LoweredBatched(body)
         # By the number of rows: theta is the last where there is weight decay.
         self._compiled = {len(read): Compiled(body, read)}
         if self._decay:
@@ -131,7 +131,7 @@ class RuleNetwork(RuleWeights):
             out -= tf.cast(weights[self._decay], x.dtype) * theta[0]
         return out, network
 
-    def roll_lanes(
+    def roll_batched(
         self,
         x: tf.Tensor,
         network: tuple[tf.Tensor, ...],
@@ -139,7 +139,7 @@ class RuleNetwork(RuleWeights):
         t: int,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]] | None:
         """Outputs [1, N] and new state with constants of every lane; None without compiled code."""
-        return self._compiled[x.shape[0]].roll_lanes(x, network, constants, t)
+        return self._compiled[x.shape[0]].roll_batched(x, network, constants, t)
 
     def _values(self, weights: Weights) -> Weights:
         return {n: tf.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
@@ -176,7 +176,7 @@ class BatchedRules:
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """Output [N] before ``scale`` and the new state, arrays [lane, n], for inputs [F, N]."""
         del reuse  # a rule's state is small
-        if found := self._alone.roll_lanes(x, network, self._constants, t):
+        if found := self._alone.roll_batched(x, network, self._constants, t):
             out, network = tf.reshape(tf.convert_to_tensor(found[0]), [self._count, -1]), found[1]
         else:
             shaped = tf.reshape(x, [x.shape[0], self._count, x.shape[1] // self._count])

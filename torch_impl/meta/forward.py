@@ -10,7 +10,7 @@ import dataclasses
 import torch
 
 from common.errors import L2OError
-from torch_impl.meta.unroll import Network, Position, decay_factor, inputs_at
+from torch_impl.meta.unroll import Network, Position, begun, decay_factor, inputs_at
 from torch_impl.problems.tasks import Task, value_and_gradient
 
 
@@ -57,9 +57,7 @@ def advance(
     Returns:
         The new position and tangents, losses [steps + 1], and weight name -> gradient.
     """
-    if position.loss is None:
-        value, g = value_and_gradient(task, position.theta, position.step)
-        position = dataclasses.replace(position, loss=value, gradient=g)
+    position = begun(task, position)
     losses = [position.loss]
     total = torch.zeros(len(network.weights), dtype=torch.float64, device=position.theta.device)
     for left in range(steps, 0, -1):

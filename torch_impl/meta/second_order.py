@@ -14,13 +14,12 @@ features that divide by its size have derivatives of up to 1 / eps there, which 
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 
 import torch
 
-from torch_impl.meta.unroll import Network, Position, advance, inputs_at
-from torch_impl.problems.tasks import ModuleTask, Task, value_and_gradient
+from torch_impl.meta.unroll import Network, Position, advance, begun, inputs_at
+from torch_impl.problems.tasks import ModuleTask, Task
 from torch_impl.tensors import State, unflatten
 
 _ROUNDING = 16.0  # times the dtype's eps and the largest gradient
@@ -39,9 +38,7 @@ def unrolled(
     Returns:
         The new position, losses [steps + 1], weight name -> gradient.
     """
-    if position.loss is None:
-        value, g = value_and_gradient(task, position.theta, position.step)
-        position = dataclasses.replace(position, loss=value, gradient=g)
+    position = begun(task, position)
     path, drawn = [position], [_random_state(position.theta.device)]
     for _ in range(steps):
         drawn.append(_random_state(position.theta.device))

@@ -123,7 +123,7 @@ def advance(
         return a if coordinates is None else a.index_select(-1, coordinates)
 
     with fitting(task):
-        position = _begun(task, position)
+        position = begun(task, position)
         losses, first = [position.loss], chosen(position.gradient)
         # Filled row by row: stacked from a list they would need their memory twice.
         gradients, inputs = first.new_empty((steps + 1) * keep, len(first)), first.new_empty(0)
@@ -141,7 +141,7 @@ def advance(
         return position, torch.stack(losses), gradients, inputs
 
 
-def _begun(task: Task | BatchedTasks, position: Position) -> Position:
+def begun(task: Task | BatchedTasks, position: Position) -> Position:
     """The position with its loss and gradient."""
     if position.loss is not None:
         return position

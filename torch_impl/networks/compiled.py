@@ -37,9 +37,9 @@ class Compiled:
 
         None where there is no compiled code.
         """
-        return self.roll_lanes(x, state, [constants], t)
+        return self.roll_batched(x, state, [constants], t)
 
-    def roll_lanes(
+    def roll_batched(
         self, x: _Tensor, state: Sequence[_Tensor], constants: Sequence[Mapping[str, float]], t: int
     ) -> tuple[_Tensor, tuple[_Tensor, ...]] | None:
         """``roll`` with constants of its own for each of as many equal parts of the coordinates."""

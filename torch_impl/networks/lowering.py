@@ -103,7 +103,7 @@ class Lowered:
         return kept.clone() if self.program.instructions[register].op == "input" else kept
 
 
-class Lanewise(Lowered):
+class LoweredBatched(Lowered):
     """A program that also runs in lanes: arrays [lane, N], and constants of every lane, [lane, 1] float64.
 
     A constant takes the dtype of the array it meets, as a 0-dim one does of itself.

@@ -12,7 +12,7 @@ from interchange.meta.rule_weights import RuleWeights
 from interchange.rule.rule import Rule
 from torch_impl.networks.compiled import Compiled
 from torch_impl.networks.features import FeatureStream
-from torch_impl.networks.lowering import Lanewise, Lowered
+from torch_impl.networks.lowering import Lowered, LoweredBatched
 from torch_impl.tensors import State, Weights, to_tensor
 
 
@@ -44,7 +44,7 @@ class RuleNetwork(RuleWeights):
         body = compile_program([self.tree])
         read = [name for name in body.inputs if name not in rule.constants and name != "t"]
         self.features = FeatureStream(self.feature_trees(read))
-        self._body = Lanewise(body)
+        self._body = LoweredBatched(body)
         # By the number of rows: theta is the last where there is weight decay.
         self._compiled = {len(read): Compiled(body, read)}
         if self._decay:
@@ -122,7 +122,7 @@ class RuleNetwork(RuleWeights):
         """The numbers of the rule that weights stand for, those of one lane where they are [lane, ...]."""
         return self.constants_of({n: float(weights[n].reshape(-1)[lane]) for n in self.rule.constants})
 
-    def roll_lanes(
+    def roll_batched(
         self,
         x: torch.Tensor,
         network: tuple[torch.Tensor, ...],
@@ -130,7 +130,7 @@ class RuleNetwork(RuleWeights):
         t: int,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None:
         """Outputs [1, N] and new state with constants of every lane; None without compiled code."""
-        return self._compiled[len(x)].roll_lanes(x, network, constants, t)
+        return self._compiled[len(x)].roll_batched(x, network, constants, t)
 
     def _values(self, weights: Weights) -> Weights:
         return {n: torch.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
@@ -167,7 +167,7 @@ class BatchedRules:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Output [N] before ``scale`` and the new state, arrays [lane, n], for inputs [F, N]."""
         del reuse  # a rule's state is small
-        if found := self._alone.roll_lanes(x, network, self._constants, t):
+        if found := self._alone.roll_batched(x, network, self._constants, t):
             out, network = found[0].view(self._count, -1), found[1]
         else:
             out, network = self._alone.step(self._weights, x.unflatten(-1, (self._count, -1)), network, t)
