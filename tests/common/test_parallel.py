@@ -200,7 +200,8 @@ def test_a_job_a_worker_cannot_read_is_one_line_and_no_waiting(dask):
 
 
 def test_a_worker_that_dies_is_one_line_and_no_waiting():
-    config = pytest.importorskip("dask.config", reason=NO_DASK)
+    pytest.importorskip("distributed", reason=NO_DASK)  # else what is set below ends with all its settings
+    config = importlib.import_module("dask.config")
     once = config.set({"distributed.scheduler.allowed-failures": 0})
     lost = pytest.raises(L2OError, match="a worker of the Dask cluster failed: KilledWorker")
     with once, parallel(1, "dask") as run, lost:  # one worker, and yet not in this process
