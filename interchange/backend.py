@@ -12,20 +12,17 @@ import numpy as np
 
 from common.data.coordinates import Subset
 from common.metrics import DIVERGED, loss_at
+from interchange.protocols import Network, Position, Task
 
 if TYPE_CHECKING:
     from common.tables.baselines import Spec
     from common.tables.teachers import TeacherRow
     from interchange.meta.workers import Workers
     from interchange.rule.rule import Rule
+    from interchange.rule.source import Source
 
 Arrays = dict[str, np.ndarray]
-# The backend's own, passed on as they are; the commands read no more of them than this.
-Task = Any  # instance, names, shapes
 Tasks = Callable[[str, int], Task]
-Network = Any  # weights, scale, features.names, bind(task); a rule's has rates and tuned(arrays) -> Rule too
-Position = Any  # of an optimizee between two unrolls: step, theta
-Source = Any  # spec, loaded, sha256, row()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +217,7 @@ class Backend(Protocol):
     def join(self, device: str) -> "Workers":
         """The processes that train together, as this one's environment tells; ``Alone`` without any."""
 
-    def load_source(self, spec: "Spec") -> Source:
+    def load_source(self, spec: "Spec") -> "Source":
         """Read the file a SPEC names; what cannot run as an optimizer is refused here."""
 
     def teacher_network(
@@ -250,7 +247,7 @@ class Backend(Protocol):
         """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
 
     def trace(
-        self, source: Source, network: Network | None, task: Task, steps: int, coordinates: np.ndarray
+        self, source: "Source", network: Network | None, task: Task, steps: int, coordinates: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
         """Inputs [n, F], gradient [n] and output [n] at ``coordinates``, and the loss, step by step.
 
@@ -258,16 +255,16 @@ class Backend(Protocol):
         network: its input is the gradient, its output (theta after - theta before) / lr.
         """
 
-    def fit(self, source: Source, task: Task, steps: int, stop: Callable[[float], bool]) -> Trained:
+    def fit(self, source: "Source", task: Task, steps: int, stop: Callable[[float], bool]) -> Trained:
         """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
 
     def rollout_job(
-        self, config: Any, source: Source, lr: float, stream: str, number: int, steps: int
+        self, config: Any, source: "Source", lr: float, stream: str, number: int, steps: int
     ) -> Rollout:
         """One rollout of a comparison, on the stream ``validation`` or ``test``; worker processes run it."""
 
     def stepper(
-        self, source: Source, lr: float, task: Task
+        self, source: "Source", lr: float, task: Task
     ) -> tuple[Callable[[int], None], Callable[[], float]]:
         """A fresh optimizer on one gradient of the task, to measure its cost.
 

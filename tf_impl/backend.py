@@ -13,10 +13,11 @@ from common.metrics import DIVERGED
 from common.tables.teachers import TeacherRow
 from interchange.backend import Trained
 from interchange.meta.rule_weights import KINDS
+from interchange.protocols import Network
 from interchange.rule.rule import Rule
 from tf_impl.loops import borrowed
 from tf_impl.meta.learner import Learner
-from tf_impl.meta.unroll import Network, mean_loss_at
+from tf_impl.meta.unroll import mean_loss_at
 from tf_impl.meta.workers import join
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.teacher import TeacherNetwork

@@ -1,6 +1,5 @@
 """Between NumPy and TensorFlow: dtype, device, flat vectors, and the state optimizers carry."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -70,33 +69,3 @@ def unflatten(vector: tf.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[tf.T
     """Views of a vector [N] with the given shapes, in order."""
     sizes = [int(np.prod(shape)) for shape in shapes]
     return [tf.reshape(part, shape) for part, shape in zip(tf.split(vector, sizes), shapes, strict=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """Everything an optimizer carries from step to step.
-
-    Attributes:
-        t: number of steps taken.
-        features: state of the feature stream, arrays [N].
-        network: the network's or rule's own state: for a teacher h and c per cell, [H, N].
-    """
-
-    t: int
-    features: tuple[tf.Tensor, ...]
-    network: tuple[tf.Tensor, ...]
-
-    def named(self) -> dict[str, tf.Tensor]:
-        """The arrays by name, for checkpoints."""
-        return {f"features/{i:03d}": a for i, a in enumerate(self.features)} | {
-            f"network/{i:03d}": a for i, a in enumerate(self.network)
-        }
-
-    @classmethod
-    def from_named(cls, t: int, arrays: Mapping[str, tf.Tensor]) -> "State":
-        """The inverse of ``named``."""
-        parts = {
-            group: tuple(arrays[k] for k in sorted(arrays) if k.startswith(group))
-            for group in ("features/", "network/")
-        }
-        return cls(t, parts["features/"], parts["network/"])

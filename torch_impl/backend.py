@@ -12,10 +12,11 @@ from common.metrics import DIVERGED
 from common.tables.teachers import TeacherRow
 from interchange.backend import Trained
 from interchange.meta.rule_weights import KINDS
+from interchange.protocols import Network
 from interchange.rule.rule import Rule
 from torch_impl import rollout
 from torch_impl.meta.learner import Learner
-from torch_impl.meta.unroll import Network, mean_loss_at
+from torch_impl.meta.unroll import mean_loss_at
 from torch_impl.meta.workers import join
 from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.teacher import TeacherNetwork

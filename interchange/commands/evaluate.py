@@ -28,8 +28,9 @@ from interchange.evaluation.grid import Pool, Tested, course, loss_at_or_inf, ru
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
 
 if TYPE_CHECKING:
-    from interchange.backend import Backend, Source, Task
+    from interchange.backend import Backend, Task
     from interchange.files.results import EvaluationRow
+    from interchange.rule.source import Source
 
 __all__ = ["evaluate", "folder_of", "loss_at_or_inf", "main", "time_optimizers"]
 

@@ -22,8 +22,9 @@ from common.tables.problems import coordinate_table
 from interchange.meta.config import TrainConfig
 
 if TYPE_CHECKING:
-    from interchange.backend import Backend, Network, Source
+    from interchange.backend import Backend, Network
     from interchange.files.trajectories import Run
+    from interchange.rule.source import Source
 
 _FILE = "trajectories.h5"
 

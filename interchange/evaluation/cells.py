@@ -25,7 +25,7 @@ from interchange.backend import Rollout
 from interchange.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
-    from interchange.backend import Source
+    from interchange.rule.source import Source
 
 FORMAT, VERSION = "l2o-cell", "1.0.0"
 _LIMIT = 256 << 20  # bytes of one file, some ten million steps

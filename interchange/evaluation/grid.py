@@ -24,7 +24,8 @@ from interchange.evaluation.cells import Cell, Store
 from interchange.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
-    from interchange.backend import Backend, Source
+    from interchange.backend import Backend
+    from interchange.rule.source import Source
 
 _LOG = logging.getLogger(__name__)
 _FARTHEST = 14  # factors of 2 from the middle at which widening a grid ends

@@ -1,7 +1,17 @@
 """Optimizees of a meta-training, by stream and number."""
 
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.data.datasets import Split
 from common.errors import L2OError
+from common.rng import derived_seed
+from common.run.config import OnProblem
+from common.tables.problems import Instance, problem_row
 from interchange.backend import Learner, Task, Tasks
+from interchange.files.checkpoint import load_start
 from interchange.meta.config import MetaLoop
 from interchange.meta.schedule import Schedule
 
@@ -32,6 +42,23 @@ class TaskStream:
             return self._own(stream, number)
         problem = problem or self._schedule.problem(number)
         return self._learner.table_task(self._config, stream, number, problem=problem)
+
+
+def table_instance(
+    config: OnProblem, stream: str, number: int, split: Split = "meta_train", problem: str = ""
+) -> tuple[Instance, Mapping[str, np.ndarray] | None]:
+    """What optimizee ``number`` of a stream of seeds is, and initial values if not its own.
+
+    Args:
+        config: with ``seed, problem, dataset, batch_size, data_dir, start``.
+        problem: instead of ``config.problem``.
+    """
+    seed = derived_seed(config.seed, stream, number)
+    row = problem_row(problem or config.problem, config.dataset)
+    if row.kind == "function" and config.batch_size:
+        row = dataclasses.replace(row, batch_size=config.batch_size)
+    instance = Instance(row, seed, split, config.batch_size, config.data_dir, config.start_scale)
+    return instance, load_start(config.start, row) if config.start else None
 
 
 def factors(config: MetaLoop) -> tuple[str, ...]:

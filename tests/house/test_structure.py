@@ -21,7 +21,7 @@ FLOORS = {
 }  # fmt: skip
 GROUND = {
     "common": {"errors", "machine", "metrics", "reference", "registry", "rng"},
-    "interchange": {"backend"},
+    "interchange": {"backend", "protocols"},
     "torch_impl": {"tensors", "threads"},
     "tf_impl": {"tensors"},
 }

@@ -13,14 +13,15 @@ from common.rng import rng
 from common.tables import layers as net
 from common.tables.problems import PROBLEMS, Instance, Problem
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.protocols import State, Task
 from interchange.rule.rule import Rule
 from tf_impl.meta import unroll
 from tf_impl.meta.second_order import _step_back, unrolled
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.augment import ConvexTerm, RandomScaling
-from tf_impl.problems.tasks import ModuleTask, ProblemTask, Task, value_and_gradient
-from tf_impl.tensors import State, unflatten
+from tf_impl.problems.tasks import ModuleTask, ProblemTask, value_and_gradient
+from tf_impl.tensors import unflatten
 
 RULES = {
     "adam": dataclasses.replace(Rule.named("adam"), scale=0.01),

@@ -10,10 +10,11 @@ from interchange.meta.trainer import make_trainer
 
 torch = pytest.importorskip("torch")
 
+from interchange.protocols import Task  # noqa: E402
 from torch_impl.meta.learner import Learner  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.augment import ConvexTerm, RandomScaling  # noqa: E402
-from torch_impl.problems.tasks import ProblemTask, Task, value_and_gradient  # noqa: E402
+from torch_impl.problems.tasks import ProblemTask, value_and_gradient  # noqa: E402
 from torch_impl.tensors import unflatten  # noqa: E402
 
 ROWS = [("rastrigin", ""), ("mnist-mlp-iclr", "synthetic"), ("mnist-conv", "synthetic")]

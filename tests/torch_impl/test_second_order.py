@@ -11,12 +11,13 @@ from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
+from interchange.protocols import Task  # noqa: E402
 from torch_impl.meta import unroll  # noqa: E402
 from torch_impl.meta.second_order import unrolled  # noqa: E402
 from torch_impl.networks.rule import RuleNetwork  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.augment import ConvexTerm, RandomScaling  # noqa: E402
-from torch_impl.problems.tasks import ModuleTask, ProblemTask, Task, value_and_gradient  # noqa: E402
+from torch_impl.problems.tasks import ModuleTask, ProblemTask, value_and_gradient  # noqa: E402
 from torch_impl.tensors import unflatten  # noqa: E402
 
 RULES = {

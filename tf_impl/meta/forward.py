@@ -10,21 +10,9 @@ import dataclasses
 import tensorflow as tf
 
 from common.errors import L2OError
-from tf_impl.meta.unroll import Network, Position, begun, decay_factor, inputs_at
-from tf_impl.problems.tasks import Task, value_and_gradient
-
-
-@dataclasses.dataclass(frozen=True)
-class Tangents:
-    """Derivatives by the k weights.
-
-    Attributes:
-        theta: of the parameters [k, N].
-        network: of the rule's state, each [k, ...].
-    """
-
-    theta: tf.Tensor
-    network: tuple[tf.Tensor, ...]
+from interchange.protocols import Network, Position, Tangents, Task
+from tf_impl.meta.unroll import begun, decay_factor, inputs_at
+from tf_impl.problems.tasks import value_and_gradient
 
 
 def start(network: Network, position: Position) -> Tangents:

@@ -14,14 +14,15 @@ from common.tables.teachers import TeacherRow
 from interchange.backend import Arrays, Half
 from interchange.meta.config import MetaLoop
 from interchange.meta.tasks import factors
+from interchange.protocols import State, Task
 from interchange.rule.rule import Rule
 from tf_impl.meta import imitation, unroll
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.augment import ConvexTerm, RandomScaling
 from tf_impl.problems.batched import BatchedTasks, divided, joined, kind
-from tf_impl.problems.tasks import Task, table_task
-from tf_impl.tensors import DTYPES, State, device_of, on_host, to_numpy, to_tensor, view
+from tf_impl.problems.tasks import table_task
+from tf_impl.tensors import DTYPES, device_of, on_host, to_numpy, to_tensor, view
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # of Adam, as torch.optim has them
 

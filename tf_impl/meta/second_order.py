@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_impl.meta.unroll import Network, Position, advance, begun, inputs_at
-from tf_impl.problems.tasks import ModuleTask, Task
-from tf_impl.tensors import State, Weights, unflatten
+from interchange.protocols import Network, Position, State, Task
+from tf_impl.meta.unroll import advance, begun, inputs_at
+from tf_impl.problems.tasks import ModuleTask
+from tf_impl.tensors import Weights, unflatten
 
 _ROUNDING = 16.0  # times the dtype's eps and the largest gradient
 

@@ -12,82 +12,18 @@ compiled code for its steps and this pass (``common.kernels``); the chunks here 
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from common.metrics import loss_at
+from interchange.protocols import Network, Position, State, Task, start
 from tf_impl.problems.batched import BatchedTasks
-from tf_impl.problems.tasks import Task, value_and_gradient
-from tf_impl.tensors import State, Weights, on_host, view
+from tf_impl.problems.tasks import value_and_gradient
+from tf_impl.tensors import on_host, view
 
 _CHUNK = 32_768  # coordinates of one backward pass that is not compiled: bounds its memory
 _KEPT, _BESIDE = 8, 64  # numbers that the tape keeps of a step: per number of state or input, and beside
-
-
-class Network(Protocol):
-    """What is trained: a teacher's network, or a rule with its constants as weights.
-
-    Attributes:
-        weight_decay: decoupled weight decay, 0.0 without.
-        tasks_batchable: several optimizees may run as one (``BatchedTasks``).
-        weights_batchable: so may several sets of weights (``batched``).
-    """
-
-    weights: Weights
-    scale: float
-    weight_decay: float
-    tasks_batchable: bool
-
-    def bind(self, task: Task) -> None:
-        """Told at the start of an epoch what comes."""
-
-    def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
-        """Inputs [1, N] of the network after the features."""
-
-    def initial_state(self, theta: tf.Tensor) -> State:
-        """Zero state for a flat vector [N]."""
-
-    def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
-        """Network inputs [F, N] of gradient [N], and the state after the features' step."""
-
-    def step(
-        self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int
-    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        """Output [N] before ``scale``, and the new network state."""
-
-    def roll(
-        self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
-    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        """``step`` with the network's own weights, not recorded; ``reuse``: the old state may be lost."""
-
-    def vjp(self, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor] | None:
-        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """Where an epoch stands between two unrolls.
-
-    Attributes:
-        theta: flat parameters [N].
-        loss, gradient: at ``theta`` on the batch of ``step``, already taken by the unroll before
-            (f_T of one unroll is f_0 of the next); None at the start of an epoch.
-    """
-
-    step: int
-    theta: tf.Tensor
-    state: State
-    loss: tf.Tensor | None = None
-    gradient: tf.Tensor | None = None
-
-
-def start(task: Task, network: Network) -> Position:
-    """The position at the start of an epoch."""
-    network.bind(task)
-    theta = task.initial()
-    return Position(0, theta, network.initial_state(theta))
 
 
 def advance(

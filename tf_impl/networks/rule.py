@@ -9,12 +9,13 @@ import tensorflow as tf
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
 from interchange.meta.rule_weights import RuleWeights
+from interchange.protocols import State
 from interchange.rule.rule import Rule
 from tf_impl.networks.compiled import Compiled
 from tf_impl.networks.features import FeatureStream
 from tf_impl.networks.lowering import Lowered, LoweredBatched
 from tf_impl.networks.operators import as_tensor
-from tf_impl.tensors import State, Weights, to_tensor
+from tf_impl.tensors import Weights, to_tensor
 
 
 def lower(rule: Rule) -> Lowered:

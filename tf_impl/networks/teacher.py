@@ -13,10 +13,11 @@ import tensorflow as tf
 
 from common.kernels import Kernel, kernel
 from common.tables.teachers import TeacherRow
+from interchange.protocols import State
 from tf_impl.networks.compiled import threads
 from tf_impl.networks.features import FeatureStream
 from tf_impl.problems.direct import Direct
-from tf_impl.tensors import State, Weights, on_host, view
+from tf_impl.tensors import Weights, on_host, view
 
 
 class TeacherNetwork:

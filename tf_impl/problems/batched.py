@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_impl.problems.tasks import ProblemTask, Task, value_and_gradient
-from tf_impl.tensors import State
+from interchange.protocols import State, Task
+from tf_impl.problems.tasks import ProblemTask, value_and_gradient
 
 
 class BatchedTasks:

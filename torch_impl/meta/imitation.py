@@ -8,37 +8,11 @@ import dataclasses
 
 import torch
 
+from interchange.protocols import Imitation, Task
 from interchange.rule.rule import Rule
 from torch_impl.meta import unroll
 from torch_impl.networks.rule import RuleNetwork
-from torch_impl.problems.tasks import Task, value_and_gradient
-from torch_impl.tensors import State
-
-
-@dataclasses.dataclass(frozen=True)
-class Imitation:
-    """Where an epoch of imitation stands.
-
-    Attributes:
-        expert: the rule of the optimizer that is imitated; it runs at learning rate ``lr``.
-        at: the expert's position, with loss and gradient.
-        state: of the network that is trained.
-    """
-
-    expert: RuleNetwork
-    lr: float
-    at: unroll.Position
-    state: State
-
-    @property
-    def step(self) -> int:
-        """Steps taken."""
-        return self.at.step
-
-    @property
-    def theta(self) -> torch.Tensor:
-        """The optimizee's parameters [N]."""
-        return self.at.theta
+from torch_impl.problems.tasks import value_and_gradient
 
 
 def start(task: Task, network: unroll.Network, expert: str, lr: float) -> Imitation:

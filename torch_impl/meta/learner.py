@@ -13,14 +13,15 @@ from common.tables.teachers import TeacherRow
 from interchange.backend import Arrays, Half
 from interchange.meta.config import MetaLoop
 from interchange.meta.tasks import factors
+from interchange.protocols import State, Task
 from interchange.rule.rule import Rule
 from torch_impl.meta import imitation, unroll
 from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.augment import ConvexTerm, RandomScaling
 from torch_impl.problems.batched import BatchedTasks, divided, joined, kind
-from torch_impl.problems.tasks import Task, table_task
-from torch_impl.tensors import DTYPES, State, device_of, to_numpy, to_tensor
+from torch_impl.problems.tasks import table_task
+from torch_impl.tensors import DTYPES, device_of, to_numpy, to_tensor
 from torch_impl.threads import fitting
 
 

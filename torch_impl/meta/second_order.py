@@ -18,9 +18,10 @@ from collections.abc import Iterator
 
 import torch
 
-from torch_impl.meta.unroll import Network, Position, advance, begun, inputs_at
-from torch_impl.problems.tasks import ModuleTask, Task
-from torch_impl.tensors import State, unflatten
+from interchange.protocols import Network, Position, State, Task
+from torch_impl.meta.unroll import advance, begun, inputs_at
+from torch_impl.problems.tasks import ModuleTask
+from torch_impl.tensors import unflatten
 
 _ROUNDING = 16.0  # times the dtype's eps and the largest gradient
 

@@ -15,85 +15,20 @@ import functools
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from common.metrics import loss_at
+from interchange.protocols import Network, Position, State, Task, start
 from torch_impl.problems.batched import BatchedTasks
-from torch_impl.problems.tasks import Task, value_and_gradient
-from torch_impl.tensors import State, Weights
+from torch_impl.problems.tasks import value_and_gradient
 from torch_impl.threads import fitting
 
 # Coordinates of one backward pass that is not compiled. The sizes do not depend on the number of threads, so
 # neither do the bits of the sum; the upper one bounds memory, the lower one the overhead per operation.
 _SMALLEST_CHUNK, _LARGEST_CHUNK, _CHUNKS = 2048, 6144, 4
 _KEPT, _BESIDE = 8, 64  # numbers that autograd keeps of a step: per number of state or input, and beside
-
-
-class Network(Protocol):
-    """What is trained: a teacher's network, or a rule with its constants as weights.
-
-    Attributes:
-        weight_decay: decoupled weight decay, 0.0 without.
-        tasks_batchable: several optimizees may run as one (``BatchedTasks``).
-        weights_batchable: so may several sets of weights (``batched``).
-    """
-
-    weights: Weights
-    scale: float
-    weight_decay: float
-    tasks_batchable: bool
-
-    def bind(self, task: Task) -> None:
-        """Told at the start of an epoch what comes."""
-
-    def rows(self, theta: torch.Tensor) -> list[torch.Tensor]:
-        """Inputs [1, N] of the network after the features."""
-
-    def initial_state(self, theta: torch.Tensor) -> State:
-        """Zero state for a flat vector [N]."""
-
-    def inputs(self, g: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        """Network inputs [F, N] of gradient [N], and the state after the features' step."""
-
-    def step(
-        self, weights: Weights, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Output [N] before ``scale``, and the new network state."""
-
-    def roll(
-        self, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int, *, reuse: bool = False
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """``step`` with the network's own weights, not recorded; ``reuse``: the old state may be lost."""
-
-    def vjp(self, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor] | None:
-        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """Where an epoch stands between two unrolls.
-
-    Attributes:
-        theta: flat parameters [N].
-        loss, gradient: at ``theta`` on the batch of ``step``, already taken by the unroll before
-            (f_T of one unroll is f_0 of the next); None at the start of an epoch.
-    """
-
-    step: int
-    theta: torch.Tensor
-    state: State
-    loss: torch.Tensor | None = None
-    gradient: torch.Tensor | None = None
-
-
-def start(task: Task, network: Network) -> Position:
-    """The position at the start of an epoch."""
-    network.bind(task)
-    theta = task.initial()
-    return Position(0, theta, network.initial_state(theta))
 
 
 def advance(

@@ -9,11 +9,12 @@ import torch
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
 from interchange.meta.rule_weights import RuleWeights
+from interchange.protocols import State
 from interchange.rule.rule import Rule
 from torch_impl.networks.compiled import Compiled
 from torch_impl.networks.features import FeatureStream
 from torch_impl.networks.lowering import Lowered, LoweredBatched
-from torch_impl.tensors import State, Weights, to_tensor
+from torch_impl.tensors import Weights, to_tensor
 
 
 def lower(rule: Rule) -> Lowered:

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from common.kernels import Kernel, kernel
 from common.tables.teachers import TeacherRow
+from interchange.protocols import State
 from torch_impl.networks.features import FeatureStream
-from torch_impl.tensors import State, Weights, to_tensor
+from torch_impl.tensors import Weights, to_tensor
 from torch_impl.threads import threads
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from common.rng import rng
-from torch_impl.problems.tasks import Task
+from interchange.protocols import Task
 from torch_impl.tensors import to_tensor, unflatten
 
 _CONVEX_SIZE, _CONVEX_SCALING, _CONVEX_LARGEST = 20, 1.0, 10.0

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from torch_impl.problems.tasks import ProblemTask, Task, value_and_gradient
-from torch_impl.tensors import State
+from interchange.protocols import State, Task
+from torch_impl.problems.tasks import ProblemTask, value_and_gradient
 
 
 class BatchedTasks:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,31 +12,14 @@ from torch.nn import functional as F
 
 from common.data import datasets
 from common.data.datasets import Split
-from common.rng import derived_seed
 from common.run.config import OnProblem
-from common.tables.problems import Instance, Problem, parameter_specs, problem_row
-from interchange.files.checkpoint import load_start
+from common.tables.problems import Instance, Problem, parameter_specs
+from interchange.meta.tasks import table_instance
+from interchange.protocols import Task
 from torch_impl.problems.layers import forward, stackable
 from torch_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
 
 _ACCURACY_BATCH = 500
-
-
-class Task(Protocol):
-    """What the inner loop needs of an optimizee.
-
-    Attributes:
-        names, shapes: of the parameter tensors, in the order they lie in the flat vector.
-    """
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    def initial(self) -> torch.Tensor:
-        """The initial parameters, a flat vector [N]."""
-
-    def loss(self, parameters: list[torch.Tensor], step: int) -> torch.Tensor:
-        """The loss, 0-dim, of parameters in their own shapes on the batch of ``step``."""
 
 
 def value_and_gradient(task: Task, theta: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,13 +218,7 @@ def table_task(
         config: with ``seed, problem, dataset, batch_size, data_dir, start, dtype, device``.
         problem: instead of ``config.problem``.
     """
-    seed = derived_seed(config.seed, stream, number)
-    row = problem_row(problem or config.problem, config.dataset)
-    if row.kind == "function" and config.batch_size:
-        row = dataclasses.replace(row, batch_size=config.batch_size)
-    scale = config.start_scale
-    instance = Instance(row, seed, split, config.batch_size, config.data_dir, scale)
-    start = load_start(config.start, row) if config.start else None
+    instance, start = table_instance(config, stream, number, split, problem)
     return ProblemTask(instance, DTYPES[config.dtype], device_of(config.device), start)
 
 

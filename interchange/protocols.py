@@ -1,0 +1,157 @@
+"""What the meta-training of both frameworks is written in; tensors are the framework's own."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+Tensor = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything an optimizer carries from step to step.
+
+    Attributes:
+        t: number of steps taken.
+        features: state of the feature stream, arrays [N].
+        network: the network's or rule's own state: for a teacher h and c per cell, [H, N].
+    """
+
+    t: int
+    features: tuple[Tensor, ...]
+    network: tuple[Tensor, ...]
+
+    def named(self) -> dict[str, Tensor]:
+        """The arrays by name, for checkpoints."""
+        return {f"features/{i:03d}": a for i, a in enumerate(self.features)} | {
+            f"network/{i:03d}": a for i, a in enumerate(self.network)
+        }
+
+    @classmethod
+    def from_named(cls, t: int, arrays: Mapping[str, Tensor]) -> "State":
+        """The inverse of ``named``."""
+        parts = {
+            group: tuple(arrays[k] for k in sorted(arrays) if k.startswith(group))
+            for group in ("features/", "network/")
+        }
+        return cls(t, parts["features/"], parts["network/"])
+
+
+class Task(Protocol):
+    """What the inner loop needs of an optimizee.
+
+    Attributes:
+        names, shapes: of the parameter tensors, in the order they lie in the flat vector.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def initial(self) -> Tensor:
+        """The initial parameters, a flat vector [N]."""
+
+    def loss(self, parameters: list[Tensor], step: int) -> Tensor:
+        """The loss, 0-dim, of parameters in their own shapes on the batch of ``step``."""
+
+
+class Network(Protocol):
+    """What is trained: a teacher's network, or a rule with its constants as weights.
+
+    Attributes:
+        weight_decay: decoupled weight decay, 0.0 without.
+        tasks_batchable: several optimizees may run as one (``BatchedTasks``).
+        weights_batchable: so may several sets of weights (``batched``).
+    """
+
+    weights: dict[str, Tensor]
+    scale: float
+    weight_decay: float
+    tasks_batchable: bool
+
+    def bind(self, task: Task) -> None:
+        """Told at the start of an epoch what comes."""
+
+    def rows(self, theta: Tensor) -> list[Tensor]:
+        """Inputs [1, N] of the network after the features."""
+
+    def initial_state(self, theta: Tensor) -> State:
+        """Zero state for a flat vector [N]."""
+
+    def inputs(self, g: Tensor, state: State) -> tuple[Tensor, State]:
+        """Network inputs [F, N] of gradient [N], and the state after the features' step."""
+
+    def step(
+        self, weights: dict[str, Tensor], x: Tensor, network: tuple[Tensor, ...], t: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Output [N] before ``scale``, and the new network state."""
+
+    def roll(
+        self, x: Tensor, network: tuple[Tensor, ...], t: int, *, reuse: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """``step`` with the network's own weights, not recorded; ``reuse``: the old state may be lost."""
+
+    def vjp(self, state: State, inputs: Tensor, c: Tensor) -> dict[str, Tensor] | None:
+        """sum_t <c_t, d out_t / d weights> by compiled code, None where there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where an epoch stands between two unrolls.
+
+    Attributes:
+        theta: flat parameters [N].
+        loss, gradient: at ``theta`` on the batch of ``step``, already taken by the unroll before
+            (f_T of one unroll is f_0 of the next); None at the start of an epoch.
+    """
+
+    step: int
+    theta: Tensor
+    state: State
+    loss: Tensor | None = None
+    gradient: Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Imitation:
+    """Where an epoch of imitation stands.
+
+    Attributes:
+        expert: the rule of the optimizer that is imitated; it runs at learning rate ``lr``.
+        at: the expert's position, with loss and gradient.
+        state: of the network that is trained.
+    """
+
+    expert: Network
+    lr: float
+    at: Position
+    state: State
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.at.step
+
+    @property
+    def theta(self) -> Tensor:
+        """The optimizee's parameters [N]."""
+        return self.at.theta
+
+
+@dataclasses.dataclass(frozen=True)
+class Tangents:
+    """Derivatives by the k weights.
+
+    Attributes:
+        theta: of the parameters [k, N].
+        network: of the rule's state, each [k, ...].
+    """
+
+    theta: Tensor
+    network: tuple[Tensor, ...]
+
+
+def start(task: Task, network: Network) -> Position:
+    """The position at the start of an epoch."""
+    network.bind(task)
+    theta = task.initial()
+    return Position(0, theta, network.initial_state(theta))
