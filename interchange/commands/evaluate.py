@@ -128,7 +128,9 @@ def _run(
     return [
         row
         for p in configs
-        for row in _rows(p, tested[p], loaded, _times(tested[p], loaded, tasks[p], backend), seen)
+        for row in _rows(
+            p, configs[p].split, tested[p], loaded, _times(tested[p], loaded, tasks[p], backend), seen
+        )
     ]
 
 
@@ -149,6 +151,7 @@ def _trained_on(source: "Source") -> set[str]:
 
 def _rows(
     problem: str,
+    split: str,
     tested: Tested,
     loaded: "Mapping[str, Source]",
     times: Mapping[str, tuple[float, float]],
@@ -167,7 +170,7 @@ def _rows(
                 problem=problem,
                 seed=number,
                 losses=rollout.losses,
-                split="evaluation",
+                split=split,
                 accuracy=rollout.accuracy,
                 test_loss=rollout.test_loss,
                 seconds=rollout.seconds,

@@ -185,8 +185,9 @@ def test_cells_of_another_configuration_are_not_reused(change, tmp_path, counted
     evaluate(config)
     Path(config.out, "evaluation.h5").unlink()
     counted.clear()
-    evaluate(dataclasses.replace(config, **change))
+    rows = evaluate(dataclasses.replace(config, **change))
     assert len(counted) == 8
+    assert {row.split for row in rows} == {change.get("split", "evaluation")}
 
 
 def test_cells_belong_to_a_rules_content_not_its_place(tmp_path, counted):
