@@ -47,4 +47,4 @@ lint: $(STAMP)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .coverage coverage.xml
-	find common interchange torch_impl tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find common interchange torch_impl tf_impl tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -125,11 +125,11 @@ class Store:
 
 
 def code_of(*folders: Path) -> str:
-    """Hash of the source files in folders: what other code computed is computed again."""
+    """Hash of the source files below folders: what other code computed is computed again."""
     digest = hashlib.sha256()
     for folder in folders:
-        for file in sorted(folder.glob("*.py")):
-            digest.update(file.name.encode() + file.read_bytes())
+        for file in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".c", ".h")):
+            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
 
 

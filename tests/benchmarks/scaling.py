@@ -25,7 +25,9 @@ import numpy as np
 from common.tables.teachers import TEACHERS
 from interchange.meta.config import TrainConfig
 from interchange.meta.workers import place
-from tests.pipeline.together import free_ports, surroundings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
+from together import free_ports, surroundings
 
 ONE_THREAD = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 CALLS = 200  # of the all-reduce

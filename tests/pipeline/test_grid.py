@@ -406,10 +406,18 @@ def test_cells_of_other_data_or_other_code_are_not_reused(tmp_path, monkeypatch)
     other = dataclasses.replace(whole, y_test=whole.y_test[::-1].copy())
     monkeypatch.setattr(datasets, "load", lambda *_: other)
     assert path() != before
-    (tmp_path / "some.py").write_text("a = 1\n")
-    one = code_of(tmp_path)
-    (tmp_path / "some.py").write_text("a = 2\n")
-    assert code_of(tmp_path) != one
+
+
+@pytest.mark.parametrize("name", ["some.py", "folder/inside/some.py", "kernels/some.c", "kernels/some.h"])
+def test_cells_belong_to_the_source_code_wherever_it_lies(tmp_path, name):
+    file = tmp_path / "common" / name
+    file.parent.mkdir(parents=True)
+    seen = []
+    for text in ("a = 1;", "a = 2;"):
+        file.write_text(text)
+        seen.append(code_of(tmp_path / "common"))
+    file.rename(file.with_stem("another"))
+    assert len({*seen, code_of(tmp_path / "common")}) == 3
 
 
 def test_a_problem_that_a_rule_was_tuned_on_counts_as_trained_on(tmp_path):
