@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _EXPORTS = {
     "LearnedOptimizer": "tf_impl.optimizers.optimizers",
     "SymbolicOptimizer": "tf_impl.optimizers.optimizers",
+    "NonFiniteError": "tf_impl.optimizers.optimizers",
     "ModuleTask": "tf_impl.problems.tasks",
     "train": "tf_impl.train",
     "Recorder": "tf_impl.recording.recorder",

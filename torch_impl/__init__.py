@@ -11,6 +11,7 @@ from typing import Any
 _EXPORTS = {
     "LearnedOptimizer": "torch_impl.optimizers.optimizers",
     "SymbolicOptimizer": "torch_impl.optimizers.optimizers",
+    "NonFiniteError": "torch_impl.optimizers.optimizers",
     "ModuleTask": "torch_impl.problems.tasks",
     "train": "torch_impl.train",
     "Recorder": "torch_impl.recording.recorder",

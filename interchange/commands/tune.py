@@ -68,6 +68,8 @@ def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers
     state, best = trainer.state, trainer.state.best
     scores = [row["validation"] for row in state.history if "validation" in row]
     tuned = network.tuned(best)
+    if tasks is not None:  # nothing is known of the caller's: an evaluation must not take the default for it
+        config = dataclasses.replace(config, problem="")
     record = {
         "problem": config.problem,
         "epochs": config.epochs,

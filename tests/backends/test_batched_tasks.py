@@ -27,8 +27,25 @@ def backend(request) -> SimpleNamespace:
         lanes=module("problems.batched"),
         trainer=module("meta.learner"),
         problems=module("problems.tasks"),
+        tensors=module("tensors"),
         unroll=module("meta.unroll"),
     )
+
+
+def test_state_of_other_shapes_is_refused_before_compiled_code_runs(backend):
+    """Code believes what it is told of arrays: those of another teacher would be read beyond their end."""
+    network, other = teacher(backend), teacher(backend, "rp_s")
+    if network.compiled is None:
+        pytest.skip("no compiled code here")
+    to_tensor, float64 = backend.tensors.to_tensor, backend.tensors.DTYPES["float64"]
+    theta, x = to_tensor(np.zeros(7), float64), to_tensor(np.ones((2, 7)), float64)
+    short = to_tensor(np.zeros(5), float64)
+    for state in (other.initial_state(theta), network.initial_state(short)):
+        with pytest.raises(ValueError, match="state: expected shapes"):
+            network.roll(x, state.network, 1)
+        with pytest.raises(ValueError, match="state: expected shapes"):
+            network.vjp(state, x[None], x[:1])
+    assert network.roll(x, network.initial_state(theta).network, 1)[0].shape == (7,)
 
 
 def trained(backend, config, network, together: bool, wrap=None) -> tuple[dict, list[dict]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common import reference
+from common.errors import L2OError
 from common.tables.baselines import BASELINES, baseline_names, parse_spec
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.files.trajectories import Trajectories, load_trajectories
@@ -280,6 +281,12 @@ def recorded(backend: str, runs: int, path) -> Trajectories:
             else:
                 optimizer.apply([tf.constant(g) for g in row], params)
     return load_trajectories(recorder.save(path))
+
+
+@pytest.mark.parametrize("baselines", [torch_baselines, tf_baselines], ids=["torch", "tf"])
+def test_a_baseline_that_no_table_has_is_refused_with_those_it_has(baselines):
+    with pytest.raises(L2OError, match="unknown optimizer 'foo'; known: sgd"):
+        baselines.make("foo", [], 0.1)
 
 
 @pytest.mark.parametrize("runs", [1, 3])

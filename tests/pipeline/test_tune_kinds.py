@@ -82,6 +82,20 @@ def test_own_tasks_stay_in_one_process(tmp_path):
         torch.tune(config, lambda stream, number: None)
 
 
+def test_a_rule_tuned_on_own_tasks_names_no_problem(tmp_path):
+    """An evaluation would take the default for one that the rule has seen."""
+    pytest.importorskip("torch")
+    import torch_impl
+    from torch_impl.backend import table_task
+
+    Rule.from_text("c0 * g", constants={"c0": -0.02}).save(tmp_path / "rule.json")
+    settings = {"epochs": 1, "epoch_length": 4, "validation_tasks": 1, "pairs": 1, "quiet": True}
+    config = TuneConfig(rule=str(tmp_path / "rule.json"), **settings)
+    other = TuneConfig(rule=config.rule, problem="quadratic")
+    rule = torch_impl.tune(config, lambda stream, number: table_task(other, stream, number))
+    assert rule.provenance["tuned"]["problem"] == ""
+
+
 def test_kinds_and_factors_come_back_in_the_rule_and_its_record(tuned):
     rule = tuned("torch", problem="digits-mlp,quadratic", factors=True, kinds=True, sigma=0.2)
     kinds = rule.provenance["tuned"]["kinds"]

@@ -174,6 +174,18 @@ def test_a_module_task_leaves_the_modules_parameters_and_updates_its_buffers():
         ModuleTask(module, torch.nn.functional.mse_loss, [])
 
 
+def test_parameters_that_are_frozen_are_no_part_of_the_optimizee():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    module[0].requires_grad_(False)
+    task = ModuleTask(module, torch.nn.functional.mse_loss, [(torch.ones(4, 3), torch.zeros(4, 1))])
+    assert task.names == ("1.weight", "1.bias") and task.initial().shape == (3,)
+    loss, gradient = value_and_gradient(task, task.initial(), 0)
+    assert loss == module(torch.ones(4, 3)).square().mean() and gradient.abs().min() > 0.0
+    module.requires_grad_(False)
+    with pytest.raises(ValueError, match="expected a parameter that requires a gradient"):
+        ModuleTask(module, torch.nn.functional.mse_loss, [(torch.ones(4, 3), torch.zeros(4, 1))])
+
+
 def test_coordinates_are_numbered_tensor_by_tensor():
     tensor, place = coordinate_table([(2, 2), (3,), ()])
     assert tensor.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]

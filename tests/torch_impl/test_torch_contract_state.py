@@ -3,11 +3,13 @@
 
 import copy
 import io
+import itertools
 import pickle
 
 import numpy as np
 import pytest
 
+from common.errors import L2OError
 from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
@@ -17,7 +19,7 @@ from torch.optim.optimizer import (  # noqa: E402
     register_optimizer_step_pre_hook,
 )
 
-from torch_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
+from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
 
 ADAM = Rule.named("adam")
 SGD = Rule.from_text("-g")
@@ -136,6 +138,43 @@ def test_a_dict_of_other_groups_is_refused():
         two.load_state_dict(one.state_dict())
     with pytest.raises(ValueError, match="doesn't match the size"):
         one.load_state_dict(SymbolicOptimizer(params[:2], ADAM).state_dict())
+
+
+OPTIMIZERS = {
+    "rp_s": lambda params: LearnedOptimizer(params, "rp_s"),
+    "rnnprop": lambda params: LearnedOptimizer(params, "rnnprop"),
+    "dm": lambda params: LearnedOptimizer(params, "dm"),
+    "adam": lambda params: SymbolicOptimizer(params, ADAM),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), itertools.permutations(OPTIMIZERS, 2))
+def test_state_of_another_optimizer_is_refused_and_nothing_changes(one, other):
+    """The compiled step would read and write beyond the arrays."""
+    check_refused(one, parameters(), other, parameters())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_of_another_model_is_refused_and_nothing_changes(name):
+    larger = [torch.nn.Parameter(torch.randn(3 * len(p), *p.shape[1:])) for p in parameters()[:2]]
+    check_refused(name, parameters()[:2], name, larger)
+
+
+def check_refused(one, params, other, others) -> None:
+    giver, taker = OPTIMIZERS[one](params), OPTIMIZERS[other](others)
+    feed(giver, params, range(2))
+    feed(taker, others, range(2))
+    before = copy.deepcopy(taker.state_dict())
+    state = giver.state_dict()
+    if "adam" in (one, other) and one != other:  # a rule comes with its group
+        for group, own in zip(state["param_groups"], before["param_groups"], strict=True):
+            group |= {key: own[key] for key in ("rule", "constants", "center") if key in own}
+    with pytest.raises(L2OError, match="expected arrays of state of shapes"):
+        taker.load_state_dict(state)
+    after = taker.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
+    feed(taker, others, range(2, 4))
 
 
 def test_deepcopy_copies_all_public_attrs():

@@ -134,6 +134,7 @@ class TeacherNetwork:
         if self.compiled is None or x.dtype != self.weights["out/w"].dtype or not on_host(x):
             out, after = self.step(self.weights, x, network, t)
             return out, tuple(tf.cast(a, self.state_dtype) if self._narrow else a for a in after)
+        self._check(network, x.shape[1])
         before, inputs, weights = self._arrays(network), view(x), self._flat()
         reuse = reuse and all(a.flags.writeable for a in before)  # those of tensors are not
         after = before if reuse else [np.empty_like(a) for a in before]
@@ -152,6 +153,7 @@ class TeacherNetwork:
         """
         if self.compiled is None or not on_host(c) or self.weights["out/w"].dtype != c.dtype:
             return None
+        self._check(state.network, c.shape[1])
         start, weights = self._arrays(state.network), self._flat()
         inputs, c = np.ascontiguousarray(view(inputs)), np.ascontiguousarray(view(c))
         found = self.compiled.gradient(
@@ -166,6 +168,12 @@ class TeacherNetwork:
     def _arrays(self, network: tuple[tf.Tensor, ...]) -> list[np.ndarray]:
         kind = self.state_dtype.as_numpy_dtype
         return [np.ascontiguousarray(view(a)).astype(kind, copy=False) for a in network]
+
+    def _check(self, network: Sequence[Any], n: int) -> None:
+        """Compiled code believes what it is told of arrays, which may come from a file."""
+        expected = [(size, n) for size in self.teacher.lstm for _ in ("h", "c")]
+        if (got := [tuple(a.shape) for a in network]) != expected:
+            raise ValueError(f"state: expected shapes {expected} of teacher {self.teacher.name}, got {got}")
 
     def _flat(self) -> np.ndarray:
         return view(self._joined())

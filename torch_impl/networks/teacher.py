@@ -126,6 +126,7 @@ class TeacherNetwork:
         if self.compiled is None or x.dtype != self.weights["out/w"].dtype:
             with torch.no_grad():
                 return self.step(self.weights, x, network, t)
+        self._check(network, x.shape[1])
         before = [a.to(self.state_dtype).contiguous() for a in network]
         x, after = x.contiguous(), before if reuse else [torch.empty_like(a) for a in before]
         out, weights = x.new_empty(x.shape[1]), self._flat()
@@ -143,6 +144,7 @@ class TeacherNetwork:
         """
         if self.compiled is None or not inputs.dtype == c.dtype == self.weights["out/w"].dtype:
             return None
+        self._check(state.network, c.shape[1])
         start, weights = [a.to(self.state_dtype).contiguous() for a in state.network], self._flat()
         inputs, c = inputs.contiguous(), c.contiguous()
         found = self.compiled.gradient(
@@ -151,6 +153,12 @@ class TeacherNetwork:
         )  # fmt: skip
         parts = torch.from_numpy(found).to(c.dtype).split([w.numel() for w in self.weights.values()])
         return {name: a.view(w.shape) for (name, w), a in zip(self.weights.items(), parts, strict=True)}
+
+    def _check(self, network: Sequence[Any], n: int) -> None:
+        """Compiled code believes what it is told of arrays, which may come from a file."""
+        expected = [(size, n) for size in self.teacher.lstm for _ in ("h", "c")]
+        if (got := [tuple(a.shape) for a in network]) != expected:
+            raise ValueError(f"state: expected shapes {expected} of teacher {self.teacher.name}, got {got}")
 
     def _flat(self) -> torch.Tensor:
         return torch.cat([w.detach().reshape(-1) for w in self.weights.values()])

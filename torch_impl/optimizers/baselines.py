@@ -137,4 +137,5 @@ def make(
     name: str, params: Iterable[torch.Tensor], lr: float, options: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
     """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults."""
-    return MAKERS[name](params, lr, **BASELINES[name].options | dict(options or {}))
+    o = BASELINES[name].options | dict(options or {})
+    return MAKERS[name](params, lr, **o)

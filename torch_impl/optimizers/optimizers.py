@@ -248,7 +248,7 @@ class LearnedOptimizer(GuardedOptimizer):
         super().__setstate__(state)
 
     def _network(self, p: torch.Tensor) -> TeacherNetwork:
-        key = (p.dtype, p.device)
+        key = (p.dtype, torch.device("cpu") if p.is_meta else p.device)
         if key not in self._networks:
             self._networks[key] = TeacherNetwork(self._given.row, self._given.weights, *key)
         return self._networks[key]

@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 
+from common.errors import L2OError
+
 # Keys of a parameter group, with the values they have where a file was written before they were there.
 FLAGS = {"foreach": None, "capturable": False, "differentiable": False, "maximize": False}
 
 
 class Resumable(torch.optim.Optimizer):
-    """State per parameter is a dict of tensors, with "step" and "skipped" among them."""
+    """State per parameter is a dict of tensors: "step", "skipped", and those of ``_zero_state``."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -25,8 +27,15 @@ class Resumable(torch.optim.Optimizer):
         """As in torch, but state keeps the dtype it was saved in (torch casts it, pytorch#43706).
 
         State is copied: steps are counted in place, and two optimizers must not count together.
+
+        Raises:
+            L2OError: state of another rule, teacher or model; nothing is changed.
         """
         given: list[dict[str, Any]] = []
+
+        def take(_: torch.optim.Optimizer, seen: dict[str, Any]) -> None:
+            self._check_state(seen)
+            given.append(seen)
 
         def restore(optimizer: torch.optim.Optimizer) -> None:
             numbers = [number for group in given[0]["param_groups"] for number in group["params"]]
@@ -38,7 +47,7 @@ class Resumable(torch.optim.Optimizer):
 
         # Last of the one, so that it sees what hooks made of the dict, and first of the other.
         hooks = [
-            self.register_load_state_dict_pre_hook(lambda _, seen: given.append(seen)),
+            self.register_load_state_dict_pre_hook(take),
             self.register_load_state_dict_post_hook(restore, prepend=True),
         ]
         try:
@@ -46,3 +55,20 @@ class Resumable(torch.optim.Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        """Compiled code believes what it is told of arrays: those of other shapes are refused here."""
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            for number, p in zip(saved["params"], group["params"], strict=False):
+                if number not in state_dict["state"] or hasattr(p, "full_tensor"):
+                    continue
+                values = state_dict["state"][number]
+                like = torch.view_as_real(p) if p.is_complex() else p
+                zero = self._zero_state(torch.empty_like(like, device="meta"), {**group, **saved})
+                names = [name for name in values if name not in ("step", "skipped")]
+                expected, got = [tuple(a.shape) for a in zero], [tuple(values[n].shape) for n in names]
+                if got != expected:
+                    raise L2OError(
+                        f"state_dict: expected arrays of state of shapes {expected} for a parameter of shape "
+                        f"{tuple(p.shape)}, got {got}; load that of the same rule or teacher and model"
+                    )

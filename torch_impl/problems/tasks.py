@@ -234,7 +234,7 @@ class ModuleTask:
     """Any model with a loss as an optimizee.
 
     Args:
-        module: the model; its parameters' current values are the start. It is not changed, except
+        module: the model; its trainable parameters' current values are the start. It is not changed, except
             that layers with buffers (batch norm) update them as in training.
         loss: ``loss(module_output, target)``, 0-dim.
         batches: the mini-batches, each ``(input, target)``, taken in turn and repeated.
@@ -249,13 +249,15 @@ class ModuleTask:
         self.module, self._loss, self._batches = module, loss, list(batches)
         if not self._batches:
             raise ValueError("batches: expected at least one (input, target), got none")
-        parameters = dict(module.named_parameters())
+        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise ValueError("module: expected a parameter that requires a gradient, got none")
         self.names = tuple(parameters)
         self.shapes = tuple(tuple(p.shape) for p in parameters.values())
 
     def initial(self) -> torch.Tensor:
         """The module's current parameters, a flat vector [N]."""
-        return torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
+        return torch.cat([self.module.get_parameter(name).detach().reshape(-1) for name in self.names])
 
     def loss(self, parameters: list[torch.Tensor], step: int) -> torch.Tensor:
         """The loss, 0-dim, on the mini-batch of ``step``, counted round."""
