@@ -154,11 +154,7 @@ def measure(
     """
     config = config.for_jobs()
     jobs = [
-        (
-            name,
-            trajectories,
-            dataclasses.replace(config.distillation(_SECONDS, LARGE, seed), trajectories=name),
-        )
+        (name, trajectories, config.distillation(_SECONDS, LARGE, seed, name))
         for name, trajectories in recordings.items()
         for seed in range(config.seeds)
     ]

@@ -184,6 +184,21 @@ def test_lion_as_a_rule_is_lion(weight_decay):
     assert LION.state_floats == 1
 
 
+@pytest.mark.parametrize("foreach", [None, False])
+@pytest.mark.parametrize("nonfinite", ["skip", "off"])
+@pytest.mark.parametrize("text", ["-0.1 * g + 0.01 * cummax(theta)", "-g / (1 + lag(cummax(theta), 1))"])
+def test_state_holds_the_parameter_before_its_step(text, nonfinite, foreach):
+    """At its first step the state of cummax is the parameter itself, not a copy."""
+    rule, (p, *_) = Rule.from_text(text), parameters()
+    optimizer, path, slopes = SymbolicOptimizer([p], rule, nonfinite=nonfinite, foreach=foreach), [], []
+    for g, *_ in gradients(5):
+        path.append(p.detach().numpy().copy())
+        slopes.append(np.asarray(g))
+        u = rule.evaluate({"g": np.array(slopes), "theta": np.array(path)})[-1]
+        feed(optimizer, [p], [[g]])
+        np.testing.assert_allclose(p.detach().numpy(), path[-1] + u, rtol=1e-13, atol=1e-13)
+
+
 @every_optimizer
 def test_a_parameter_without_gradient_keeps_its_value_state_and_t(make):
     """Leaving a step out is not the same as a zero gradient."""

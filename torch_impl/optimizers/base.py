@@ -180,13 +180,13 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         moved, left = _moved(theta, u, group).to(p.dtype), 0
         if group["nonfinite"] != "off":
             moved, new, left = self._accepted(old, moved, state, new)
-        p.copy_(moved)
         if values is not None:
             values.update({f"s{i}": array for i, array in enumerate(new)})
-            return left
-        # Backwards: a lag takes over the old value of the slot before it.
-        for before, array in zip(reversed(state), reversed(new), strict=True):
-            before.copy_(array)
+        else:
+            # Backwards: a lag takes over the old value of the slot before it.
+            for before, array in zip(reversed(state), reversed(new), strict=True):
+                before.copy_(array)
+        p.copy_(moved)  # the last, because new state may be the old parameter itself
         return left
 
 
