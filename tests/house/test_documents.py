@@ -1,0 +1,160 @@
+"""The pages: examples run, commands are ones the programs take, links and citations lead somewhere."""
+
+import ast
+import configparser
+import fnmatch
+import importlib.util
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from common.run import cli
+
+ROOT = Path(__file__).parents[2]
+TRACKED = subprocess.run(
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+).stdout.splitlines()
+PAGES = {name: (ROOT / name).read_text("utf-8") for name in TRACKED if name.endswith(".md")}
+PACKAGES = ("common", "interchange", "torch_impl", "tf_impl")
+README_LENGTH = 10_000  # characters
+LANGUAGES = {"python", "sh", "math", "json", "toml", ""}  # "" is what a program printed
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCKS = [(page, *match) for page, text in PAGES.items() for match in FENCE.findall(text)]
+ROWS = "CONTRIBUTING.md"  # its Python blocks are rows of tables, to be put where they belong
+EXAMPLES = [(page, body) for page, language, body in BLOCKS if language == "python" and page != ROWS]
+LINES = [(page, line) for page, language, body in BLOCKS if language == "sh" for line in body.splitlines()]
+INLINE = [
+    (page, found) for page, text in PAGES.items() for found in re.findall(r"`(python -m [^`\n]+)`", text)
+]
+COMMANDS = [
+    (page, *found.groups())
+    for page, line in [*LINES, *INLINE]
+    if (found := re.search(r"python -m ((?:interchange|torch_impl|tf_impl)\S*) ?(.*)$", line))
+    and "..." not in line
+]
+CITED = re.compile(r"\b(MATH|FORMATS)\.md[,)]?\s+section\s+(\d)(?:, (Numbers))?")
+HOME = {"MATH": "common/MATH.md", "FORMATS": "interchange/FORMATS.md"}
+
+
+def number(items: list) -> list[str]:
+    return [f"{item[0]}-{k}" for k, item in enumerate(items)]
+
+
+@pytest.mark.parametrize(("page", "block"), EXAMPLES, ids=number(EXAMPLES))
+def test_a_python_example_runs(page, block, tmp_path, monkeypatch):
+    if "tf_impl" in block:
+        pytest.importorskip("torch")  # first, where both are there
+        pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "example.py"
+    script.write_text(block, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("example", script)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.mark.parametrize(("page", "module", "words"), COMMANDS, ids=number(COMMANDS))
+def test_a_command_is_one_its_program_takes(page, module, words, monkeypatch):
+    folder = importlib.util.find_spec(module).submodule_search_locations
+    main = importlib.import_module(f"{module}.__main__" if folder else module).main
+    taken = []
+
+    def stand_in(cls, body, argv, **keywords):
+        shape = {k: v for k, v in keywords.items() if k not in ("required", "alone")}
+        flags = vars(cli.parser_for(cls, **shape).parse_intermixed_args(argv))
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if k != "config"}
+        taken.append(cli.resolve(cls, given))
+        return 0
+
+    shared = re.sub("^(torch|tf)_impl", "interchange.commands", module)
+    home = shared if importlib.util.find_spec(shared) and shared != module else main.__module__
+    monkeypatch.setattr(importlib.import_module(home), "run_command", stand_in)
+    assert main(shlex.split(words.partition(" > ")[0], comments=True)) == 0
+    assert taken
+
+
+def test_a_row_to_add_is_python():
+    rows = [body for page, language, body in BLOCKS if language == "python" and page == ROWS]
+    assert len(rows) >= 5
+    for body in rows:
+        ast.parse(f"{{{body}}}" if body.startswith('"') else body)
+
+
+def test_make_knows_the_targets():
+    known = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    asked = {found[1] for _, line in LINES if (found := re.match(r"make ([\w-]+)", line))}
+    assert asked and asked <= known
+
+
+def test_the_pages_have_examples_and_commands():
+    assert len(EXAMPLES) >= 10 and len(COMMANDS) >= 60
+    assert {language for _, language, _ in BLOCKS} <= LANGUAGES
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    heads = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", head.lower().replace("`", "")) for head in heads]
+    return {head.strip().replace(" ", "-") for head in plain}
+
+
+def broken_links(page: str, text: str) -> list[str]:
+    """Links of a page to files and headings that are not there; those to other sites are not looked at."""
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text("utf-8"))):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    assert broken_links(page, PAGES[page]) == []
+
+
+def test_broken_links_are_seen():
+    text = "[a](nowhere.md) [b](README.md#not-there) [c](CONTRIBUTING.md) [d](https://example.com/x)"
+    assert broken_links("README.md", text) == ["nowhere.md", "README.md#not-there"]
+
+
+def test_every_section_that_is_cited_exists():
+    missing = set()
+    for name in TRACKED:
+        if name.endswith((".py", ".md", ".c", ".h")):
+            # A citation may be broken over two lines of a comment or docstring.
+            text = re.sub(r"\s*\n\s*(?:#|//|\*)?\s*", " ", (ROOT / name).read_text("utf-8"))
+            for document, section, part in CITED.findall(text):
+                page = PAGES[HOME[document]]
+                start = re.search(rf"^## {section}\. .*$", page, re.MULTILINE)
+                if not start or (part and f"{part}" not in page[start.end() :].partition("\n## ")[0]):
+                    missing.add((name, document, section, part))
+    assert not missing
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"]) <= README_LENGTH
+
+
+def test_pages_and_pictures_are_in_the_wheel():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    patterns = {key: value.split() for key, value in config["options.package_data"].items()}
+    outside = []
+    for name in TRACKED:
+        top, *rest = name.split("/")
+        if top in PACKAGES and name.endswith((".md", ".svg")):
+            inside = patterns["*"] + patterns.get(".".join(name.split("/")[:-1]), [])
+            if not any(fnmatch.fnmatch(rest[-1], pattern) for pattern in inside):
+                outside.append(name)
+    assert outside == []
