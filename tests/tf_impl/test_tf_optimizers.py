@@ -205,6 +205,14 @@ def test_state_of_another_rule_is_refused(tmp_path):
 
 
 @every_optimizer
+@pytest.mark.parametrize("dtype", ["complex64", "int32"])
+def test_variables_that_are_not_real_are_refused(make, dtype):
+    """Their imaginary parts, and fractions, would be lost without a word."""
+    with pytest.raises(L2OError, match=f"expected variables of real floating point, got .* of {dtype}"):
+        make().build([tf.Variable([1, 2], dtype=dtype)])
+
+
+@every_optimizer
 def test_eager_graph_and_xla_agree(make):
     options = {"learning_rate": 0.5, "weight_decay": 0.01, "clipnorm": 0.5}
     eager = flat(fitted(make(**options), run_eagerly=True).weights)

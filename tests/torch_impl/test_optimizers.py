@@ -184,6 +184,14 @@ def test_lion_as_a_rule_is_lion(weight_decay):
     assert LION.state_floats == 1
 
 
+@every_optimizer
+def test_parameters_that_cannot_take_a_fraction_are_refused(make):
+    optimizer = make(parameters())
+    with pytest.raises(ValueError, match=r"expected floating point or complex numbers, got torch\.int64"):
+        optimizer.add_param_group({"params": [torch.zeros(3, dtype=torch.int64)]})
+    assert len(optimizer.param_groups) == 1
+
+
 @pytest.mark.parametrize("foreach", [None, False])
 @pytest.mark.parametrize("nonfinite", ["skip", "off"])
 @pytest.mark.parametrize("text", ["-0.1 * g + 0.01 * cummax(theta)", "-g / (1 + lag(cummax(theta), 1))"])

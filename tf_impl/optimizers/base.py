@@ -86,6 +86,12 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         """Make the state: per tensor a tally [t, ...] of three numbers, and what ``_zero_state`` says."""
         if self.built:
             return
+        for v in variables:
+            if not tf.as_dtype(v.dtype).is_floating:
+                raise L2OError(
+                    f"{type(self).__name__}: expected variables of real floating point, got {v.name!r} of "
+                    f"{tf.as_dtype(v.dtype).name}; leave it out, or keep real and imaginary parts apart"
+                )
         super().build(variables)
         self._prepare(variables)
         self._tallies = [self._slot(v, "step", (_TALLY,), "float64") for v in variables]

@@ -31,6 +31,10 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         if isinstance(param_group, dict):
             _check_settings(self.defaults | param_group)
         super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if not (p.is_floating_point() or p.is_complex()):
+                del self.param_groups[-1]
+                raise ValueError(f"params: expected floating point or complex numbers, got {p.dtype}")
 
     @abc.abstractmethod
     def _zero_state(self, p: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
