@@ -190,7 +190,9 @@ def test_positions_are_joined_and_divided_again(backend):
             np.testing.assert_array_equal(np.asarray(getattr(new, name)), np.asarray(getattr(old, name)))
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+@pytest.mark.parametrize(
+    "together", [pytest.param(True, id="together"), pytest.param(False, id="alone", marks=pytest.mark.slow)]
+)
 def test_a_subset_of_coordinates_is_unbiased(backend, together):
     """Over 200 draws the mean of the estimates contains the exact meta-gradient, entry by entry."""
     network = teacher(backend, "rp_s")

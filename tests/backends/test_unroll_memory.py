@@ -49,6 +49,7 @@ def test_the_peak_is_flat_in_the_unrolls_length(backend, teacher):
     assert 0 < long <= 1.5 * short
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "tf"])
 def test_the_peak_is_a_fifth_of_a_full_graphs(backend):
     """Without compiled code TensorFlow's own backward pass keeps more: half of it then."""

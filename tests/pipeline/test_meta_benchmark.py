@@ -54,6 +54,7 @@ def test_references_agree_with_torch(teacher, monkeypatch):
             np.testing.assert_allclose(gradient[part], want, rtol=0.0, atol=1e-4 * size)
 
 
+@pytest.mark.slow
 def test_the_table_comes_out(tmp_path):
     text, report = run(tmp_path, "--teachers", "rp_s", "--contestants", "torch", "naive")
     rows = report["rp_s"]["contestants"]

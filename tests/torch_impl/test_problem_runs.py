@@ -17,6 +17,8 @@ STEPS = 20
 COUNTS = {
     name: sum(int(np.prod(spec.shape)) for spec in parameter_specs(row)) for name, row in PROBLEMS.items()
 }
+# Ten million coordinates take minutes; nas has all kinds of their layers.
+ALL = [pytest.param(n, marks=pytest.mark.slow if n in ("vgg16", "resnet-18") else []) for n in PROBLEMS]
 DEEP = [name for name, count in COUNTS.items() if count > 10**5]  # many tensors, and costly
 
 
@@ -34,7 +36,7 @@ def without_effect(names: tuple[str, ...]) -> set[str]:
     return {f"layer_{number - 1}/b" for number in norms} & set(names)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_gradient_equals_finite_differences(name):
     """Tensor by tensor, batch norm in training; along steps so short that they meet no kink.
 
@@ -65,11 +67,7 @@ def test_the_gradient_equals_finite_differences(name):
         assert (ends[0] - ends[1]) / (2 * h) == expected, tensor
 
 
-@pytest.mark.parametrize(
-    "name",
-    # Ten million coordinates of an LSTM take minutes; nas has all kinds of their layers.
-    [pytest.param(n, marks=pytest.mark.slow if n in ("vgg16", "resnet-18") else []) for n in PROBLEMS],
-)
+@pytest.mark.parametrize("name", ALL)
 def test_a_trained_teacher_takes_finite_steps_on_every_problem(name):
     task = task_of(name, torch.float32, 4)
     parameters = leaves(task)
@@ -83,7 +81,7 @@ def test_a_trained_teacher_takes_finite_steps_on_every_problem(name):
         assert largest > 0.0 or name in without_effect(task.names)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", ALL)
 def test_adam_lowers_the_loss_of_one_batch_of_every_problem(name):
     task = task_of(name, torch.float32, 4)
     parameters = leaves(task)
