@@ -72,6 +72,7 @@ def ended(processes: list[subprocess.Popen], seconds: float = 300.0) -> list[tup
     finally:
         for process in processes:
             process.kill()
+            process.communicate()  # closes its pipes, which later tests would be told of
 
 
 def own_lines(text: str) -> str:
