@@ -30,6 +30,7 @@ class FeatureStream:
         """Zero state for gradients shaped as ``like``."""
         return self._lowered.initial_state(like)
 
+    @tf.autograph.experimental.do_not_convert  # in graphs it has nothing to convert, and would say so
     def step(
         self, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: int | tf.Tensor
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
