@@ -1,10 +1,12 @@
 """Settings every test shares, and the optional data folder."""
 
 import functools
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 # Before NumPy, torch or TensorFlow are imported anywhere: OpenMP reads it once, and its threads spin while
 # they wait by default, which makes tests beside other work many times slower.
@@ -36,6 +38,18 @@ def data_dir() -> Path:
     if not (DATA / "mnist.npz").is_file():
         pytest.skip(f"no mnist.npz in {DATA}; put it there or set L2O_DATA")
     return DATA
+
+
+def side(name: str) -> ModuleType:
+    """What tests ask of "torch" or "tf"; where that is missing the test is skipped, and says so."""
+    pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[name])
+    return importlib.import_module(f"tests.helpers.{name}_side")
+
+
+@pytest.fixture(scope="module", params=["torch", "tf"])
+def impl(request: pytest.FixtureRequest) -> ModuleType:
+    """Each framework in turn: ``tests/helpers/torch_side.py`` or ``tf_side.py``."""
+    return side(request.param)
 
 
 def need_half_products(dtype: str) -> None:

@@ -1,15 +1,20 @@
-"""What torch asks of its own optimizers' steps, asked of rules; names as in torch/testing/_internal
-(OptimizerInfo cases). Settings, groups, directions, dtypes, layouts."""
+"""What torch asks of its own optimizers' steps, asked of rules and teachers: settings, dtypes, layouts.
+
+Names are those of torch/testing/_internal (OptimizerInfo cases).
+"""
 
 import numpy as np
 import pytest
 
 from common import kernels
+from interchange.files.weights import Teacher
 from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
-from torch_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
+from tests.helpers.torch_side import feed, optimizer, parameters  # noqa: E402
+from torch_impl.optimizers import baselines  # noqa: E402
+from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
 
 RULES = {
     name: Rule.named(name) for name in ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "lion")
@@ -23,7 +28,29 @@ RULES = {
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 FOREACH = pytest.mark.parametrize("foreach", [False, True])
-ADAM = RULES["adam"]
+ADAM, SGD = RULES["adam"], RULES["sgd"]
+rule_and_teacher = pytest.mark.parametrize(
+    "given", [RULES["l2o"], Teacher.named("rp_s")], ids=["rule", "teacher"]
+)
+SHAPES = ((4, 3), (5,), ())
+
+
+def start(dtype: str = "float64") -> list[torch.nn.Parameter]:
+    draw = np.random.default_rng(0)
+    return parameters([draw.normal(size=shape) for shape in SHAPES], dtype)
+
+
+def gradients(steps: int) -> list[list[np.ndarray]]:
+    draw = np.random.default_rng(1)
+    return [[np.asarray(draw.normal(size=shape)) for shape in SHAPES] for _ in range(steps)]
+
+
+def walked(params, given, grads, **options) -> torch.optim.Optimizer:
+    """An optimizer after its steps."""
+    one = optimizer(params, given, **options)
+    for row in grads:
+        feed(one, params, row)
+    return one
 
 
 def problem(contiguous: bool = True, dtype: torch.dtype = torch.float32):
@@ -38,28 +65,15 @@ def problem(contiguous: bool = True, dtype: torch.dtype = torch.float32):
     return params, lambda: (params[0].mv(x) + params[1]).square().sum()
 
 
-def descend(optimizer: torch.optim.Optimizer, loss, steps: int, schedulers=()) -> tuple[float, float]:
-    """Loss before and after."""
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        return value
-
-    first = closure().item()
-    for _ in range(steps):
-        optimizer.step(closure)
-        for scheduler in schedulers:
-            scheduler.step()
-    return first, loss().item()
-
-
 def copies(params) -> list[torch.Tensor]:
     return [p.detach().clone(memory_format=torch.preserve_format).requires_grad_() for p in params]
 
 
-def give(params, grads) -> None:
+def clones(grads) -> list[torch.Tensor]:
+    return [g.clone() for g in grads]
+
+
+def set_grads(params, grads) -> None:
     for p, g in zip(params, grads, strict=True):
         p.grad = g
 
@@ -67,60 +81,39 @@ def give(params, grads) -> None:
 @every_rule
 @FOREACH
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_forloop_goes_right_direction(rule, foreach, contiguous):
+def test_param_group_with_lrschedulers_goes_right_direction(rule, foreach, contiguous):
     params, loss = problem(contiguous)
-    first, last = descend(SymbolicOptimizer(params, rule, lr=1e-3, foreach=foreach), loss, 20)
-    assert last < first
-
-
-@every_rule
-@FOREACH
-def test_forloop_goes_right_direction_with_lrscheduler(rule, foreach):
-    params, loss = problem()
-    optimizer = SymbolicOptimizer(params, rule, lr=2e-3, foreach=foreach)
-    schedulers = [
-        torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.9),
-        torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, threshold=0.0),
-    ]
+    groups = [{"params": params[:1]}, {"params": params[1:], "lr": 4e-3}]
+    one = SymbolicOptimizer(groups, rule, lr=2e-3, foreach=foreach)
+    step_lr = torch.optim.lr_scheduler.StepLR(one, step_size=10, gamma=0.9)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(one, threshold=0.0)
     first = loss().item()
     for _ in range(20):
-        optimizer.zero_grad()
+        one.zero_grad()
         loss().backward()
-        optimizer.step()
-        schedulers[0].step()
-        schedulers[1].step(loss().item())
+        one.step()
+        step_lr.step()
+        plateau.step(loss().item())
     assert loss().item() < first
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 * 0.81)
+    assert [group["lr"] / 0.81 for group in one.param_groups] == pytest.approx([2e-3, 4e-3])
 
 
 @every_rule
-@FOREACH
-def test_param_group_with_lrscheduler_goes_right_direction(rule, foreach):
-    params, loss = problem()
-    groups = [{"params": params[:1]}, {"params": params[1:], "lr": 4e-3}]
-    optimizer = SymbolicOptimizer(groups, rule, lr=2e-3, foreach=foreach)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=5, gamma=0.5)
-    first, last = descend(optimizer, loss, 10, [scheduler])
-    assert last < first
-    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(5e-4), pytest.approx(1e-3)]
-
-
-@every_rule
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["0-dim", "1-element"])
 @pytest.mark.parametrize("shared", [False, True])
-def test_tensor_lr(rule, shared):
+def test_tensor_lr(rule, shape, shared):
     """As with a float, its identity kept; one tensor in two groups is one lr."""
     params, loss = problem(dtype=torch.float64)
     others = copies(params)
-    lr = torch.tensor(2e-3, dtype=torch.float64)
+    lr = torch.full(shape, 2e-3, dtype=torch.float64)
     groups = [{"params": [p], "lr": lr} for p in params] if shared else params
-    optimizer = SymbolicOptimizer(groups, rule, lr=lr)
-    reference = SymbolicOptimizer(others, rule, lr=2e-3)
-    schedule = None if shared else torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    one, reference = SymbolicOptimizer(groups, rule, lr=lr), SymbolicOptimizer(others, rule, lr=2e-3)
+    schedule = None if shared else torch.optim.lr_scheduler.ExponentialLR(one, 0.9)
     for step in range(6):
-        optimizer.zero_grad()
+        one.zero_grad()
         loss().backward()
-        give(others, [p.grad.clone() for p in params])
-        optimizer.step()
+        set_grads(others, clones(p.grad for p in params))
+        one.step()
         reference.step()
         if schedule is None:
             lr.mul_(0.9)
@@ -129,32 +122,62 @@ def test_tensor_lr(rule, shared):
         reference.param_groups[0]["lr"] = 2e-3 * 0.9 ** (step + 1)
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-15)
-    assert all(group["lr"] is lr for group in optimizer.param_groups)
+    assert all(group["lr"] is lr for group in one.param_groups)
 
 
-@every_rule
-@FOREACH
-def test_param_groups_lr(rule, foreach):
-    params, loss = problem()
-    groups = [{"params": params[:1], "lr": 0.0}, {"params": params[1:]}]
-    before = copies(params)
-    first, last = descend(SymbolicOptimizer(groups, rule, lr=1e-3, foreach=foreach), loss, 10)
-    assert torch.equal(params[0], before[0]) and not torch.equal(params[1], before[1])
-    assert last < first
+@rule_and_teacher
+def test_param_groups_have_their_own_settings(given):
+    params, grads = start(), gradients(4)
+    settings = ({"lr": 0.5}, {"lr": 0.0, "weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.2})
+    groups = [{"params": [p], **own} for p, own in zip(params, settings, strict=True)]
+    one = walked(groups, given, [], lr=2.0)
+    assert [group["lr"] for group in one.param_groups] == [0.5, 0.0, 2.0]
+    for row in grads:
+        feed(one, params, row)
+    for k, options in enumerate(settings):
+        alone = start()[k : k + 1]
+        walked(alone, given, [row[k : k + 1] for row in grads], **{"lr": 2.0, **options})
+        assert torch.equal(params[k], alone[0])
+    assert torch.equal(params[1], start()[1]) and not torch.equal(params[2], start()[2])
 
 
-@every_rule
-@FOREACH
-def test_param_groups_weight_decay(rule, foreach):
-    """Each group its own, decoupled: beside an update that has not seen it."""
-    params, _ = problem(dtype=torch.float64)
-    others, before = copies(params), copies(params)
-    groups = [{"params": params[:1], "weight_decay": 0.5}, {"params": params[1:]}]
-    for tensors, given in ((params, groups), (others, others)):
-        give(tensors, [torch.ones_like(p) for p in tensors])
-        SymbolicOptimizer(given, rule, lr=0.1, foreach=foreach).step()
-    torch.testing.assert_close(params[0], others[0] - 0.05 * before[0], rtol=1e-13, atol=1e-14)
-    assert torch.equal(params[1], others[1])
+@rule_and_teacher
+def test_maximize_is_minimizing_the_negative(given):
+    params, others = start(), start()
+    walked(params, given, gradients(5), maximize=True, weight_decay=0.1, lr=0.5)
+    walked(others, given, [[-g for g in row] for row in gradients(5)], weight_decay=0.1, lr=0.5)
+    assert all(map(torch.equal, params, others))
+
+
+@rule_and_teacher
+@pytest.mark.parametrize("option", ["capturable", "differentiable"])
+def test_masked_and_differentiable_steps_are_the_same_steps(given, option):
+    params, others, grads = start(), start(), gradients(5)
+    grads[2][1][0] = np.inf
+    for p in params:
+        p.requires_grad_(False)  # a leaf cannot be changed in place while gradients are recorded
+    one = walked(params, given, grads, weight_decay=0.1, **{option: True})
+    other = walked(others, given, grads, weight_decay=0.1)
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q.detach(), rtol=1e-12, atol=1e-14)
+        assert one.state[p]["step"] == other.state[q]["step"]
+
+
+@rule_and_teacher
+def test_a_closure_is_evaluated_with_gradients_and_its_loss_returned(given):
+    params, calls = start(), []
+    one = optimizer(params, given)
+
+    def closure() -> torch.Tensor:
+        one.zero_grad()
+        loss = sum(p.square().sum() for p in params)
+        loss.backward()
+        calls.append(loss.item())
+        return loss
+
+    assert one.step(closure).item() == calls[0] and len(calls) == 1
+    assert not any(map(torch.equal, params, start()))
+    assert one.step() is None
 
 
 @pytest.mark.parametrize("name", ["momentum", "rmsprop", "adagrad", "adam", "l2o"])
@@ -170,8 +193,8 @@ def test_foreach_matches_forloop(name, weight_decay, maximize, dtype):
     one = SymbolicOptimizer(params, RULES[name], foreach=True, **options)
     other = SymbolicOptimizer(others, RULES[name], foreach=False, **options)
     for _ in range(8):
-        give(params, [torch.randn(s, generator=draw).to(dtype) for s in shapes])
-        give(others, [p.grad.clone() for p in params])
+        set_grads(params, [torch.randn(s, generator=draw).to(dtype) for s in shapes])
+        set_grads(others, clones(p.grad for p in params))
         one.step()
         other.step()
     tolerance = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
@@ -191,12 +214,11 @@ def test_mixed_device_dtype(rule):
     together = SymbolicOptimizer(params, rule, lr=0.1)
     alone = [SymbolicOptimizer([q], rule, lr=0.1) for q in others]
     for step in range(4):
-        for p, q in zip(params, others, strict=True):
-            p.grad = torch.cos(torch.arange(12.0) + step).to(p.dtype)
-            q.grad = p.grad.clone()
+        set_grads(params, [torch.cos(torch.arange(12.0) + step).to(d) for d in dtypes])
+        set_grads(others, clones(p.grad for p in params))
         together.step()
-        for optimizer in alone:
-            optimizer.step()
+        for one in alone:
+            one.step()
     for p, q in zip(params, others, strict=True):  # in the end float32 is rounded to the 16 bits
         rounding = torch.finfo(p.dtype).eps if p.itemsize == 2 else {4: 1e-6, 8: 1e-14}[p.itemsize]
         torch.testing.assert_close(p, q, rtol=rounding, atol=rounding / 10)
@@ -215,60 +237,42 @@ def test_complex(rule, foreach, shape):
     for _ in range(4):
         z.grad = torch.randn(shape, dtype=torch.complex128, generator=draw)
         parts.grad = torch.view_as_real(z.grad).clone()
-        for optimizer in optimizers:
-            optimizer.step()
+        for one in optimizers:
+            one.step()
     assert torch.equal(torch.view_as_real(z), parts)
     assert all(not value.is_complex() for value in optimizers[0].state[z].values())
 
 
 @every_rule
 @FOREACH
-def test_step_is_noop_when_params_have_no_grad(rule, foreach):
-    params, _ = problem()
-    before = copies(params)
-    optimizer = SymbolicOptimizer(params, rule, weight_decay=0.1, foreach=foreach)
-    optimizer.step()
-    assert all(map(torch.equal, params, before)) and not any(optimizer.state.values())
-
-
-@every_rule
-@FOREACH
-def test_step_is_noop_for_zero_grads(rule, foreach):
-    params, _ = problem()
-    before = copies(params)
-    optimizer = SymbolicOptimizer(params, rule, foreach=foreach)
+@pytest.mark.parametrize(
+    ("shape", "grad", "steps", "weight_decay"),
+    [((10, 5), None, 0, 0.1), ((10, 5), 0.0, 3, 0.0), ((0, 3), 0.0, 3, 0.1)],
+    ids=["no grads", "zero grads", "empty grads"],
+)
+def test_step_is_noop(rule, foreach, shape, grad, steps, weight_decay):
+    p = torch.full(shape, 0.5).requires_grad_()
+    one = SymbolicOptimizer([p], rule, weight_decay=weight_decay, foreach=foreach)
     for _ in range(3):
-        give(params, [torch.zeros_like(p) for p in params])
-        optimizer.step()
-    assert all(map(torch.equal, params, before))
-
-
-@every_rule
-@FOREACH
-def test_step_is_noop_for_empty_grads(rule, foreach):
-    p = torch.zeros(0, 3).requires_grad_()
-    optimizer = SymbolicOptimizer([p], rule, foreach=foreach)
-    for _ in range(3):
-        p.grad = torch.zeros(0, 3)
-        optimizer.step()
-    assert optimizer.state[p]["step"] == 3 and p.shape == (0, 3)
+        p.grad = None if grad is None else torch.full(shape, grad)
+        one.step()
+    assert torch.equal(p, torch.full(shape, 0.5)) and one.state[p].get("step", 0) == steps
 
 
 @every_rule
 def test_non_empty_state(rule):
     """``rule.state_floats`` arrays in the parameter's shape and layout, a step count and the guard's."""
-    params, loss = problem()
-    optimizer = SymbolicOptimizer(params, rule, lr=1e-3)
-    descend(optimizer, loss, 2)
+    params = start("float32")
+    one = walked(params, rule, gradients(2), lr=1e-3)
     for p in params:
-        state = optimizer.state[p]
+        state = one.state[p]
         assert set(state) == {"step", "skipped", *(f"s{i}" for i in range(rule.state_floats))}
         assert state["step"] == 2 and state["step"].shape == () and state["step"].dtype == torch.float32
         assert all(state[f"s{i}"].shape == p.shape for i in range(rule.state_floats))
 
 
-@FOREACH
-def test_channels_last_and_turned_parameters_keep_their_layout(foreach):
+@pytest.mark.parametrize("kind", ["rule", "rule, one by one", "teacher"])
+def test_channels_last_and_turned_parameters_keep_their_layout(kind):
     draw = torch.Generator().manual_seed(0)
     image = torch.randn(2, 3, 4, 5, generator=draw)
     params = [
@@ -277,16 +281,22 @@ def test_channels_last_and_turned_parameters_keep_their_layout(foreach):
     ]
     others = [p.detach().contiguous().clone().requires_grad_() for p in params]
     layouts = [p.stride() for p in params]
-    optimizers = [SymbolicOptimizer(x, RULES["l2o"], lr=0.1, foreach=foreach) for x in (params, others)]
+    if kind == "teacher":
+        optimizers = [LearnedOptimizer(x, "rp_s") for x in (params, others)]
+    else:
+        optimizers = [
+            SymbolicOptimizer(x, RULES["l2o"], 0.1, foreach=kind == "rule") for x in (params, others)
+        ]
     for mixed in (False, True, False):
         for p, q in zip(params, others, strict=True):
             q.grad = torch.randn(p.shape, generator=draw)
             p.grad = q.grad.clone() if mixed else torch.empty_like(p).copy_(q.grad)
-        for optimizer in optimizers:
-            optimizer.step()
+        for one in optimizers:
+            one.step()
     for p, q, stride in zip(params, others, layouts, strict=True):
         torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
-        assert p.stride() == stride == optimizers[0].state[p]["s0"].stride()
+        assert p.stride() == stride
+        assert kind == "teacher" or optimizers[0].state[p]["s0"].stride() == stride
 
 
 @FOREACH
@@ -298,23 +308,72 @@ def test_rosenbrock(foreach):
         torch.optim.Adam(starts[1:], lr=0.1),
     ]
     for _ in range(700):
-        for x, optimizer in zip(starts, optimizers, strict=True):
-            optimizer.zero_grad()
+        for x, one in zip(starts, optimizers, strict=True):
+            one.zero_grad()
             ((1.0 - x[0]) ** 2 + 100.0 * (x[1] - x[0] ** 2) ** 2).backward()
-            optimizer.step()
+            one.step()
     torch.testing.assert_close(*starts, rtol=1e-9, atol=0)
     assert (starts[0] - 1.0).norm() < 0.2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nadamw_is_torchs_but_for_the_rounding_of_its_product(dtype):
+    params, others = start(dtype), start(dtype)
+    mine = baselines.make("nadamw", params, 0.01, {"weight_decay": 0.1})
+    theirs = torch.optim.NAdam(others, 0.01, weight_decay=0.1, decoupled_weight_decay=True)
+    for row in gradients(50):
+        feed(mine, params, row)
+        feed(theirs, others, row)
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+        shapes = [{k: v.shape for k, v in state.items()} for state in (mine.state[p], theirs.state[q])]
+        assert shapes[0] == shapes[1]
+
+
 @pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing())
-def test_defaults_changed_to_foreach(monkeypatch):
+@pytest.mark.parametrize(
+    ("foreach", "expected"), [(None, ["many"]), (True, ["many"]), (False, ["one", "one"])]
+)
+def test_defaults_changed_to_foreach(foreach, expected, monkeypatch):
     """Without a word about it many tensors are stepped at once; with foreach=False one by one."""
     seen = []
     whole, single = SymbolicOptimizer._step_compiled, SymbolicOptimizer._step_one
     monkeypatch.setattr(SymbolicOptimizer, "_step_compiled", lambda *a: seen.append("many") or whole(*a))
     monkeypatch.setattr(SymbolicOptimizer, "_step_one", lambda *a: seen.append("one") or single(*a))
-    for foreach, expected in ((None, ["many"]), (True, ["many"]), (False, ["one", "one"])):
-        params, loss = problem()
-        seen.clear()
-        descend(SymbolicOptimizer(params, ADAM, lr=1e-3, foreach=foreach), loss, 1)
-        assert seen == expected
+    walked(start()[:2], ADAM, [row[:2] for row in gradients(1)], foreach=foreach)
+    assert seen == expected
+
+
+@pytest.mark.usefixtures("code")
+def test_autograd_is_told_of_a_step():
+    """A graph that saw the parameter before refuses to go backwards with the new one."""
+    params = start()
+    loss = sum(p.square().sum() for p in params)
+    walked(params, SGD, gradients(1))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_compiled_code_rounds_to_16_bits_as_torch_does(dtype):
+    base = torch.linspace(-2.0, 2.0, 1001)
+    params = [torch.nn.Parameter(base.to(dtype)) for _ in range(2)]
+    for p, foreach in zip(params, (None, False), strict=True):
+        one = SymbolicOptimizer([p], SGD, lr=0.0123, weight_decay=0.5, foreach=foreach)
+        for _ in range(5):
+            p.grad = (3.0 * torch.cos(base)).to(dtype)
+            one.step()
+    assert torch.equal(*params) and not torch.equal(params[0], base.to(dtype))
+
+
+@pytest.mark.usefixtures("code")
+def test_a_lag_of_the_gradient_survives_zero_grad_in_place():
+    p = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    one, updates = SymbolicOptimizer([p], Rule.from_text("lag(g, 1)")), []
+    for g in (1.0, 2.0, 3.0, 4.0):
+        one.zero_grad(set_to_none=False)
+        before = p.item()
+        (p * g).sum().backward()
+        one.step()
+        updates.append(p.item() - before)
+    assert updates == [0.0, 1.0, 2.0, 3.0]

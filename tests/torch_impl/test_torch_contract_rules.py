@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch._dynamo.testing import CompileCounter  # noqa: E402
 
+from tests.helpers import torch_side  # noqa: E402
 from torch_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
 
 ADAM = Rule.named("adam")
@@ -24,17 +25,23 @@ AVERAGE = Rule.from_text("-c0 * ema_hat(g, b) - 0.1 * tanh(lag(g, 1))", {"c0": 0
 BIASED = Rule.from_text("0.25 - g")
 
 
-def parameters(dtype: torch.dtype = torch.float64) -> list[torch.nn.Parameter]:
+def parameters(dtype: str = "float64") -> list[torch.nn.Parameter]:
     draw = np.random.default_rng(0)
-    return [torch.nn.Parameter(torch.tensor(draw.normal(size=s)).to(dtype)) for s in ((4, 3), (5,), ())]
+    return torch_side.parameters([draw.normal(size=shape) for shape in ((4, 3), (5,), ())], dtype)
 
 
-def feed(optimizer, params, steps: range) -> None:
-    for step in steps:
-        draw = np.random.default_rng(step)
-        for p in params:
-            p.grad = torch.tensor(np.asarray(draw.normal(size=tuple(p.shape)))).to(p.dtype)
-        optimizer.step()
+def feed(optimizers, params, steps: range) -> None:
+    """Steps of optimizers that share the parameters among them."""
+    for number in steps:
+        draw = np.random.default_rng(number)
+        torch_side.give(params, [draw.normal(size=tuple(p.shape)) for p in params])
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def assert_close(params, others, rtol: float = 1e-13, atol: float = 1e-15) -> None:
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=rtol, atol=atol)
 
 
 def test_two_groups_with_different_rules_are_two_optimizers(tmp_path):
@@ -46,13 +53,8 @@ def test_two_groups_with_different_rules_are_two_optimizers(tmp_path):
         SymbolicOptimizer(others[:1], L2O.with_constants({"c0": 0.9}), lr=0.1),
         SymbolicOptimizer(others[1:], ADAM.with_constants({"beta1": 0.5}), lr=0.1),
     ]
-    feed(together, params, range(5))
-    for step in range(5):
-        draw = np.random.default_rng(step)
-        for p in others:
-            p.grad = torch.tensor(np.asarray(draw.normal(size=tuple(p.shape))))
-        for optimizer in apart:
-            optimizer.step()
+    feed([together], params, range(5))
+    feed(apart, others, range(5))
     assert all(map(torch.equal, params, others))
     assert together.state[params[0]].keys() - together.state[params[1]].keys() == {"s2", "s3"}
 
@@ -64,15 +66,14 @@ def test_constants_may_be_changed_between_steps(foreach):
     params, others = parameters(), parameters()
     optimizer = SymbolicOptimizer(params, AVERAGE, constants={"c0": c0}, foreach=foreach)
     other = SymbolicOptimizer(others, AVERAGE, foreach=False)
-    feed(optimizer, params, range(3))
-    feed(other, others, range(3))
+    feed([optimizer], params, range(3))
+    feed([other], others, range(3))
     c0.fill_(0.125)
     optimizer.param_groups[0]["constants"]["b"] = other.param_groups[0]["constants"]["b"] = 0.4
     other.param_groups[0]["constants"]["c0"] = 0.125
-    feed(optimizer, params, range(3, 6))
-    feed(other, others, range(3, 6))
-    for p, q in zip(params, others, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+    feed([optimizer], params, range(3, 6))
+    feed([other], others, range(3, 6))
+    assert_close(params, others, rtol=1e-12, atol=1e-14)
     assert optimizer.rule.constants == {"c0": 0.125, "b": 0.4}
 
 
@@ -129,19 +130,10 @@ def test_differentiable_hyper_gradients_equal_finite_differences():
     assert torch.isfinite(slopes[3]).all() and slopes[3].abs().min() > 1e-3
 
 
-def test_differentiable_moves_as_the_plain_step_does():
-    params, others = parameters(), parameters()
-    feed(SymbolicOptimizer(params, L2O, lr=0.1, differentiable=True), params_of(params), range(4))
-    feed(SymbolicOptimizer(others, L2O, lr=0.1, foreach=False), others, range(4))
-    for p, q in zip(params, others, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-15)
-
-
-def params_of(params):
-    """Leaves cannot be changed in place while gradients are recorded."""
+def waves(params, number: int) -> None:
+    """Gradients of a step."""
     for p in params:
-        p.requires_grad_(False)
-    return params
+        p.grad = torch.cos(torch.arange(p.numel(), dtype=p.dtype).reshape(p.shape) + number)
 
 
 @pytest.mark.parametrize("scheduled", ["float", "tensor", ""])
@@ -158,9 +150,8 @@ def test_compiled_steps_are_not_compiled_again_after_the_second(scheduled):
     step = torch.compile(optimizer.step, backend=counter)
     frames = []
     for number in range(7):
-        for p, q in zip(params, others, strict=True):
-            p.grad = torch.cos(torch.arange(p.numel(), dtype=p.dtype).reshape(p.shape) + number)
-            q.grad = p.grad.clone()
+        waves(params, number)
+        waves(others, number)
         with torch._dynamo.config.patch(error_on_recompile=number > 1):
             step()
         other.step()
@@ -168,25 +159,22 @@ def test_compiled_steps_are_not_compiled_again_after_the_second(scheduled):
             schedule.step()
         frames.append(counter.frame_count)
     assert frames[0] > 0 and frames[1:] == [frames[1]] * 6, frames
-    for p, q in zip(params, others, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-15)
+    assert_close(params, others)
     assert optimizer.state[params[0]]["step"] == 7
 
 
 @pytest.mark.slow
 def test_a_step_compiled_by_inductor_is_the_same_step():
-    params, others = parameters(torch.float32), parameters(torch.float32)
+    params, others = parameters("float32"), parameters("float32")
     optimizer, other = (SymbolicOptimizer(x, L2O, lr=0.1) for x in (params, others))
     torch._dynamo.reset()
     step = torch.compile(optimizer.step)
     for number in range(5):
-        for p, q in zip(params, others, strict=True):
-            p.grad = torch.cos(torch.arange(p.numel(), dtype=p.dtype).reshape(p.shape) + number)
-            q.grad = p.grad.clone()
+        waves(params, number)
+        waves(others, number)
         if number == 2:
             params[1].grad[2] = others[1].grad[2] = torch.inf
         step()
         other.step()
-    for p, q in zip(params, others, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
-        assert optimizer.state[p]["step"] == other.state[q]["step"]
+    assert_close(params, others, rtol=1e-5, atol=1e-6)
+    assert torch_side.counts(optimizer, params) == torch_side.counts(other, others)
