@@ -150,7 +150,11 @@ def running_values(task: Task) -> list[tf.Tensor]:
 
 
 def seed(number: int) -> None:
-    """Layers keep seeds of their own here."""
+    """Layers keep seeds of their own here, among their running values."""
+
+
+def next_draw() -> list[tf.Tensor]:
+    return []
 
 
 @mock.patch.dict(os.environ, {"L2O_KERNELS": "0"})  # no tape sees what compiled code does

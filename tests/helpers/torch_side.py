@@ -164,6 +164,11 @@ def seed(number: int) -> None:
     torch.manual_seed(number)
 
 
+def next_draw() -> list[torch.Tensor]:
+    """What torch would draw now."""
+    return [torch.rand(3)]
+
+
 def whole_graph(
     task: Task, network: Any, at: Position, steps: int, loss: str, lr: float = 1.0, second: bool = True
 ) -> dict[str, torch.Tensor]:
