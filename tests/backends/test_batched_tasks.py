@@ -1,8 +1,6 @@
-"""Optimizees side by side as one: what each does is what it does alone, in both backends."""
+"""Optimizees side by side as one: what each does is what it does alone, in both frameworks."""
 
 import dataclasses
-import importlib
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,29 +13,12 @@ from interchange.meta.trainer import make_trainer
 from interchange.rule.rule import Rule
 
 
-@pytest.fixture(params=["torch", "tf"])
-def backend(request) -> SimpleNamespace:
-    pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[request.param])
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(f"{request.param}_impl.{name}")
-
-    return SimpleNamespace(
-        backend=module("backend"),
-        lanes=module("problems.batched"),
-        trainer=module("meta.learner"),
-        problems=module("problems.tasks"),
-        tensors=module("tensors"),
-        unroll=module("meta.unroll"),
-    )
-
-
-def test_state_of_other_shapes_is_refused_before_compiled_code_runs(backend):
+def test_state_of_other_shapes_is_refused_before_compiled_code_runs(impl):
     """Code believes what it is told of arrays: those of another teacher would be read beyond their end."""
-    network, other = teacher(backend), teacher(backend, "rp_s")
+    network, other = teacher(impl), teacher(impl, "rp_s")
     if network.compiled is None:
         pytest.skip("no compiled code here")
-    to_tensor, float64 = backend.tensors.to_tensor, backend.tensors.DTYPES["float64"]
+    to_tensor, float64 = impl.module("tensors").to_tensor, impl.DTYPES["float64"]
     theta, x = to_tensor(np.zeros(7), float64), to_tensor(np.ones((2, 7)), float64)
     short = to_tensor(np.zeros(5), float64)
     for state in (other.initial_state(theta), network.initial_state(short)):
@@ -48,10 +29,10 @@ def test_state_of_other_shapes_is_refused_before_compiled_code_runs(backend):
     assert network.roll(x, network.initial_state(theta).network, 1)[0].shape == (7,)
 
 
-def trained(backend, config, network, together: bool, wrap=None) -> tuple[dict, list[dict]]:
+def trained(impl, config, network, together: bool, wrap=None) -> tuple[dict, list[dict]]:
     """Weights and metrics after the run; without ``together`` each optimizee takes its unrolls alone."""
 
-    class Learner(backend.trainer.Learner):
+    class Learner(impl.module("meta.learner").Learner):
         calls = 0
 
         def table_task(self, config, stream, number, problem=""):
@@ -71,8 +52,8 @@ def trained(backend, config, network, together: bool, wrap=None) -> tuple[dict, 
     return learner.weights(), rows
 
 
-def teacher(backend, name="rnnprop"):
-    return backend.backend.teacher_network(
+def teacher(impl, name="rnnprop"):
+    return impl.module("backend").teacher_network(
         TEACHERS[name], initial_weights(TEACHERS[name], 0), "float64", "cpu"
     )
 
@@ -119,24 +100,24 @@ class Exploding:
     ],
     ids=["one-problem", "subset", "last-loss", "mixed", "varied"],
 )
-def test_several_as_one_train_as_each_alone(backend, given):
-    one, other = (trained(backend, config(**given), teacher(backend), together) for together in (True, False))
+def test_several_as_one_train_as_each_alone(impl, given):
+    one, other = (trained(impl, config(**given), teacher(impl), together) for together in (True, False))
     assert_alike(one, other)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3])
-def test_one_that_diverges_leaves_the_others_as_they_are(backend, share):
+def test_one_that_diverges_leaves_the_others_as_they_are(impl, share):
     def wrap(task, number):
         return Exploding(task) if number % 3 == 1 else task
 
     settings = config(coordinates=share, validate_every=0)
-    one, other = (trained(backend, settings, teacher(backend), together, wrap) for together in (True, False))
+    one, other = (trained(impl, settings, teacher(impl), together, wrap) for together in (True, False))
     assert one[1][-1]["diverged"] == other[1][-1]["diverged"] == 2
     assert_alike(one, other)
 
 
 @pytest.mark.usefixtures("code")
-def test_rules_run_side_by_side_too(backend):
+def test_rules_run_side_by_side_too(impl):
     rule = Rule.from_text(
         "-c0 * tanh(ema(g, b) / c1) - c2 * lag(g, 2)", {"c0": 0.3, "b": 0.8, "c1": 0.1, "c2": 0.02}
     )
@@ -144,27 +125,29 @@ def test_rules_run_side_by_side_too(backend):
         problem="digits-mlp", estimator="first", dtype="float64", epochs=2, epoch_length=12, unroll=6, tasks=2
     )
     one, other = (
-        trained(backend, settings, backend.backend.rule_network(rule, "cpu"), together)
+        trained(impl, settings, impl.module("backend").rule_network(rule, "cpu"), together)
         for together in (True, False)
     )
     assert_alike(one, other)
 
 
-def test_dense_networks_are_computed_at_once_and_others_one_by_one(backend):
+def test_dense_networks_are_computed_at_once_and_others_one_by_one(impl):
     def lanes(problem, count=3):
         settings = dataclasses.replace(config(), problem=problem)
-        return backend.lanes.BatchedTasks(
-            [backend.problems.table_task(settings, "meta_train", k) for k in range(count)]
+        return impl.module("problems.batched").BatchedTasks(
+            [impl.module("problems.tasks").table_task(settings, "meta_train", k) for k in range(count)]
         )
 
     for problem, stacked in (("digits-mlp", True), ("digits-conv", False), ("quadratic", False)):
         several = lanes(problem)
         assert (several._stacked is not None) == stacked
         thetas = [np.asarray(task.initial()) for task in several.tasks]
-        theta = backend.problems.to_tensor(np.concatenate(thetas), several.tasks[0].dtype)
+        theta = impl.module("problems.tasks").to_tensor(np.concatenate(thetas), several.tasks[0].dtype)
         losses, gradient = several.value_and_gradient(theta, 4)
         alone = [
-            backend.problems.value_and_gradient(task, backend.problems.to_tensor(part, task.dtype), 4)
+            impl.module("problems.tasks").value_and_gradient(
+                task, impl.module("problems.tasks").to_tensor(part, task.dtype), 4
+            )
             for task, part in zip(several.tasks, thetas, strict=True)
         ]
         np.testing.assert_allclose(np.asarray(losses), [float(loss) for loss, _ in alone], rtol=1e-12)
@@ -172,17 +155,24 @@ def test_dense_networks_are_computed_at_once_and_others_one_by_one(backend):
         np.testing.assert_allclose(np.asarray(gradient), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_positions_are_joined_and_divided_again(backend):
+def test_positions_are_joined_and_divided_again(impl):
     network, tasks = (
-        teacher(backend),
+        teacher(impl),
         [
-            backend.problems.table_task(config(problem=name), "meta_train", 0)
+            impl.module("problems.tasks").table_task(config(problem=name), "meta_train", 0)
             for name in ("quadratic", "digits-mlp")
         ],
     )
-    at = [backend.unroll.advance(task, network, backend.unroll.start(task, network), 3)[0] for task in tasks]
-    whole = backend.lanes.joined(at)
-    for old, new in zip(at, backend.lanes.divided(whole, [len(p.theta) for p in at]), strict=True):
+    at = [
+        impl.module("meta.unroll").advance(task, network, impl.module("meta.unroll").start(task, network), 3)[
+            0
+        ]
+        for task in tasks
+    ]
+    whole = impl.module("problems.batched").joined(at)
+    for old, new in zip(
+        at, impl.module("problems.batched").divided(whole, [len(p.theta) for p in at]), strict=True
+    ):
         assert new.step == old.step and new.state.t == old.state.t
         for name, a in old.state.named().items():
             np.testing.assert_array_equal(np.asarray(new.state.named()[name]), np.asarray(a))
@@ -193,18 +183,21 @@ def test_positions_are_joined_and_divided_again(backend):
 @pytest.mark.parametrize(
     "together", [pytest.param(True, id="together"), pytest.param(False, id="alone", marks=pytest.mark.slow)]
 )
-def test_a_subset_of_coordinates_is_unbiased(backend, together):
+def test_a_subset_of_coordinates_is_unbiased(impl, together):
     """Over 200 draws the mean of the estimates contains the exact meta-gradient, entry by entry."""
-    network = teacher(backend, "rp_s")
+    network = teacher(impl, "rp_s")
 
     given = config(coordinates=0.1, tasks=2)
-    learner = backend.trainer.Learner(network, given)
+    learner = impl.module("meta.learner").Learner(network, given)
     tasks = [make_trainer(learner).tasks("meta_train", k) for k in range(2)]
 
     def found(draw):
         """The meta-gradient of one unroll of two optimizees, their coordinates drawn anew."""
-        at = [backend.unroll.start(task, network) for task in tasks]
-        at = [backend.unroll.advance(task, network, p, 3)[0] for task, p in zip(tasks, at, strict=True)]
+        at = [impl.module("meta.unroll").start(task, network) for task in tasks]
+        at = [
+            impl.module("meta.unroll").advance(task, network, p, 3)[0]
+            for task, p in zip(tasks, at, strict=True)
+        ]
         subsets = None
         if draw is not None:
             sizes = [[int(np.prod(shape)) for shape in task.shapes] for task in tasks]

@@ -1,8 +1,5 @@
 """Rules as compiled code on arrays of both frameworks: rollouts and derivatives against the NumPy oracle."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import numpy as np
 import pytest
 
@@ -24,25 +21,8 @@ TEXTS = (
 TOLERANCE = {"float64": 1e-13, "float32": 3e-6}
 
 
-class Backend(NamedTuple):
-    """A framework's wing: its class, and arrays there and back."""
-
-    compiled: type
-    to: Callable[[np.ndarray], Any]
-    back: Callable[[Any], np.ndarray]
-
-
-@pytest.fixture(params=["torch", "tf"])
-def backend(request) -> Backend:
-    torch = pytest.importorskip("torch")  # before TensorFlow, as everywhere
-    if request.param == "torch":
-        from torch_impl.networks.compiled import Compiled
-
-        return Backend(Compiled, torch.from_numpy, lambda x: x.numpy())
-    tf = pytest.importorskip("tensorflow")
-    from tf_impl.networks.compiled import Compiled
-
-    return Backend(Compiled, tf.constant, np.asarray)
+def compiled(impl, program):
+    return impl.module("networks.compiled").Compiled(program, ("g", "theta"))
 
 
 def made(texts=TEXTS):
@@ -65,26 +45,24 @@ def unroll(program, x, state, before: int, constants=CONSTANTS):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 300])
-def test_a_rollout_is_the_oracles(backend, n, dtype):
+def test_a_rollout_is_the_oracles(impl, n, dtype):
     program, x = made(), data(5, n, dtype)
-    code, state = backend.compiled(program, ("g", "theta")), initial_state(program, (n,), dtype)
+    code, state = compiled(impl, program), initial_state(program, (n,), dtype)
     want, ends = unroll(program, x, state, 0)
-    state = [backend.to(a) for a in state]
+    state = [impl.tensor(a) for a in state]
     for t, row in enumerate(x, 1):
-        out, state = code.roll(backend.to(row), state, CONSTANTS, t)
-        np.testing.assert_allclose(
-            backend.back(out), want[t - 1], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
-        )
-        state = [backend.to(backend.back(a)) for a in state]
+        out, state = code.roll(impl.tensor(row), state, CONSTANTS, t)
+        np.testing.assert_allclose(np.asarray(out), want[t - 1], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        state = [impl.tensor(np.asarray(a)) for a in state]
     for got, end in zip(state, ends, strict=True):
-        np.testing.assert_allclose(backend.back(got), end, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        np.testing.assert_allclose(np.asarray(got), end, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-def test_programs_that_differ_in_the_sign_of_a_zero_have_code_of_their_own(backend):
-    x = backend.to(np.ones((2, 70)))
+def test_programs_that_differ_in_the_sign_of_a_zero_have_code_of_their_own(impl):
+    x = impl.tensor(np.ones((2, 70)))
     for zero, limit in (("0.0", np.inf), ("-0.0", -np.inf)):
-        (out,), _ = backend.compiled(made([f"g / (theta * {zero})"]), ("g", "theta")).roll(x, [], {}, 1)
-        assert np.array_equal(backend.back(out), np.full(70, limit))
+        (out,), _ = compiled(impl, made([f"g / (theta * {zero})"])).roll(x, [], {}, 1)
+        assert np.array_equal(np.asarray(out), np.full(70, limit))
 
 
 def test_arrays_other_than_the_code_expects_are_refused_before_it_runs():
@@ -94,28 +72,28 @@ def test_arrays_other_than_the_code_expects_are_refused_before_it_runs():
         code.step([1], [8], [8], [8, 8], [0.9], 1.0, 1.0, 1.0, False, True, 1)
 
 
-def test_lanes_have_constants_of_their_own(backend):
+def test_lanes_have_constants_of_their_own(impl):
     program, x = made(), data(1, 140, "float64")[0]
-    code, state = backend.compiled(program, ("g", "theta")), initial_state(program, (140,))
+    code, state = compiled(impl, program), initial_state(program, (140,))
     lanes = [CONSTANTS, CONSTANTS | {"c0": -0.2, "b": 0.5}]
-    out, after = code.roll_batched(backend.to(x), [backend.to(a) for a in state], lanes, 3)
+    out, after = code.roll_batched(impl.tensor(x), [impl.tensor(a) for a in state], lanes, 3)
     for k, constants in enumerate(lanes):
         here = slice(70 * k, 70 * k + 70)
-        alone = code.roll(backend.to(x[:, here].copy()), [backend.to(a[here]) for a in state], constants, 3)
-        assert np.array_equal(backend.back(out)[:, here], backend.back(alone[0]))
+        alone = code.roll(impl.tensor(x[:, here].copy()), [impl.tensor(a[here]) for a in state], constants, 3)
+        assert np.array_equal(np.asarray(out)[:, here], np.asarray(alone[0]))
         for a, b in zip(after, alone[1], strict=True):
-            assert np.array_equal(backend.back(a)[here], backend.back(b))
+            assert np.array_equal(np.asarray(a)[here], np.asarray(b))
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("n", [1, 300])
-def test_derivatives_are_the_slopes_of_the_oracle(backend, text, n):
+def test_derivatives_are_the_slopes_of_the_oracle(impl, text, n):
     """Of a piece of an unroll: state and t come from the steps before, and do not move with the constants."""
     program, x = made([text]), data(12, n, "float64")
     c = np.random.default_rng(1).normal(size=(7, n))
     state = unroll(program, x[:5], initial_state(program, (n,)), 0)[1]
-    found = backend.compiled(program, ("g", "theta")).vjp(
-        backend.to(x[5:]), backend.to(c), [backend.to(a) for a in state], CONSTANTS, 5
+    found = compiled(impl, program).vjp(
+        impl.tensor(x[5:]), impl.tensor(c), [impl.tensor(a) for a in state], CONSTANTS, 5
     )
     assert set(found) == set(CONSTANTS) & set(program.inputs)
     for name, got in found.items():
@@ -126,23 +104,23 @@ def test_derivatives_are_the_slopes_of_the_oracle(backend, text, n):
         assert got == pytest.approx((sides[0] - sides[1]) / (2 * h), rel=1e-6, abs=1e-7), name
 
 
-def test_float32_derivatives_are_those_of_float64_rounded(backend):
+def test_float32_derivatives_are_those_of_float64_rounded(impl):
     program, x = made(TEXTS[:1]), data(20, 300, "float64")
     c, found = np.random.default_rng(1).normal(size=(20, 300)), []
     for dtype in ("float64", "float32"):
-        state = [backend.to(a) for a in initial_state(program, (300,), dtype)]
-        code = backend.compiled(program, ("g", "theta"))
-        found.append(code.vjp(*(backend.to(a.astype(dtype)) for a in (x, c)), state, CONSTANTS, 0))
+        state = [impl.tensor(a) for a in initial_state(program, (300,), dtype)]
+        code = compiled(impl, program)
+        found.append(code.vjp(*(impl.tensor(a.astype(dtype)) for a in (x, c)), state, CONSTANTS, 0))
     assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-3)
 
 
-def test_what_compiled_code_does_not_take_is_left_to_others(backend, monkeypatch):
+def test_what_compiled_code_does_not_take_is_left_to_others(impl, monkeypatch):
     program = made()
-    code, zeros = backend.compiled(program, ("g", "theta")), np.zeros(8)
+    code, zeros = compiled(impl, program), np.zeros(8)
     state = [zeros for _ in program.writes]
 
     def roll(x, state):
-        return code.roll(backend.to(x), [backend.to(a) for a in state], CONSTANTS, 1)
+        return code.roll(impl.tensor(x), [impl.tensor(a) for a in state], CONSTANTS, 1)
 
     assert roll(np.zeros((2, 8)), state) is not None
     assert roll(np.zeros((3, 8)), state) is None

@@ -1,10 +1,8 @@
 """The forward meta-gradient against the reverse one, and the memory of both, in torch and in TensorFlow."""
 
-import importlib
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,34 +65,18 @@ print(json.dumps([*found[1:], peak()]))
 """
 
 
-@pytest.fixture(scope="module", params=["torch", "tf"])
-def backend(request):
-    pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[request.param])
-    names = {
-        "forward": "meta",
-        "unroll": "meta",
-        "tasks": "problems",
-        "rule": "networks",
-        "teacher": "networks",
-    }
-    places = {name: f"{folder}.{name}" for name, folder in names.items()} | {"tensors": "tensors"}
-    modules = {name: importlib.import_module(f"{request.param}_impl.{at}") for name, at in places.items()}
-    return SimpleNamespace(name=request.param, **modules)
+def digits(impl, dtype="float64"):
+    given = Instance(PROBLEMS["digits-mlp"], 0, batch_size=16)
+    return impl.module("problems.tasks").ProblemTask(given, impl.DTYPES[dtype])
 
 
-def digits(backend, dtype="float64"):
-    return backend.tasks.ProblemTask(
-        Instance(PROBLEMS["digits-mlp"], 0, batch_size=16), backend.tensors.DTYPES[dtype]
-    )
-
-
-def reverse(backend, task, network, at, steps, lr):
+def reverse(impl, task, network, at, steps, lr):
     """Losses of ``unroll``, and by loss the meta-gradient of one backward pass."""
-    _, losses, gradients, inputs = backend.unroll.advance(task, network, at, steps, lr)
-    keep, found = backend.unroll.decay_factor(network, lr), {}
+    _, losses, gradients, inputs = impl.module("meta.unroll").advance(task, network, at, steps, lr)
+    keep, found = impl.module("meta.unroll").decay_factor(network, lr), {}
     for loss in ("sum", "last"):
-        c = lr * backend.unroll.cotangents(gradients, loss, keep)
-        found[loss] = backend.unroll.meta_gradient(network, at.state, inputs, c)
+        c = lr * impl.module("meta.unroll").cotangents(gradients, loss, keep)
+        found[loss] = impl.module("meta.unroll").meta_gradient(network, at.state, inputs, c)
     return losses, found
 
 
@@ -106,15 +88,15 @@ def assert_equal(got, expected, tolerance):
         assert float(got[name]) == pytest.approx(float(value), rel=tolerance, abs=rounding), name
 
 
-@pytest.mark.parametrize(("backend", "name", "steps"), CASES, indirect=["backend"])
-def test_it_equals_the_reverse_meta_gradient(backend, name, steps):
+@pytest.mark.parametrize(("impl", "name", "steps"), CASES, indirect=["impl"])
+def test_it_equals_the_reverse_meta_gradient(impl, name, steps):
     rule, lr = RULES[name]
-    task, network = digits(backend), backend.rule.RuleNetwork(rule)
-    at = backend.unroll.start(task, network)
-    losses, expected = reverse(backend, task, network, at, steps, lr)
+    task, network = digits(impl), impl.module("backend").rule_network(rule, "cpu")
+    at = impl.module("meta.unroll").start(task, network)
+    losses, expected = reverse(impl, task, network, at, steps, lr)
     for loss in ("sum", "last"):
-        end, _, seen, got = backend.forward.advance(
-            task, network, at, backend.forward.start(network, at), steps, loss, lr
+        end, _, seen, got = impl.module("meta.forward").advance(
+            task, network, at, impl.module("meta.forward").start(network, at), steps, loss, lr
         )
         assert end.step == end.state.t == steps
         np.testing.assert_allclose(seen, losses, rtol=1e-12)
@@ -124,50 +106,54 @@ def test_it_equals_the_reverse_meta_gradient(backend, name, steps):
 
 
 @pytest.mark.parametrize("loss", ["sum", pytest.param("last", marks=pytest.mark.slow)])
-def test_tangents_carried_over_leave_no_truncation_bias(backend, loss):
+def test_tangents_carried_over_leave_no_truncation_bias(impl, loss):
     rule, lr = RULES["decay-and-schedule"]
-    task, network = digits(backend), backend.rule.RuleNetwork(rule)
-    at = backend.unroll.start(task, network)
-    tangents = backend.forward.start(network, at)
-    _, _, _, whole = backend.forward.advance(task, network, at, tangents, 200, loss, lr)
-    middle, tangents, _, first = backend.forward.advance(task, network, at, tangents, 100, loss, lr)
-    end, _, _, second = backend.forward.advance(task, network, middle, tangents, 100, loss, lr)
+    task, network = digits(impl), impl.module("backend").rule_network(rule, "cpu")
+    at = impl.module("meta.unroll").start(task, network)
+    tangents = impl.module("meta.forward").start(network, at)
+    _, _, _, whole = impl.module("meta.forward").advance(task, network, at, tangents, 200, loss, lr)
+    middle, tangents, _, first = impl.module("meta.forward").advance(
+        task, network, at, tangents, 100, loss, lr
+    )
+    end, _, _, second = impl.module("meta.forward").advance(task, network, middle, tangents, 100, loss, lr)
     assert end.step == 200
     if loss == "sum":
         second = {key: first[key] + value for key, value in second.items()}
     assert_equal(second, whole, 1e-12)
     # What an unroll sees that forgets the steps before it is something else.
-    fresh = backend.forward.start(network, middle)
-    _, _, _, alone = backend.forward.advance(task, network, middle, fresh, 100, loss, lr)
+    fresh = impl.module("meta.forward").start(network, middle)
+    _, _, _, alone = impl.module("meta.forward").advance(task, network, middle, fresh, 100, loss, lr)
     assert any(abs(float(alone[key]) / float(value) - 1.0) > 0.01 for key, value in whole.items())
 
 
 @pytest.mark.parametrize("name", [pytest.param("psi", marks=pytest.mark.slow), "decay-and-schedule"])
-def test_in_float32_it_is_close_to_float64(backend, name):
+def test_in_float32_it_is_close_to_float64(impl, name):
     rule, lr = RULES[name]
     found = []
     for dtype in ("float32", "float64"):
-        task, network = digits(backend, dtype), backend.rule.RuleNetwork(rule)
-        at = backend.unroll.start(task, network)
-        tangents = backend.forward.start(network, at)
-        _, tangents, _, grads = backend.forward.advance(task, network, at, tangents, 20, "sum", lr)
+        task, network = digits(impl, dtype), impl.module("backend").rule_network(rule, "cpu")
+        at = impl.module("meta.unroll").start(task, network)
+        tangents = impl.module("meta.forward").start(network, at)
+        _, tangents, _, grads = impl.module("meta.forward").advance(
+            task, network, at, tangents, 20, "sum", lr
+        )
         assert tangents.theta.dtype == at.theta.dtype
         found.append(grads)
     for key, value in found[1].items():
         assert float(found[0][key]) == pytest.approx(float(value), rel=0.02, abs=1e-3), key
 
 
-def test_weights_that_are_arrays_are_refused(backend):
+def test_weights_that_are_arrays_are_refused(impl):
     row = TEACHERS["rp_s"]
-    network = backend.teacher.TeacherNetwork(row, initial_weights(row, 0), backend.tensors.DTYPES["float64"])
+    network = impl.module("backend").teacher_network(row, initial_weights(row, 0), "float64", "cpu")
     with pytest.raises(L2OError, match="expects a rule's constants, got weight arrays"):
-        backend.forward.start(network, backend.unroll.start(digits(backend), network))
+        impl.module("meta.forward").start(network, impl.module("meta.unroll").start(digits(impl), network))
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_steps(backend):
+def test_memory_does_not_grow_with_the_steps(impl):
     """Peaks in MiB of one process: forward at 20 and 2,000 steps, then reverse at 2,000."""
-    code = MEMORY.format(name=backend.name)
+    code = MEMORY.format(name=impl.NAME)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     short, long, kept = json.loads(done.stdout.splitlines()[-1])
     assert long - short < 20.0  # one vector [N] kept per step would be 42

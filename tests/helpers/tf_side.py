@@ -30,7 +30,7 @@ Optimizer = keras.optimizers.Optimizer
 Parameters = Sequence[keras.Variable]
 Row = Sequence[np.ndarray | float | None]
 
-value = to_numpy
+value, tensor = to_numpy, tf.constant
 
 
 def module(name: str) -> ModuleType:

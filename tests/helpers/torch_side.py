@@ -30,7 +30,7 @@ Optimizer = torch.optim.Optimizer
 Parameters = Sequence[torch.nn.Parameter]
 Row = Sequence[np.ndarray | float | None]
 
-value = to_numpy
+value, tensor = to_numpy, torch.from_numpy
 
 
 def module(name: str) -> ModuleType:

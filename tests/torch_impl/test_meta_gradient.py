@@ -17,6 +17,7 @@ from interchange.rule.rule import Rule
 torch = pytest.importorskip("torch")
 
 from interchange.protocols import State, Task  # noqa: E402
+from tests.helpers.torch_side import whole_graph  # noqa: E402
 from torch_impl.meta import unroll  # noqa: E402
 from torch_impl.meta.learner import Learner  # noqa: E402
 from torch_impl.networks.rule import RuleNetwork  # noqa: E402
@@ -42,13 +43,12 @@ RULES = {
 }
 
 
-def digits(seed: int = 0, batch_size: int = 16) -> ProblemTask:
-    instance = Instance(PROBLEMS["digits-mlp"], seed, batch_size=batch_size)
-    return ProblemTask(instance, torch.float64)
+def digits() -> ProblemTask:
+    return ProblemTask(Instance(PROBLEMS["digits-mlp"], 0, batch_size=16), torch.float64)
 
 
-def quadratic(seed: int = 0) -> ProblemTask:
-    return ProblemTask(Instance(PROBLEMS["quadratic"], seed), torch.float64)
+def quadratic() -> ProblemTask:
+    return ProblemTask(Instance(PROBLEMS["quadratic"], 0), torch.float64)
 
 
 def teacher_network(name: str, path: str = "") -> TeacherNetwork:
@@ -66,27 +66,9 @@ def teacher_network(name: str, path: str = "") -> TeacherNetwork:
     return network
 
 
-def by_autograd(
-    task: Task, network: unroll.Network, at: unroll.Position, steps: int, loss: str, lr: float = 1.0
-) -> dict[str, torch.Tensor]:
-    """The definition: one graph through every update and every loss.
-
-    Gradients enter the features as constants, exactly first order; the state at the start is a constant.
-    """
-    weights = {name: w.clone().requires_grad_() for name, w in network.weights.items()}
-    theta, state, losses = at.theta.clone(), at.state, []
-    hidden = state.network
-    for step in range(at.step, at.step + steps):
-        losses.append(task.loss(unflatten(theta, task.shapes), step))
-        _, g = value_and_gradient(task, theta, step)
-        x, state = network.inputs(g, state)
-        if network.weight_decay:  # of theta itself, which later losses see too
-            x = torch.cat([x, theta[None]])
-        out, hidden = network.step(weights, x, hidden, step + 1)
-        theta = theta + lr * network.scale * out
-    losses.append(task.loss(unflatten(theta, task.shapes), at.step + steps))
-    total = torch.stack(losses).sum() if loss == "sum" else losses[-1]
-    return dict(zip(weights, torch.autograd.grad(total, list(weights.values())), strict=True))
+def by_autograd(*given, **more) -> dict[str, torch.Tensor]:
+    """The definition, exactly first order: gradients enter the features as constants."""
+    return whole_graph(*given, **more, second=False)
 
 
 def without_graph(
@@ -240,14 +222,8 @@ def test_a_coordinate_subset_is_unbiased():
 
     full = flat(unroll.meta_gradient(network, at.state, inputs, c))
     generator, total = np.random.default_rng(0), c.shape[1]
-    draws = np.stack(
-        [
-            flat(
-                unroll.meta_gradient(network, at.state, inputs, c, generator.choice(total, 64, replace=False))
-            )
-            for _ in range(500)
-        ]
-    )
+    subsets = [generator.choice(total, 64, replace=False) for _ in range(500)]
+    draws = np.stack([flat(unroll.meta_gradient(network, at.state, inputs, c, part)) for part in subsets])
     error = draws.mean(0) - full
     assert np.all(np.abs(error) <= 4 * draws.std(0, ddof=1) / np.sqrt(500))
     assert np.linalg.norm(error) < np.linalg.norm(draws[:20].mean(0) - full)
@@ -286,19 +262,9 @@ def test_chunks_do_not_change_the_sum(monkeypatch, make, size):
 @pytest.mark.parametrize("loss", ["sum", "last"])
 def test_an_epoch_of_meta_training_equals_training_by_autograd(loss):
     """Two epochs of unrolls 4 + 4 + 2: state carried over, detached between; Adam on the weights."""
-    config = TrainConfig(
-        problem="digits-mlp",
-        epochs=2,
-        epoch_length=10,
-        unroll=4,
-        batch_size=16,
-        lr=0.01,
-        loss=loss,
-        dtype="float64",
-        validate_every=0,
-    )
-    network = teacher_network("rp_s")
-    trainer = make_trainer(Learner(network, config))
+    settings = {"epochs": 2, "epoch_length": 10, "unroll": 4, "batch_size": 16, "lr": 0.01, "loss": loss}
+    config = TrainConfig(problem="digits-mlp", dtype="float64", validate_every=0, **settings)
+    trainer = make_trainer(Learner(teacher_network("rp_s"), config))
     other = teacher_network("rp_s")
     assert trainer.run(label="test", quiet=True)
     adam = torch.optim.Adam(other.weights.values(), lr=0.01)
@@ -321,13 +287,8 @@ def test_an_epoch_of_meta_training_equals_training_by_autograd(loss):
 def test_the_iclr_codes_meta_gradient_is_reproduced(name):
     """With its quirk copied: batch 6 is taken at theta_5, so the last update gets no meta-gradient."""
     file = dict(np.load(GOLDEN / f"{name}_meta.npz"))
-    module = torch.nn.Sequential(
-        torch.nn.Linear(12, 8),
-        torch.nn.ReLU(),
-        torch.nn.Linear(8, 6),
-        torch.nn.ReLU(),
-        torch.nn.Linear(6, 10),
-    ).double()
+    first, second, last = torch.nn.Linear(12, 8), torch.nn.Linear(8, 6), torch.nn.Linear(6, 10)
+    module = torch.nn.Sequential(first, torch.nn.ReLU(), second, torch.nn.ReLU(), last).double()
     with torch.no_grad():
         for p, key in zip(module.parameters(), file["theta0_order"], strict=True):
             p.copy_(torch.tensor(file[f"theta0/{key}"]))
