@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.tables.teachers import TEACHERS, initial_weights
+from common.tables.teachers import TEACHERS
 from interchange.files.weights import Teacher
 from interchange.rule.rule import Rule
 from tests.conftest import side
+from tests.helpers.samples import enlarged, gradients, start
 
 AVERAGE = Rule.from_text("-c0 * ema_hat(g, b) - 0.1 * tanh(lag(g, 1)) / t", {"c0": 0.5, "b": 0.8})
 SGD = Rule.named("sgd")
@@ -75,21 +76,6 @@ def looks_often(route, monkeypatch) -> None:
     monkeypatch.setattr(route.impl.module("optimizers.guard"), "_LOOK_EVERY", 10)
 
 
-def enlarged(name: str) -> Teacher:
-    weights = {key: 2.0 * w for key, w in initial_weights(TEACHERS[name], 1).items()}
-    return Teacher(TEACHERS[name], weights, "0" * 64, "test")
-
-
-def start(shapes=SHAPES) -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    return [generator.normal(size=shape) for shape in shapes]
-
-
-def gradients(steps: int, shapes=SHAPES) -> list[list[np.ndarray]]:
-    generator = np.random.default_rng(1)
-    return [[np.asarray(generator.normal(size=shape)) for shape in shapes] for _ in range(steps)]
-
-
 def values(impl: ModuleType, optimizer: Any, p: Any) -> list[np.ndarray]:
     """The parameter and its arrays of state, [rows, coordinates]."""
     n = int(np.prod(p.shape))
@@ -100,9 +86,9 @@ def values(impl: ModuleType, optimizer: Any, p: Any) -> list[np.ndarray]:
 def test_a_coordinate_is_left_alone_and_all_others_go_on(route):
     """Value, weight decay and state of the coordinate stay for that step; nothing else is different."""
     impl, bad = route.impl, {1: NAN, 3: np.inf, 4: -np.inf}
-    params, others = impl.parameters(start()), impl.parameters(start())
+    params, others = impl.parameters(start(SHAPES)), impl.parameters(start(SHAPES))
     (optimizer, step), (other, ahead) = (route.made(p, weight_decay=0.1) for p in (params, others))
-    for number, row in enumerate(gradients(6)):
+    for number, row in enumerate(gradients(6, SHAPES)):
         ahead(*row)
         if number in bad:
             row[0].flat[2] = bad[number]
@@ -121,8 +107,8 @@ def test_a_coordinate_is_left_alone_and_all_others_go_on(route):
 
 def test_t_stands_still_for_a_tensor_of_which_nothing_moved(route):
     """As if that tensor had had no gradient; an empty one steps on."""
-    impl, grads = route.impl, gradients(5)
-    params, alone = impl.parameters(start()), impl.parameters(start()[1:2])
+    impl, grads = route.impl, gradients(5, SHAPES)
+    params, alone = impl.parameters(start(SHAPES)), impl.parameters(start(SHAPES)[1:2])
     (optimizer, step), (other, ahead) = (route.made(p, weight_decay=0.1) for p in (params, alone))
     for number, row in enumerate(grads):
         if number in (0, 3):
@@ -292,24 +278,3 @@ def test_ten_looks_in_a_row_with_all_of_a_tensor_left_alone_raise_and_nine_do_no
     assert all(np.isfinite(impl.value(p)).all() for p in params)
     with pytest.raises(impl.NonFiniteError, match="looks in a row"):
         optimizer.check_finite()
-
-
-@pytest.mark.parametrize(
-    ("name", "lr", "spike"),
-    [
-        ("lion", 0.01, np.inf),
-        ("momentum", 0.01, np.inf),
-        ("adam", 0.01, np.inf),
-        ("adam", 0.01, 1e30),
-        ("rnnprop_tuned", 1.0, np.inf),
-        ("rnnprop_tuned", 1.0, 1e30),
-    ],
-)
-def test_after_a_spike_both_coordinates_reach_the_minimum(impl, name, lr, spike):
-    """An inf in an average of the past would drive a coordinate away, or freeze it, for ever."""
-    params = impl.parameters([np.ones(2)], "float32")
-    optimizer = impl.rule(params, Rule.named(name), lr)
-    for k in range(300):
-        impl.feed(optimizer, params, [np.where([k == 5, False], spike, 2.0 * impl.value(params[0]))])
-        assert impl.left_alone(optimizer, params) == [int(k == 5)]
-    assert np.abs(impl.value(params[0])).max() < 0.2

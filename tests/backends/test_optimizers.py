@@ -11,45 +11,22 @@ from common import reference
 from common.errors import L2OError
 from common.tables.baselines import BASELINES, baseline_names
 from common.tables.problems import PROBLEMS, Instance
-from common.tables.teachers import TEACHERS, initial_weights
+from common.tables.teachers import TEACHERS
 from interchange.files.weights import Teacher, save_weights
 from interchange.rule.rule import Rule
+from tests.helpers.samples import RULE, enlarged, gradients, start
 
-RULE = Rule.from_text(
-    "-c0 * tanh(m_tilde / c1) / (1 + t / 50) - c2 * lag(g, 2)",
-    {"c0": 0.02, "c1": 0.7, "c2": 0.003},
-    {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
-    scale=0.5,
-)
 ADAM = Rule.from_text(
     "-ema_hat(g, b1) / (sqrt(ema_hat(square(g), b2)) + eps)", {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
 )
 LION = Rule.from_text("-sign(0.9 * lag(ema(g, 0.99), 1) + 0.1 * g)")
-SHAPES = ((4, 3), (5,), ())
 UNUSUAL = {"momentum": 0.7, "alpha": 0.8, "eps": 0.03, "beta1": 0.6, "beta2": 0.85}
 UNUSUAL |= {"weight_decay": 0.2, "momentum_decay": 0.3}
-
-
-def enlarged(name: str) -> Teacher:
-    """A teacher whose weights are large enough that saturation and memory matter."""
-    weights = {key: 2.0 * w for key, w in initial_weights(TEACHERS[name], 1).items()}
-    return Teacher(TEACHERS[name], weights, "0" * 64, "test")
 
 
 GIVEN = {"rule": RULE, **{name: enlarged(name) for name in TEACHERS}}
 FEW = ("rule", "rp_s", "dm")  # a rule, and teachers whose features do and do not have state
 every_optimizer = pytest.mark.parametrize("given", [GIVEN[name] for name in FEW], ids=FEW)
-
-
-def start() -> list[np.ndarray]:
-    """A matrix, a vector and a scalar."""
-    generator = np.random.default_rng(0)
-    return [generator.normal(size=shape) for shape in SHAPES]
-
-
-def gradients(steps: int) -> list[list[np.ndarray]]:
-    generator = np.random.default_rng(1)
-    return [[generator.normal(size=shape) for shape in SHAPES] for _ in range(steps)]
 
 
 def feed(impl, optimizer, params, rows: Sequence[Sequence[np.ndarray | None]]) -> None:

@@ -20,18 +20,13 @@ tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
 from keras.src.testing import TestCase  # noqa: E402
 
+from tests.helpers.samples import DRIFT  # noqa: E402
+from tests.helpers.samples import RULE_OF_EVERYTHING as RULE  # noqa: E402
 from tests.helpers.tf_side import tallies  # noqa: E402
 from tf_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
 
 SGD = Rule.from_text("-g")
 ADAM = Rule.named("adam")
-RULE = Rule.from_text(
-    "-c0 * tanh(m_tilde / c1) / (1 + t / 50) - c2 * lag(g, 2) - c3 * cummax(abs(g)) - 0.01 * theta",
-    {"c0": 0.02, "c1": 0.7, "c2": 0.003, "c3": 0.001},
-    {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
-    scale=0.5,
-)
-DRIFT = Rule.from_text("c0 - g + ema(cos(c1 * g), 0.9)", {"c0": 0.25, "c1": 2.0})
 MATRIX = [[1.0, 2.0], [3.0, 4.0]]
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.tables.teachers import TEACHERS, initial_weights
 from interchange.files.weights import Teacher
 from interchange.rule.rule import Rule
 from tests.conftest import need_half_products
@@ -19,27 +18,15 @@ tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
 from keras.src.testing import TestCase  # noqa: E402
 
+from tests.helpers.samples import RULE, enlarged  # noqa: E402
 from tests.helpers.tf_side import feed, parameters, tallies  # noqa: E402
 from tf_impl.optimizers import baselines, torch_formulas  # noqa: E402
 from tf_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-RULE = Rule.from_text(
-    "-c0 * tanh(m_tilde / c1) / (1 + t / 50) - c2 * lag(g, 2)",
-    {"c0": 0.02, "c1": 0.7, "c2": 0.003},
-    {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
-    scale=0.5,
-)
-
-
-def teacher(name: str = "rp_s") -> Teacher:
-    weights = {key: 2.0 * w for key, w in initial_weights(TEACHERS[name], 1).items()}
-    return Teacher(TEACHERS[name], weights, "0" * 64, "test")
-
-
 OPTIMIZERS = {
     "rule": lambda **k: SymbolicOptimizer(RULE, **k),
-    "teacher": lambda **k: LearnedOptimizer(teacher(), **k),
+    "teacher": lambda **k: LearnedOptimizer(enlarged(), **k),
 }
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
@@ -88,7 +75,7 @@ def test_a_model_is_fitted_with_validation():
 
 CONFIGURED = {
     "rule": lambda: SymbolicOptimizer(RULE, 0.1, weight_decay=0.2, nonfinite="raise", clipnorm=1.5),
-    "teacher": lambda: LearnedOptimizer(teacher("dm"), 0.3, use_ema=True, name="mine"),
+    "teacher": lambda: LearnedOptimizer(enlarged("dm"), 0.3, use_ema=True, name="mine"),
     "schedule": lambda: SymbolicOptimizer(RULE, keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)),
     "lion": lambda: baselines.Lion(0.01, 0.8, weight_decay=0.1),
     "sgd": lambda: torch_formulas.SGD(0.01, 0.9, nesterov=True),
@@ -125,7 +112,7 @@ def test_a_configuration_has_the_rule_and_the_weights_to_the_bit():
     optimizer = SymbolicOptimizer(RULE, 0.1)
     assert SymbolicOptimizer.from_config(optimizer.get_config()).rule == RULE
     assert optimizer.get_config()["learning_rate"] == 0.1  # not float32's 0.1
-    given = teacher()
+    given = enlarged()
     mixed = {k: w.astype("float32" if "bias" in k else "float64") for k, w in given.weights.items()}
     whole = LearnedOptimizer(Teacher(given.row, mixed, given.sha256, given.created_by))
     again = LearnedOptimizer.from_config(json.loads(json.dumps(whole.get_config())))._given
@@ -136,7 +123,7 @@ def test_a_configuration_has_the_rule_and_the_weights_to_the_bit():
 
 
 def spoilt(**changes) -> dict:
-    config = LearnedOptimizer(teacher()).get_config()
+    config = LearnedOptimizer(enlarged()).get_config()
     return config | {"teacher": config["teacher"] | changes}
 
 

@@ -88,24 +88,6 @@ def test_a_rollout_that_diverges_counts_as_ten_times_its_first_loss():
     assert all(bool(torch.isfinite(g)) for g in grads.values())
 
 
-def test_evolution_is_unbiased_where_the_loss_is_quadratic_in_the_weights():
-    """One step of a rule that is linear in its constants, on a quadratic: smoothing changes no gradient."""
-    net = RuleNetwork(Rule.from_text("c0 * g + c1 * sign(g)", constants={"c0": -1.0, "c1": -0.02}))
-    one = task(3)
-    at = unroll.start(one, net)
-    _, _, gradients, inputs = unroll.advance(one, net, at, 1)
-    exact = unroll.meta_gradient(net, at.state, inputs, unroll.cotangents(gradients, "last"))
-    scales = {"c0": 1.0, "c1": 0.05}
-    draws = []
-    for draw in range(20):
-        grads, _ = evolution(lambda pair: one, net, 2, scales, np.random.default_rng(draw), 25, 0.1)
-        draws.append([float(grads[name]) for name in scales])
-    mean, error = np.mean(draws, 0), np.std(draws, 0, ddof=1) / np.sqrt(len(draws))
-    for k, name in enumerate(scales):
-        assert abs(mean[k] - float(exact[name])) < 3.5 * error[k]
-        assert abs(mean[k]) > 5.0 * error[k]
-
-
 def test_persistent_evolution_estimates_the_slope_of_the_mean_loss_of_a_whole_epoch():
     net, length, piece = network(), 12, 3
     draws = []

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import reference
 from common.data import datasets
 from common.errors import L2OError
 from common.rng import derived_seed
 from common.tables.layers import Layer
-from common.tables.problems import PROBLEMS, Instance, Problem, coordinate_table, parameter_specs, problem_row
+from common.tables.problems import PROBLEMS, Instance, Problem, coordinate_table, problem_row
 from interchange.evaluation.config import EvaluateConfig
 from interchange.files.checkpoint import save_checkpoint
 from interchange.meta.config import TrainConfig
@@ -56,16 +55,6 @@ def test_a_function_is_its_formula(name):
     b = b if given.noise(3) is None else b + given.noise(3)
     assert float(loss) == pytest.approx(numpy_function(name, x, a, b, c), rel=1e-12)
     assert (task.names, task.shapes, task.buffers) == (("x",), ((128, 10),), {})
-
-
-def test_the_quadratic_equals_the_oracle():
-    given = Instance(PROBLEMS["quadratic"], 8)
-    task = ProblemTask(given, torch.float64)
-    theta = np.random.default_rng(0).normal(size=1280)
-    loss, gradient = value_and_gradient(task, torch.from_numpy(theta), 3)
-    expected = reference.quadratic(*given.constants()[:2])(theta, 3)
-    assert float(loss) == pytest.approx(expected[0], rel=1e-12)
-    np.testing.assert_allclose(gradient.numpy(), expected[1], rtol=1e-12, atol=1e-14)
 
 
 def test_the_gradients_noise_has_the_hessians_covariance():
@@ -113,20 +102,6 @@ def test_bytes_of_a_users_own_are_seen_scaled_and_floats_as_they_are(tmp_path):
         scores, right = seen[32:, 0], y[32:] == 0
         expected = np.mean(np.log1p(np.exp(np.where(right, -scores, scores))))
         assert float(value_and_gradient(task, theta, 0)[0]) == pytest.approx(expected, rel=1e-6)
-
-
-def test_strides_and_odd_sizes_give_the_shapes_the_layers_need():
-    layers = (
-        Layer("conv", out=5, size=3, stride=2),
-        Layer("relu"),
-        Layer("pool", size=2),
-        Layer("flatten"),
-        Layer("dense", out=10),
-    )
-    problem = Problem("probe", "classifier", "digits", layers)
-    assert [spec.shape for spec in parameter_specs(problem)][2] == (1 * 1 * 5, 10)
-    task = ProblemTask(Instance(problem, 0, batch_size=4), torch.float64)
-    assert torch.isfinite(value_and_gradient(task, task.initial(), 0)[1]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -19,7 +19,6 @@ from torch_impl.convert import canonical  # noqa: E402
 from torch_impl.meta import unroll  # noqa: E402
 from torch_impl.networks.features import FeatureStream  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork, lstm_cell  # noqa: E402
-from torch_impl.optimizers.optimizers import LearnedOptimizer  # noqa: E402
 from torch_impl.problems.tasks import ProblemTask  # noqa: E402
 from torch_impl.train import train  # noqa: E402
 
@@ -207,13 +206,3 @@ def test_a_shipped_teacher_trains_another_network_than_its_own(name):
     untrained = unroll.rollout(task, TeacherNetwork(row, initial_weights(row, 0)), 100)
     assert losses[-20:].mean() < 0.5 * losses[:5].mean()
     assert losses[-20:].mean() < 0.5 * untrained[-20:].mean()
-
-
-def test_a_learned_optimizer_takes_the_name_of_a_shipped_teacher():
-    theta = {name: torch.nn.Parameter(torch.ones(3)) for name in ("by name", "by teacher")}
-    for given, parameter in zip(("rp_s", Teacher.named("rp_s")), theta.values(), strict=True):
-        optimizer = LearnedOptimizer([parameter], given)
-        for _ in range(3):
-            parameter.grad = parameter.detach().clone()
-            optimizer.step()
-    assert torch.equal(*theta.values()) and (theta["by name"] < 1.0).all()

@@ -12,37 +12,22 @@ from interchange.rule.rule import Rule
 
 torch = pytest.importorskip("torch")
 
+from tests.helpers.samples import L2O, gradients  # noqa: E402
+from tests.helpers.samples import start as values  # noqa: E402
 from tests.helpers.torch_side import feed, optimizer, parameters  # noqa: E402
 from torch_impl.optimizers import baselines  # noqa: E402
 from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
 
-RULES = {
-    name: Rule.named(name) for name in ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "lion")
-} | {
-    "l2o": Rule.from_text(
-        "-c0 * tanh(m_tilde / c1) - c2 * asinh(lag(g, 2))",
-        {"c0": 0.2, "c1": 0.7, "c2": 0.3},
-        {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
-        scale=0.5,
-    )
-}
+NAMES = ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "lion")
+RULES = {name: Rule.named(name) for name in NAMES} | {"l2o": L2O}
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 FOREACH = pytest.mark.parametrize("foreach", [False, True])
 ADAM, SGD = RULES["adam"], RULES["sgd"]
-rule_and_teacher = pytest.mark.parametrize(
-    "given", [RULES["l2o"], Teacher.named("rp_s")], ids=["rule", "teacher"]
-)
-SHAPES = ((4, 3), (5,), ())
+rule_and_teacher = pytest.mark.parametrize("given", [L2O, Teacher.named("rp_s")], ids=["rule", "teacher"])
 
 
 def start(dtype: str = "float64") -> list[torch.nn.Parameter]:
-    draw = np.random.default_rng(0)
-    return parameters([draw.normal(size=shape) for shape in SHAPES], dtype)
-
-
-def gradients(steps: int) -> list[list[np.ndarray]]:
-    draw = np.random.default_rng(1)
-    return [[np.asarray(draw.normal(size=shape)) for shape in SHAPES] for _ in range(steps)]
+    return parameters(values(), dtype)
 
 
 def walked(params, given, grads, **options) -> torch.optim.Optimizer:
@@ -284,9 +269,7 @@ def test_channels_last_and_turned_parameters_keep_their_layout(kind):
     if kind == "teacher":
         optimizers = [LearnedOptimizer(x, "rp_s") for x in (params, others)]
     else:
-        optimizers = [
-            SymbolicOptimizer(x, RULES["l2o"], 0.1, foreach=kind == "rule") for x in (params, others)
-        ]
+        optimizers = [SymbolicOptimizer(x, L2O, 0.1, foreach=kind == "rule") for x in (params, others)]
     for mixed in (False, True, False):
         for p, q in zip(params, others, strict=True):
             q.grad = torch.randn(p.shape, generator=draw)
@@ -297,23 +280,6 @@ def test_channels_last_and_turned_parameters_keep_their_layout(kind):
         torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
         assert p.stride() == stride
         assert kind == "teacher" or optimizers[0].state[p]["s0"].stride() == stride
-
-
-@FOREACH
-def test_rosenbrock(foreach):
-    """The valley is followed as torch's Adam follows it."""
-    starts = [torch.tensor([1.5, 1.5], dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    optimizers = [
-        SymbolicOptimizer(starts[:1], ADAM, lr=0.1, foreach=foreach),
-        torch.optim.Adam(starts[1:], lr=0.1),
-    ]
-    for _ in range(700):
-        for x, one in zip(starts, optimizers, strict=True):
-            one.zero_grad()
-            ((1.0 - x[0]) ** 2 + 100.0 * (x[1] - x[0] ** 2) ** 2).backward()
-            one.step()
-    torch.testing.assert_close(*starts, rtol=1e-9, atol=0)
-    assert (starts[0] - 1.0).norm() < 0.2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -12,22 +12,16 @@ torch = pytest.importorskip("torch")
 from torch._dynamo.testing import CompileCounter  # noqa: E402
 
 from tests.helpers import torch_side  # noqa: E402
+from tests.helpers.samples import RULE, start  # noqa: E402
 from torch_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
 
 ADAM = Rule.named("adam")
-L2O = Rule.from_text(
-    "-c0 * tanh(m_tilde / c1) / (1 + t / 50) - c2 * asinh(lag(g, 2))",
-    {"c0": 0.2, "c1": 0.7, "c2": 0.3, "b": 0.9},
-    {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
-    scale=0.5,
-)
 AVERAGE = Rule.from_text("-c0 * ema_hat(g, b) - 0.1 * tanh(lag(g, 1))", {"c0": 0.5, "b": 0.8})
 BIASED = Rule.from_text("0.25 - g")
 
 
 def parameters(dtype: str = "float64") -> list[torch.nn.Parameter]:
-    draw = np.random.default_rng(0)
-    return torch_side.parameters([draw.normal(size=shape) for shape in ((4, 3), (5,), ())], dtype)
+    return torch_side.parameters(start(), dtype)
 
 
 def feed(optimizers, params, steps: range) -> None:
@@ -45,12 +39,12 @@ def assert_close(params, others, rtol: float = 1e-13, atol: float = 1e-15) -> No
 
 
 def test_two_groups_with_different_rules_are_two_optimizers(tmp_path):
-    L2O.save(tmp_path / "rule.json")
+    RULE.save(tmp_path / "rule.json")
     params, others = parameters(), parameters()
     own = {"params": params[:1], "rule": tmp_path / "rule.json", "constants": {"c0": 0.9}}
     together = SymbolicOptimizer([own, {"params": params[1:]}], ADAM, lr=0.1, constants={"beta1": 0.5})
     apart = [
-        SymbolicOptimizer(others[:1], L2O.with_constants({"c0": 0.9}), lr=0.1),
+        SymbolicOptimizer(others[:1], RULE.with_constants({"c0": 0.9}), lr=0.1),
         SymbolicOptimizer(others[1:], ADAM.with_constants({"beta1": 0.5}), lr=0.1),
     ]
     feed([together], params, range(5))
@@ -141,8 +135,8 @@ def test_compiled_steps_are_not_compiled_again_after_the_second(scheduled):
     """Though t, lr and the numbers computed from them change at every step; values as uncompiled."""
     params, others = parameters(), parameters()
     lr = [torch.tensor(0.1, dtype=torch.float64) if scheduled == "tensor" else 0.1 for _ in range(2)]
-    optimizer = SymbolicOptimizer(params, L2O, lr=lr[0], weight_decay=0.01)
-    other = SymbolicOptimizer(others, L2O, lr=lr[1], weight_decay=0.01)
+    optimizer = SymbolicOptimizer(params, RULE, lr=lr[0], weight_decay=0.01)
+    other = SymbolicOptimizer(others, RULE, lr=lr[1], weight_decay=0.01)
     schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.9) for o in (optimizer, other) if scheduled]
     torch._dynamo.reset()
     optimizer._calls = 96  # so that the host looks for skipped steps at the fourth
@@ -166,7 +160,7 @@ def test_compiled_steps_are_not_compiled_again_after_the_second(scheduled):
 @pytest.mark.slow
 def test_a_step_compiled_by_inductor_is_the_same_step():
     params, others = parameters("float32"), parameters("float32")
-    optimizer, other = (SymbolicOptimizer(x, L2O, lr=0.1) for x in (params, others))
+    optimizer, other = (SymbolicOptimizer(x, RULE, lr=0.1) for x in (params, others))
     torch._dynamo.reset()
     step = torch.compile(optimizer.step)
     for number in range(5):

@@ -23,17 +23,11 @@ from torch.optim.optimizer import (  # noqa: E402
 )
 
 from tests.helpers import torch_side  # noqa: E402
+from tests.helpers.samples import L2O, start  # noqa: E402
 from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
 
 ADAM = Rule.named("adam")
 SGD = Rule.from_text("-g")
-L2O = Rule.from_text(
-    "-c0 * tanh(m_tilde / c1) - c2 * asinh(lag(g, 2))",
-    {"c0": 0.2, "c1": 0.7, "c2": 0.3},
-    {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
-    scale=0.5,
-)
-SHAPES = ((4, 3), (5,), ())
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
 OPTIMIZERS = {
     "rp_s": lambda params, **o: LearnedOptimizer(params, "rp_s", **o),
@@ -44,8 +38,7 @@ OPTIMIZERS = {
 
 
 def parameters(dtype: str = "float64") -> list[torch.nn.Parameter]:
-    draw = np.random.default_rng(0)
-    return torch_side.parameters([draw.normal(size=shape) for shape in SHAPES], dtype)
+    return torch_side.parameters(start(), dtype)
 
 
 def again(params) -> list[torch.nn.Parameter]:
@@ -232,14 +225,14 @@ def test_step_all_hooks():
         optimizer.register_step_pre_hook(hook("pre")),
         optimizer.register_step_post_hook(hook("post")),
     ]
-    start = params[0].detach().clone()
+    before = params[0].detach().clone()
     try:
         feed(optimizer, params, range(1))
     finally:
         for handle in handles:
             handle.remove()
     assert [name for name, _ in seen] == ["global pre", "pre", "post", "global post"]
-    assert [torch.equal(p, start) for _, p in seen] == [True, True, False, False]
+    assert [torch.equal(p, before) for _, p in seen] == [True, True, False, False]
     feed(optimizer, params, range(1, 2))
     assert len(seen) == 4
 
