@@ -1,9 +1,7 @@
 """Each backend's module has what the shared commands ask of it (``interchange.backend``)."""
 
-import importlib
 import inspect
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -14,20 +12,14 @@ from interchange.emit import TARGETS
 from interchange.meta.config import TuneConfig
 from interchange.rule.rule import Rule
 
-ROOT = Path(__file__).parents[2]
-FRAMEWORKS = {"torch": "torch", "tf": "tensorflow"}
 FUNCTIONS = {name: value for name, value in vars(Backend).items() if inspect.isfunction(value)}
 FUNCTIONS = {name: value for name, value in FUNCTIONS.items() if not name.startswith("_")}
 TEXTS = [name for name, kind in vars(Backend)["__annotations__"].items() if kind is str]
 
 
-@pytest.fixture(params=FRAMEWORKS)
-def backend(request) -> ModuleType:
-    if not (ROOT / f"{request.param}_impl" / "backend.py").is_file():
-        pytest.skip(f"there is no {request.param}_impl/backend.py yet")
-    pytest.importorskip("torch")  # first, where both are there
-    pytest.importorskip(FRAMEWORKS[request.param])
-    return importlib.import_module(f"{request.param}_impl.backend")
+@pytest.fixture
+def backend(impl) -> ModuleType:
+    return impl.module("backend")
 
 
 def faults(backend: ModuleType) -> Iterator[str]:
@@ -74,18 +66,15 @@ def test_a_method_that_a_learner_lacks_or_takes_otherwise_is_found():
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *TEXTS])
-def test_whatever_is_missing_is_found(name):
-    pytest.importorskip("torch")
-    whole = importlib.import_module("torch_impl.backend")
+def test_whatever_is_missing_is_found(name, backend):
     part = ModuleType("part")
-    vars(part).update({key: value for key, value in vars(whole).items() if key != name})
+    vars(part).update({key: value for key, value in vars(backend).items() if key != name})
     assert list(faults(part)) == [name]
 
 
-def test_another_signature_is_found():
-    pytest.importorskip("torch")
+def test_another_signature_is_found(backend):
     part = ModuleType("part")
-    vars(part).update(vars(importlib.import_module("torch_impl.backend")))
+    vars(part).update(vars(backend))
     part.device_of = lambda device: device
     part.rule_network = lambda rule, device, dtype: None
     assert list(faults(part)) == ["device_of", "rule_network"]

@@ -1,7 +1,5 @@
 """Optimizees side by side as one: what each does is what it does alone, in both frameworks."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -59,15 +57,9 @@ def teacher(impl, name="rnnprop"):
 
 
 def config(**given) -> TrainConfig:
-    fixed = {
-        "dtype": "float64",
-        "epochs": 2,
-        "epoch_length": 12,
-        "unroll": 5,
-        "tasks": 3,
-        "validate_every": 2,
-    }
-    return TrainConfig(**fixed | {"problem": "digits-mlp", "batch_size": 16, "validation_tasks": 1} | given)
+    fixed = {"dtype": "float64", "epochs": 2, "epoch_length": 12, "unroll": 5, "tasks": 3, "batch_size": 16}
+    fixed |= {"problem": "digits-mlp", "validate_every": 2, "validation_tasks": 1}
+    return TrainConfig(**fixed | given)
 
 
 def assert_alike(one, other, tolerance=1e-9):
@@ -131,48 +123,35 @@ def test_rules_run_side_by_side_too(impl):
     assert_alike(one, other)
 
 
-def test_dense_networks_are_computed_at_once_and_others_one_by_one(impl):
-    def lanes(problem, count=3):
-        settings = dataclasses.replace(config(), problem=problem)
-        return impl.module("problems.batched").BatchedTasks(
-            [impl.module("problems.tasks").table_task(settings, "meta_train", k) for k in range(count)]
-        )
+@pytest.mark.parametrize(
+    ("problem", "stacked"), [("digits-mlp", True), ("digits-conv", False), ("quadratic", False)]
+)
+def test_dense_networks_are_computed_at_once_and_others_one_by_one(impl, problem, stacked):
+    settings = config(problem=problem)
+    tasks = [impl.module("problems.tasks").table_task(settings, "meta_train", k) for k in range(3)]
+    several = impl.module("problems.batched").BatchedTasks(tasks)
+    assert (several._stacked is not None) == stacked
+    thetas = [np.asarray(task.initial()) for task in tasks]
+    losses, gradient = several.value_and_gradient(impl.tensor(np.concatenate(thetas)), 4)
+    pairs = zip(tasks, thetas, strict=True)
+    alone = [impl.value_and_gradient(task, impl.tensor(theta), 4) for task, theta in pairs]
+    np.testing.assert_allclose(np.asarray(losses), [float(loss) for loss, _ in alone], rtol=1e-12)
+    expected = np.concatenate([np.asarray(g) for _, g in alone])
+    np.testing.assert_allclose(np.asarray(gradient), expected, rtol=1e-9, atol=1e-12)
 
-    for problem, stacked in (("digits-mlp", True), ("digits-conv", False), ("quadratic", False)):
-        several = lanes(problem)
-        assert (several._stacked is not None) == stacked
-        thetas = [np.asarray(task.initial()) for task in several.tasks]
-        theta = impl.module("problems.tasks").to_tensor(np.concatenate(thetas), several.tasks[0].dtype)
-        losses, gradient = several.value_and_gradient(theta, 4)
-        alone = [
-            impl.module("problems.tasks").value_and_gradient(
-                task, impl.module("problems.tasks").to_tensor(part, task.dtype), 4
-            )
-            for task, part in zip(several.tasks, thetas, strict=True)
-        ]
-        np.testing.assert_allclose(np.asarray(losses), [float(loss) for loss, _ in alone], rtol=1e-12)
-        expected = np.concatenate([np.asarray(g) for _, g in alone])
-        np.testing.assert_allclose(np.asarray(gradient), expected, rtol=1e-9, atol=1e-12)
+
+def third(impl, task, network):
+    """The position after three steps."""
+    unroll = impl.module("meta.unroll")
+    return unroll.advance(task, network, unroll.start(task, network), 3)[0]
 
 
 def test_positions_are_joined_and_divided_again(impl):
-    network, tasks = (
-        teacher(impl),
-        [
-            impl.module("problems.tasks").table_task(config(problem=name), "meta_train", 0)
-            for name in ("quadratic", "digits-mlp")
-        ],
-    )
-    at = [
-        impl.module("meta.unroll").advance(task, network, impl.module("meta.unroll").start(task, network), 3)[
-            0
-        ]
-        for task in tasks
-    ]
-    whole = impl.module("problems.batched").joined(at)
-    for old, new in zip(
-        at, impl.module("problems.batched").divided(whole, [len(p.theta) for p in at]), strict=True
-    ):
+    network, table_task = teacher(impl), impl.module("problems.tasks").table_task
+    tasks = [table_task(config(problem=name), "meta_train", 0) for name in ("quadratic", "digits-mlp")]
+    at, batched = [third(impl, task, network) for task in tasks], impl.module("problems.batched")
+    parts = batched.divided(batched.joined(at), [len(p.theta) for p in at])
+    for old, new in zip(at, parts, strict=True):
         assert new.step == old.step and new.state.t == old.state.t
         for name, a in old.state.named().items():
             np.testing.assert_array_equal(np.asarray(new.state.named()[name]), np.asarray(a))
@@ -186,21 +165,15 @@ def test_positions_are_joined_and_divided_again(impl):
 def test_a_subset_of_coordinates_is_unbiased(impl, together):
     """Over 200 draws the mean of the estimates contains the exact meta-gradient, entry by entry."""
     network = teacher(impl, "rp_s")
-
-    given = config(coordinates=0.1, tasks=2)
-    learner = impl.module("meta.learner").Learner(network, given)
+    learner = impl.module("meta.learner").Learner(network, config(coordinates=0.1, tasks=2))
     tasks = [make_trainer(learner).tasks("meta_train", k) for k in range(2)]
+    at = [third(impl, task, network) for task in tasks]
+    sizes = [[int(np.prod(shape)) for shape in task.shapes] for task in tasks]
 
     def found(draw):
         """The meta-gradient of one unroll of two optimizees, their coordinates drawn anew."""
-        at = [impl.module("meta.unroll").start(task, network) for task in tasks]
-        at = [
-            impl.module("meta.unroll").advance(task, network, p, 3)[0]
-            for task, p in zip(tasks, at, strict=True)
-        ]
         subsets = None
         if draw is not None:
-            sizes = [[int(np.prod(shape)) for shape in task.shapes] for task in tasks]
             subsets = [choose_subset(sizes[k], 0.1, rng(0, "draws", draw, k)) for k in range(2)]
             assert all(len(subset) == round(0.1 * len(at[0].theta)) for subset in subsets)
         if together:

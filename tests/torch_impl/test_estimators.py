@@ -40,6 +40,18 @@ def network() -> RuleNetwork:
     return RuleNetwork(Rule.from_text("c0 * ema(g, c1)", constants={"c0": -0.05, "c1": 0.5}))
 
 
+def copies(net: RuleNetwork) -> dict[str, torch.Tensor]:
+    return {name: w.clone() for name, w in net.weights.items()}
+
+
+def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def mean_and_error(draws: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.mean(draws, 0), np.std(draws, 0, ddof=1) / np.sqrt(len(draws))
+
+
 def value_at(moves: dict[str, float]) -> float:
     net = network()
     for name, w in net.weights.items():
@@ -53,7 +65,7 @@ def test_evolution_estimates_the_slope_of_the_smoothed_objective():
     for draw in range(100):
         grads, _ = evolution(lambda pair: task(0), net, STEPS, SCALES, np.random.default_rng(draw), 2, SIGMA)
         draws.append([float(grads[name]) for name in SCALES])
-    mean, error = np.mean(draws, 0), np.std(draws, 0, ddof=1) / np.sqrt(len(draws))
+    mean, error = mean_and_error(draws)
     # d/dw E f(w + sigma s e) by Gauss-Hermite quadrature over both perturbations, differences outside.
     nodes, weights = np.polynomial.hermite_e.hermegauss(9)
     for k, name in enumerate(SCALES):
@@ -70,11 +82,11 @@ def test_evolution_estimates_the_slope_of_the_smoothed_objective():
 
 def test_evolution_leaves_the_weights_as_they_were_and_repeats_itself():
     net = network()
-    before = {name: w.clone() for name, w in net.weights.items()}
+    before = copies(net)
     first, _ = evolution(task, net, STEPS, SCALES, np.random.default_rng(0), 3, SIGMA)
     again, _ = evolution(task, net, STEPS, SCALES, np.random.default_rng(0), 3, SIGMA)
-    assert all(torch.equal(net.weights[name], before[name]) for name in before)
-    assert all(torch.equal(first[name], again[name]) for name in before)
+    assert_same(net.weights, before)
+    assert_same(first, again)
 
 
 def test_a_rollout_that_diverges_counts_as_ten_times_its_first_loss():
@@ -95,7 +107,7 @@ def test_persistent_evolution_estimates_the_slope_of_the_mean_loss_of_a_whole_ep
         particles = Persistent(task, net, SCALES, 1e-3, 8, np.random.default_rng(draw), horizon=length)
         pieces = [particles.advance(piece)[0] for _ in range(0, length, piece)]
         draws.append([sum(float(g[name]) for g in pieces) for name in SCALES])
-    mean, error = np.mean(draws, 0), np.std(draws, 0, ddof=1) / np.sqrt(len(draws))
+    mean, error = mean_and_error(draws)
 
     def value(name, h):
         moved = network()
@@ -111,11 +123,11 @@ def test_persistent_evolution_estimates_the_slope_of_the_mean_loss_of_a_whole_ep
 
 def test_persistent_particles_go_on_where_they_stood_and_leave_the_weights_alone():
     net = network()
-    before = {name: w.clone() for name, w in net.weights.items()}
+    before = copies(net)
     particles = Persistent(task, net, SCALES, 1e-12, 2, np.random.default_rng(0))
     losses = np.concatenate([particles.advance(steps)[1] for steps in (4, 4, 2)])
     np.testing.assert_allclose(losses, unroll.rollout(task(1), net, 10)[:-1], rtol=1e-9)
-    assert all(torch.equal(net.weights[name], before[name]) for name in before)
+    assert_same(net.weights, before)
     net.weights["c0"].fill_(0.0)  # the next piece is around the weights as they are then
     _, stands = particles.advance(3)
     np.testing.assert_allclose(stands, stands[0], rtol=1e-9)
@@ -123,7 +135,7 @@ def test_persistent_particles_go_on_where_they_stood_and_leave_the_weights_alone
 
 def test_an_error_on_the_way_leaves_the_weights_as_they_were():
     net = network()
-    before = {name: w.clone() for name, w in net.weights.items()}
+    before = copies(net)
 
     def fails(pair):
         if pair == 1:
@@ -132,7 +144,7 @@ def test_an_error_on_the_way_leaves_the_weights_as_they_were():
 
     with pytest.raises(ValueError, match="no such optimizee"):
         evolution(fails, net, STEPS, SCALES, np.random.default_rng(0), 2, SIGMA)
-    assert all(torch.equal(net.weights[name], before[name]) for name in before)
+    assert_same(net.weights, before)
 
 
 @pytest.mark.parametrize("estimator", ["es", "pes"])
@@ -159,7 +171,7 @@ def test_worker_processes_change_no_number(what, estimator):
         found.append(([row["loss"] for row in trainer.state.history], dict(net.weights)))
     (losses, weights), (others, moved) = found
     assert losses == others
-    assert all(torch.equal(w, moved[name]) for name, w in weights.items())
+    assert_same(weights, moved)
 
 
 def digits(number: int, dtype: torch.dtype = torch.float64) -> ProblemTask:
