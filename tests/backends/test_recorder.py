@@ -8,19 +8,18 @@ import pytest
 
 from common.data.coordinates import choose_coordinates
 from common.errors import L2OError
-from common.tables.teachers import TEACHERS, initial_weights
+from common.tables.teachers import TEACHERS
 from interchange.files.trajectories import load_trajectories
-from interchange.files.weights import Teacher
 from interchange.rule.rule import Rule
 from tests.helpers.recordings import saved, whole
+from tests.helpers.samples import enlarged
 
-TEACHER = Teacher(TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 1), "0" * 64, "test")
 RULE = Rule.from_text("-c0 * ema(g, 0.8)", {"c0": 0.3})
 OPTIMIZERS = {
     "momentum": lambda impl, p: impl.baseline("momentum", p, 0.05),
     "adamw": lambda impl, p: impl.baseline("adamw", p, 0.01),
     "rule": lambda impl, p: impl.rule(p, RULE, 0.5, weight_decay=0.01),
-    "teacher": lambda impl, p: impl.teacher(p, TEACHER),
+    "teacher": lambda impl, p: impl.teacher(p, enlarged()),
 }
 EVERYTHING = 10**6
 SHAPES = ((4, 6), (6,), (6, 3), (3,))

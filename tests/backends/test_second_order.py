@@ -11,15 +11,11 @@ from common.tables.teachers import TEACHERS, initial_weights
 from interchange.protocols import Task
 from interchange.rule.rule import Rule
 from tests.helpers.evolving import learner_of
+from tests.helpers.samples import EMA_AND_TANH
 
 RULES = {
     "adam": dataclasses.replace(Rule.named("adam"), scale=0.01),
-    "tanh": Rule.from_text(
-        "-c0 * tanh(m_tilde / c1) - c2 * ema(g, c3)",
-        {"c0": 0.02, "c1": 0.7, "c2": 0.05, "c3": 0.8},
-        {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
-        scale=0.5,
-    ),
+    "tanh": EMA_AND_TANH,
     "lags-t-and-decay": Rule.from_text(
         "-c0 * tanh(g / c1) / (1 + c2 * t) - c3 * lag(g, 1) - c4 * lag(g, 2) - c5 * theta",
         {"c0": 0.1, "c1": 0.7, "c2": 0.1, "c3": 0.05, "c4": -0.02, "c5": 0.3},

@@ -23,6 +23,12 @@ DRIFT = Rule.from_text("c0 - g + ema(cos(c1 * g), 0.9)", {"c0": 0.25, "c1": 2.0}
 L2O = Rule.from_text(
     "-c0 * tanh(m_tilde / c1) - c2 * asinh(lag(g, 2))", {"c0": 0.2, "c1": 0.7, "c2": 0.3}, M_TILDE, scale=0.5
 )
+EMA_AND_TANH = Rule.from_text(
+    "-c0 * tanh(m_tilde / c1) - c2 * ema(g, c3)",
+    {"c0": 0.02, "c1": 0.7, "c2": 0.05, "c3": 0.8},
+    M_TILDE,
+    scale=0.5,
+)
 SHAPES = ((4, 3), (5,), ())
 
 

@@ -182,9 +182,9 @@ def test_variables_that_are_not_real_are_refused(make, dtype):
 @every_optimizer
 def test_eager_graph_and_xla_agree(make):
     options = {"learning_rate": 0.5, "weight_decay": 0.01, "clipnorm": 0.5}
-    eager = flat(fitted(make(**options), run_eagerly=True).weights)
+    eager = flat(fitted(make(**options), 1, run_eagerly=True).weights)
     for jit in (True, False):
-        got = flat(fitted(make(**options), jit_compile=jit).weights)
+        got = flat(fitted(make(**options), 1, jit_compile=jit).weights)
         np.testing.assert_allclose(got, eager, rtol=1e-4, atol=1e-6)
     assert np.abs(eager - flat(network(make()).weights)).max() > 1e-3
 

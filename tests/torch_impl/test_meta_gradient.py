@@ -17,6 +17,7 @@ from interchange.rule.rule import Rule
 torch = pytest.importorskip("torch")
 
 from interchange.protocols import State, Task  # noqa: E402
+from tests.helpers.samples import EMA_AND_TANH  # noqa: E402
 from tests.helpers.torch_side import whole_graph  # noqa: E402
 from torch_impl.meta import unroll  # noqa: E402
 from torch_impl.meta.learner import Learner  # noqa: E402
@@ -27,12 +28,7 @@ from torch_impl.tensors import unflatten  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RULES = {
-    "ema-and-tanh": Rule.from_text(
-        "-c0 * tanh(m_tilde / c1) - c2 * ema(g, c3)",
-        {"c0": 0.02, "c1": 0.7, "c2": 0.05, "c3": 0.8},
-        {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
-        scale=0.5,
-    ),
+    "ema-and-tanh": EMA_AND_TANH,
     "bias-corrected-and-t": Rule.from_text(
         "-c0 * ema_hat(g, b) / (sqrt(ema_hat(square(g), c)) + 1e-3) / (1 + d * t) + e * lag(g, 2)",
         {"c0": 0.03, "b": 0.9, "c": 0.95, "d": 0.1, "e": -0.01},
