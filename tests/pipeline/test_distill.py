@@ -2,9 +2,9 @@
 
 import csv
 import dataclasses
-import logging
 import shutil
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from common.run.storage import RunLock
 from interchange.commands.record import RecordConfig
 from interchange.distill.config import DistillConfig
 from interchange.distill.refit import score
-from interchange.distill.run import distill, main
+from interchange.distill.run import distill
 from interchange.files.hdf5 import read_hdf5, write_hdf5
 from interchange.files.schema import TRAJECTORIES
 from interchange.files.trajectories import Samples, Trajectories, load_trajectories, save_trajectories
@@ -33,21 +33,16 @@ pytest.importorskip("torch")
 
 from torch_impl.record import record
 
-PROG = "python -m interchange.distill"
 KNOWN = Rule.from_text(
     "c0 * tanh(c1 * g) + c2 * ema(g, c3)",
     {"c0": -0.6, "c1": 4.0, "c2": -5.0, "c3": 0.8},
     {"m": "ema(g, 0.95)"},
     scale=0.01,
 )
+
+
 SECONDS, LARGEST = 6.0, 20
-
-
-@pytest.fixture(autouse=True)
-def restored_logging():
-    """The command hands warnings to logging for the rest of its process, which here is the tests'."""
-    yield
-    logging.captureWarnings(False)
+DISTILL = "interchange.distill"
 
 
 @pytest.fixture(scope="module")
@@ -55,31 +50,31 @@ def recording(tmp_path_factory) -> Path:
     """Trajectories of a known rule."""
     folder = tmp_path_factory.mktemp("recording")
     KNOWN.save(folder / "known.json")
-    settings = {"source": f"rule:{folder / 'known.json'}", "problem": "quadratic", "seed": 2}
-    return record(
-        RecordConfig(
-            **settings, runs=5, steps=40, samples=8_000, out=str(folder / "trajectories.h5"), quiet=True
-        )
-    )
+    source, out = f"rule:{folder / 'known.json'}", str(folder / "trajectories.h5")
+    settings = {"runs": 5, "steps": 40, "samples": 8_000, "seed": 2, "quiet": True}
+    return record(RecordConfig(source=source, problem="quadratic", out=out, **settings))
+
+
+def distilled_from(file: Path, **settings) -> tuple[list[Rule], Rule]:
+    return distill(DistillConfig(trajectories=str(file), **{"threads": 1, "quiet": True} | settings))
 
 
 @pytest.fixture(scope="module")
 def distilled(recording) -> tuple[Path, list[Rule], Rule]:
     """The folder, the front and the best rule of one search."""
     pytest.importorskip("pyoperon", reason="pyoperon is not installed: pip install symbolic-l2o[operon]")
-    config = DistillConfig(
-        trajectories=str(recording), time=SECONDS, max_size=LARGEST, threads=1, seed=1, quiet=True
-    )
-    return recording.parent / "rules", *distill(config)
+    return recording.parent / "rules", *distilled_from(recording, time=SECONDS, max_size=LARGEST, seed=1)
 
 
-def refused(capsys, *arguments: str) -> str:
-    """Run the command in this process; it must end with code 2 and one line on stderr, which is returned."""
-    code = main([*arguments, "--quiet"])
-    out, err = capsys.readouterr()
-    assert code == 2 and out == ""
-    assert err.startswith(f"{PROG}: error: ") and err.endswith("\n") and err.count("\n") == 1
-    return err
+@pytest.fixture
+def found(monkeypatch) -> Callable[..., None]:
+    """found(TEXT, ...) lets every search end at once with these equations."""
+
+    def texts(*equations: str) -> None:
+        nodes = [parse(text) for text in equations]
+        monkeypatch.setattr("interchange.distill.jobs.run_engine", lambda *_, **__: nodes)
+
+    return texts
 
 
 def test_a_known_rule_is_found_again(recording, distilled):
@@ -129,32 +124,30 @@ def test_every_rule_file_loads_with_its_hash_and_says_where_it_comes_from(record
         assert rule.features.get("m") in (None, KNOWN.features["m"])
 
 
-def test_a_folder_with_a_front_is_replaced_only_on_demand(distilled, recording, capsys):
+def test_a_folder_with_a_front_is_replaced_only_on_demand(distilled, recording, refused):
     folder, *_ = distilled
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    message = refused(capsys, str(recording))
+    message = refused(f"{DISTILL} {recording} --quiet")
     assert f"--out {folder} holds a front; replace it with --overwrite" in message
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_second_search_for_a_folder_ends_at_once_and_leaves_it_alone(
-    recording, tmp_path, capsys, monkeypatch
+    recording, tmp_path, refused, monkeypatch
 ):
     folder = tmp_path / "rules"
     monkeypatch.setattr("interchange.distill.run.search_front", lambda *_: pytest.fail("searched"))
     with RunLock(folder):
-        assert f"{folder} is in use by pid" in refused(capsys, str(recording), "--out", str(folder))
+        assert f"{folder} is in use by pid" in refused(f"{DISTILL} {recording} --out {folder}")
     assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
-def test_overwriting_leaves_no_rule_of_the_front_before(distilled, recording, tmp_path, monkeypatch):
+def test_overwriting_leaves_no_rule_of_the_front_before(distilled, recording, tmp_path, found):
     """A shorter front over a longer one: its last files would belong to no front."""
     folder = tmp_path / "rules"
     shutil.copytree(distilled[0], folder)
-    monkeypatch.setattr("interchange.distill.jobs.run_engine", lambda *_, **__: [parse("-1.0 * g")])
-    front, _ = distill(
-        DistillConfig(trajectories=str(recording), out=str(folder), overwrite=True, quiet=True, threads=1)
-    )
+    found("-1.0 * g")
+    front, _ = distilled_from(recording, out=str(folder), overwrite=True)
     assert len(front) < len(distilled[1])
     assert len(list(folder.glob("rule_*.json"))) == len(front) == len(read_front(folder))
 
@@ -167,53 +160,44 @@ class SymbolicRegressor:
     def fit(self, rows, target):
         {body}
 """
+
+
 FAULTS = {
-    "it raises": (
-        "raise ValueError('no such\\nsymbol: foo')",
-        "engine 'operon' failed with exit code 1: symbol: foo",
-    ),
-    "it exits": ("os._exit(7)", "engine 'operon' failed with exit code 7: no message"),
-    "it crashes": ("os.kill(os.getpid(), 11)", "engine 'operon' failed with exit code -11: no message"),
-    "it ends early": (
-        "print('half a result', file=sys.stderr); sys.exit(0)",
-        "engine 'operon' failed with exit code 0: half a result",
-    ),
+    "it raises": ("raise ValueError('no such\\nsymbol: foo')", "failed with exit code 1: symbol: foo"),
+    "it exits": ("os._exit(7)", "failed with exit code 7: no message"),
+    "it crashes": ("os.kill(os.getpid(), 11)", "failed with exit code -11: no message"),
+    "it ends early": ("print('half', file=sys.stderr); sys.exit(0)", "failed with exit code 0: half"),
     "it hangs": ("time.sleep(600)", "over its limit and was killed"),
 }
 
 
-def fake_engine(folder: Path, monkeypatch, body: str) -> None:
-    """A package called as the engine's, ahead of it on the path; the search's child finds it there."""
-    (folder / "pyoperon").mkdir()
-    (folder / "pyoperon" / "__init__.py").touch()
-    (folder / "pyoperon" / "sklearn.py").write_text(ENGINE.format(body=body))
-    monkeypatch.syspath_prepend(folder)
-
-
 @pytest.mark.parametrize(("body", "message"), FAULTS.values(), ids=FAULTS)
-def test_an_engine_that_fails_is_one_clear_line(body, message, recording, tmp_path, monkeypatch, capsys):
-    fake_engine(tmp_path, monkeypatch, body)
+def test_an_engine_that_fails_is_one_clear_line(body, message, recording, tmp_path, monkeypatch, refused):
+    """A package called as the engine's, ahead of it on the path; the search's child finds it there."""
+    (tmp_path / "pyoperon").mkdir()
+    (tmp_path / "pyoperon" / "__init__.py").touch()
+    (tmp_path / "pyoperon" / "sklearn.py").write_text(ENGINE.format(body=body))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(child, "_GRACE", 1.0 if "sleep" in body else 60.0)
     out = tmp_path / "rules"
-    assert message in refused(capsys, str(recording), "--engine", "operon", "--time", "1", "--out", str(out))
+    told = refused(f"{DISTILL} {recording} --engine operon --time 1 --out {out} --quiet")
+    assert "engine 'operon' " in told and message in told
     assert not out.exists()
 
 
-def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_path, monkeypatch, capsys):
-    rows = dict(ENGINES) | {
-        "operon": dataclasses.replace(ENGINES["operon"], package="no_such_package_anywhere")
-    }
-    monkeypatch.setattr("interchange.search.ENGINES", Registry("engine", rows))
-    message = refused(capsys, str(recording), "--engine", "operon", "--out", str(tmp_path / "rules"))
+def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_path, monkeypatch, refused):
+    row = dataclasses.replace(ENGINES["operon"], package="no_such_package_anywhere")
+    monkeypatch.setattr("interchange.search.ENGINES", Registry("engine", dict(ENGINES) | {"operon": row}))
+    message = refused(f"{DISTILL} {recording} --engine operon --out {tmp_path / 'rules'} --quiet")
     assert "engine 'operon' needs no_such_package_anywhere: pip install symbolic-l2o[operon]" in message
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_result_is_an_error_that_says_what_to_do(recording, tmp_path, monkeypatch):
+def test_an_empty_result_is_an_error_that_says_what_to_do(recording, tmp_path, found):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
-    monkeypatch.setattr("interchange.distill.jobs.run_engine", lambda *_, **__: [parse("1.0")])
+    found("1.0")
     with pytest.raises(L2OError, match="no rule of at most 40 nodes was found; raise --time or --max-size"):
-        distill(DistillConfig(trajectories=str(recording), out=str(tmp_path), quiet=True, threads=1))
+        distilled_from(recording, out=str(tmp_path))
 
 
 def changed(recording: Path, file: Path, name: str, value: float) -> None:
@@ -248,27 +232,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("damage", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_recording_is_one_line_and_nothing_is_written(damage, message, recording, tmp_path, capsys):
+def test_a_broken_recording_is_one_line_and_nothing_is_written(damage, message, recording, tmp_path, refused):
     file = tmp_path / "broken.h5"
     damage(recording, file)
     before = list(tmp_path.iterdir())
-    found = refused(capsys, str(file), "--time", "1")
-    assert message in found and str(file) in found
+    told = refused(f"{DISTILL} {file} --time 1 --quiet")
+    assert message in told and str(file) in told
     assert list(tmp_path.iterdir()) == before
-
-
-BAD = {
-    "no file": ([], "TRAJECTORIES is missing"),
-    "unknown engine": (["f", "--engine", "luck"], "unknown engine 'luck'; known: operon, pysr"),
-    "no time": (["f", "--time", "0"], "--time: expected a number above 0"),
-    "size 2": (["f", "--max-size", "2"], "--max-size: expected at least 3"),
-    "unknown choice": (["f", "--select", "luck"], "--select: expected one of r2, knee, rollout"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_bad_arguments_are_one_line(arguments, message, capsys):
-    assert message in refused(capsys, *arguments)
 
 
 def test_runs_that_diverged_leave_too_few(recording, tmp_path, monkeypatch):
@@ -278,7 +248,7 @@ def test_runs_that_diverged_leave_too_few(recording, tmp_path, monkeypatch):
     broken = dataclasses.replace(trajectories, runs=runs)
     monkeypatch.setattr("interchange.files.trajectories.load_trajectories", lambda path: broken)
     with pytest.raises(L2OError, match="split 'test' that did not diverge, got none; record more runs"):
-        distill(DistillConfig(trajectories="any", out=str(tmp_path / "rules"), quiet=True))
+        distilled_from("any", out=str(tmp_path / "rules"))
 
 
 @pytest.fixture
@@ -301,9 +271,7 @@ def test_a_table_of_samples_is_distilled_without_lags_and_averages(table, monkey
         return child.run_engine(name, task, *others, **more)
 
     monkeypatch.setattr("interchange.distill.jobs.run_engine", engine)
-    front, best = distill(
-        DistillConfig(trajectories=str(table), time=4.0, max_size=15, threads=1, seed=1, quiet=True)
-    )
+    front, best = distilled_from(table, time=4.0, max_size=15, seed=1)
     assert sorted(set(seen)) == [(382, 3), (383, 3)] and len(seen) == 4  # of 510 rows all but a fold's
     assert best.provenance["r2"]["test"] > 0.99 and best.scale == 0.1
     used = {node.op for rule in front for node in ex.walk(rule.expression)}
@@ -316,19 +284,15 @@ def test_a_table_of_samples_is_distilled_without_lags_and_averages(table, monkey
     np.testing.assert_allclose(best.evaluate(inputs)[0], want, atol=0.02)
 
 
-def test_rollouts_for_a_table_need_a_problem(table, capsys):
-    message = refused(capsys, str(table), "--select", "rollout", "--time", "1")
+def test_rollouts_for_a_table_need_a_problem(table, refused):
+    message = refused(f"{DISTILL} {table} --select rollout --time 1")
     assert "rollouts need --problem, because the recording names none" in message
 
 
-def test_selection_by_rollout_takes_the_lowest_loss_of_the_front(recording, tmp_path, monkeypatch):
+def test_selection_by_rollout_takes_the_lowest_loss_of_the_front(recording, tmp_path, found):
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
-    nodes = [parse("-1.0 * g"), parse("-1.0 * tanh(3.0 * g) - 4.0 * ema(g, 0.9)")]
-    monkeypatch.setattr("interchange.distill.jobs.run_engine", lambda *_, **__: nodes)
-    config = DistillConfig(
-        trajectories=str(recording), out=str(tmp_path), select="rollout", threads=1, quiet=True
-    )
-    front, best = distill(config)
+    found("-1.0 * g", "-1.0 * tanh(3.0 * g) - 4.0 * ema(g, 0.9)")
+    front, best = distilled_from(recording, out=str(tmp_path), select="rollout")
     losses = [rule.provenance["loss"]["valid"] for rule in front]
     assert best.provenance["loss"]["valid"] == min(losses) and len(front) > 1
     assert Rule.load(tmp_path / "best.json") == best

@@ -4,13 +4,13 @@ import csv
 import dataclasses
 import importlib
 import json
-import logging
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ import pytest
 
 from common.data import datasets
 from common.errors import L2OError
-from common.reference import quadratic
 from common.rng import derived_seed
 from common.run.cli import Progress
 from common.tables.baselines import falling, parse_spec
@@ -30,24 +29,17 @@ from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig
 from interchange.files.results import load_evaluation
 from interchange.rule.rule import Rule
+from tests.helpers.commands import ROOT, call, descended
 
 pytest.importorskip("torch")
 
 from torch_impl import backend
-from torch_impl.evaluate import evaluate, main
+from torch_impl.evaluate import evaluate
 from torch_impl.sources import load
 
-ROOT = Path(__file__).parents[2]
 TINY = {"steps": (6, 12), "seeds": 2, "validation_seeds": 1, "trials": 3, "dtype": "float64"}
 TINY |= {"optimizers": ("sgd:lr=0.1", "adam"), "quiet": True, "report": False}
 TWO = "quadratic,lasso"
-
-
-@pytest.fixture(autouse=True)
-def restored_logging():
-    """The command hands warnings to logging for the rest of its process, which here is the tests'."""
-    yield
-    logging.captureWarnings(False)
 
 
 @pytest.fixture
@@ -91,7 +83,7 @@ def test_every_problem_is_tuned_by_itself_and_as_alone(tmp_path):
 
 
 KILLED = """
-import os, signal, sys, time
+import sys, time
 from torch_impl import backend
 run, left = backend.rollout_job, [int(sys.argv[1])]
 def job(*arguments):
@@ -106,32 +98,21 @@ main(sys.argv[2:])
 """
 
 
+def cells_of(config: EvaluateConfig) -> list[Path]:
+    return sorted(Path(config.out, "cells").rglob("*.json"))
+
+
 def test_a_killed_evaluation_goes_on_without_the_cells_that_were_finished(tmp_path, counted, capsys):
     config = config_of(tmp_path / "out", quiet=False)
-    words = [
-        "--problem",
-        TWO,
-        "--steps",
-        "6",
-        "12",
-        "--seeds",
-        "2",
-        "--validation-seeds",
-        "1",
-        "--trials",
-        "3",
-    ]
-    words += ["--dtype", "float64", "--optimizers", *config.optimizers, "--out", config.out, "--no-report"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, "9", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    with process:
+    words = f"9 --problem {TWO} --steps 6 12 --seeds 2 --validation-seeds 1 --trials 3 --dtype float64"
+    words += f" --optimizers sgd:lr=0.1 adam --out {config.out} --no-report"
+    command = [sys.executable, "-c", KILLED, *words.split()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "waiting\n"
-        os.kill(process.pid, signal.SIGKILL)
-    cells = list(Path(config.out, "cells").rglob("*.json"))
-    assert len(cells) == 9 and not Path(config.out, "evaluation.h5").exists()
+        process.kill()
+    assert len(cells_of(config)) == 9 and not Path(config.out, "evaluation.h5").exists()
     rows = evaluate(config)
-    total = len(list(Path(config.out, "cells").rglob("*.json")))
+    total = len(cells_of(config))
     assert len(counted) == len(set(counted)) == total - 9
     assert f"9 of {total} cells were there" in capsys.readouterr().err
     whole = evaluate(config_of(tmp_path / "whole"))
@@ -143,7 +124,7 @@ def test_a_killed_evaluation_goes_on_without_the_cells_that_were_finished(tmp_pa
 def test_a_torn_or_changed_cell_is_run_again(tmp_path, counted):
     config = config_of(tmp_path)
     before = losses(evaluate(config))
-    cells = sorted(Path(config.out, "cells").rglob("*.json"))
+    cells = cells_of(config)
     cells[0].write_bytes(cells[0].read_bytes()[:-30])
     cells[1].write_text(cells[1].read_text().replace('"losses":[', '"losses":[7.5,'))
     cells[2].write_text("[]")
@@ -191,30 +172,31 @@ def test_cells_of_another_configuration_are_not_reused(change, tmp_path, counted
 
 
 def test_cells_belong_to_a_rules_content_not_its_place(tmp_path, counted):
-    first, second = tmp_path / "a.json", tmp_path / "b.json"
-    for path in (first, second):
-        Rule.from_text("c0 * g", {"c0": -0.1}).save(path)
-    settings = {"problem": "quadratic", "trials": 0}
-    evaluate(config_of(tmp_path / "out", optimizers=(f"rule:{first}",), **settings))
-    Path(tmp_path, "out", "evaluation.h5").unlink()
-    counted.clear()
-    evaluate(config_of(tmp_path / "out", optimizers=(f"rule:{second}",), **settings))
-    assert not counted
-    Path(tmp_path, "out", "evaluation.h5").unlink()
-    Rule.from_text("c0 * g", {"c0": -0.2}).save(second)
-    evaluate(config_of(tmp_path / "out", optimizers=(f"rule:{second}",), **settings))
-    assert len(counted) == 4
+    def cells_run(name: str, c0: float) -> int:
+        Rule.from_text("c0 * g", {"c0": c0}).save(tmp_path / name)
+        (tmp_path / "out" / "evaluation.h5").unlink(missing_ok=True)
+        counted.clear()
+        optimizers = (f"rule:{tmp_path / name}",)
+        evaluate(config_of(tmp_path / "out", optimizers=optimizers, problem="quadratic", trials=0))
+        return len(counted)
+
+    assert [cells_run("a.json", -0.1), cells_run("b.json", -0.1), cells_run("b.json", -0.2)] == [4, 0, 4]
+
+
+def key_of(config: EvaluateConfig, created_by: str = "1") -> Path:
+    """Where the cell of one rollout of ``config`` is kept."""
+    store = Store(Path(config.out), config, {"sgd": load(parse_spec("sgd"))}, created_by)
+    return store.path(Cell("sgd", config.problem, 0.1, "test", 0, 5))
 
 
 def test_own_data_of_another_content_are_other_cells(tmp_path):
     config = config_of(tmp_path, problem="mnist-mlp", dataset=str(tmp_path / "mine.npz"))
-    cell, keys = Cell("sgd", "mnist-mlp", 0.1, "test", 0, 5), []
+    keys = set()
     for value in (0, 1):
-        generator = np.random.default_rng(value)
-        x, y = generator.integers(0, 255, (60, 4, 4), dtype=np.uint8), np.arange(60) % 3
-        np.savez(tmp_path / "mine.npz", x=x, y=y)
-        keys.append(Store(tmp_path, config, {"sgd": load(parse_spec("sgd"))}, "1").path(cell))
-    assert keys[0] != keys[1]
+        x = np.random.default_rng(value).integers(0, 255, (60, 4, 4), dtype=np.uint8)
+        np.savez(tmp_path / "mine.npz", x=x, y=np.arange(60) % 3)
+        keys.add(key_of(config))
+    assert len(keys) == 2
 
 
 def test_a_failure_is_an_outcome_is_told_and_is_tried_again(tmp_path, monkeypatch, caplog):
@@ -264,36 +246,37 @@ def test_the_suite_runs_at_its_own_horizons_and_says_what_was_trained_on(tmp_pat
         evaluate(config_of(tmp_path / "other", problem="suite:core", steps=(5,)))
 
 
-@pytest.mark.parametrize("package", ["torch_impl", pytest.param("tf_impl", marks=pytest.mark.slow)])
+def evaluate_of(backend: str) -> Callable:
+    pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[backend])
+    return importlib.import_module(f"{backend}_impl.evaluate").evaluate
+
+
+@pytest.mark.parametrize("package", ["torch", pytest.param("tf", marks=pytest.mark.slow)])
 def test_cosine_lets_the_learning_rate_fall_to_nothing_over_each_horizon(package, tmp_path):
-    pytest.importorskip("torch" if package == "torch_impl" else "tensorflow")
-    run = importlib.import_module(f"{package}.evaluate").evaluate
-    spec = "sgd:lr=0.3,cosine=1"
-    for row in run(config_of(tmp_path, problem="quadratic", optimizers=(spec,), seeds=1)):
+    config = config_of(tmp_path, problem="quadratic", optimizers=("sgd:lr=0.3,cosine=1",), seeds=1)
+    for row in evaluate_of(package)(config):
+
+        def move(theta, g, step, horizon=row.horizon):
+            return theta - 0.3 * 0.5 * (1.0 + math.cos(math.pi * step / horizon)) * g
+
         instance = Instance(PROBLEMS["quadratic"], derived_seed(0, "evaluate_test", 0), "evaluation")
-        loss_and_grad = quadratic(*instance.constants()[:2])
-        theta = instance.initial_parameters()["x"].ravel()
-        for step, got in enumerate(row.losses):
-            loss, g = loss_and_grad(theta, step)
-            assert got == pytest.approx(loss, rel=1e-9)
-            theta = theta - 0.3 * 0.5 * (1.0 + math.cos(math.pi * step / row.horizon)) * g
+        np.testing.assert_allclose(row.losses, descended(instance, row.horizon, move)[0], rtol=1e-9)
     assert falling(0, 6) == 1.0 and falling(3, 6) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("package", ["torch_impl", "tf_impl"])
+@pytest.mark.parametrize("package", ["torch", "tf"])
 def test_a_rule_with_cosine_and_the_test_loss(package, tmp_path):
     """Both backends: same losses to the last test image, validation runs have no score."""
-    pytest.importorskip("torch" if package == "torch_impl" else "tensorflow")
-    run = importlib.import_module(f"{package}.evaluate").evaluate
     Rule.from_text("c0 * ema(g, 0.9)", {"c0": -0.5}).save(tmp_path / "r.json")
     spec = f"rule:{tmp_path / 'r.json'},cosine=1"
     settings = {"problem": "digits-mlp", "optimizers": (spec,), "seeds": 1, "steps": (8,), "trials": 1}
-    (row,) = run(config_of(tmp_path / package, **settings))
+    config = config_of(tmp_path / package, **settings)
+    (row,) = evaluate_of(package)(config)
     again = evaluate(config_of(tmp_path / "other", **settings))[0]
     np.testing.assert_allclose(row.losses, again.losses, rtol=1e-8)
     assert row.test_loss == pytest.approx(again.test_loss, rel=1e-7) and row.accuracy == again.accuracy
     assert 0.5 < row.test_loss < 3.0 and 0.0 < row.accuracy <= 1.0
-    for path in Path(tmp_path, package, "cells").rglob("*.json"):
+    for path in cells_of(config):
         kept = json.loads(path.read_text())
         assert (kept["accuracy"] is None) == (kept["key"]["stream"] == "validation")
 
@@ -340,37 +323,22 @@ def test_the_most_expensive_cells_come_first_and_no_problem_waits_for_another(tm
     assert streams.index(("lasso", "test")) < streams.index(("quadratic", "validation"))
 
 
-BAD = {
-    "unknown problem": (["--problem", "quadratic,digits"], "unknown problem 'digits'"),
-    "unknown suite": (["--problem", "suite:cor"], "unknown suite 'cor'"),
-    "steps of a suite": (["--problem", "suite:core", "--steps", "5"], "leave --steps out"),
-    "cluster": (["--cluster", "slurm"], "expected a cluster of the form"),
-}
-
-
-@pytest.mark.parametrize(("words", "message"), BAD.values(), ids=BAD)
-def test_bad_arguments_are_one_line(words, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main([*words, "--optimizers", "sgd", "--quiet"]) == 2
-    out, err = capsys.readouterr()
-    assert message in err and err.count("\n") == 1 and out == ""
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_command_prints_a_table_per_problem_and_where_each_rule_stands(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    Rule.from_text("c0 * g", {"c0": -0.1}).save(tmp_path / "r.json")
-    words = ["--problem", TWO, "--steps", "25", "--seeds", "2", "--trials", "0", "--out", str(tmp_path / "e")]
-    assert main([*words, "--optimizers", "sgd", "adam", f"rule:{tmp_path / 'r.json'}"]) == 0
+    rule, out = tmp_path / "r.json", tmp_path / "e"
+    Rule.from_text("c0 * g", {"c0": -0.1}).save(rule)
+    line = f"torch_impl.evaluate --problem {TWO} --steps 25 --seeds 2 --trials 0 --out {out}"
+    line += f" --optimizers sgd adam rule:{rule}"
+    assert call(line) == 0
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert [block.splitlines()[0] for block in blocks[:2]] == ["lasso", "quadratic"]
-    assert blocks[2].startswith(f"rule:{tmp_path / 'r.json'}: of 2 problems, at least as good as the best")
-    assert blocks[3] == f"evaluation: {tmp_path / 'e' / 'evaluation.h5'}"
-    page = (tmp_path / "e" / "report.html").read_text()
+    assert blocks[2].startswith(f"rule:{rule}: of 2 problems, at least as good as the best")
+    assert blocks[3] == f"evaluation: {out / 'evaluation.h5'}"
+    page = (out / "report.html").read_text()
     assert "rule r is at least as good as" in page and page.count("<svg") == 2
-    (tmp_path / "e" / "report.html").unlink()
-    assert main([*words, "--optimizers", "sgd", "adam", f"rule:{tmp_path / 'r.json'}", "--no-report"]) == 0
-    assert not (tmp_path / "e" / "report.html").exists()
+    (out / "report.html").unlink()
+    assert call(f"{line} --no-report") == 0
+    assert not (out / "report.html").exists()
 
 
 @pytest.mark.slow
@@ -380,7 +348,7 @@ def test_a_worker_that_is_killed_ends_in_one_line_and_its_cells_can_be_run_again
     with pytest.raises(L2OError, match=r"a worker process ended .*on disk is kept"):
         evaluate(config)
     monkeypatch.setattr(backend, "rollout_job", run)
-    kept = len(list(Path(config.out, "cells").rglob("*.json")))
+    kept = len(cells_of(config))
     assert kept > 0 and len(evaluate(config)) == 8
 
 
@@ -394,18 +362,13 @@ def _killed_at_the_test(config, source, lr, stream, number, steps):
 
 
 def test_cells_of_other_data_or_other_code_are_not_reused(tmp_path, monkeypatch):
-    def path(created_by: str = "x") -> Path:
-        config = EvaluateConfig(problem="digits-mlp")
-        sources = {"sgd": load(parse_spec("sgd"))}
-        store = Store(tmp_path, config, sources, created_by)
-        return store.path(Cell("sgd", "digits-mlp", 0.1, "test", 0, 5))
-
-    before = path()
-    assert path() == before and path("y") != before
+    config = config_of(tmp_path, problem="digits-mlp")
+    before = key_of(config)
+    assert key_of(config) == before and key_of(config, "2") != before
     whole = datasets.load("digits")
     other = dataclasses.replace(whole, y_test=whole.y_test[::-1].copy())
     monkeypatch.setattr(datasets, "load", lambda *_: other)
-    assert path() != before
+    assert key_of(config) != before
 
 
 @pytest.mark.parametrize("name", ["some.py", "folder/inside/some.py", "kernels/some.c", "kernels/some.h"])
@@ -424,6 +387,5 @@ def test_a_problem_that_a_rule_was_tuned_on_counts_as_trained_on(tmp_path):
     record = {"tuned": {"problem": "lasso,digits-mlp"}}
     Rule.from_text("-c * g", {"c": 0.1}, provenance=record).save(tmp_path / "rule.json")
     optimizers = ("sgd:lr=0.1", f"rule:{tmp_path / 'rule.json'},lr=1")
-    fields = TINY | {"optimizers": optimizers, "steps": (4,), "seeds": 1}
-    rows = evaluate(EvaluateConfig(problem=TWO, out=str(tmp_path / "out"), **fields))
+    rows = evaluate(config_of(tmp_path / "out", optimizers=optimizers, steps=(4,), seeds=1))
     assert {row.problem: row.trained_on for row in rows} == {"quadratic": False, "lasso": True}

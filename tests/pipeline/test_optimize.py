@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import logging
 import math
 import signal
 import subprocess
@@ -14,35 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import reference
 from common.rng import derived_seed
 from common.tables.problems import PROBLEMS, Instance, parameter_specs
-from interchange.commands.optimize import OptimizeConfig
+from interchange.commands.optimize import Optimization, OptimizeConfig
 from interchange.files.checkpoint import has_checkpoint, load_checkpoint
-from interchange.meta.config import TrainConfig
 from interchange.rule.rule import Rule
+from tests.helpers.commands import ROOT, call, descended, metrics
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from torch_impl import optimize  # noqa: E402
-from torch_impl.optimize import main  # noqa: E402
-from torch_impl.problems.tasks import table_task  # noqa: E402
-from torch_impl.train import train  # noqa: E402
+from torch_impl import optimize, rollout
+from torch_impl.problems.tasks import table_task
 
-ROOT = Path(__file__).parents[2]
-PROG = "python -m torch_impl.optimize"
 QUADRATIC = {"problem": "quadratic", "steps": 30, "dtype": "float64", "quiet": True}
-
-
-@pytest.fixture(autouse=True)
-def restored_logging():
-    """The commands hand warnings to logging for the rest of their process, which here is the tests'."""
-    yield
-    logging.captureWarnings(False)
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(folder: Path) -> dict[str, list[float]]:
@@ -52,17 +35,16 @@ def losses(folder: Path) -> dict[str, list[float]]:
     return {k: [float(r[k]) for r in table if r[k]] for k in table[0] if k != "step"}
 
 
+def optimized(out: Path, optimizer: str = "sgd:lr=0.3", **settings) -> Optimization:
+    return optimize(OptimizeConfig(optimizer=optimizer, out=str(out), **QUADRATIC | settings))
+
+
 def test_losses_and_parameters_are_the_oracles(tmp_path):
-    result = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", runs=3, out=str(tmp_path / "o"), **QUADRATIC))
+    result = optimized(tmp_path / "o", runs=3)
     figures, ends = [], []
     for number, run in enumerate(result.runs):
         instance = Instance(PROBLEMS["quadratic"], derived_seed(0, "optimize", number), "meta_train")
-        loss_and_grad = reference.quadratic(*instance.constants()[:2])
-        theta, want = instance.initial_parameters()["x"].ravel(), []
-        for step in range(30):
-            loss, g = loss_and_grad(theta, step)
-            want.append(loss)
-            theta = theta - 0.3 * g
+        want, theta = descended(instance, 30, lambda theta, g, _: theta - 0.3 * g)
         np.testing.assert_allclose(run.losses, want, rtol=1e-9)
         figures.append(np.mean(want[-20:]))
         ends.append(theta)
@@ -70,7 +52,7 @@ def test_losses_and_parameters_are_the_oracles(tmp_path):
     assert result.best == np.argmin(figures) and result.exit_code == 0
     for number, values in enumerate(losses(result.folder).values()):
         assert values == result.runs[number].losses.tolist()
-    assert [row["loss"] for row in rows(result.folder)] == [run.loss for run in result.runs]
+    assert [row["loss"] for row in metrics(result.folder)] == [run.loss for run in result.runs]
     arrays, meta = load_checkpoint(result.folder)
     np.testing.assert_allclose(arrays["theta/x"].ravel(), ends[result.best], rtol=1e-8, atol=1e-12)
     assert list(arrays) == ["theta/x"] and (meta["run"], meta["step"]) == (result.best, 30)
@@ -82,7 +64,7 @@ def test_losses_and_parameters_are_the_oracles(tmp_path):
 
 def test_the_checkpoint_reaches_the_printed_accuracy_on_the_test_images(tmp_path, capsys):
     folder = tmp_path / "o"
-    assert main(["adam:lr=0.01", "--problem", "digits-mlp", "--steps", "60", "--out", str(folder)]) == 0
+    assert call(f"torch_impl.optimize adam:lr=0.01 --problem digits-mlp --steps 60 --out {folder}") == 0
     loss, rest = capsys.readouterr().out.splitlines()
     arrays, _ = load_checkpoint(folder)
     specs = parameter_specs(PROBLEMS["digits-mlp"])
@@ -102,11 +84,8 @@ def test_the_checkpoint_reaches_the_printed_accuracy_on_the_test_images(tmp_path
 
 def test_another_run_starts_where_one_ended(tmp_path):
     """Of one seed and problem: a quadratic's loss goes on where it was."""
-    first = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", out=str(tmp_path / "a"), **QUADRATIC))
-    settings = QUADRATIC | {"steps": 31}
-    longer = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", out=str(tmp_path / "b"), **settings))
-    start = {"start": str(first.folder), "out": str(tmp_path / "c")}
-    second = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", **start, **QUADRATIC))
+    first, longer = optimized(tmp_path / "a"), optimized(tmp_path / "b", steps=31)
+    second = optimized(tmp_path / "c", start=str(first.folder))
     assert second.runs[0].losses[0] == pytest.approx(longer.runs[0].losses[-1], rel=1e-12)
     assert second.runs[0].losses[0] < 0.5 * first.runs[0].losses[0]
 
@@ -122,43 +101,30 @@ def test_batch_norms_running_values_are_kept_and_given_back(tmp_path):
         np.testing.assert_array_equal(buffer.numpy(), arrays[f"buffers/{name}"])
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A folder with a training run ``run`` and a rule ``rule.json``."""
-    folder = tmp_path_factory.mktemp("made")
-    tiny = {"epochs": 1, "epoch_length": 4, "unroll": 2, "validate_every": 0, "teacher": "rp_s"}
-    train(TrainConfig(problem="quadratic", **tiny, out=str(folder / "run"), quiet=True))
-    Rule.from_text("c0 * g", {"c0": -0.3}).save(folder / "rule.json")
-    return folder
-
-
-SPECS = ["teacher:run", "teacher:run/teacher.h5,lr=0.5", "rule:rule.json", "lion", "adamw:lr=0.01"]
+SPECS = ["teacher:{run}", "teacher:{run}/teacher.h5,lr=0.5", "rule:rule.json", "lion", "adamw:lr=0.01"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_any_optimizer_trains(spec, made, tmp_path, monkeypatch):
-    monkeypatch.chdir(made)
-    result = optimize(OptimizeConfig(optimizer=spec, out=str(tmp_path / "o"), **QUADRATIC))
-    (run,) = result.runs
+def test_any_optimizer_trains(spec, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Rule.from_text("c0 * g", {"c0": -0.3}).save("rule.json")
+    (run,) = optimized(tmp_path / "o", spec.format(run=trained)).runs
     assert run.outcome == "ok" and len(run.losses) == 30 and np.ptp(run.losses) > 0
     if spec.startswith("rule"):
-        settings = QUADRATIC | {"out": str(tmp_path / "sgd")}
-        (same,) = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", **settings)).runs
+        (same,) = optimized(tmp_path / "sgd").runs
         np.testing.assert_allclose(run.losses, same.losses, rtol=1e-9)
 
 
 def test_the_split_chooses_the_images(tmp_path):
-    found = {}
-    for split in ("meta_train", "evaluation"):
-        settings = {"problem": "digits-mlp", "steps": 3, "out": str(tmp_path / split), "quiet": True}
-        found[split] = optimize(OptimizeConfig(optimizer="sgd", split=split, **settings)).runs[0]
-    assert found["meta_train"].losses[0] != found["evaluation"].losses[0]
+    found = [
+        optimized(tmp_path / split, "sgd", split=split, problem="digits-mlp", steps=3).runs[0].losses[0]
+        for split in ("meta_train", "evaluation")
+    ]
+    assert found[0] != found[1]
 
 
 def test_a_run_that_diverges_among_others_is_an_outcome(tmp_path, monkeypatch):
     """One of three starts is so far off that its first loss overflows."""
-    from torch_impl import rollout
-
     before = rollout.leaves
 
     def far(task):
@@ -168,72 +134,41 @@ def test_a_run_that_diverges_among_others_is_an_outcome(tmp_path, monkeypatch):
         return parameters
 
     monkeypatch.setattr(rollout, "leaves", far)
-    folder = tmp_path / "o"
-    result = optimize(OptimizeConfig(optimizer="sgd:lr=0.3", runs=3, out=str(folder), **QUADRATIC))
+    result = optimized(tmp_path / "o", runs=3)
+    rows = metrics(result.folder)
     assert [run.outcome for run in result.runs] == ["ok", "diverged", "ok"]
-    assert [row["outcome"] for row in rows(folder)] == ["ok", "diverged", "ok"]
-    assert rows(folder)[1]["loss"] is None and rows(folder)[1]["steps"] == 0
-    assert [len(column) for column in losses(folder).values()] == [30, 0, 30] and result.best in (0, 2)
+    assert [row["outcome"] for row in rows] == ["ok", "diverged", "ok"]
+    assert rows[1]["loss"] is None and rows[1]["steps"] == 0
+    assert [len(column) for column in losses(result.folder).values()] == [30, 0, 30] and result.best in (0, 2)
 
 
-def refused(capsys, *arguments: str) -> str:
-    """Run the command in this process; it must end with code 2 and one line on stderr, which is returned."""
-    code = main([*arguments, "--quiet"])
-    out, err = capsys.readouterr()
-    assert code == 2 and out == ""
-    assert err.startswith(f"{PROG}: error: ") and err.endswith("\n") and err.count("\n") == 1
-    return err
-
-
-def test_divergence_is_one_line_and_nothing_is_written_or_in_the_way(tmp_path, capsys):
+def test_divergence_is_one_line_and_nothing_is_written_or_in_the_way(tmp_path, refused):
     folder = tmp_path / "o"
-    place = ["--problem", "quadratic", "--steps", "80", "--out", str(folder)]
-    message = refused(capsys, "sgd:lr=1e6", *place)
+    place = f"--problem quadratic --steps 80 --out {folder} --quiet"
+    message = refused(f"torch_impl.optimize sgd:lr=1e6 {place}")
     assert "sgd:lr=1e6 diverged on quadratic at step " in message and "lower its lr" in message
     assert [path.name for path in folder.iterdir()] == ["lock"]
-    assert main(["sgd:lr=0.3", *place, "--quiet"]) == 0
+    assert call(f"torch_impl.optimize sgd:lr=0.3 {place}") == 0
 
 
-def test_a_last_step_that_ruins_the_parameters_is_a_divergence(tmp_path, capsys):
+def test_a_last_step_that_ruins_the_parameters_is_a_divergence(tmp_path, refused):
     """Every loss was finite; theta - 3e38 g is not."""
-    place = ["--problem", "quadratic", "--batch-size", "1", "--steps", "1", "--out", str(tmp_path / "o")]
-    assert "diverged on quadratic at step 2" in refused(capsys, "sgd:lr=3e38", *place)
+    line = "torch_impl.optimize sgd:lr=3e38 --problem quadratic --batch-size 1 --steps 1 --quiet --out"
+    assert "diverged on quadratic at step 2" in refused(line, tmp_path / "o")
 
 
-BAD = {
-    "no optimizer": ([], "OPTIMIZER is missing"),
-    "unknown optimizer": (["adan"], "unknown optimizer 'adan'"),
-    "unknown option": (["adam:rate=1"], "unknown option 'rate'"),
-    "no such rule": (["rule:nowhere.json"], "nowhere.json"),
-    "no such teacher": (["teacher:nowhere"], "nowhere"),
-    "unknown problem": (["adam", "--problem", "digits-mpl"], "unknown problem 'digits-mpl'"),
-    "unknown split": (["adam", "--split", "half"], "--split: expected one of meta_train, evaluation"),
-    "no steps": (["adam", "--steps", "0"], "--steps: expected at least 1, got 0"),
-    "no runs": (["adam", "--runs", "0"], "--runs: expected at least 1, got 0"),
-    "missing data": (["adam", "--problem", "mnist-mlp", "--data-dir", "nowhere"], "'mnist' not found"),
-    "nothing to start from": (["adam", "--start", "nowhere"], "nowhere"),
-    "unknown device": (["adam", "--device", "tpu9"], "--device 'tpu9' cannot be used"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_line_and_nothing_written(arguments, message, tmp_path, capsys):
-    assert message in refused(capsys, *arguments, "--out", str(tmp_path / "o"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_is_replaced_on_demand_only_and_never_while_it_is_the_start(tmp_path, capsys):
-    folder = str(tmp_path / "o")
-    place = ["sgd:lr=0.3", "--problem", "quadratic", "--steps", "3", "--out", folder]
-    assert main([*place, "--runs", "2", "--quiet"]) == 0
-    assert "already holds a run" in refused(capsys, *place)
-    assert "is where --start reads from" in refused(capsys, *place, "--start", folder, "--overwrite")
-    assert len(rows(tmp_path / "o")) == 2 and has_checkpoint(folder)
-    assert main([*place, "--overwrite", "--quiet"]) == 0
-    assert len(rows(tmp_path / "o")) == 1 and list(losses(tmp_path / "o")) == ["run_0"]
-    place[0], place[4] = "sgd:lr=1e6", "80"
-    refused(capsys, *place, "--overwrite")  # diverges
-    assert not (tmp_path / "o" / "losses.csv").exists() and not has_checkpoint(folder)
+def test_a_run_is_replaced_on_demand_only_and_never_while_it_is_the_start(tmp_path, refused):
+    folder = tmp_path / "o"
+    place = f"--problem quadratic --out {folder} --quiet"
+    one = f"torch_impl.optimize sgd:lr=0.3 --steps 3 {place}"
+    assert call(f"{one} --runs 2") == 0
+    assert "already holds a run" in refused(one)
+    assert "is where --start reads from" in refused(f"{one} --start {folder} --overwrite")
+    assert len(metrics(folder)) == 2 and has_checkpoint(folder)
+    assert call(f"{one} --overwrite") == 0
+    assert len(metrics(folder)) == 1 and list(losses(folder)) == ["run_0"]
+    refused(f"torch_impl.optimize sgd:lr=1e6 --steps 80 --overwrite {place}")  # diverges
+    assert not (folder / "losses.csv").exists() and not has_checkpoint(folder)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -250,5 +185,5 @@ def test_a_signal_leaves_a_whole_checkpoint_and_the_losses_so_far(number, code, 
     arrays, meta = load_checkpoint(folder)
     assert 1 <= meta["step"] == len(losses(folder)["run_0"]) < 1_000_000
     assert arrays["theta/x"].shape == (128, 10) and np.isfinite(arrays["theta/x"]).all()
-    assert [(row["outcome"], row["steps"]) for row in rows(folder)] == [("interrupted", meta["step"])]
+    assert [(row["outcome"], row["steps"]) for row in metrics(folder)] == [("interrupted", meta["step"])]
     assert out.splitlines()[0].endswith("(interrupted)")

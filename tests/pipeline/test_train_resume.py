@@ -1,7 +1,6 @@
 """Runs with every kind of epoch, cut where it hurts and resumed: the same bits as uncut ones."""
 
 import dataclasses
-import json
 import os
 import signal
 from pathlib import Path
@@ -12,16 +11,16 @@ import pytest
 import common.tables.curriculum
 from common.errors import L2OError
 from interchange.commands.record import RecordConfig
-from interchange.files.weights import load_weights
 from interchange.meta import state as standing
 from interchange.meta.config import TrainConfig
+from tests.helpers.commands import assert_same_run, metrics
 
 pytest.importorskip("torch")
 
 from interchange.meta.validation import Validation
 from torch_impl.meta.learner import Learner
 from torch_impl.record import record
-from torch_impl.train import main, train
+from torch_impl.train import train
 
 SETTINGS = TrainConfig(
     problem="quadratic", teacher="rp_s", epochs=4, epoch_length=20, unroll=8, lr=0.01, lr_decay=0.3,
@@ -45,18 +44,6 @@ SCORES |= {(1, 3): 8.0, (1, 4): 8.5, (1, 5): 7.0, (1, 6): 7.5, (2, 6): 6.0}
 
 class CutError(Exception):
     """Stands for the end of the process."""
-
-
-def rows(folder: Path) -> list[dict]:
-    """The metrics without the times."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def assert_same_run(folder: Path, expected: Path) -> None:
-    got, want = load_weights(folder).weights, load_weights(expected).weights
-    assert all(array.tobytes() == got[name].tobytes() for name, array in want.items())
-    assert rows(folder) == rows(expected)
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +122,7 @@ def test_stopped_by_a_signal_at_any_update_and_resumed_it_is_the_same_run(kind, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_trains_and_says_in_its_metrics_what_it_did(kind, whole):
     folder, _ = whole(kind)
-    history = rows(folder)
+    history = metrics(folder)
     assert all(np.isfinite(row["loss"]) and row["diverged"] == 0 for row in history)
     keys = set().union(*history)
     assert ("steps" in keys) == (kind in ("horizon", "curriculum"))
@@ -156,31 +143,3 @@ def test_a_run_on_several_problems_has_a_short_name_and_its_recording_asks_for_o
     with pytest.raises(L2OError, match="was trained on quadratic,lasso,rastrigin; choose one"):
         record(RecordConfig(source=str(folder), quiet=True))
     record(RecordConfig(source=str(folder), problem="lasso", runs=3, steps=5, samples=300, quiet=True))
-
-
-BAD = {
-    "unknown in a mix": (["--problem", "quadratic,lass"], "unknown problem 'lass' (did you mean 'lasso'"),
-    "no horizon": (["--horizon", "20-200"], "--horizon: expected steps such as 200, or a range"),
-    "a start for several": (
-        ["--problem", "quadratic,lasso", "--start", "x"],
-        "--start: expected one problem",
-    ),
-    "data for a function": (
-        ["--problem", "digits-mlp,quadratic", "--dataset", "synthetic"],
-        "quadratic is a function and has no data",
-    ),
-    "forward": (["--estimator", "forward"], "--estimator: expected one of first, second, es, pes"),
-    "part of the coordinates": (["--estimator", "es", "--coordinates", "0.5"], "leave out --coordinates"),
-    "no tasks": (["--tasks", "0"], "--tasks: expected at least 1"),
-    "average of all and more": (["--average", "1.5"], "--average: expected at most 1"),
-    "more than certain": (["--imitation", "2"], "--imitation: expected at most 1"),
-    "jobs for nothing": (["--jobs", "2"], "--jobs: expected --estimator es or pes"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_line_and_nothing_written(arguments, message, tmp_path, capsys):
-    code = main(["--epochs", "1", "--out", str(tmp_path / "run"), *arguments])
-    out, err = capsys.readouterr()
-    assert code == 2 and out == "" and err.count("\n") == 1 and message in err
-    assert not list(tmp_path.iterdir())

@@ -1,0 +1,77 @@
+"""Commands run in this process, and what their runs leave."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from common import reference
+from common.tables.problems import Instance
+from interchange.files.trajectories import Run
+from interchange.files.weights import load_weights
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(line: str, *more: object) -> int:
+    """The exit code of ``python -m LINE`` and more words, which may have spaces."""
+    command, *words = shlex.split(line)
+    folder = find_spec(command).submodule_search_locations
+    return import_module(f"{command}.__main__" if folder else command).main([*words, *map(str, more)])
+
+
+def flags(fields: dict) -> list[str]:
+    """Settings as words of a command line."""
+    return [part for key, value in fields.items() for part in ("--" + key.replace("_", "-"), str(value))]
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The metrics of a run without the times."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """The same bits in every weight, and the same metrics."""
+    got, want = load_weights(folder), load_weights(expected)
+    assert got.row == want.row and got.weights.keys() == want.weights.keys()
+    for name, array in want.weights.items():
+        assert array.dtype == got.weights[name].dtype and array.tobytes() == got.weights[name].tobytes(), name
+    assert metrics(folder) == metrics(expected)
+
+
+def unfinished(run: Path, folder: Path) -> Path:
+    """A copy of a whole run that lacks its result, as if it had been killed at the very end."""
+    shutil.copytree(run, folder)
+    (folder / "teacher.h5").unlink()
+    return folder
+
+
+def user_run(name: str, x: np.ndarray, g: np.ndarray, y: np.ndarray, **fields: object) -> Run:
+    """A recorded run of one vector: features x [step, n, feature], gradients and outputs [step, n]."""
+    steps, n = g.shape
+    given = {
+        "problem": "quadratic", "problem_json": "{}", "source_kind": "user", "source_json": "{}",
+        "source_sha256": "", "seed": 0, "init_seed": 0, "num_steps": steps, "scale": 1.0, "diverged": False,
+        "outcome": "ok", "loss": np.ones(steps), "step": np.arange(1, steps + 1),
+        "param_index": np.zeros(n, np.int32), "flat_index": np.arange(n, dtype=np.int32),
+        "params_names": ("x",), "params_shapes": ((n,),),
+    }  # fmt: skip
+    return Run(name=name, x=x, g=g, y=y, **given | fields)
+
+
+def descended(instance: Instance, steps: int, move: Callable) -> tuple[list[float], np.ndarray]:
+    """A quadratic's losses before each ``theta = move(theta, g, step)`` by the oracle, and the last theta."""
+    loss_and_grad = reference.quadratic(*instance.constants()[:2])
+    theta, losses = instance.initial_parameters()["x"].ravel(), []
+    for step in range(steps):
+        loss, g = loss_and_grad(theta, step)
+        losses.append(loss)
+        theta = move(theta, g, step)
+    return losses, theta
