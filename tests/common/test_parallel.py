@@ -15,8 +15,17 @@ from common.machine import cores
 from common.run import parallel as module
 from common.run.parallel import check_cluster, parallel, threads_of_a_job
 
-NO_DASK = "distributed is not installed: pip install symbolic-l2o[dask]"
 JOBS = [(k, np.arange(500.0) + k) for k in range(8)]  # the arrays are large enough for Dask to scatter
+
+
+def need_dask():
+    return pytest.importorskip("distributed", reason="distributed is not installed: symbolic-l2o[dask]")
+
+
+def cluster_of(workers: int):
+    """A Dask cluster of that many processes."""
+    places = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    return need_dask().LocalCluster(n_workers=workers, **places)
 
 
 def work(k, values):
@@ -31,11 +40,8 @@ def local(function):
 
 @pytest.fixture(scope="module")
 def dask():
-    """``run`` on a Dask cluster of two worker processes, and the address of its scheduler."""
-    distributed = pytest.importorskip("distributed", reason=NO_DASK)
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-    ) as cluster:
+    """The address of a Dask cluster of two worker processes."""
+    with cluster_of(2) as cluster:
         yield f"dask:{cluster.scheduler_address}"
 
 
@@ -49,36 +55,36 @@ def refused(cluster: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("cluster", "parts"),
+    ("kind", "address"),
     [
-        ("", ("", "")),
-        ("dask", ("dask", "")),
-        ("dask:tcp://10.0.0.7:8786", ("dask", "tcp://10.0.0.7:8786")),
-        ("dask:node-1.lab:8786", ("dask", "node-1.lab:8786")),
-        ("dask:tls://[::1]:8786", ("dask", "tls://[::1]:8786")),
-        ("ray:auto", ("ray", "auto")),
-        ("ray:ray://head:10001", ("ray", "ray://head:10001")),
+        ("", ""),
+        ("dask", ""),
+        ("dask", "tcp://10.0.0.7:8786"),
+        ("dask", "node-1.lab:8786"),
+        ("dask", "tls://[::1]:8786"),
+        ("ray", "auto"),
+        ("ray", "ray://head:10001"),
     ],
 )
-def test_clusters_that_are_known(cluster, parts, monkeypatch):
+def test_clusters_that_are_known(kind, address, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    assert check_cluster(cluster) == parts
+    assert check_cluster(f"{kind}:{address}" if address else kind) == (kind, address)
 
 
-@pytest.mark.parametrize(
-    "cluster",
-    [
-        "spark",
-        "dask:",
-        "Dask",
-        "dask:auto",
-        "dask:host",
-        "dask:host:99999",
-        "ray:a b:1",
-        "dask:a:1\nb",
-        "ray:",
-    ],
-)
+BROKEN = [
+    "spark",
+    "dask:",
+    "Dask",
+    "dask:auto",
+    "dask:host",
+    "dask:host:99999",
+    "ray:a b:1",
+    "dask:a:1\nb",
+    "ray:",
+]
+
+
+@pytest.mark.parametrize("cluster", BROKEN)
 def test_another_name_or_address_is_one_line(cluster, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     with pytest.raises(L2OError, match=r"^expected a cluster of the form dask, .*; leave it out for the"):
@@ -112,14 +118,25 @@ def test_the_local_pool_keeps_the_order_where_asked(jobs):
     assert len({pid for *_, pid in results}) == jobs
 
 
-def test_a_dask_cluster_gives_what_the_local_pool_gives_and_both_workers_work(dask):
+def assert_like_the_local_pool(workers: int, cluster: str) -> None:
+    """The same results, from two processes that are not this one."""
     with parallel(2) as run:
         pool = sorted(result[:2] for result in run(local(work), JOBS))
-    with parallel(1, dask) as run:  # its workers count, not ours
+    with parallel(workers, cluster) as run:
         results = list(run(local(work), JOBS))
     assert sorted(result[:2] for result in results) == pool
     pids = {pid for *_, pid in results}
     assert len(pids) == 2 and os.getpid() not in pids
+
+
+def test_a_dask_cluster_gives_what_the_local_pool_gives_and_both_workers_work(dask):
+    assert_like_the_local_pool(1, dask)  # its workers count, not ours
+
+
+@pytest.mark.slow
+def test_ray_gives_what_the_local_pool_gives_and_both_workers_work():
+    pytest.importorskip("ray", reason="ray is not installed: pip install symbolic-l2o[ray]")
+    assert_like_the_local_pool(2, "ray")
 
 
 def test_a_dask_cluster_keeps_the_order_where_asked(dask):
@@ -149,7 +166,7 @@ def test_parallel_work_inside_a_job_stays_in_its_worker(dask):
 
 
 def test_a_cluster_started_here_ends_with_the_block_and_keeps_memory(monkeypatch):
-    pytest.importorskip("distributed", reason=NO_DASK)
+    need_dask()
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)  # another cluster's
     environment = dict(os.environ)
 
@@ -200,7 +217,7 @@ def test_a_job_a_worker_cannot_read_is_one_line_and_no_waiting(dask):
 
 
 def test_a_worker_that_dies_is_one_line_and_no_waiting():
-    pytest.importorskip("distributed", reason=NO_DASK)  # else what is set below ends with all its settings
+    need_dask()  # else what is set below ends with all its settings
     config = importlib.import_module("dask.config")
     once = config.set({"distributed.scheduler.allowed-failures": 0})
     lost = pytest.raises(L2OError, match="a worker of the Dask cluster failed: KilledWorker")
@@ -209,9 +226,7 @@ def test_a_worker_that_dies_is_one_line_and_no_waiting():
 
 
 def test_a_scheduler_that_goes_is_one_line_and_no_waiting():
-    distributed = pytest.importorskip("distributed", reason=NO_DASK)
-    local_one = distributed.LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0")
-    with local_one as cluster, parallel(1, f"dask:{cluster.scheduler_address}") as run:
+    with cluster_of(1) as cluster, parallel(1, f"dask:{cluster.scheduler_address}") as run:
         results = run(local(lambda k: time.sleep(0.1)), [(k,) for k in range(200)])
         next(results)
         cluster.close()
@@ -220,7 +235,7 @@ def test_a_scheduler_that_goes_is_one_line_and_no_waiting():
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line(monkeypatch):
-    pytest.importorskip("distributed", reason=NO_DASK)
+    need_dask()
     monkeypatch.setattr(module, "TIMEOUT", 1.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # taken, but nobody listens
@@ -229,7 +244,7 @@ def test_a_scheduler_that_does_not_answer_is_one_line(monkeypatch):
 
 
 def test_another_service_at_the_address_is_one_line(monkeypatch):
-    distributed = pytest.importorskip("distributed", reason=NO_DASK)
+    distributed = need_dask()
     monkeypatch.setattr(distributed, "Client", lambda *_, **__: pytest.fail("took 20 s to go"))
     monkeypatch.setattr(module, "TIMEOUT", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -248,22 +263,9 @@ def test_another_service_at_the_address_is_one_line(monkeypatch):
 
 
 def test_a_scheduler_without_workers_is_one_line(monkeypatch):
-    distributed = pytest.importorskip("distributed", reason=NO_DASK)
     monkeypatch.setattr(module, "TIMEOUT", 1.0)
-    with distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster:
+    with cluster_of(0) as cluster:
         assert "expected a Dask scheduler with workers" in refused(f"dask:{cluster.scheduler_address}")
-
-
-@pytest.mark.slow
-def test_ray_gives_what_the_local_pool_gives_and_both_workers_work():
-    pytest.importorskip("ray", reason="ray is not installed: pip install symbolic-l2o[ray]")
-    with parallel(2) as run:
-        pool = sorted(result[:2] for result in run(local(work), JOBS))
-    with parallel(2, "ray") as run:
-        results = list(run(local(work), JOBS))
-    assert sorted(result[:2] for result in results) == pool
-    pids = {pid for *_, pid in results}
-    assert len(pids) == 2 and os.getpid() not in pids
 
 
 def test_a_ray_cluster_that_does_not_answer_is_one_line():

@@ -46,10 +46,11 @@ def test_environment_record(monkeypatch):
     json.dumps(record)
 
 
-def test_a_folder_with_a_run_is_refused(tmp_path):
+def test_a_folder_with_a_run_is_refused_and_its_lock_freed(tmp_path):
     fresh(tmp_path, rows=1)
-    with pytest.raises(L2OError, match="already holds a run; resume it"), RunFolder(tmp_path, create=True):
-        pass
+    for _ in range(2):
+        with pytest.raises(L2OError, match="already holds a run; resume"), RunFolder(tmp_path, create=True):
+            pass
     assert RunFolder(tmp_path).read_metrics() == [{"step": 0}]
 
 
@@ -89,13 +90,6 @@ def test_reading_takes_no_lock_and_cannot_write(tmp_path):
         pass
 
 
-def test_a_failed_start_frees_the_lock(tmp_path):
-    fresh(tmp_path)
-    for _ in range(2):
-        with pytest.raises(L2OError, match="already holds"), RunFolder(tmp_path, create=True):
-            pass
-
-
 @pytest.mark.parametrize("tail", [b'{"step": 9', b'{"step":', b"{", b'{"step": 9}', b"\xff\0"])
 def test_a_torn_last_line_is_dropped(tmp_path, tail):
     run = fresh(tmp_path, rows=2)
@@ -107,12 +101,12 @@ def test_a_torn_last_line_is_dropped(tmp_path, tail):
     assert run.read_metrics() == [{"step": 0}, {"step": 1}, {"step": 2}]
 
 
-def test_a_broken_line_inside_is_an_error(tmp_path):
+@pytest.mark.parametrize("line", ["{", "[1]", '{"a": NaN}'])
+def test_a_broken_line_inside_is_an_error(line, tmp_path):
     run = fresh(tmp_path)
-    for line in ("{", "[1]", '{"a": NaN}'):
-        run.file("metrics.jsonl").write_text('{"step": 0}\n' + line + '\n{"step": 2}\n')
-        with pytest.raises(L2OError, match=r"metrics\.jsonl, line 2"):
-            run.read_metrics()
+    run.file("metrics.jsonl").write_text('{"step": 0}\n' + line + '\n{"step": 2}\n')
+    with pytest.raises(L2OError, match=r"metrics\.jsonl, line 2"):
+        run.read_metrics()
 
 
 def test_metrics_are_one_write_a_line_and_exact(tmp_path, monkeypatch):
@@ -196,7 +190,7 @@ def test_signals_stop_the_loop_and_a_second_one_the_process(number, code, stuck)
 def test_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Interrupt() as stop:
-        assert signal.getsignal(signal.SIGTERM) == stop._handle
+        assert signal.getsignal(signal.SIGTERM) != before[0]
         os.kill(os.getpid(), signal.SIGTERM)
     assert stop.requested and stop.exit_code == 143
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -1,10 +1,10 @@
 """``python -m interchange.convert``: equations, tables of samples, and trajectories as tables."""
 
 import io
-import logging
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +12,15 @@ import pytest
 
 from common.errors import L2OError
 from interchange.convert import __main__ as command
-from interchange.convert.__main__ import export_npy, import_npy, main
+from interchange.convert.__main__ import export_npy, import_npy
 from interchange.files.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
 from interchange.inspect import __main__ as inspect
 from interchange.rule.front import read_front
 from interchange.rule.rule import Rule
+from tests.helpers.commands import ROOT, call, user_run
 
-PROG = "python -m interchange.convert"
-ROOT = Path(__file__).parents[2]
+CONVERT = "interchange.convert"
 HALL = "Complexity|MSE|Equation\n1|0.5|x0\n4|0.125|mult(tanh(x1), -0.5)\n6|0.25|plus(square(x0), sqrtm(x1))\n"
-
-
-@pytest.fixture(autouse=True)
-def restored_logging():
-    """The command hands warnings to logging for the rest of its process, which here is the tests'."""
-    yield
-    logging.captureWarnings(False)
 
 
 @pytest.fixture
@@ -42,43 +35,33 @@ def table(tmp_path) -> Path:
     return tmp_path / "table.npy"
 
 
-def made(capsys, *arguments) -> str:
-    """Run the command in this process; it must succeed; what it printed."""
-    code = main(list(map(str, arguments)))
-    out, err = capsys.readouterr()
-    assert code == 0, err
-    return out
+@pytest.fixture
+def made(capsys) -> Callable[..., str]:
+    """made(WORDS): what the command prints, which must succeed."""
 
+    def run(words: str) -> str:
+        code = call(f"{CONVERT} {words}")
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out
 
-def refused(capsys, *arguments) -> str:
-    """Run the command in this process; it must end with code 2 and one line on stderr, which is returned."""
-    code = main(list(map(str, arguments)))
-    out, err = capsys.readouterr()
-    assert code == 2 and out == ""
-    assert err.startswith(f"{PROG}: error: ") and err.endswith("\n") and err.count("\n") == 1
-    return err
+    return run
 
 
 def make_run(number: int, steps: int, dtype="f4", diverged: bool = False) -> Run:
     """A run of 2 features and 3 coordinates whose every value tells run, step, coordinate and feature."""
     step, coordinate, feature = np.mgrid[1 : steps + 1, :3, :2]
     x = (1000 * number + 100 * coordinate + step + 0.5 * feature).astype(dtype)
-    return Run(
-        name=f"{number:06d}", problem="quadratic", problem_json="{}", source_kind="user", source_json="{}",
-        source_sha256="", seed=0, init_seed=0, num_steps=steps, scale=0.1, diverged=diverged, outcome="ok",
-        x=x, g=x[..., 0], y=-x[..., 0], loss=np.ones(steps), step=np.arange(1, steps + 1),
-        param_index=np.zeros(3, "i4"), flat_index=np.arange(3, dtype="i4"), params_names=("w",),
-        params_shapes=((3,),),
-    )  # fmt: skip
+    return user_run(f"{number:06d}", x, x[..., 0], -x[..., 0], scale=0.1, diverged=diverged)
 
 
 def make(*runs: Run) -> Trajectories:
     return Trajectories({"a": "g", "b": ""}, {run.name: run for run in runs})
 
 
-def test_a_hall_of_fame_becomes_a_front_and_its_best(hall, tmp_path, capsys):
+def test_a_hall_of_fame_becomes_a_front_and_its_best(hall, tmp_path, made):
     out = tmp_path / "rules"
-    line = made(capsys, hall, "--out", out, "--scale", "-0.01", "--feature", "x0=g", "x1=lag(g, 1)")
+    line = made(f"{hall} --out {out} --scale -0.01 --feature x0=g 'x1=lag(g, 1)'")
     assert line == f"{out}: 3 rules; best.json has the lowest loss, 0.125, in 4 nodes\n"
     front, best = read_front(out), Rule.load(out / "best.json")
     assert [rule.complexity for rule in front] == [1, 4, 5] and best == front[1]
@@ -88,29 +71,30 @@ def test_a_hall_of_fame_becomes_a_front_and_its_best(hall, tmp_path, capsys):
     assert best.provenance["line"] == 3 and best.provenance["file"] == "hall.csv"
 
 
-def test_a_front_is_replaced_only_on_demand_and_whole(hall, tmp_path, capsys):
+def test_a_front_is_replaced_only_on_demand_and_whole(hall, tmp_path, made, refused):
     out = tmp_path / "rules"
-    made(capsys, hall, "--out", out)
+    made(f"{hall} --out {out}")
     before = {path: path.read_bytes() for path in out.iterdir()}
-    assert "front.csv is there already; replace it with --overwrite" in refused(capsys, hall, "--out", out)
+    message = refused(f"{CONVERT} {hall} --out {out}")
+    assert "front.csv is there already; replace it with --overwrite" in message
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "lines.txt").write_text("((-0.5) * X1)\n(X1 ^ 2)\n")
-    line = made(capsys, tmp_path / "lines.txt", "--out", out, "--overwrite")
+    line = made(f"{tmp_path / 'lines.txt'} --out {out} --overwrite")
     assert "2 rules; no best.json, because" in line and not (out / "best.json").exists()
     assert [rule.complexity for rule in read_front(out)] == [2, 3] and len(list(out.glob("rule_*"))) == 2
 
 
-def test_a_table_becomes_samples_and_comes_back(table, tmp_path, capsys):
+def test_a_table_becomes_samples_and_comes_back(table, tmp_path, made):
     h5, back = tmp_path / "table.h5", tmp_path / "back.npy"
-    arguments = ("--names", "g0", "g1", "mean_g", "--feature", "g1=lag(g,1)", "--scale", "0.01")
-    assert "Samples(40 rows x 3 columns, float64)" in made(capsys, table, *arguments, "--out", h5)
+    words = f"{table} --names g0 g1 mean_g --feature g1=lag(g,1) --scale 0.01 --out {h5}"
+    assert "Samples(40 rows x 3 columns, float64)" in made(words)
     found, given = load_trajectories(h5), np.load(table)
     assert found.features == {"g0": "", "g1": "lag(g, 1)", "mean_g": ""} and found.runs == {}
     np.testing.assert_array_equal(found.samples.x, given[:, :-1])
     np.testing.assert_array_equal(found.samples.y, given[:, -1])
     assert found.samples.scale == 0.01 and found.samples.column_scale.tolist() == [1.0, 1.0, 1.0]
     assert found.config["file"] == "table.npy" and len(found.config["table_sha256"]) == 64
-    assert made(capsys, h5, "--out", back) == f"{back}: 40 rows of 4 columns, the last the target\n"
+    assert made(f"{h5} --out {back}") == f"{back}: 40 rows of 4 columns, the last the target\n"
     np.testing.assert_array_equal(np.load(back), given)
     text = inspect.describe(str(h5))
     assert "feature g1 = lag(g, 1)" in text
@@ -167,18 +151,18 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("data", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_table_is_one_line_and_nothing_is_written(data, message, tmp_path, capsys):
+def test_a_broken_table_is_one_line_and_nothing_is_written(data, message, tmp_path, refused):
     (tmp_path / "t.npy").write_bytes(data)
-    found = refused(capsys, tmp_path / "t.npy", "--out", tmp_path / "t.h5")
+    found = refused(f"{CONVERT} {tmp_path / 't.npy'} --out {tmp_path / 't.h5'}")
     assert message in found and str(tmp_path / "t.npy") in found
     assert list(tmp_path.iterdir()) == [tmp_path / "t.npy"]
 
 
 @pytest.mark.parametrize("lags", [1, 2, 4])
-def test_trajectories_become_rows_of_lags(lags, tmp_path, capsys):
+def test_trajectories_become_rows_of_lags(lags, tmp_path, made):
     runs = [make_run(1, 5), make_run(2, 4), make_run(3, 5, diverged=True)]
     save_trajectories(tmp_path / "t.h5", make(*runs))
-    made(capsys, tmp_path / "t.h5", "--out", tmp_path / "t.npy", "--lags", lags)
+    made(f"{tmp_path / 't.h5'} --out {tmp_path / 't.npy'} --lags {lags}")
     got = np.load(tmp_path / "t.npy")
     want = [
         [run.x[step - lag, k, f] for lag in range(lags) for f in range(2)] + [run.y[step, k]]
@@ -210,31 +194,33 @@ def test_a_table_that_would_be_too_large_is_refused_before_it_is_made(tmp_path, 
 
 
 BAD = {
-    "no source": ([], "SOURCE is missing"),
-    "no out": (["{table}"], "--out is missing"),
-    "no such file": (["{folder}/none", "--out", "{folder}/x"], "cannot read"),
-    "a folder": (["{folder}", "--out", "{folder}/x"], "expected a regular file"),
-    "too few names": (["{table}", "--names", "a", "--out", "{folder}/x"], "expected 3 distinct names"),
-    "equal names": (["{table}", "--names", "a", "b", "a", "--out", "{folder}/x"], "3 distinct names"),
-    "a reserved name": (["{table}", "--names", "a", "b", "t", "--out", "{folder}/x"], "'t' is reserved"),
-    "a constant's name": (["{table}", "--names", "a", "c0", "b", "--out", "{folder}/x"], "'c0' is kept for"),
-    "an operator's name": (["{table}", "--names", "a", "exp", "b", "--out", "{folder}/x"], "name 'exp'"),
-    "no such column": (["{table}", "--feature", "b=g", "--out", "{folder}/x"], "no column has that name"),
-    "half a feature": (["{table}", "--feature", "x0", "--out", "{folder}/x"], "expected NAME=EXPRESSION"),
-    "a broken feature": (["{table}", "--feature", "x0=g+", "--out", "{folder}/x"], "not an expression"),
-    "scale 0": (["{table}", "--scale", "0", "--out", "{folder}/x"], "--scale: expected a number other"),
-    "lags of a table": (["{table}", "--lags", "2", "--out", "{folder}/x"], "it takes --names, --scale"),
-    "names of equations": (["{hall}", "--names", "a", "--out", "{folder}/x"], "it takes --dialect, --scale"),
-    "an unknown dialect": (["{hall}", "--dialect", "pysr", "--out", "{folder}/x"], "unknown dialect 'pysr'"),
-    "another dialect": (["{hall}", "--dialect", "pysr-2", "--out", "{folder}/x"], "hall.csv:3: unknown"),
-    "something there": (["{table}", "--out", "{hall}"], "is there already; replace it with --overwrite"),
-}  # fmt: skip
+    "": "SOURCE is missing",
+    "table.npy": "--out is missing",
+    "none --out x": "cannot read",
+    ". --out x": "expected a regular file",
+    "table.npy --names a --out x": "expected 3 distinct names",
+    "table.npy --names a b a --out x": "3 distinct names",
+    "table.npy --names a b t --out x": "'t' is reserved",
+    "table.npy --names a c0 b --out x": "'c0' is kept for",
+    "table.npy --names a exp b --out x": "name 'exp'",
+    "table.npy --feature b=g --out x": "no column has that name",
+    "table.npy --feature x0 --out x": "expected NAME=EXPRESSION",
+    "table.npy --feature x0=g+ --out x": "not an expression",
+    "table.npy --scale 0 --out x": "--scale: expected a number other",
+    "table.npy --lags 2 --out x": "it takes --names, --scale",
+    "hall.csv --names a --out x": "it takes --dialect, --scale",
+    "hall.csv --dialect pysr --out x": "unknown dialect 'pysr'",
+    "hall.csv --dialect pysr-2 --out x": "hall.csv:3: unknown",
+    "table.npy --out hall.csv": "is there already; replace it with --overwrite",
+}
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_bad_arguments_are_one_line_and_nothing_is_written(arguments, message, hall, table, tmp_path, capsys):
-    filled = [text.format(folder=tmp_path, hall=hall, table=table) for text in arguments]
-    assert message in refused(capsys, *filled)
+@pytest.mark.parametrize(("words", "message"), BAD.items(), ids=BAD)
+def test_bad_arguments_are_one_line_and_nothing_is_written(
+    words, message, hall, table, tmp_path, monkeypatch, refused
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(f"{CONVERT} {words}")
     assert {path.name for path in tmp_path.iterdir()} == {"hall.csv", "table.npy"}
 
 
@@ -242,13 +228,8 @@ def test_help_answers_at_once():
     best = 10.0
     for _ in range(3):
         started = time.perf_counter()
-        result = subprocess.run(
-            [sys.executable, "-m", "interchange.convert", "--help"],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=True,
-        )
+        command = [sys.executable, "-m", CONVERT, "--help"]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
         best = min(best, time.perf_counter() - started)
     assert "--lags" in result.stdout and "(default )" not in result.stdout
     assert best < 1.0

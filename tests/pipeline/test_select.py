@@ -1,6 +1,7 @@
 """The choice from a front by rollouts: who goes on to the second round, who is chosen, and on which data."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from common.errors import L2OError
 from interchange.commands.record import RecordConfig
 from interchange.commands.select import SelectConfig, choose, hopeful
 from interchange.distill.rollouts import place_flags
-from interchange.files.trajectories import load_trajectories
+from interchange.files.trajectories import Trajectories, load_trajectories
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
+from tests.helpers.commands import call
 
 pytest.importorskip("torch", reason="needs torch")
 
@@ -64,26 +66,25 @@ STEPS = {"descent": -1.0, "as good": -1.001, "slow": -0.02, "uphill": 50.0}
 
 
 @pytest.fixture
-def front(tmp_path):
+def front(tmp_path) -> str:
     rules = [
         Rule.from_text("c0 * g" + " + c0 * g" * k, {"c0": c0 / (k + 1)}, name=name, provenance={})
         for k, (name, c0) in enumerate(STEPS.items())
     ]
     write_front(tmp_path / "front", rules)
-    return tmp_path / "front"
+    return str(tmp_path / "front")
 
 
 TINY = {"problem": "quadratic", "steps": 30, "tasks": 1, "more": 4, "quiet": True}
 
 
 def test_the_best_rules_are_rolled_out_on_more_tasks(front, tmp_path):
-    best, *others = select(SelectConfig(front=str(front), **TINY))
-    assert [best.name, *(rule.name for rule in others)][-1] == "uphill"
+    assert select(SelectConfig(front=front, **TINY))[-1].name == "uphill"
     losses = {rule.name: rule.provenance["loss"] for rule in read_front(front)}
     assert [losses[name].get("final_tasks") for name in STEPS] == [5, 5, 5, None]
     assert all(losses[name]["tasks"] == 1 for name in STEPS)
     alone = tmp_path / "alone"
-    select(SelectConfig(front=str(front), out=str(alone), **TINY | {"tasks": 5, "more": 0}))
+    select(SelectConfig(front=front, out=str(alone), **TINY | {"tasks": 5, "more": 0}))
     for rule in read_front(alone)[:3]:  # the later tasks follow on the first
         assert rule.provenance["loss"]["valid"] == pytest.approx(losses[rule.name]["final"], rel=1e-12)
         assert rule.provenance["loss"]["valid"] != losses[rule.name]["valid"]
@@ -95,51 +96,46 @@ def test_finalists_that_all_diverge_later_are_one_line(front, monkeypatch):
 
     monkeypatch.setattr("interchange.commands.select._figures", figures)
     with pytest.raises(L2OError, match="every rule diverges on some of 5 tasks of quadratic; distill"):
-        select(SelectConfig(front=str(front), **TINY))
+        select(SelectConfig(front=front, **TINY))
 
 
 def test_worker_processes_find_the_same_bytes(front, tmp_path):
     folders = [tmp_path / f"jobs{jobs}" for jobs in (1, 2)]
     for jobs, folder in enumerate(folders, 1):
-        select(SelectConfig(front=str(front), out=str(folder), jobs=jobs, **TINY))
+        select(SelectConfig(front=front, out=str(folder), jobs=jobs, **TINY))
     for file in ("best.json", "front.csv", "rule_000.json", "rule_003.json"):
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
 
 
+def recorded(folder: Path, name: str, **settings) -> Trajectories:
+    """A short recording of a rule on digits-mlp."""
+    Rule.from_text("c0 * g", {"c0": -0.1}).save(folder / "rule.json")
+    small = {"problem": "digits-mlp", "steps": 3, "runs": 3, "samples": 90, "quiet": True} | settings
+    source, out = f"rule:{folder / 'rule.json'}", folder / f"{name}.h5"
+    return load_trajectories(record(RecordConfig(source=source, out=str(out), **small)))
+
+
 def test_rollouts_go_where_the_recording_was_made(front, tmp_path):
-    Rule.from_text("c0 * g", {"c0": -0.1}).save(tmp_path / "rule.json")
-    small = {"steps": 3, "runs": 3, "samples": 90, "quiet": True}
-    flags = {}
-    for name, settings in {
-        "own": {},
-        "other": {"dataset": "synthetic", "batch_size": 16},
-    }.items():
-        out = tmp_path / f"{name}.h5"
-        source = f"rule:{tmp_path / 'rule.json'}"
-        record(RecordConfig(source=source, problem="digits-mlp", out=str(out), **small, **settings))
-        flags[name] = place_flags(load_trajectories(out), "digits-mlp")
-    assert flags == {"own": [], "other": ["--dataset=synthetic:8x8x1:10", "--batch-size=16"]}
-    assert place_flags(load_trajectories(tmp_path / "other.h5"), "quadratic") == []
-    from torch_impl.select import main
-
-    shared = ["--problem", "digits-mlp", "--steps", "3", "--tasks", "1", "--more", "0", "--quiet"]
-    losses = {}
-    for name, given in flags.items():
-        assert main([str(front), *shared, *given]) == 0
-        losses[name] = read_front(front)[0].provenance["loss"]["valid"]
-    assert losses["own"] != losses["other"]
+    recordings = [
+        recorded(tmp_path, "own"),
+        recorded(tmp_path, "other", dataset="synthetic", batch_size=16),
+    ]
+    flags = [place_flags(one, "digits-mlp") for one in recordings]
+    assert flags == [[], ["--dataset=synthetic:8x8x1:10", "--batch-size=16"]]
+    assert place_flags(recordings[1], "quadratic") == []
+    losses = []
+    for given in flags:
+        line = f"torch_impl.select {front} --problem digits-mlp --steps 3 --tasks 1 --more 0 --quiet"
+        assert call(line, *given) == 0
+        losses.append(read_front(front)[0].provenance["loss"]["valid"])
+    assert losses[0] != losses[1]
 
 
-def test_a_recording_that_tells_no_data_leaves_the_problem_its_own(tmp_path):
-    Rule.from_text("c0 * g", {"c0": -0.1}).save(tmp_path / "rule.json")
-    source, out = f"rule:{tmp_path / 'rule.json'}", tmp_path / "t.h5"
-    small = {"steps": 3, "runs": 3, "samples": 90, "out": str(out), "quiet": True}
-    record(RecordConfig(source=source, problem="digits-mlp", dataset="synthetic", **small))
-    one = load_trajectories(out)
-    mine = '{"dataset": "mnist"}'
-    for problem, text in (("mine", mine), ("digits-mlp", "{}"), ("digits-mlp", "[]")):
-        runs = {
-            name: dataclasses.replace(run, problem=problem, problem_json=text)
-            for name, run in one.runs.items()
-        }
-        assert place_flags(dataclasses.replace(one, runs=runs), problem) == []
+@pytest.mark.parametrize(
+    ("problem", "text"), [("mine", '{"dataset": "mnist"}'), ("digits-mlp", "{}"), ("digits-mlp", "[]")]
+)
+def test_a_recording_that_tells_no_data_leaves_the_problem_its_own(problem, text, tmp_path):
+    one = recorded(tmp_path, "t", dataset="synthetic")
+    told = {"problem": problem, "problem_json": text}
+    runs = {name: dataclasses.replace(run, **told) for name, run in one.runs.items()}
+    assert place_flags(dataclasses.replace(one, runs=runs), problem) == []

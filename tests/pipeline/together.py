@@ -22,16 +22,13 @@ SETTINGS = {
     "lr": 0.01, "lr_decay": 0.3, "validate_every": 2, "validation_tasks": 3, "checkpoint_seconds": 0.0,
     "seed": 5, "dtype": "float64", "quiet": True,
 }  # fmt: skip
+
+
 TRAININGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "mix": {
-        "problem": "quadratic,digits-mlp",
-        "batch_size": 16,
-        "coordinates": 0.5,
-        "horizon": "8..20",
-        "epoch_length": 200,
-        "average": 0.7,
-        "teacher": "rnnprop",
+        "problem": "quadratic,digits-mlp", "batch_size": 16, "coordinates": 0.5, "horizon": "8..20",
+        "epoch_length": 200, "average": 0.7, "teacher": "rnnprop",
     },
     "diverging": {"epochs": 4, "validate_every": 1, "tasks": 6},
     "unvalidated": {"validate_every": 0, "imitation": 0.5, "seed": 6, "random_scaling": 1.0},
@@ -39,7 +36,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "curriculum": {"curriculum": True, "epochs": 3, "validate_every": 1, "tasks": 2, "unroll": 50},
     "es": {"estimator": "es", "pairs": 3, "tasks": 1},
     "pes": {"estimator": "pes", "pairs": 3, "tasks": 1, "problem": "quadratic,lasso"},
-}
+}  # fmt: skip
+
 TUNINGS: dict[str, dict[str, Any]] = {
     "tuned": {"estimator": "first", "tasks": 2},
     "evolved": {"estimator": "es", "pairs": 1, "tasks": 1, "problem": "quadratic,lasso", "factors": True},
@@ -111,22 +109,16 @@ def own_tasks(package: Any, config: Any) -> Any:
 def main(backend: str, out: Path, names: list[str]) -> None:
     package = importlib.import_module(f"{backend}_impl")
     problems, rank = importlib.import_module(f"{backend}_impl.problems.tasks"), place(backend).rank
+    fields = {field.name for field in dataclasses.fields(TuneConfig)}
     for name in names:
-        folder = out / name
         if name in TUNINGS:
-            settings = {
-                key: value
-                for key, value in SETTINGS.items()
-                if key in {field.name for field in dataclasses.fields(TuneConfig)}
-            }
             rule = out / f"rule-{name}-{rank}.json"
             dataclasses.replace(Rule.named("adam"), name="rule").save(rule)
-            tuned = package.tune(
-                TuneConfig(**settings | TUNINGS[name], rule=str(rule), out=str(folder.with_suffix(".json")))
-            )
+            settings = {key: value for key, value in SETTINGS.items() if key in fields} | TUNINGS[name]
+            tuned = package.tune(TuneConfig(**settings, rule=str(rule), out=str(out / f"{name}.json")))
             found = {key: np.asarray(value) for key, value in tuned.constants.items()}
         else:
-            config = TrainConfig(**SETTINGS | TRAININGS[name], out=str(folder))
+            config = TrainConfig(**SETTINGS | TRAININGS[name], out=str(out / name))
             tasks = own_tasks(problems, config) if name == "diverging" else None
             found = package.train(config, tasks).weights
         if rank:

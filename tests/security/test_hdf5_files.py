@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -17,6 +17,8 @@ from interchange.files.hdf5 import read_hdf5
 from interchange.files.reader import DamagedFileError
 
 SECRET = b"secret!!" * 8
+Build = Callable[[h5py.File], object]
+pytestmark = pytest.mark.filterwarnings("ignore:.*no sha256")
 
 
 @pytest.fixture
@@ -37,29 +39,18 @@ def attack(path, build, **options):
     return path
 
 
-def external_link(file):
-    file["phi/w"] = h5py.ExternalLink("secret.h5", "/data")
+def holding(**items: object) -> Build:
+    """Links, arrays and types by name; two underscores are a slash."""
+
+    def build(file):
+        for name, value in items.items():
+            file[name.replace("__", "/")] = value
+
+    return build
 
 
-def deep_external_link(file):
-    file["a/b/c/d"] = h5py.ExternalLink("secret.h5", "/")
-
-
-def soft_link(file):
-    file["x"] = np.zeros(3)
-    file["phi"] = h5py.SoftLink("/x")
-
-
-def soft_loop(file):
-    file["a"], file["b"] = h5py.SoftLink("/b"), h5py.SoftLink("/a")
-
-
-def dangling_link(file):
-    file["a"] = h5py.SoftLink("/nowhere")
-
-
-def raw_storage(file):
-    file.create_dataset("x", (64,), "u1", external=[("secret.bin", 0, 64)])
+def dataset(*given: object, **more: object) -> Build:
+    return lambda file: file.create_dataset("x", *given, **more)
 
 
 def virtual(file):
@@ -68,13 +59,9 @@ def virtual(file):
     file.create_virtual_dataset("x", layout)
 
 
-def hard_cycle(file):
+def cycle(file):
     file["a/b/c"] = np.zeros(2)
     file["a/b/back"] = file["a"]
-
-
-def root_cycle(file):
-    file["again"] = file["/"]
 
 
 def twice(file):
@@ -82,37 +69,13 @@ def twice(file):
     file["b"] = file["a"]
 
 
-def deep(file):
-    file.create_group("/".join("d" * 200))
-
-
-def shape_bomb(file):
-    file.create_dataset("x", (2**50,), "f8", chunks=(2**10,))
-
-
 def many_shape_bombs(file):
     for index in range(40):
         file.create_dataset(f"x{index}", (2**23,), "f8", chunks=(2**20,), fillvalue=1.0)
 
 
-def unwritten(file):
-    file.create_dataset("x", (2**24,), "f8", chunks=(2**20,))
-
-
 def gzip_bomb(file):
     file.create_dataset("x", (2**27,), "u1", data=np.zeros(2**27, "u1"), chunks=(2**22,), compression=1)
-
-
-def huge_chunk(file):
-    file.create_dataset("x", (1,), "u1", maxshape=(None,), chunks=(2**31,))
-
-
-def compound(file):
-    file["x"] = np.zeros(3, [("a", "f4"), ("b", "i4")])
-
-
-def opaque(file):
-    file["x"] = np.zeros(3, "V7")
 
 
 def references(file):
@@ -120,113 +83,58 @@ def references(file):
     file.create_dataset("r", data=[file["x"].ref], dtype=h5py.ref_dtype)
 
 
-def ragged(file):
-    file.create_dataset("x", (2,), h5py.vlen_dtype("i4"))
-
-
-def array_type(file):
-    file.create_dataset("x", (2,), np.dtype(("f4", (3,))))
-
-
-def long_double(file):
-    file["x"] = np.zeros(3, np.longdouble)
-
-
-def complex_numbers(file):
-    file["x"] = np.zeros(3, np.complex64)
-
-
-def enumeration(file):
-    file.create_dataset("x", (3,), h5py.enum_dtype({"A": 1, "B": 2}, "i4"))
-
-
-def named_type(file):
-    file["type"] = np.dtype("f4")
-
-
-def null_space(file):
-    file["x"] = h5py.Empty("f4")
-
-
-def scale_offset(file):
-    file.create_dataset("x", data=np.arange(100), chunks=(100,), scaleoffset=0)
-
-
-def array_attribute(file):
-    file.attrs["big"] = np.zeros(1000)
-
-
-def reference_attribute(file):
-    file.attrs["r"] = file.ref
-
-
-def compound_attribute(file):
-    file.attrs.create("c", np.zeros((), [("a", "f4")]))
-
-
-def many_attributes(file):
-    for index in range(300):
-        file.attrs[f"a{index}"] = 1
-
-
-def bad_text(file):
-    file.create_dataset("x", data=np.array([b"\xff\xfe"], h5py.string_dtype("utf-8", 2)))
-
-
-def unprintable_name(file):
-    file["a\x1b[31m"] = np.zeros(2)
-
-
-ATTACKS = {
-    external_link: "link",
-    deep_external_link: "link",
-    soft_link: "link",
-    soft_loop: "link",
-    dangling_link: "link",
-    raw_storage: "another file",
-    virtual: "virtual",
-    hard_cycle: "linked twice",
-    root_cycle: "linked twice",
-    twice: "linked twice",
-    deep: "deeper",
-    shape_bomb: "more than the",
-    many_shape_bombs: "more than the",
-    unwritten: "0 stored",
-    gzip_bomb: "stored ones",
-    huge_chunk: "chunks",
-    compound: "type",
-    opaque: "type",
-    references: "type",
-    ragged: "type",
-    array_type: "type",
-    long_double: "type",
-    complex_numbers: "type",
-    enumeration: "type",
-    named_type: "named type",
-    null_space: "got type float32",
-    scale_offset: "filters",
-    array_attribute: "attribute",
-    reference_attribute: "attribute",
-    compound_attribute: "attribute",
-    many_attributes: "attributes",
-    bad_text: "utf-8",
-    unprintable_name: "printable",
+EXTERNAL = holding(phi__w=h5py.ExternalLink("secret.h5", "/data"))
+EXTERNAL_GROUP = holding(a__b__c__d=h5py.ExternalLink("secret.h5", "/"))
+RAW = dataset((64,), "u1", external=[("secret.bin", 0, 64)])
+BAD_TEXT = np.array([b"\xff\xfe"], h5py.string_dtype("utf-8", 2))
+ATTACKS: dict[str, tuple[str, Build]] = {
+    "external link": ("link", EXTERNAL),
+    "deep external link": ("link", EXTERNAL_GROUP),
+    "soft link": ("link", holding(x=np.zeros(3), phi=h5py.SoftLink("/x"))),
+    "soft loop": ("link", holding(a=h5py.SoftLink("/b"), b=h5py.SoftLink("/a"))),
+    "dangling link": ("link", holding(a=h5py.SoftLink("/nowhere"))),
+    "raw storage": ("another file", RAW),
+    "virtual": ("virtual", virtual),
+    "cycle": ("linked twice", cycle),
+    "root cycle": ("linked twice", lambda file: file.__setitem__("again", file["/"])),
+    "twice": ("linked twice", twice),
+    "deep": ("deeper", lambda file: file.create_group("/".join("d" * 200))),
+    "shape bomb": ("more than the", dataset((2**50,), "f8", chunks=(2**10,))),
+    "many shape bombs": ("more than the", many_shape_bombs),
+    "unwritten": ("0 stored", dataset((2**24,), "f8", chunks=(2**20,))),
+    "gzip bomb": ("stored ones", gzip_bomb),
+    "huge chunk": ("chunks", dataset((1,), "u1", maxshape=(None,), chunks=(2**31,))),
+    "compound": ("type", holding(x=np.zeros(3, [("a", "f4"), ("b", "i4")]))),
+    "opaque": ("type", holding(x=np.zeros(3, "V7"))),
+    "references": ("type", references),
+    "ragged": ("type", dataset((2,), h5py.vlen_dtype("i4"))),
+    "array type": ("type", dataset((2,), np.dtype(("f4", (3,))))),
+    "long double": ("type", holding(x=np.zeros(3, np.longdouble))),
+    "complex numbers": ("type", holding(x=np.zeros(3, np.complex64))),
+    "enumeration": ("type", dataset((3,), h5py.enum_dtype({"A": 1, "B": 2}, "i4"))),
+    "named type": ("named type", holding(type=np.dtype("f4"))),
+    "null space": ("got type float32", holding(x=h5py.Empty("f4"))),
+    "scale offset": ("filters", dataset(data=np.arange(100), chunks=(100,), scaleoffset=0)),
+    "array attribute": ("attribute", lambda file: file.attrs.update(big=np.zeros(1000))),
+    "reference attribute": ("attribute", lambda file: file.attrs.update(r=file.ref)),
+    "compound attribute": ("attribute", lambda file: file.attrs.update(c=np.zeros((), [("a", "f4")]))),
+    "many attributes": ("attributes", lambda file: file.attrs.update({f"a{k}": 1 for k in range(300)})),
+    "bad text": ("utf-8", dataset(data=BAD_TEXT)),
+    "unprintable name": ("printable", holding(**{"a\x1b[31m": np.zeros(2)})),
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*no sha256")
-@pytest.mark.parametrize("build", ATTACKS, ids=lambda build: build.__name__)
-def test_attack_is_refused(secret, build):
+@pytest.mark.parametrize(("told", "build"), ATTACKS.values(), ids=ATTACKS)
+def test_attack_is_refused(told, build, secret):
     path = attack(secret / "attack.h5", build)
     start = time.perf_counter()
-    with pytest.raises(DamagedFileError, match=f"(?i)attack.h5: .*{ATTACKS[build]}") as caught:
+    with pytest.raises(DamagedFileError, match=f"(?i)attack.h5: .*{told}") as caught:
         read_hdf5(path)
     assert time.perf_counter() - start < 1
     assert "secret!!" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify")
-@pytest.mark.filterwarnings("ignore:.*no sha256")
 def test_nothing_else_is_opened(secret):
     """Not even opened: the kernel reports every opening of the files that the attacks point to."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -234,13 +142,13 @@ def test_nothing_else_is_opened(secret):
     in_open = 0x20
     for name in ("secret.bin", "secret.h5"):
         assert libc.inotify_add_watch(watch, str(secret / name).encode(), in_open) >= 0
-    for build in (external_link, deep_external_link, raw_storage, virtual):
+    for build in (EXTERNAL, EXTERNAL_GROUP, RAW, virtual):
         path = attack(secret / "attack.h5", build)
         with pytest.raises(DamagedFileError):
             read_hdf5(path)
         with pytest.raises(BlockingIOError):
             os.read(watch, 4096)
-    with h5py.File(attack(secret / "attack.h5", raw_storage)) as file:  # plain h5py does fall for it
+    with h5py.File(attack(secret / "attack.h5", RAW)) as file:  # plain h5py does fall for it
         assert file["x"][:].tobytes() == SECRET
     assert os.read(watch, 4096)
     os.close(watch)
@@ -264,60 +172,42 @@ except L2OError:
     assert int(result.stdout) < 16 * 1024
 
 
-def test_many_strings_of_one_heap_object(tmp_path):
+# What is written, and the bytes it takes in memory and thus of a budget.
+BUDGETS = {
+    "many strings of one heap object": (
+        dataset(data=["a" * 50_000] * 2000, dtype=h5py.string_dtype()), 200_000_000, 0
+    ),
+    "one long string makes all long": (
+        dataset(data=["a"] * 1999 + ["a" * 5000], dtype=h5py.string_dtype()), 39_900_000, 40_200_000
+    ),
+    "text attributes": (lambda file: file.attrs.update(a="x" * 5000, b="x" * 5000), 9_000, 30_000),
+    "wide text": (dataset((1000,), h5py.string_dtype("utf-8", 1000)), 3_000_000, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "too_small", "enough"), BUDGETS.values(), ids=BUDGETS)
+def test_text_counts_with_what_it_takes_in_memory(build, too_small, enough, tmp_path):
     """References to one large string count each time."""
-
-    def build(file):
-        file.create_dataset("x", data=["a" * 50_000] * 2000, dtype=h5py.string_dtype())
-
     attack(tmp_path / "attack.h5", build)
-    with warnings.catch_warnings(), pytest.raises(DamagedFileError, match="more than the 200000000 bytes"):
-        warnings.simplefilter("ignore")
-        read_hdf5(tmp_path / "attack.h5", budget=200_000_000)
+    with pytest.raises(DamagedFileError, match=f"more than the {too_small} bytes"):
+        read_hdf5(tmp_path / "attack.h5", budget=too_small)
+    if enough:
+        assert read_hdf5(tmp_path / "attack.h5", budget=enough)
 
 
-@pytest.mark.filterwarnings("ignore:.*no sha256")
-def test_one_long_string_makes_all_long(tmp_path):
-    def build(file):
-        file.create_dataset("x", data=["a"] * 1999 + ["a" * 5000], dtype=h5py.string_dtype())
-
-    attack(tmp_path / "attack.h5", build)
-    assert read_hdf5(tmp_path / "attack.h5", budget=40_200_000).arrays["x"].nbytes == 40_000_000
-    with pytest.raises(DamagedFileError, match="more than the 39900000 bytes"):
-        read_hdf5(tmp_path / "attack.h5", budget=39_900_000)
+def groups(file):
+    for index in range(20):
+        file.create_group(f"g{index}")
 
 
-@pytest.mark.filterwarnings("ignore:.*no sha256")
-def test_text_attributes_count(tmp_path):
-    attack(tmp_path / "attack.h5", lambda file: file.attrs.update({"a": "x" * 5000, "b": "x" * 5000}))
-    read_hdf5(tmp_path / "attack.h5", budget=30_000)
-    with pytest.raises(DamagedFileError, match="more than the 9000 bytes"):
-        read_hdf5(tmp_path / "attack.h5", budget=9000)
-
-
-@pytest.mark.filterwarnings("ignore:.*no sha256")
-def test_number_of_objects_and_strings(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("build", "what"), [(groups, "objects"), (dataset((11,), h5py.string_dtype()), "strings")]
+)
+def test_number_of_objects_and_strings(build, what, tmp_path, monkeypatch):
     monkeypatch.setattr(walk, "OBJECTS", 10)
-
-    def groups(file):
-        for index in range(20):
-            file.create_group(f"g{index}")
-
-    attack(tmp_path / "attack.h5", groups)
-    with pytest.raises(DamagedFileError, match="more than 10 objects"):
-        read_hdf5(tmp_path / "attack.h5")
-    attack(tmp_path / "attack.h5", lambda file: file.create_dataset("x", (11,), h5py.string_dtype()))
-    with pytest.raises(DamagedFileError, match="more than 10 strings"):
-        read_hdf5(tmp_path / "attack.h5")
-
-
-def test_wide_text_counts_as_memory(tmp_path):
-    def build(file):
-        file.create_dataset("x", (1000,), h5py.string_dtype("utf-8", 1000))
-
     attack(tmp_path / "attack.h5", build)
-    with pytest.raises(DamagedFileError, match="more than the 3000000 bytes"):
-        read_hdf5(tmp_path / "attack.h5", budget=3_000_000)
+    with pytest.raises(DamagedFileError, match=f"more than 10 {what}"):
+        read_hdf5(tmp_path / "attack.h5")
 
 
 def test_text_of_any_length_is_read(tmp_path):
@@ -327,14 +217,10 @@ def test_text_of_any_length_is_read(tmp_path):
         file.create_dataset("x", data=["a", "", "ü"], dtype=h5py.string_dtype())
         file["scalar"] = "text"
 
-    path = attack(tmp_path / "plain.h5", build)
-    with pytest.warns(UserWarning, match="no sha256"):
-        tree = read_hdf5(path)
+    tree = read_hdf5(attack(tmp_path / "plain.h5", build))
     assert tree.arrays["x"].tolist() == ["a", "", "ü"] and tree.arrays["scalar"].item() == "text"
 
 
 def test_big_endian_numbers_are_read_as_native(tmp_path):
-    path = attack(tmp_path / "x.h5", lambda file: file.create_dataset("x", data=np.arange(3, dtype=">f8")))
-    with pytest.warns(UserWarning, match="no sha256"):
-        array = read_hdf5(path).arrays["x"]
+    array = read_hdf5(attack(tmp_path / "x.h5", dataset(data=np.arange(3, dtype=">f8")))).arrays["x"]
     assert array.dtype == np.dtype("<f8") and array.tolist() == [0, 1, 2]

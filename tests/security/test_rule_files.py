@@ -1,7 +1,6 @@
 """Rule files from strangers: one clear error, quickly, and nothing is executed."""
 
 import ast
-import contextlib
 import dataclasses
 import json
 import keyword
@@ -11,7 +10,6 @@ import re
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -21,83 +19,9 @@ from interchange.emit import TARGETS
 from interchange.language.operators import OPERATORS
 from interchange.language.parse import NAME, ParseError, parse
 from interchange.rule.rule import Rule
+from tests.security.hostile_rules import PIECES, REFUSED
 
-HOSTILE_TEXTS = [
-    "__import__('os').system('touch X')",
-    "__import__(os)",
-    "().__class__.__base__.__subclasses__()",
-    "g.__class__",
-    "g.real",
-    "lambda: g",
-    "(lambda g)(g)",
-    "[g for g in g]",
-    "tanh(g for g in g)",
-    "tanh(*g)",
-    "tanh(**g)",
-    "tanh(x=g)",
-    "(tanh)(tanh)(g)",
-    "tanh(g)(g)",
-    "g if g else g",
-    "g and g",
-    "not g",
-    "g < g",
-    "g[0]",
-    "{g}",
-    "(g, g)",
-    "f'{g}'",
-    "'g'",
-    "g := 1",
-    "(g := 1)",
-    "await g",
-    "g # comment",
-    "g\n+ g",
-    "g; g",
-    "g \\\n",
-    "\x00",
-    "ｇ",
-    "g\u200b",
-    "1_0",
-    "0x10",
-    "1j",
-    "1e400",
-    "9" * 400,
-    "9" * 9999,
-    "10**10**10",
-    "g ** 2",
-    "g // 2",
-    "g @ g",
-    "g % 2",
-    "~g",
-    "+g",
-    "True",
-    "None",
-    "...",
-    "",
-    " ",
-    "(",
-    ")",
-    "(" * 300 + "g" + ")" * 300,
-    "-" * 9999 + "g",
-    "tanh(" * 1000 + "g" + ")" * 1000,
-    "+".join(["g"] * 5000),
-    "a" * 65,
-    "_g",
-    "__builtins__",
-    "eval(g)",
-    "exec(g)",
-    "open(g)",
-    "getattr(g, g)",
-    "lag(g, 99999999999)",
-    "lag(g, 1e2)",
-    "x" * 10_001,
-]
-
-
-@contextlib.contextmanager
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore:.*carries no sha256")
 
 
 @pytest.fixture
@@ -105,7 +29,7 @@ def rule():
     return Rule.from_text("c0 * tanh(g / c1)", {"c0": -0.01, "c1": 0.5}, name="honest")
 
 
-@pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=lambda text: ascii(text[:24]))
+@pytest.mark.parametrize("text", REFUSED, ids=lambda text: ascii(text[:24]))
 def test_hostile_expressions_are_refused_in_one_short_line(text):
     start = time.perf_counter()
     with pytest.raises(ParseError) as caught:
@@ -162,7 +86,7 @@ def test_hostile_files_are_refused_by_name(rule, tmp_path, old, new):
     for content in (changed, payload_line):
         path.write_text(content)
         start = time.perf_counter()
-        with pytest.raises(L2OError, match=r"hostile\.json"), _quiet():
+        with pytest.raises(L2OError, match=r"hostile\.json"):
             Rule.load(path)
         assert time.perf_counter() - start < 2.0
 
@@ -175,8 +99,7 @@ def test_every_changed_byte_is_noticed(rule, tmp_path):
         changed = text[:position] + chr(ord(letter) ^ 1) + text[position + 1 :]
         path.write_text(changed)
         try:
-            with _quiet():
-                again = Rule.load(path)
+            again = Rule.load(path)
         except L2OError:
             continue
         accepted += 1
@@ -199,43 +122,10 @@ def c_without_name(content: str, name: str) -> str:
     return content[: found.start(1)] + content[found.end(1) :]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        '"""\nimport os\n"""',
-        "'''\nX = 1\n'''",
-        "a\\",
-        "a\nb",
-        "\u202e",
-        "😀",
-        "{0}",
-        "%s",
-        "</math><script>",
-        "\x00",
-        "]]>",
-        "\\end{document}",
-    ],
-)
-@pytest.mark.parametrize("target", TARGETS)
-def test_names_never_become_code(rule, name, target):
-    honest = TARGETS[target].emit(rule)
-    hostile = TARGETS[target].emit(Rule(name, rule.expression, rule.constants))
-    if target == "onnx":  # its metadata is the rule file, and nothing else in it knows the name
-        honest, hostile = (onnx_without_metadata(content) for content in (honest, hostile))
-    if target == "c":
-        honest, hostile = c_without_name(honest, rule.name), c_without_name(hostile, name)
-    if TARGETS[target].suffix != ".py":
-        assert hostile == honest
-        return
-    assert hostile.isascii()
-    trees = [ast.dump(ast.parse(text)) for text in (honest, hostile)]
-    assert trees[1] == trees[0].replace("'honest'", repr(name))
-
-
-def test_names_of_constants_are_checked_before_anything_is_generated(rule):
-    for bad in ('c0"] + __import__("os")["', "c0 ", "c-0", "é", "", "a" * 65, "if"):
-        with pytest.raises(L2OError):
-            Rule("x", parse("g"), {bad: 1.0})
+@pytest.mark.parametrize("bad", ['c0"] + __import__("os")["', "c0 ", "c-0", "é", "", "a" * 65, "if"])
+def test_names_of_constants_are_checked_before_anything_is_generated(bad):
+    with pytest.raises(L2OError):
+        Rule("x", parse("g"), {bad: 1.0})
 
 
 def test_size_of_inlined_programs_stays_small():
@@ -263,54 +153,7 @@ def test_a_thousand_hostile_files_run_no_code_and_end_quickly(tmp_path):
 
 def hostile_names(count: int) -> list[str]:
     draw = random.Random(5)
-    pieces = [
-        '"""',
-        "'''",
-        "\n",
-        "\r",
-        "\\",
-        "import os",
-        "os.system('x')",
-        "{",
-        "}",
-        "{0}",
-        "%s",
-        "%(x)s",
-        "#",
-        "*/",
-        "//",
-        "<",
-        ">",
-        "&",
-        "]]>",
-        "-->",
-        "\\end{document}",
-        "$",
-        "\x00",
-        "\x1b[2J",
-        "\u202e",
-        "\u2028",
-        "é",
-        "😀",
-        "\ufeff",
-        '"',
-        "'",
-        "\\N{DASH}",
-        "\\x41",
-        "f'",
-        "):",
-        "    ",
-        "\t",
-        "NAME",
-        "CONSTANTS",
-        "__builtins__",
-        "constants",
-        "class A: pass",
-        "\f",
-        "\x85",
-        ";",
-    ]
-    return ["".join(draw.choices(pieces, k=draw.randint(1, 12))) for _ in range(count)]
+    return ["".join(draw.choices(PIECES, k=draw.randint(1, 12))) for _ in range(count)]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -323,11 +166,12 @@ def test_a_thousand_hostile_names_leave_the_syntax_tree_of_the_template(rule, ta
         return onnx_without_metadata(content) if target == "onnx" else content
 
     honest = emitted("honest")
-    for name in hostile_names(1000):
+    for name in (*PIECES, *hostile_names(1000)):
         content = emitted(name)
         if TARGETS[target].suffix != ".py":
             assert content == honest
             continue
+        assert content.isascii()
         # All lines are the template's but one, and that one assigns the name as a literal.
         pairs = zip(content.split("\n"), honest.split("\n"), strict=True)
         (changed,) = [line for line, other in pairs if line != other]
