@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +25,31 @@ def nothing_remembered(monkeypatch):
     datasets.load.cache_clear()
 
 
-def tiny_mnist(rows: int = 60, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Training and test images and labels, bytes, all different."""
-    generator = np.random.default_rng(seed)
-    images = generator.integers(0, 256, size=(rows + 20, 28, 28), dtype=np.uint8)
-    labels = np.arange(rows + 20, dtype=np.uint8) % 10
-    return images[:rows], labels[:rows], images[rows:], labels[rows:]
+def tiny_mnist(seed: int = 0) -> tuple[np.ndarray, ...]:
+    """60 training and 20 test images and labels, bytes, all different."""
+    images = np.random.default_rng(seed).integers(0, 256, size=(80, 28, 28), dtype=np.uint8)
+    labels = np.arange(80, dtype=np.uint8) % 10
+    return images[:60], labels[:60], images[60:], labels[60:]
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
-    return struct.pack(f">{array.ndim + 1}I", 2048 + array.ndim, *array.shape) + array.tobytes()
+def write(folder: Path, name: str, raw: bytes, zipped: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(raw) if zipped else raw)
+
+
+def change(path: Path, damage: Callable[[bytes], bytes]) -> bytes:
+    """What is inside a file or a gzip file, after it was damaged."""
+    zipped, raw = path.suffix == ".gz", path.read_bytes()
+    raw = damage(gzip.decompress(raw) if zipped else raw)
+    path.write_bytes(gzip.compress(raw) if zipped else raw)
+    return raw
 
 
 def write_idx(folder: Path, zipped: bool = False, seed: int = 0) -> tuple[np.ndarray, ...]:
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = tiny_mnist(seed=seed)
+    arrays = tiny_mnist(seed)
     for name, array in zip(IDX_NAMES, arrays, strict=True):
-        raw = idx_bytes(array)
-        (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(raw) if zipped else raw)
+        head = struct.pack(f">{array.ndim + 1}I", 2048 + array.ndim, *array.shape)
+        write(folder, name, head + array.tobytes(), zipped)
     return arrays
 
 
@@ -63,11 +71,10 @@ def record(pixels: dict[tuple[int, int], tuple[int, int, int]], *labels: int) ->
 
 def write_cifar(folder: Path, name: str, zipped: bool = False) -> None:
     """Two records a file; the first byte of two labels is the coarse one."""
-    folder.mkdir(parents=True, exist_ok=True)
     for number, file in enumerate(sum(files._RECORDS[name], ())):
         more = () if name == "cifar10" else (19,)
         raw = record({(3, 7): (255, 51, 102)}, *more, number) + record({(31, 0): (1, 2, 3)}, *more, 9)
-        (folder / (file + ".gz" * zipped)).write_bytes(gzip.compress(raw) if zipped else raw)
+        write(folder, file, raw, zipped)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +109,9 @@ def test_the_two_mnists_are_told_apart_though_their_files_have_the_same_names(tm
     raw = tmp_path / "FashionMNIST" / "raw"
     write_idx(raw)
     assert len(datasets.load("fashion-mnist", str(raw)).y_train) == 60
+    write_idx(tmp_path / "MNIST" / "raw")
     with pytest.raises(L2OError, match="'fashion-mnist' not found"):
-        datasets.load("fashion-mnist", str(write_and_give(tmp_path / "MNIST" / "raw")))
-
-
-def write_and_give(folder: Path) -> Path:
-    write_idx(folder)
-    return folder
+        datasets.load("fashion-mnist", str(tmp_path / "MNIST" / "raw"))
 
 
 @pytest.mark.parametrize(
@@ -181,44 +184,38 @@ def test_a_set_that_lacks_a_file_is_not_found(tmp_path):
             datasets.load(name, str(tmp_path))
 
 
-def damage_idx(kind: str, raw: bytes) -> bytes:
-    return {
-        "empty": b"",
-        "cut header": raw[:6],
-        "cut": raw[:-1],
-        "longer": raw + b"\0",
-        "magic": b"\0\0\x08\x07" + raw[4:],
-        "shape": raw[:4] + b"\xff\xff\xff\xff" * 3 + raw[16:],
-        "wrapping": raw[:4] + b"\x80\0\0\0" * 3 + b"",  # 2^93 bytes are 0 in 64 bits
-        "text": b"<html>Not found</html>",
-    }[kind]
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda raw: b"",
+    "cut": lambda raw: raw[:-1],
+    "longer": lambda raw: raw + b"\0",
+    "text": lambda raw: b"<html>Not found</html>",
+}
+DAMAGED_HEADS: dict[str, Callable[[bytes], bytes]] = {
+    "cut header": lambda raw: raw[:6],
+    "magic": lambda raw: b"\0\0\x08\x07" + raw[4:],
+    "shape": lambda raw: raw[:4] + b"\xff\xff\xff\xff" * 3 + raw[16:],
+    "wrapping": lambda raw: raw[:4] + b"\x80\0\0\0" * 3,  # 2^93 bytes are 0 in 64 bits
+}
+plain_and_gz = pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
 
 
-@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
-@pytest.mark.parametrize(
-    "kind", ["empty", "cut header", "cut", "longer", "magic", "shape", "wrapping", "text"]
-)
+@plain_and_gz
+@pytest.mark.parametrize("kind", DAMAGE | DAMAGED_HEADS)
 @pytest.mark.parametrize("file", IDX_NAMES[:2])
 def test_a_broken_idx_file_is_named(file, kind, zipped, tmp_path):
     write_idx(tmp_path, zipped)
-    path = tmp_path / (file + ".gz" * zipped)
-    raw = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
-    raw = damage_idx(kind, raw)
-    path.write_bytes(gzip.compress(raw) if zipped else raw)
+    change(tmp_path / (file + ".gz" * zipped), (DAMAGE | DAMAGED_HEADS)[kind])
     with pytest.raises(L2OError, match=f"{file}.*expected an IDX file.*copy the file again"):
         datasets.load("mnist", str(tmp_path))
 
 
-@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
-@pytest.mark.parametrize("kind", ["empty", "cut", "longer", "text"])
+@plain_and_gz
+@pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize(("name", "size"), [("cifar10", 3073), ("cifar100", 3074)])
 def test_broken_records_are_named(name, size, kind, zipped, tmp_path):
     write_cifar(tmp_path, name, zipped)
     file = files._RECORDS[name][1][0]
-    path = tmp_path / (file + ".gz" * zipped)
-    raw = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
-    raw = damage_idx(kind, raw)
-    path.write_bytes(gzip.compress(raw) if zipped else raw)
+    raw = change(tmp_path / (file + ".gz" * zipped), DAMAGE[kind])
     message = f"{file}.*expected records of {size} bytes.*got {len(raw)} bytes; copy the file again"
     with pytest.raises(L2OError, match=message):
         datasets.load(name, str(tmp_path))
@@ -228,15 +225,13 @@ def test_broken_records_are_named(name, size, kind, zipped, tmp_path):
 def test_a_label_that_is_no_class_is_refused(name, at, tmp_path):
     write_cifar(tmp_path, name)
     path = tmp_path / files._RECORDS[name][1][0]
-    raw = bytearray(path.read_bytes())
-    raw[at] = 200
-    path.write_bytes(raw)
+    change(path, lambda raw: raw[:at] + bytes([200]) + raw[at + 1 :])
     with pytest.raises(L2OError, match=f"'{name}'.*expected labels 0 to .*got 9 to 200"):
         datasets.load(name, str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
+@plain_and_gz
 def test_a_file_far_too_long_is_refused_before_it_fills_the_memory(name, zipped, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_LARGEST", 5000)
     write_idx(tmp_path, zipped)
@@ -245,21 +240,21 @@ def test_a_file_far_too_long_is_refused_before_it_fills_the_memory(name, zipped,
         datasets.load(name, str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
-@pytest.mark.parametrize("kind", ["cut", "not gzip", "bit"])
-def test_a_broken_gzip_file_is_named(kind, name, tmp_path):
+GZIPS: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda raw: raw[: len(raw) // 2],
+    "not gzip": lambda raw: b"GIF89a" + raw,
+    "bit": lambda raw: raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 64]) + raw[len(raw) // 2 + 1 :],
+}
+
+
+@pytest.mark.parametrize(("name", "file"), [("mnist", IDX_NAMES[0]), ("cifar10", "data_batch_1.bin")])
+@pytest.mark.parametrize("kind", GZIPS)
+def test_a_broken_gzip_file_is_named(kind, name, file, tmp_path):
     write_idx(tmp_path, zipped=True)
     write_cifar(tmp_path, "cifar10", zipped=True)
-    path = tmp_path / {"mnist": f"{IDX_NAMES[0]}.gz", "cifar10": "data_batch_1.bin.gz"}[name]
-    raw = path.read_bytes()
-    middle = len(raw) // 2
-    broken = {
-        "cut": raw[:middle],
-        "not gzip": b"GIF89a" + raw,
-        "bit": raw[:middle] + bytes([raw[middle] ^ 64]) + raw[middle + 1 :],
-    }
-    path.write_bytes(broken[kind])
-    with pytest.raises(L2OError, match=f"{path.stem}.*copy the file again"):
+    path = tmp_path / f"{file}.gz"
+    path.write_bytes(GZIPS[kind](path.read_bytes()))
+    with pytest.raises(L2OError, match=f"{file}.*copy the file again"):
         datasets.load(name, str(tmp_path))
 
 

@@ -1,16 +1,20 @@
 """Commands run in this process, and what their runs leave."""
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from common import reference
+from common.run import cli
 from common.tables.problems import Instance
 from interchange.files.trajectories import Run
 from interchange.files.weights import load_weights
@@ -18,11 +22,33 @@ from interchange.files.weights import load_weights
 ROOT = Path(__file__).parents[2]
 
 
+def main_of(command: str) -> Callable[[list[str]], int]:
+    folder = find_spec(command).submodule_search_locations
+    return import_module(f"{command}.__main__" if folder else command).main
+
+
 def call(line: str, *more: object) -> int:
     """The exit code of ``python -m LINE`` and more words, which may have spaces."""
     command, *words = shlex.split(line)
-    folder = find_spec(command).submodule_search_locations
-    return import_module(f"{command}.__main__" if folder else command).main([*words, *map(str, more)])
+    return main_of(command)([*words, *map(str, more)])
+
+
+def configuration(command: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a command makes of its words, by its own parser."""
+    main, made = main_of(command), []
+
+    def stand_in(cls: type, body: Any, argv: list[str], **keywords: Any) -> int:
+        shape = {k: v for k, v in keywords.items() if k not in ("required", "alone")}
+        given = vars(cli.parser_for(cls, **shape).parse_intermixed_args(argv))
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k != "config"}
+        made.append(cli.resolve(cls, given))
+        return 0
+
+    shared = re.sub("^(torch|tf)_impl", "interchange.commands", command)
+    home = shared if find_spec(shared) and shared != command else main.__module__
+    monkeypatch.setattr(import_module(home), "run_command", stand_in)
+    assert main(words) == 0
+    return made[0]
 
 
 def flags(fields: dict) -> list[str]:

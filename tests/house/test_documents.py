@@ -7,13 +7,11 @@ import importlib.util
 import re
 import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from common.run import cli
+from tests.helpers.commands import ROOT, configuration
 
-ROOT = Path(__file__).parents[2]
 TRACKED = subprocess.run(
     ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
     cwd=ROOT,
@@ -62,22 +60,7 @@ def test_a_python_example_runs(page, block, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("page", "module", "words"), COMMANDS, ids=number(COMMANDS))
 def test_a_command_is_one_its_program_takes(page, module, words, monkeypatch):
-    folder = importlib.util.find_spec(module).submodule_search_locations
-    main = importlib.import_module(f"{module}.__main__" if folder else module).main
-    taken = []
-
-    def stand_in(cls, body, argv, **keywords):
-        shape = {k: v for k, v in keywords.items() if k not in ("required", "alone")}
-        flags = vars(cli.parser_for(cls, **shape).parse_intermixed_args(argv))
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if k != "config"}
-        taken.append(cli.resolve(cls, given))
-        return 0
-
-    shared = re.sub("^(torch|tf)_impl", "interchange.commands", module)
-    home = shared if importlib.util.find_spec(shared) and shared != module else main.__module__
-    monkeypatch.setattr(importlib.import_module(home), "run_command", stand_in)
-    assert main(shlex.split(words.partition(" > ")[0], comments=True)) == 0
-    assert taken
+    assert configuration(module, shlex.split(words.partition(" > ")[0], comments=True), monkeypatch)
 
 
 def test_a_row_to_add_is_python():

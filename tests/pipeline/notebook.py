@@ -1,6 +1,6 @@
 # %% [markdown]
 # From an LSTM to an equation to an optimizer, cell by cell, as in a notebook. Small, so that it takes half a
-# minute; test_notebook.py runs it.
+# minute; test_whole_path.py runs it.
 
 # %%
 import matplotlib.pyplot as plt
@@ -27,19 +27,11 @@ from torch_impl import (
     tune,
 )
 
+digits = {"problem": "digits-mlp", "quiet": True}
+
 # %% Meta-train a teacher.
-run = train(
-    TrainConfig(
-        teacher="rp_s",
-        problem="digits-mlp",
-        epochs=12,
-        epoch_length=40,
-        lr=5e-3,
-        validate_every=4,
-        out="runs/rp",
-        quiet=True,
-    )
-)
+small = {"epoch_length": 40, "lr": 5e-3}
+run = train(TrainConfig(teacher="rp_s", epochs=12, validate_every=4, out="runs/rp", **small, **digits))
 print(run)
 
 # %%
@@ -51,60 +43,36 @@ shipped = Teacher.named("rp_s")
 print(shipped)
 
 # %% What does it see and do?
-file = record(
-    RecordConfig(source="teacher:rp_s", problem="digits-mlp", runs=5, steps=60, samples=6000, quiet=True)
-)
+file = record(RecordConfig(source="teacher:rp_s", runs=5, steps=60, samples=6000, **digits))
 trajectories = load_trajectories(file)
 print(trajectories)
 
 # %% As an equation.
-front, best = distill(
-    DistillConfig(trajectories=str(file), time=8, max_size=25, out="runs/rules", quiet=True)
-)
+config = DistillConfig(trajectories=str(file), time=8, max_size=25, out="runs/rules", quiet=True)
+front, best = distill(config)
 for rule in front:
     print(rule.complexity, rule.provenance["r2"]["test"], rule)
 
 # %% Which of them optimizes best?
-best, *_ = select(SelectConfig(front="runs/rules", problem="digits-mlp", steps=60, tasks=2, quiet=True))
+best, *_ = select(SelectConfig(front="runs/rules", steps=60, tasks=2, **digits))
 print(best.latex())
 
 # %% Its constants, tuned.
-tuned = tune(
-    TuneConfig(
-        rule="runs/rules/best.json",
-        problem="digits-mlp",
-        epochs=3,
-        epoch_length=40,
-        pairs=2,
-        validate_every=3,
-        out="runs/tuned.json",
-        quiet=True,
-    )
-)
+small = {"epochs": 3, "epoch_length": 40, "pairs": 2, "validate_every": 3}
+tuned = tune(TuneConfig(rule="runs/rules/best.json", out="runs/tuned.json", **small, **digits))
 print(tuned, tuned.provenance["tuned"]["validation"])
 
 # %% Against optimizers tuned with the same number of trials.
-rows = evaluate(
-    EvaluateConfig(
-        problem="digits-mlp",
-        optimizers=("adam", "nesterov", "teacher:rp_s", "rule:runs/tuned.json"),
-        steps=(60,),
-        seeds=2,
-        validation_seeds=1,
-        trials=3,
-        quiet=True,
-        out="runs/evaluation",
-    )
-)
+optimizers = ("adam", "nesterov", "teacher:rp_s", "rule:runs/tuned.json")
+small = {"steps": (60,), "seeds": 2, "validation_seeds": 1, "trials": 3}
+rows = evaluate(EvaluateConfig(optimizers=optimizers, out="runs/evaluation", **small, **digits))
 print(summary_text(summarise(rows, (60,))))
 
 # %% One plain training, its losses kept.
-result = optimize(
-    OptimizeConfig(
-        optimizer="rule:runs/tuned.json", problem="digits-conv", steps=60, out="runs/net", quiet=True
-    )
+config = OptimizeConfig(
+    optimizer="rule:runs/tuned.json", problem="digits-conv", steps=60, out="runs/net", quiet=True
 )
-print(result)
+print(optimize(config))
 
 # %% In a training loop of your own, recorded.
 data = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))

@@ -1,9 +1,6 @@
 """``python -m interchange.convert``: equations, tables of samples, and trajectories as tables."""
 
 import io
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from interchange.files.trajectories import Run, Samples, Trajectories, load_traj
 from interchange.inspect import __main__ as inspect
 from interchange.rule.front import read_front
 from interchange.rule.rule import Rule
-from tests.helpers.commands import ROOT, call, user_run
+from tests.helpers.commands import call, user_run
 
 CONVERT = "interchange.convert"
 HALL = "Complexity|MSE|Equation\n1|0.5|x0\n4|0.125|mult(tanh(x1), -0.5)\n6|0.25|plus(square(x0), sqrtm(x1))\n"
@@ -222,14 +219,3 @@ def test_bad_arguments_are_one_line_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     assert message in refused(f"{CONVERT} {words}")
     assert {path.name for path in tmp_path.iterdir()} == {"hall.csv", "table.npy"}
-
-
-def test_help_answers_at_once():
-    best = 10.0
-    for _ in range(3):
-        started = time.perf_counter()
-        command = [sys.executable, "-m", CONVERT, "--help"]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-        best = min(best, time.perf_counter() - started)
-    assert "--lags" in result.stdout and "(default )" not in result.stdout
-    assert best < 1.0

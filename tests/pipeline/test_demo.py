@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import html
 import io
-import logging
 import re
 import shlex
 from importlib import import_module
@@ -13,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from common.run import cli
-from common.run.config import resolve
 from common.tables.baselines import BASELINES
 from interchange.commands.demo import command_line
 from interchange.commands.record import RecordConfig
@@ -27,40 +24,18 @@ from interchange.files.weights import load_weights
 from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.rule.front import read_front
 from interchange.rule.rule import Rule
+from tests.helpers.commands import call, configuration, flags
 
 pytest.importorskip("torch")
 
-from torch_impl.demo import main
-
-PROG = "python -m torch_impl.demo"
-TINY = {"epochs": 2, "time": 4, "steps": 20, "seeds": 2, "jobs": 1}
 STAGES = ("train", "record", "distill", "select", "tune", "evaluate")
 
 
-@pytest.fixture(autouse=True)
-def restored_logging():
-    """The command hands warnings to logging for the rest of its process, which here is the tests'."""
-    yield
-    logging.captureWarnings(False)
-
-
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The configuration that a command line stands for, by the command's own parser."""
+    """The configuration that a command line stands for."""
     python, flag, module, *words = shlex.split(line)
     assert (python, flag) == ("python", "-m")
-    made = []
-
-    def stand_in(cls: type, body: Any, argv: list[str], **keywords: Any) -> int:
-        keywords = {k: v for k, v in keywords.items() if k not in ("required", "alone")}
-        flags = vars(cli.parser_for(cls, **keywords).parse_args(argv))
-        flags = {key: tuple(value) if isinstance(value, list) else value for key, value in flags.items()}
-        made.append(resolve(cls, {key: value for key, value in flags.items() if key != "config"}))
-        return 0
-
-    home = module.replace("torch_impl", "interchange.commands").replace(".distill", ".distill.run")
-    monkeypatch.setattr(import_module(home), "run_command", stand_in)
-    import_module(module.replace(".distill", ".distill.run")).main(words)
-    return made[0]
+    return configuration(module, words, monkeypatch)
 
 
 CONFIGS = {
@@ -103,9 +78,9 @@ def folder(tmp_path_factory) -> Path:
 def output(folder) -> str:
     """What the demo prints on stdout."""
     pytest.importorskip("pyoperon", reason="pyoperon is not installed: pip install symbolic-l2o[operon]")
-    words = [word for key, value in TINY.items() for word in (f"--{key}", str(value))]
+    line = "torch_impl.demo --epochs 2 --time 4 --steps 20 --seeds 2 --jobs 1 --problem digits-mlp --out"
     with contextlib.redirect_stdout(io.StringIO()) as stdout:
-        assert main([*words, "--problem", "digits-mlp", "--out", str(folder)]) == 0
+        assert call(line, folder) == 0
     return stdout.getvalue().rstrip()
 
 
@@ -160,13 +135,15 @@ def test_the_commands_in_the_report_can_be_run_as_written(output, folder, monkey
     assert configs["evaluate"].steps == (20,) and configs["evaluate"].seeds == 2
 
 
-def test_a_second_run_is_refused_in_one_line_unless_it_may_overwrite(output, folder, capsys):
+def test_a_second_run_is_refused_in_one_line_unless_it_may_overwrite(output, folder, refused):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert main(["--out", str(folder), "--quiet"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith(f"{PROG}: error: ") and err.count("\n") == 1
-    assert "--overwrite" in err and str(folder) in err
+    message = refused("torch_impl.demo --quiet --out", folder)
+    assert "--overwrite" in message and str(folder) in message
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+# What a stage takes from the run before, which names it.
+INHERITED = {("record", "problem"), ("distill", "problem"), ("distill", "data_dir")}
 
 
 def test_flags_of_the_demo_reach_every_stage_that_has_them(tmp_path, monkeypatch):
@@ -189,19 +166,12 @@ def test_flags_of_the_demo_reach_every_stage_that_has_them(tmp_path, monkeypatch
     for name in STAGES:
         module = "interchange.distill.run" if name == "distill" else f"interchange.commands.{name}"
         monkeypatch.setattr(import_module(module), name, stand_in(name))
-    words = [w for k, v in shared.items() for w in ("--" + k.replace("_", "-"), str(v))]
+    line = f"torch_impl.demo --teacher rnnprop --out {tmp_path} --quiet --overwrite --jobs 3"
     with pytest.raises(EndOfStageError):
-        main(
-            [*words, "--teacher", "rnnprop", "--out", str(tmp_path), "--quiet", "--overwrite", "--jobs", "3"]
-        )
+        call(line, *flags(shared))
     for name, config in seen.items():
         fields = {field.name for field in dataclasses.fields(config)}
         for key, value in (shared | {"quiet": True, "overwrite": True}).items():
-            inherited = (name, key) in {
-                ("record", "problem"),
-                ("distill", "problem"),
-                ("distill", "data_dir"),
-            }
-            if key in fields and not inherited:  # from the run before, which names it
+            if key in fields and (name, key) not in INHERITED:
                 assert getattr(config, key) == value, (name, key)
     assert seen["train"].teacher == "rnnprop" and seen["evaluate"].jobs == 3

@@ -1,29 +1,22 @@
 """``python -m interchange.sanity --trajectories``: recordings are distilled and judged on test runs."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.files.trajectories import Run, Trajectories, load_trajectories, save_trajectories
+from interchange.files.trajectories import Trajectories, load_trajectories, save_trajectories
 from interchange.language.parse import parse
 from interchange.rule.rule import Rule
 from interchange.sanity import __main__ as sanity
 from interchange.sanity import search as sanity_search
 from interchange.sanity import teachers as sanity_teachers
-from interchange.sanity.__main__ import Found, SanityConfig, main
+from interchange.sanity.__main__ import Found, SanityConfig
+from tests.helpers.commands import call, user_run
 
 TRUTH = Rule.from_text("-(0.5 * ema(g, 0.8) + 0.1 * g)")
 SPLIT = {"train": ("000000", "000001", "000002"), "valid": ("000003",), "test": ("000004",)}
-
-
-@pytest.fixture(autouse=True)
-def restored_logging():
-    """The command hands warnings to logging for the rest of its process, which here is the tests'."""
-    yield
-    logging.captureWarnings(False)
 
 
 @pytest.fixture
@@ -31,43 +24,23 @@ def recording(tmp_path):
     """Writes five runs of one known rule on noise, recorded from what ``source`` says."""
 
     def write(name: str, source: dict, kind: str = "teacher", splits=SPLIT) -> str:
-        runs = {}
+        told, runs = {"source_kind": kind, "source_json": json.dumps(source)}, {}
         for k in range(5):
             g = np.random.default_rng(k).normal(size=(40, 6))
-            table = {"problem": "quadratic", "problem_json": "{}", "source_kind": kind, "source_sha256": ""}
-            table |= {"source_json": json.dumps(source), "seed": k, "init_seed": k, "num_steps": 40}
-            index = np.arange(6, dtype=np.int32)
-            runs[f"{k:06d}"] = Run(
-                f"{k:06d}",
-                **table,
-                scale=1.0,
-                diverged=False,
-                outcome="ok",
-                x=g[..., None],
-                g=g,
-                y=TRUTH.evaluate({"g": g}),
-                loss=np.ones(40),
-                step=np.arange(1, 41),
-                param_index=0 * index,
-                flat_index=index,
-                params_names=("theta",),
-                params_shapes=((6,),),
-            )
-        file = tmp_path / name
-        save_trajectories(file, Trajectories({"g": "g"}, runs, splits))
-        return str(file)
+            y = TRUTH.evaluate({"g": g})
+            runs[f"{k:06d}"] = user_run(f"{k:06d}", g[..., None], g, y, seed=k, init_seed=k, **told)
+        save_trajectories(tmp_path / name, Trajectories({"g": "g"}, runs, splits))
+        return str(tmp_path / name)
 
     return write
 
 
 def test_a_recording_is_distilled_beside_the_papers_figure(recording, tmp_path, capsys):
     file = tmp_path / "table.json"
-    files = [
-        recording("a.h5", {"name": "rp_si"}),
-        recording("b.h5", {"name": "adam", "beta1": 0.9, "beta2": 0.9}),
-    ]
-    options = ["--engine", "linear", "--time", "4", "--threads", "1", "--seeds", "1", "--json", str(file)]
-    assert main(["--trajectories", *files, *options]) == 0
+    one = recording("a.h5", {"name": "rp_si"})
+    other = recording("b.h5", {"name": "adam", "beta1": 0.9, "beta2": 0.9})
+    options = f"--engine linear --time 4 --threads 1 --seeds 1 --json {file}"
+    assert call(f"interchange.sanity --trajectories {one} {other} {options}") == 0
     out, err = capsys.readouterr()
     assert "2/2" in err and "rp_si, seed 0" in err
     payload = json.loads(file.read_text())
@@ -93,7 +66,8 @@ def test_a_recording_is_distilled_beside_the_papers_figure(recording, tmp_path, 
 def test_with_rules_asked_for_both_tables_are_printed(recording, monkeypatch, capsys):
     monkeypatch.setattr(sanity_search, "find", lambda *_: Found("g", 1.0, 1.0, 3, 1.0, True))
     monkeypatch.setattr(sanity_teachers, "search_front", lambda *_: [scored(5, 0.9, 0.8)])
-    assert main(["--rules", "sgd", "--trajectories", recording("a.h5", {"name": "dm"}), "--seeds", "1"]) == 0
+    file = recording("a.h5", {"name": "dm"})
+    assert call(f"interchange.sanity --rules sgd --trajectories {file} --seeds 1") == 0
     above, below = capsys.readouterr().out.split("\n\n")
     assert above.startswith("rule ") and below.startswith("recording ")
 
@@ -143,14 +117,12 @@ def test_a_recording_is_called_what_was_recorded(source, kind, name, recording):
     assert first == name and len(others) == 2
 
 
-def test_a_recording_that_cannot_be_used_is_one_line(recording, tmp_path, monkeypatch, capsys):
+def test_a_recording_that_cannot_be_used_is_one_line(recording, tmp_path, monkeypatch, refused):
     monkeypatch.setattr(sanity, "parallel", lambda *_: pytest.fail("searched"))
     good, few = recording("a.h5", {}), recording("b.h5", {}, splits={"train": ("000000",)})
     (tmp_path / "c.h5").write_bytes(b"no HDF5")
     for bad in (few, str(tmp_path / "c.h5")):
-        assert main(["--trajectories", good, bad]) == 2
-        error = capsys.readouterr().err
-        assert bad in error and error.count("\n") == 1
+        assert bad in refused(f"interchange.sanity --trajectories {good} {bad}")
 
 
 def test_rows_do_not_depend_on_which_job_ends_first(recording, monkeypatch):
@@ -172,10 +144,10 @@ def test_rows_do_not_depend_on_which_job_ends_first(recording, monkeypatch):
     assert seen[0] == ("rp_s", 1, 50, 60.0, 3)
 
 
-def test_a_recording_without_rules_says_which(recording, capsys):
-    file = recording("a.h5", {"name": "dm"})
-    message = "no rule was found; raise --time"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sanity_teachers, "search_front", lambda *_: (_ for _ in ()).throw(L2OError(message)))
-        assert main(["--trajectories", file, "--seeds", "2"]) == 2
-    assert f"dm, seed 0: {message}\n" in capsys.readouterr().err
+def test_a_recording_without_rules_says_which(recording, monkeypatch, capsys):
+    def front(*_):
+        raise L2OError("no rule was found; raise --time")
+
+    monkeypatch.setattr(sanity_teachers, "search_front", front)
+    assert call(f"interchange.sanity --trajectories {recording('a.h5', {'name': 'dm'})} --seeds 2") == 2
+    assert "dm, seed 0: no rule was found; raise --time\n" in capsys.readouterr().err

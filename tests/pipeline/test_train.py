@@ -1,4 +1,4 @@
-"""``python -m torch_impl.train``: killed and resumed, stopped, crowded, misused."""
+"""``python -m torch_impl.train``: killed and resumed, stopped, crowded; fine-tuning and older runs."""
 
 import dataclasses
 import json
@@ -15,15 +15,19 @@ import numpy as np
 import pytest
 
 from common.tables.problems import PROBLEMS, Instance
-from common.tables.teachers import TEACHERS, initial_weights
+from common.tables.teachers import TEACHERS, initial_weights, variant
 from interchange.files.checkpoint import load_checkpoint
-from interchange.files.weights import load_weights
-from interchange.meta.config import TrainConfig
+from interchange.files.weights import Teacher, load_weights, save_weights
+from interchange.meta.config import TrainConfig, TuneConfig
+from interchange.meta.state import LATER_FIELDS
 from tests.helpers.commands import ROOT, assert_same_run, call, flags, metrics, unfinished
 
 pytest.importorskip("torch")
 
+from interchange.meta.state import TrainerState
 from interchange.meta.validation import Validation
+from torch_impl.meta.learner import Learner
+from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.tasks import ProblemTask
 from torch_impl.train import train
 
@@ -97,13 +101,6 @@ def test_stopped_by_sigterm_it_saves_says_how_to_go_on_and_ends_with_143(tmp_pat
     assert out.splitlines()[1] == f"go on with: python -m {TRAIN} --resume {folder}"
     load_weights(folder)  # the best so far
     assert 2 <= len(metrics(folder)) < 6
-    assert call(f"{TRAIN} --resume {folder} --quiet") == 0
-    assert_same_run(folder, unkilled)
-
-
-def test_a_run_killed_before_its_first_checkpoint_is_resumed_from_its_start(tmp_path, unkilled):
-    folder = unfinished(unkilled, tmp_path / "run")
-    shutil.rmtree(folder / "checkpoint")
     assert call(f"{TRAIN} --resume {folder} --quiet") == 0
     assert_same_run(folder, unkilled)
 
@@ -191,9 +188,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
 
 
 COMMANDS = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
     for package in ("torch_impl", "interchange")
-    for path in (ROOT / package).glob("*.py")
+    for path in [*(ROOT / package).glob("*.py"), *(ROOT / package).glob("*/__main__.py")]
     if re.search(r"^if __name__ == .__main__.:", path.read_text(), re.MULTILINE)
 )
 HELP = """
@@ -224,7 +221,7 @@ def helps() -> dict[str, list]:
 def test_help_loads_no_framework(command, helps):
     code, loaded, out = helps[command]
     assert (code, loaded) == (0, [])
-    assert out.startswith(f"usage: python -m {command}")
+    assert out.startswith(f"usage: python -m {command}") and "(default )" not in out
 
 
 def test_help_tells_every_flag_its_default_and_its_choices(helps):
@@ -256,3 +253,132 @@ def test_a_run_on_own_tasks_names_no_problem_and_resumes_only_with_them(tmp_path
 def test_resume_refuses_settings_beside_it(tmp_path, unkilled, refused):
     run = unfinished(unkilled, tmp_path / "run")
     assert "leave out --epochs" in refused(f"{TRAIN} --resume {run} --epochs 50")
+
+
+def test_init_starts_from_another_runs_teacher(tmp_path, unkilled):
+    """At a vanishing learning rate the result is the start."""
+    tiny = SETTINGS | {"epochs": 1, "validate_every": 0, "lr": 1e-9, "seed": 6}
+    for given in (unkilled, unkilled / "teacher.h5"):
+        folder = tmp_path / given.name
+        assert call(TRAIN, *flags(tiny), "--init", given, "--out", folder, "--quiet") == 0
+        got = load_weights(folder).weights
+        for name, array in load_weights(unkilled).weights.items():
+            np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-6)
+
+
+def test_init_from_another_kind_of_teacher_is_refused(tmp_path, unkilled, refused):
+    row, run = TEACHERS["rnnprop"], tmp_path / "run"
+    # The same name and shapes, and a name that no row has.
+    for name, changed in (("other", {"eps": 1e-3}), ("mine", {"name": "../mine"})):
+        other = dataclasses.replace(row, **changed)
+        save_weights(tmp_path / f"{name}.h5", other, initial_weights(other, 0), "test")
+    message = refused(TRAIN, *flags(SETTINGS), "--teacher", "rp_s", "--init", unkilled, "--out", run)
+    assert "expected its rnnprop teacher as it is, got flags for one with other name, lstm, pre" in message
+    assert "leave out --teacher" in message
+    settings = [*flags(SETTINGS), "--out", run]
+    assert "other eps;" in refused(f"{TRAIN} --init {tmp_path}/other.h5", *settings)
+    for changed, what in (
+        ("--inputs mt+g", "inputs"),
+        ("--scale 0.1", "scale"),
+        ("--weights truncated", "weights"),
+    ):
+        assert f"other {what};" in refused(f"{TRAIN} --init {unkilled} {changed} --out {run}")
+    assert "got '../mine'; add its row" in refused(f"{TRAIN} --init {tmp_path}/mine.h5 --out {run}")
+    assert not run.exists()
+
+
+def test_inputs_scale_and_initial_weights_replace_the_rows(tmp_path):
+    """After one epoch at a vanishing learning rate the weights are the initial ones."""
+    folder = tmp_path / "run"
+    tiny = SETTINGS | {"teacher": "rp_s", "epochs": 1, "lr": 1e-9, "validate_every": 0}
+    more = {"inputs": "mt+gt+mom5+mom99", "scale": 0.1, "weights": "truncated"}
+    train(TrainConfig(**tiny | more, out=str(folder), quiet=True))
+    found = load_weights(folder)
+    inputs = ("m_tilde", "g_tilde", "mom5", "mom99")
+    assert found.row == dataclasses.replace(TEACHERS["rp_s"], inputs=inputs, scale=0.1)
+    assert found.row == variant(TEACHERS["rp_s"], "+".join(inputs), 0.1)
+    for name, array in initial_weights(found.row, 5, "truncated").items():
+        np.testing.assert_allclose(found.weights[name], array, rtol=0, atol=1e-6)
+    max(folder.glob("checkpoint/*.h5")).unlink()  # back within the epoch
+    assert train(TrainConfig(resume=str(folder), quiet=True)).teacher == found.row
+
+
+def test_init_brings_its_teacher_and_goes_on_from_another_problem(tmp_path, unkilled):
+    """Without --teacher, into the folder named after what it resolves to; a shipped teacher likewise."""
+    out = tmp_path / "tuned"
+    tuning = {"problem": "digits-conv", "epochs": 1, "epoch_length": 4, "unroll": 2, "batch_size": 8}
+    assert call(TRAIN, *flags(tuning), "--init", unkilled, "--out", out, "--quiet") == 0
+    found, before = load_weights(out), load_weights(unkilled).weights
+    assert found.row == TEACHERS["rnnprop"]
+    assert all(0 < np.abs(array - before[name]).max() < 0.1 for name, array in found.weights.items())
+    config = json.loads((out / "config.json").read_text())
+    assert (config["teacher"], config["init"]) == ("rnnprop", str(unkilled))
+    run = train(TrainConfig(**tuning, init="dm", lr=1e-9, out=str(tmp_path / "dm"), quiet=True))
+    assert run.teacher == TEACHERS["dm"]
+    np.testing.assert_allclose(run.weights["out/w"], Teacher.named("dm").weights["out/w"], atol=1e-6)
+
+
+def test_the_teacher_not_given_is_resolved_in_folder_and_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, name in (("", "rp_s"), ("dm", "dm")):
+        assert train(TrainConfig(init=given, epochs=1, **SMALL)).teacher == TEACHERS[name]
+        assert json.loads(Path(f"runs/{name}-quadratic-0/config.json").read_text())["teacher"] == name
+
+
+def test_fine_tuning_resumes_without_the_run_it_started_from(tmp_path):
+    """Its row is not in the table, its folder is gone: from a checkpoint and from the start, bit for bit."""
+    first, whole = str(tmp_path / "first"), tmp_path / "whole"
+    train(TrainConfig(teacher="rp_s", inputs="mt+g", scale=0.02, epochs=1, out=first, **SMALL))
+    settings = {k: v for k, v in SETTINGS.items() if k != "teacher"}
+    train(TrainConfig(**settings, init=first, out=str(whole), quiet=True))
+    assert load_weights(whole).row == load_weights(first).row == variant(TEACHERS["rp_s"], "mt+g", 0.02)
+    shutil.rmtree(first)
+    within, early = unfinished(whole, tmp_path / "within"), unfinished(whole, tmp_path / "early")
+    max(within.glob("checkpoint/*.h5")).unlink()
+    shutil.rmtree(early / "checkpoint")
+    for folder in (within, early):
+        assert call(f"{TRAIN} --resume {folder} --quiet") == 0
+        assert_same_run(folder, whole)
+    train(TrainConfig(**SETTINGS | {"epochs": 1}, out=str(early), overwrite=True, quiet=True))
+    assert not (early / "init.h5").exists()
+
+
+def test_a_run_older_than_some_settings_resumes(tmp_path, unkilled):
+    """Its configuration lacks them, and its checkpoints' hash was taken without them."""
+    folder = unfinished(unkilled, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    old = {key: value for key, value in config.items() if key not in LATER_FIELDS}
+    assert len(config) - len(old) >= 3
+    (folder / "config.json").write_text(json.dumps(old))
+    max(folder.glob("checkpoint/*.h5")).unlink()
+    assert call(f"{TRAIN} --resume {folder} --quiet") == 0
+    assert_same_run(folder, unkilled)
+
+
+# Of version 0.1.0, whose runs must resume.
+OLD_TRAIN, OLD_TUNE = TrainConfig(teacher="rp_s", seed=3, lr=0.01), TuneConfig(rule="r.json", seed=3)
+OLD_HASHES = {
+    OLD_TRAIN: "a0d4372ead64bb092761612d66bd42aa980b9d42fb2d78cd0e643b4652987786",
+    OLD_TUNE: "b33c78a5278a0e345b928043078999d5ba5295fc5a09d71d2ffc5ee51a7e0f23",
+}
+
+
+@pytest.mark.parametrize("config", OLD_HASHES, ids=lambda config: type(config).__name__)
+def test_settings_not_used_leave_the_hash_of_a_configuration(config):
+    network = TeacherNetwork(TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 0))
+    assert TrainerState(Learner(network, config)).config_hash == OLD_HASHES[config]
+    used = {"scale": 0.1, "inputs": "mt+gt", "weights": "truncated", "loss": "last"}
+    if not hasattr(config, "scale"):  # of a rule, by evolution strategies, which have no --loss
+        used = {"sigma": 0.2}
+    for name, value in {**used, "lr": 0.5}.items():
+        changed = dataclasses.replace(config, **{name: value})
+        assert TrainerState(Learner(network, changed)).config_hash != OLD_HASHES[config], name
+
+
+def test_an_older_run_without_a_copy_of_its_init_resumes_from_its_checkpoint(tmp_path):
+    begun = train(TrainConfig(epochs=1, out=str(tmp_path / "begun"), **SMALL))
+    tuned = train(TrainConfig(epochs=1, init=str(begun.folder), out=str(tmp_path / "tuned"), **SMALL))
+    shutil.rmtree(begun.folder)
+    (tuned.folder / "init.h5").unlink()
+    again = train(TrainConfig(resume=str(tuned.folder), quiet=True))
+    assert all(np.array_equal(again.weights[name], array) for name, array in tuned.weights.items())
