@@ -47,20 +47,10 @@ class Ours:
         from interchange.meta.trainer import make_trainer
 
         backend = import_module(f"{settings['contestant']}_impl.backend")
-        config = TrainConfig(
-            teacher=settings["teacher"],
-            problem="" if settings["size"] else settings["problem"],
-            data_dir=settings["data_dir"],
-            seed=settings["seed"],
-            epochs=1,
-            epoch_length=settings["steps"],
-            unroll=settings["unroll"],
-            coordinates=settings["coordinates"],
-            tasks=settings["tasks"],
-            device=settings["device"],
-            validate_every=0,
-            quiet=True,
-        )
+        names = ("teacher", "data_dir", "seed", "unroll", "coordinates", "tasks", "device")
+        fields = {name: settings[name] for name in names} | {"epoch_length": settings["steps"]}
+        fields["problem"] = "" if settings["size"] else settings["problem"]
+        config = TrainConfig(**fields, epochs=1, validate_every=0, quiet=True)
         row = TEACHERS[settings["teacher"]]
         weights = initial_weights(row, config.seed)
         network = backend.teacher_network(row, weights, config.dtype, config.device)

@@ -8,9 +8,7 @@ runs five of these come on top. The best weights by validation are rolled out fr
 the half of the data no run has seen. Figures as in MATH.md section 6; the interval is over seeds.
 """
 
-import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 import time
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from interleaved import parser_of, save, tell
 
 from common.metrics import interval, number
 from interchange.commands.train import Run
@@ -73,9 +72,7 @@ def measure(config: TrainConfig, seconds: float, seeds: int, starts: int, steps:
         run, wall = timed(chosen)
         losses.append(reached(run, chosen, starts, steps))
         spent.append(wall)
-        print(
-            f"{config.estimator} seed {seed}: {losses[-1]:.4f} in {wall:.0f} s", file=sys.stderr, flush=True
-        )
+        tell(f"{config.estimator} seed {seed}: {losses[-1]:.4f} in {wall:.0f} s")
     if config.estimator != "es":
         updates *= -(-config.epoch_length // config.unroll)
     mean, low, high = interval(losses)
@@ -106,21 +103,14 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = parser_of(
+        __doc__, problem="mnist-mlp", teacher="rp_s", seeds=5, epoch_length=200, threads=1, data_dir=""
     )
-    parser.add_argument("--problem", default="mnist-mlp")
-    parser.add_argument("--teacher", default="rp_s")
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of one training")
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--estimator", nargs="+", default=list(ESTIMATORS), choices=ESTIMATORS)
     parser.add_argument("--lr", nargs="*", default=[], metavar="NAME=RATE", help="instead of 1e-3")
-    parser.add_argument("--epoch-length", type=int, default=200)
     parser.add_argument("--steps", type=int, default=200, help="of the rollouts that judge")
     parser.add_argument("--starts", type=int, default=8, help="of those rollouts")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data-dir", default="")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rates = dict(pair.split("=") for pair in options.lr)
@@ -138,9 +128,7 @@ def main() -> None:
         results[name] = measure(config, options.seconds, options.seeds, options.starts, options.steps)
         if options.json:
             settings = {key: value for key, value in vars(options).items() if key not in ("json", "data_dir")}
-            options.json.write_text(
-                json.dumps({"settings": settings, "estimators": results}, indent=1) + "\n"
-            )
+            save(options.json, {"settings": settings, "estimators": results})
     print(table(results))
 
 

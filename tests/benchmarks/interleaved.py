@@ -1,7 +1,9 @@
-"""Timing of alternatives side by side: one process, one round after another, medians and their ratios."""
+"""What the benchmark programs share: flags, reports, and timing of alternatives side by side."""
 
+import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,3 +38,17 @@ def table(rows: Mapping[str, Mapping[str, float]], against: str) -> str:
 def save(path: str | Path, rows: Mapping[str, Any]) -> None:
     """The measurements as JSON."""
     Path(path).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def parser_of(doc: str, **defaults: int | float | str) -> argparse.ArgumentParser:
+    """A parser whose help is ``doc``, with ``--json FILE`` and a flag of each default's type."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
+    parser.add_argument("--json", type=Path, help="file for the measurements")
+    return parser
+
+
+def tell(line: str) -> None:
+    """How far it is, beside what is printed in the end."""
+    print(line, file=sys.stderr, flush=True)

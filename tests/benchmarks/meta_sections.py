@@ -5,7 +5,7 @@ import statistics
 from typing import Any
 
 import numpy as np
-from turns import OURS, Child, rounds_of
+from turns import OURS, Child, chosen, rounds_of
 
 from common.metrics import interval
 
@@ -56,10 +56,8 @@ def scaling(options: argparse.Namespace, kind: str) -> dict[str, Any]:
 
 
 def _settings(options: argparse.Namespace, kind: str, point: int) -> dict[str, Any]:
-    names = ("problem", "size", "data_dir", "unroll", "threads", "device", "seed")
-    settings = {name: getattr(options, name) for name in names} | {"coordinates": options.coordinates[0]}
     key = {"coordinates": "size"}.get(kind, kind)
-    settings[key] = point
+    settings = chosen(options) | {"coordinates": options.coordinates[0], key: point}
     unroll = settings["unroll"]
     one = kind in ("coordinates", "tasks")
     steps = unroll if one else max(unroll, options.steps // unroll * unroll)
@@ -93,10 +91,8 @@ def loss_equality(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _reached(options: argparse.Namespace, name: str, teacher: str, share: float, seed: int) -> float:
-    names = ("problem", "size", "data_dir", "unroll", "threads", "device", "steps")
-    settings = {name: getattr(options, name) for name in names}
-    settings |= {"contestant": name, "teacher": teacher, "coordinates": share, "seed": seed}
-    child = Child(**settings).wait()
+    settings = chosen(options) | {"steps": options.steps, "coordinates": share, "seed": seed}
+    child = Child(**settings, contestant=name, teacher=teacher).wait()
     try:
         losses: list[float] = []
         while len(losses) < options.inner_steps:

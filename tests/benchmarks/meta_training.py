@@ -17,15 +17,15 @@ agree. Peak memory is the largest resident size during the timed epochs less tha
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 import meta_sections
-from turns import OURS, REFERENCES, SLOW, Child, rounds_of
+from interleaved import parser_of
+from interleaved import save as save_json
+from turns import OURS, REFERENCES, SLOW, Child, chosen, rounds_of
 
 from common.tables.teachers import TEACHERS
 
@@ -41,14 +41,8 @@ def contestants(options: argparse.Namespace, teacher: str) -> list[Child]:
         for share in options.coordinates if name in OURS else [1.0]:
             steps = min(options.slow_steps, options.steps) if name in SLOW else options.steps
             more = {"contestant": name, "teacher": teacher, "coordinates": share, "steps": steps}
-            children.append(Child(**shared(options) | more))
+            children.append(Child(**chosen(options) | more))
     return [child.wait() for child in children]
-
-
-def shared(options: argparse.Namespace) -> dict[str, Any]:
-    """Settings all children have in common."""
-    names = ("problem", "size", "data_dir", "unroll", "tasks", "threads", "device", "seed")
-    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def disagreement(children: list[Child]) -> dict[str, dict[str, float]]:
@@ -137,23 +131,17 @@ def measure(options: argparse.Namespace, teacher: str) -> dict[str, Any]:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, unroll=20, rounds=7, seed=0)
     parser.add_argument("--teachers", nargs="+", default=["dm", "rnnprop", "rp_s", "rp_si"])
     parser.add_argument("--contestants", nargs="+", default=_ALL, choices=_ALL)
     parser.add_argument("--coordinates", nargs="+", type=float, default=[1.0, 0.1], help="of torch and tf")
     parser.add_argument("--problem", default="mnist-mlp", help="a ReLU network of dense layers")
     parser.add_argument("--size", type=int, default=0, help="a quadratic with this many coordinates instead")
     parser.add_argument("--data-dir", default="", help="$L2O_DATA if not given")
-    parser.add_argument("--unroll", type=int, default=20)
     parser.add_argument("--steps", type=int, default=200, help="inner steps of an epoch, which is one turn")
     parser.add_argument("--slow-steps", type=int, default=20, help="the same for naive and iclr, if fewer")
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="processors of each contestant (0: all)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
     meta_sections.add_options(parser)
     options = parser.parse_args()
     if min(options.steps, options.slow_steps) % options.unroll:
@@ -176,7 +164,7 @@ def main() -> None:
 
     def save() -> None:
         if options.json:
-            options.json.write_text(json.dumps(report, indent=1) + "\n")
+            save_json(options.json, report)
 
     if options.loss_equality:
         report["loss_equality"] = meta_sections.loss_equality(options)

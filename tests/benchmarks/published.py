@@ -8,11 +8,8 @@ the first 85 % of the rows, and so are ours, by the product's own distillation; 
 five folds of these. The last 15 % are seen by neither and only reported. Sizes are those of our language.
 """
 
-import argparse
 import dataclasses
-import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from interleaved import parser_of, save, tell
 
 from interchange.convert.__main__ import import_npy
 from interchange.convert.hall_of_fame import import_hall_of_fame
@@ -139,16 +137,8 @@ def plot(results: Sequence[dict[str, Any]], published: Sequence[dict[str, Any]],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, seconds=60.0, seeds=3, threads=0, max_size=LARGEST, engine="operon")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--max-size", type=int, default=LARGEST)
-    parser.add_argument("--engine", default="operon")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     trajectories = load(options.folder)
@@ -157,23 +147,17 @@ def main() -> None:
     for rule in import_hall_of_fame(options.folder / FRONT):
         train, held = errors(rule, data)
         published.append({"size": rule.complexity, "train": train, "held": held})
-    config = DistillConfig(
-        trajectories=TABLE,
-        engine=options.engine,
-        time=options.seconds,
-        threads=options.threads,
-        max_size=options.max_size,
-        quiet=True,
-    )
+    settings = {key: getattr(options, key) for key in ("engine", "seconds", "threads", "max_size")}
+    fields = {"time" if key == "seconds" else key: value for key, value in settings.items()}
+    config = DistillConfig(trajectories=TABLE, quiet=True, **fields)
     results = []
     for seed in range(options.seeds):
         results.append(run(trajectories, dataclasses.replace(config, seed=seed), data))
-        print(f"seed {seed}: {verdict(results[-1], published)}", file=sys.stderr, flush=True)
+        tell(f"seed {seed}: {verdict(results[-1], published)}")
         if options.json:
-            settings = {key: getattr(options, key) for key in ("engine", "seconds", "threads", "max_size")}
             verdicts = [verdict(result, published) for result in results]
             content = {"settings": settings, "verdicts": verdicts, "runs": results, "published": published}
-            options.json.write_text(json.dumps(content, indent=1) + "\n")
+            save(options.json, content)
     print(table(results, published))
     if options.plot:
         plot(results, published, options.plot)

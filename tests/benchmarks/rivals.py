@@ -7,17 +7,14 @@ defaults, and with constants fitted and no limit but the time. gplearn has its d
 time is up. What needs more than the time by more than a generation is its own affair: seconds are shown.
 """
 
-import argparse
-import json
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from interleaved import parser_of, save, tell
 
 from common.metrics import r2
 from interchange.language.execute import compile_program, evaluate
@@ -145,14 +142,8 @@ def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, seconds=30.0, seeds=3, engine="auto")
     parser.add_argument("rules", nargs="*", default=list(KNOWN))
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config = SanityConfig(engine=options.engine, time=options.seconds, threads=1)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in options.rules}
@@ -162,13 +153,13 @@ def main() -> None:
             for rival in RIVALS:
                 runs.setdefault(rival, []).append(measure(rival, name, options.seconds, seed))
             latest = "  ".join(f"{who} {list_[-1]['r2']}" for who, list_ in runs.items())
-            print(f"seed {seed} {name}: {latest}", file=sys.stderr, flush=True)
+            tell(f"seed {seed} {name}: {latest}")
             if options.json:
                 rows = {
                     name: {"medians": medians(runs), "runs": runs} for name, runs in results.items() if runs
                 }
                 settings = {key: getattr(options, key) for key in ("seconds", "seeds", "engine")}
-                options.json.write_text(json.dumps({"settings": settings, "rules": rows}, indent=1) + "\n")
+                save(options.json, {"settings": settings, "rules": rows})
     print(table(results))
 
 

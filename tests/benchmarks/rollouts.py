@@ -12,14 +12,14 @@ A ratio is exp of the mean over seeds of log(rule / teacher), with its 95 % t-in
 
 import argparse
 import dataclasses
-import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from interleaved import parser_of, save, tell
 
 from common.errors import L2OError
 from common.metrics import interval, number
@@ -57,16 +57,8 @@ def paired(name: str, teacher: str, front: str, options: argparse.Namespace) -> 
     """The choices from a front, saved in a folder of this name below ``options.choose``."""
     folder = Path(options.choose, name)
     started = time.monotonic()
-    config = SelectConfig(
-        front=front,
-        out=str(folder),
-        problem=options.problem,
-        steps=options.steps,
-        data_dir=options.data_dir,
-        jobs=options.jobs,
-        quiet=True,
-    )
-    select(config)
+    given = {name: getattr(options, name) for name in ("problem", "steps", "data_dir", "jobs")}
+    select(SelectConfig(front=front, out=str(folder), quiet=True, **given))
     seconds = time.monotonic() - started
     rules = read_front(folder)
     shortest_within(rules).save(folder / "r2.json")
@@ -79,7 +71,7 @@ def paired(name: str, teacher: str, front: str, options: argparse.Namespace) -> 
         rule = Rule.load(file)
         loss = rule.provenance["loss"]["valid"]
         about[choice] = {"nodes": rule.complexity, "r2": rule.provenance["r2"]["test"], "valid": loss}
-    print(f"{front}: {len(rules)} rules rolled out in {seconds:.0f} s", file=sys.stderr, flush=True)
+    tell(f"{front}: {len(rules)} rules rolled out in {seconds:.0f} s")
     return Pair(name, f"teacher:{teacher}", specs, about)
 
 
@@ -87,19 +79,9 @@ def measure(pairs: Sequence[Pair], problem: str, options: argparse.Namespace) ->
     """SPEC -> loss of each test seed on ``problem``; inf where a run diverged."""
     specs = tuple(dict.fromkeys(spec for pair in pairs for spec in (pair.teacher, *pair.rules.values())))
     with tempfile.TemporaryDirectory() as folder:
-        rows = evaluate(
-            EvaluateConfig(
-                optimizers=specs,
-                problem=problem,
-                steps=(options.steps,),
-                seeds=options.seeds,
-                trials=options.trials,
-                jobs=options.jobs,
-                data_dir=options.data_dir,
-                out=folder,
-                quiet=True,
-            )
-        )
+        given = {name: getattr(options, name) for name in ("seeds", "trials", "jobs", "data_dir")}
+        given |= {"problem": problem, "steps": (options.steps,), "out": folder, "quiet": True}
+        rows = evaluate(EvaluateConfig(optimizers=specs, **given))
     losses: dict[str, list[float]] = {spec: [] for spec in specs}
     for row in sorted(rows, key=lambda row: row.seed):
         losses[row.optimizer].append(loss_at_or_inf(row, options.steps))
@@ -172,21 +154,14 @@ def _cell(value: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, seeds=5, steps=200, jobs=4, data_dir="")
     parser.add_argument("--teacher", action="append", required=True, help="run, file or shipped name")
     parser.add_argument("--front", action="append", required=True, help="its front; one for each teacher")
     parser.add_argument("--choose", help="folder for the choices; a temporary one if not given")
     parser.add_argument("--problem", default="mnist-mlp", help="the problem the teachers were trained on")
     parser.add_argument("--unseen", nargs="*", default=list(UNSEEN))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--trials", type=int, default=0, help="multipliers tried per optimizer and problem")
-    parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--whole", action="store_true", help="every rule of the fronts, not only the choices")
-    parser.add_argument("--data-dir", default="")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if len(options.teacher) != len(options.front):
         parser.error("expected one --front for each --teacher")
@@ -201,11 +176,11 @@ def main() -> None:
             figures[problem] = measure(pairs, problem, options)
             results = {pair.name: verdict(pair, figures, options.problem) for pair in pairs}
             compared = against_r2(results, list(figures))
-            print(f"{problem}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            tell(f"{problem}: {time.monotonic() - started:.0f} s")
             if options.json:
                 settings = {k: v for k, v in vars(options).items() if k not in ("json", "data_dir", "choose")}
                 report = {"settings": settings, "teachers": results, "rollout_over_r2": compared}
-                options.json.write_text(json.dumps(report, indent=1) + "\n")
+                save(options.json, report)
     print(table(results, problems))
     print("rollout choice / r2 choice: " + ", ".join(f"{n} {_cell(v)}" for n, v in compared.items()))
 

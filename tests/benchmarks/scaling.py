@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import interleaved
 import numpy as np
+from interleaved import parser_of, save, tell
 
 from common.tables.teachers import TEACHERS
 from interchange.meta.config import TrainConfig
@@ -86,15 +86,9 @@ def case(backend: str, teacher: str, problem: str, options: argparse.Namespace) 
     messages: dict[int, list[float]] = {size: [] for size in options.workers}
     for _ in range(options.rounds):
         for size in options.workers:
-            settings = {
-                "teacher": teacher,
-                "problem": problem,
-                "epochs": options.epochs,
-                "epoch_length": options.steps,
-                "unroll": options.unroll,
-                "tasks": options.tasks * size,
-                "data_dir": options.data_dir,
-            }
+            settings = {name: getattr(options, name) for name in ("epochs", "unroll", "data_dir")}
+            settings |= {"teacher": teacher, "problem": problem, "tasks": options.tasks * size}
+            settings["epoch_length"] = options.steps
             found = measured(backend, size, settings)
             seconds[size] += found["epoch_seconds"]
             messages[size].append(found["all_reduce_seconds"])
@@ -131,20 +125,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, epochs=8, unroll=20, rounds=3, data_dir="")
     parser.add_argument("--backend", nargs="+", default=["torch", "tf"], choices=["torch", "tf"])
     parser.add_argument("--teacher", nargs="+", default=["rnnprop", "rp_s"])
     parser.add_argument("--problem", nargs="+", default=["digits-mlp", "mnist-mlp"])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--tasks", type=int, default=1, help="optimizees per process")
-    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=100, help="of an epoch")
-    parser.add_argument("--unroll", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--data-dir", default="")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--as-worker", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.as_worker:
@@ -155,9 +142,9 @@ def main() -> None:
         for teacher in options.teacher:
             for problem in options.problem:
                 rows.append(case(backend, teacher, problem, options))
-                print(table(rows[-1:]), file=sys.stderr, flush=True)
+                tell(table(rows[-1:]))
                 if options.json:
-                    interleaved.save(options.json, rows)
+                    save(options.json, rows)
     print(table(rows))
 
 

@@ -11,7 +11,6 @@ run takes from the machine, and the files of joblib in memory beside it.
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from interleaved import parser_of, save
 
 from interchange.files.trajectories import Run, Samples, Trajectories, save_trajectories
 from interchange.language.execute import compile_program, evaluate
@@ -77,29 +77,15 @@ def _run(name: str, count: int, program: Any, inputs: int, generator: np.random.
     noise = generator.normal(size=(STEPS, count)) * np.exp(2.0 * generator.normal(size=count))
     g = evaluate(compile_program([parse("ema(g, 0.5)")]), {"g": noise})[0]
     *x, y = evaluate(program, {"g": g})
+    index = np.arange(count, dtype=np.int32)
     return Run(
-        name=name,
-        problem="quadratic",
-        problem_json="{}",
-        source_kind="user",
-        source_json="{}",
-        source_sha256="",
-        seed=0,
-        init_seed=0,
-        num_steps=STEPS,
-        scale=1.0,
-        diverged=False,
-        outcome="ok",
-        x=np.stack(x[:inputs], axis=-1),
-        g=np.array(g),
+        name=name, problem="quadratic", problem_json="{}", source_kind="user", source_json="{}",
+        source_sha256="", seed=0, init_seed=0, num_steps=STEPS, scale=1.0, diverged=False, outcome="ok",
+        x=np.stack(x[:inputs], axis=-1), g=np.array(g),
         y=y + 0.01 * y.std() * generator.normal(size=y.shape),
-        loss=np.ones(STEPS),
-        step=np.arange(1, STEPS + 1),
-        param_index=np.zeros(count, np.int32),
-        flat_index=np.arange(count, dtype=np.int32),
-        params_names=("x",),
-        params_shapes=((count,),),
-    )
+        loss=np.ones(STEPS), step=np.arange(1, STEPS + 1), param_index=0 * index, flat_index=index,
+        params_names=("x",), params_shapes=((count,),),
+    )  # fmt: skip
 
 
 def family(pid: int, parent: bytes = b"") -> Iterator[int]:
@@ -173,17 +159,11 @@ def distilled(file: Path, engine: str, options: argparse.Namespace, folder: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--columns", type=int, default=100)
+    parser = parser_of(__doc__, rows=1_000_000, columns=100, seconds=60.0)
     parser.add_argument("--inputs", type=int, default=5, choices=range(1, len(SEQUENCE_INPUTS) + 1))
-    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--engine", nargs="*", default=list(ENGINES))
     parser.add_argument("--data", nargs="*", default=["table", "sequences"], choices=["table", "sequences"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as name:
@@ -200,7 +180,7 @@ def main() -> None:
             file.unlink()
     if options.json:
         settings = {key: getattr(options, key) for key in ("rows", "columns", "inputs", "seconds", "threads")}
-        options.json.write_text(json.dumps({"settings": settings, "runs": results}, indent=1) + "\n")
+        save(options.json, {"settings": settings, "runs": results})
 
 
 def line(result: dict[str, Any]) -> str:

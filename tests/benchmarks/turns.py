@@ -1,5 +1,6 @@
 """Contestants of ``meta_training.py`` in child processes of their own, taken in turn."""
 
+import argparse
 import json
 import os
 import statistics
@@ -12,6 +13,7 @@ from typing import Any
 
 OURS, REFERENCES = ("torch", "tf"), ("jax", "naive", "iclr")
 SLOW = ("naive", "iclr")
+_BY_CHILD = ("steps", "coordinates")
 _PAUSE = 0.2  # seconds until the threads of the one before have gone to sleep
 _HERE = Path(__file__).parent
 DEFAULTS = {
@@ -26,6 +28,11 @@ DEFAULTS = {
     "device": "cpu",
     "seed": 0,
 }
+
+
+def chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that are flags of the program, but for steps and coordinates, which differ by child."""
+    return {name: getattr(options, name) for name in DEFAULTS if name in options and name not in _BY_CHILD}
 
 
 class Child:

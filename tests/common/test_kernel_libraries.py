@@ -1,38 +1,27 @@
 """How compiled libraries are made and kept: damage, processes at once, and machines on which it cannot be."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from common import kernels
 from common.kernels import build
+from tests.helpers.processes import ROOT, said, started
 
-ROOT = Path(__file__).parents[2]
 TEXT = "int answer(void) { return 42; }\n"
-ASK = "from common.kernels.build import missing; print(missing())"
 needs_a_compiler = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.missing())
 
 
-def _start(code: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | {"L2O_KERNELS": "1"} | environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def asked(**environment: str) -> str:
+    """Why there is no compiled code, by a fresh process; "" if there is."""
+    return said("from common.kernels.build import missing; print(missing())", L2O_KERNELS="1", **environment)
 
 
-def _said(code: str, **environment: str) -> str:
-    """What a fresh process prints; it may not die of a signal, nor of anything else."""
-    process = _start(code, **environment)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, (process.returncode, err)
-    return out.strip()
+def which(folder: Path, compiler: str) -> str:
+    """What compiled code is on record to be, by a fresh process."""
+    code = "from common import kernels; print(kernels.which())"
+    return said(code, L2O_KERNELS="1", CC=compiler, XDG_CACHE_HOME=str(folder))
 
 
 @pytest.fixture
@@ -43,6 +32,12 @@ def cache(tmp_path, monkeypatch) -> Path:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path / "temporary"))
     return tmp_path / "cache" / "symbolic-l2o"
+
+
+@pytest.fixture
+def own(cache, tmp_path) -> Path:
+    """The folder that is used instead."""
+    return tmp_path / "temporary" / f"symbolic-l2o-{os.getuid()}"
 
 
 @pytest.fixture
@@ -60,13 +55,16 @@ def compiler(tmp_path, monkeypatch):
 
 def test_without_a_compiler_there_is_a_reason_and_a_remedy(cache, tmp_path):
     given = {"XDG_CACHE_HOME": str(tmp_path)}
-    none = _said(ASK, PATH=str(tmp_path), CC="", **given)
+    none = asked(PATH=str(tmp_path), CC="", **given)
     assert none == "expected a C compiler, found none of cc, gcc, clang; install one, or name it in CC"
-    assert "false cannot compile pool: exit 1" in _said(ASK, CC="false", **given)
-    assert _said(ASK, L2O_KERNELS="0", **given) == "turned off by L2O_KERNELS=0"
+    assert "false cannot compile pool: exit 1" in asked(CC="false", **given)
+    off = given | {"L2O_KERNELS": "0"}
+    assert said("from common.kernels.build import missing; print(missing())", **off) == (
+        "turned off by L2O_KERNELS=0"
+    )
     assert not list(tmp_path.glob("**/*.so"))
     made = "from tests.common.test_kernels import *; print(kernels.kernel(TEACHERS['dm'], 'float32'))"
-    assert _said(made, L2O_KERNELS="0", PYTHONPATH=str(ROOT)) == "None"
+    assert said(made, L2O_KERNELS="0", PYTHONPATH=str(ROOT)) == "None"
 
 
 @pytest.mark.parametrize(
@@ -92,17 +90,15 @@ def test_flags_a_compiler_does_not_know_are_left_out_and_the_record_says_so(tmp_
     script = tmp_path / "cc"
     script.write_text(f'#!/bin/sh\ncase "$*" in *native*) exit 1;; esac\nexec {build._compiler()[0]} "$@"\n')
     script.chmod(0o755)
-    ask = "from common import kernels; print(kernels.which())"
-    said = _said(ask, CC=str(script), XDG_CACHE_HOME=str(tmp_path))
-    assert said.startswith("compiled: ") and "-O3" in said and "native" not in said
-    assert "native" in _said(ask, CC="", XDG_CACHE_HOME=str(tmp_path))
+    record = which(tmp_path, str(script))
+    assert record.startswith("compiled: ") and "-O3" in record and "native" not in record
+    assert "native" in which(tmp_path, "")
 
 
 @needs_a_compiler
 def test_the_flags_in_cc_come_after_ours_and_are_in_the_record(tmp_path):
-    ask = "from common import kernels; print(kernels.which())"
-    said = _said(ask, CC=f"{build._compiler()[0]} -O1 -DOWN='1'", XDG_CACHE_HOME=str(tmp_path))
-    assert said.split().index("-O3") < said.split().index("-O1") < said.split().index("-DOWN=1")
+    words = which(tmp_path, f"{build._compiler()[0]} -O1 -DOWN='1'").split()
+    assert words.index("-O3") < words.index("-O1") < words.index("-DOWN=1")
 
 
 @needs_a_compiler
@@ -111,17 +107,18 @@ def test_a_library_is_compiled_once_and_kept(cache):
         return {path: path.stat().st_ino for path in cache.iterdir()}
 
     given = {"XDG_CACHE_HOME": str(cache.parent)}
-    assert _said(ASK, **given) == ""
+    assert asked(**given) == ""
     first = kept()
     assert [path.name.split("-")[0] for path in first] == ["pool"]
-    assert _said(ASK, **given) == "" and kept() == first
-    assert _said(ASK, CC="false", **given) != "" and kept() == first  # another compiler's are not taken
+    assert asked(**given) == "" and kept() == first
+    assert asked(CC="false", **given) != "" and kept() == first  # another compiler's are not taken
 
 
 DAMAGE = r"""
 import os, random
 from pathlib import Path
 from common.kernels import build
+from tests.helpers.processes import ROOT, said, started
 
 TEXT = "int answer(void) { return 42; }\n"
 def load():
@@ -162,7 +159,7 @@ def test_damaged_libraries_are_compiled_again(cache, tmp_path):
     copies.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\nexec cp {good} "$2"\n')
     copies.chmod(0o755)
     given = {"XDG_CACHE_HOME": str(cache.parent), "GOOD": str(good), "COPIES": str(copies)}
-    assert _said(DAMAGE, **given) == "253 0"
+    assert said(DAMAGE, L2O_KERNELS="1", **given) == "253 0"
 
 
 @needs_a_compiler
@@ -178,16 +175,15 @@ def test_a_folder_in_the_place_of_a_library_is_refused(cache):
 @needs_a_compiler
 def test_processes_at_once_end_with_one_library(cache):
     code = f"from common.kernels.build import load; print(load('test', {TEXT!r})[0].answer())"
-    processes = [_start(code, XDG_CACHE_HOME=str(cache.parent)) for _ in range(3)]
+    processes = [started(code, XDG_CACHE_HOME=str(cache.parent), L2O_KERNELS="1") for _ in range(3)]
     for process in processes:
         assert process.communicate(timeout=300)[0].strip() == "42"
     assert len(list(cache.iterdir())) == 1
 
 
-def test_a_folder_others_can_write_to_is_not_used(cache):
+def test_a_folder_others_can_write_to_is_not_used(cache, own):
     assert build._folder() == cache and cache.stat().st_mode & 0o777 == 0o700
     cache.chmod(0o777)
-    own = Path(build.tempfile.gettempdir(), f"symbolic-l2o-{os.getuid()}")
     assert build._folder() == own
     own.chmod(0o770)
     with pytest.raises(OSError, match=f"no folder of one's own below .*{own.parent}"):
@@ -196,32 +192,32 @@ def test_a_folder_others_can_write_to_is_not_used(cache):
         assert build.load("test", TEXT)[1].endswith("set XDG_CACHE_HOME to a folder")
 
 
-def test_a_link_to_a_folder_is_not_used(cache, tmp_path):
+def test_a_link_to_a_folder_is_not_used(cache, own, tmp_path):
     cache.parent.mkdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     cache.symlink_to(tmp_path / "elsewhere")
-    assert build._folder().parent == tmp_path / "temporary"
+    assert build._folder() == own
 
 
 @pytest.mark.parametrize("place", ["/dev/null/cache", "/proc/cache"])
-def test_a_cache_that_cannot_be_written_to_is_not_used(cache, monkeypatch, place):
+def test_a_cache_that_cannot_be_written_to_is_not_used(own, monkeypatch, place):
     monkeypatch.setenv("XDG_CACHE_HOME", place)
-    assert build._folder() == Path(build.tempfile.gettempdir(), f"symbolic-l2o-{os.getuid()}")
+    assert build._folder() == own
 
 
-def test_a_read_only_cache_is_not_used(cache, monkeypatch):
+def test_a_read_only_cache_is_not_used(cache, own, monkeypatch):
     build._folder()
     monkeypatch.setattr(build.os, "access", lambda path, mode: Path(path) != cache)  # root may write anywhere
-    assert build._folder() == Path(build.tempfile.gettempdir(), f"symbolic-l2o-{os.getuid()}")
+    assert build._folder() == own
 
 
-def test_without_a_home_folder_the_temporary_one_is_used(cache, monkeypatch):
+def test_without_a_home_folder_the_temporary_one_is_used(own, monkeypatch):
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", nobody)
-    assert build._folder() == Path(build.tempfile.gettempdir(), f"symbolic-l2o-{os.getuid()}")
+    assert build._folder() == own
 
 
 def _made(folder: Path, name: str, age: float) -> Path:
@@ -255,5 +251,5 @@ def test_the_libraries_used_last_are_kept(cache, monkeypatch):
 
 def test_the_doctor_says_what_is_missing(tmp_path):
     code = "from interchange import doctor; doctor.main([])"
-    out = _said(code, PATH=str(tmp_path), CC="", XDG_CACHE_HOME=str(tmp_path))
+    out = said(code, PATH=str(tmp_path), CC="", XDG_CACHE_HOME=str(tmp_path), L2O_KERNELS="1")
     assert "found none of cc, gcc, clang" in " ".join(out.split())

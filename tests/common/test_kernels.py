@@ -1,18 +1,14 @@
 """The compiled LSTM optimizers against the NumPy oracle, and what happens where there is no compiler."""
 
 import configparser
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common import kernels, reference
 from common.tables.teachers import TEACHERS, initial_weights
+from tests.helpers.processes import ROOT, said
 
-ROOT = Path(__file__).parents[2]
 DTYPES = {"float64": np.float64, "float32": np.float32, "bfloat16": np.float32}
 
 
@@ -146,19 +142,6 @@ def _widen(a: np.ndarray) -> np.ndarray:
     return (a.astype(np.uint32) << 16).view(np.float32)
 
 
-def _said(code: str, **environment: str) -> str:
-    """What a fresh process prints."""
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"L2O_KERNELS": "1"} | environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout.strip()
-
-
 def test_the_source_goes_into_the_package():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
@@ -179,4 +162,4 @@ if (child := os.fork()) == 0:
     os._exit(0 if (case.gradient(3) == expected).all() else 1)
 print(os.waitpid(child, 0)[1])
 """
-    assert _said(code, PYTHONPATH=str(ROOT)) == "0"
+    assert said(code, PYTHONPATH=str(ROOT), L2O_KERNELS="1") == "0"

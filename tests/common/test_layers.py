@@ -31,22 +31,13 @@ def window(size: int, before: int, after: int) -> int:
 # By hand, from the descriptions in the papers. conv_net on 28x28: 26, 13, 9, 4 pixels a side; with stride 2
 # on 32x32: 15, 7, 2, 1.
 COUNTS = {
-    "quadratic": 1280,
-    "lasso": 1280,
-    "rastrigin": 1280,
-    "square-cos": 1280,
-    "quadratic-k10": 1280,
-    "quadratic-k100": 1280,
-    "quadratic-k1000": 1280,
+    **dict.fromkeys([name for name, row in PROBLEMS.items() if row.kind == "function"], 1280),
+    **dict.fromkeys(["mlp", "mlp-iclr"], dense(784, 30, 20, 10)),
+    **dict.fromkeys(["sigmoid", "relu"], dense(784, 20, 10)),
+    **dict.fromkeys(["sigmoid-2", "tanh-2"], dense(784, 20, 20, 10)),
     "digits-mlp": dense(64, 30, 20, 10),
     "digits-conv": window(3, 1, 8) + 8 + window(3, 8, 16) + 16 + dense(2 * 2 * 16, 10),
-    "mlp": dense(784, 30, 20, 10),
-    "mlp-iclr": dense(784, 30, 20, 10),
     "mlp-deep": dense(784, 50, 20, 20, 12, 10),
-    "sigmoid": dense(784, 20, 10),
-    "relu": dense(784, 20, 10),
-    "sigmoid-2": dense(784, 20, 20, 10),
-    "tanh-2": dense(784, 20, 20, 10),
     "wide": dense(784, 128, 64, 10),
     "linear": dense(784, 10),
     "cifar-mlp": dense(3072, 64, 32, 10),
@@ -70,30 +61,28 @@ def test_the_small_ones_have_the_published_counts():
     assert (COUNTS["mlp"], COUNTS["cifar-small-conv"]) == (24_380, 2_993)
 
 
-@pytest.mark.parametrize(("channels", "count"), [(1, 61_706), (3, 62_006)])
-def test_lenet_has_the_count_of_its_paper(channels, count):
-    assert size(specs(net.lenet(), (32, 32, channels), 10)) == count
+# In the literature: LeNet's paper; Simonyan and Zisserman 2015, table 2 (138 million on ImageNet, without batch
+# norm); NAS-Bench-201's smallest, largest, and the one of issue 36 of NATS-Bench's repository.
+EDGES = ("skip", "none", "conv3", "average", "conv3", "conv3")
+PUBLISHED = {
+    "lenet, grey": (net.lenet(), (32, 32, 1), 10, 61_706),
+    "lenet": (net.lenet(), CIFAR, 10, 62_006),
+    "vgg16": (net.vgg16(4096, 4096, norm=False), (224, 224, 3), 1000, 138_357_544),
+    "vgg16, small": (net.vgg16(), CIFAR, 10, 14_728_266),
+    "nas, smallest": (net.nas_bench_201(("none",) * 6), CIFAR, 10, 73_306),
+    "nas, largest": (net.nas_bench_201(("conv3",) * 6), CIFAR, 10, 1_531_546),
+    "nas, issue 36": (net.nas_bench_201(EDGES), CIFAR, 10, 802_426),
+}
 
 
-def test_vgg16_has_the_published_count():
-    """Simonyan and Zisserman 2015, table 2: 138 million on ImageNet, without batch norm."""
-    assert size(specs(net.vgg16(4096, 4096, norm=False), (224, 224, 3), 1000)) == 138_357_544
-    assert size(specs(net.vgg16(), CIFAR, 10)) == 14_728_266
+@pytest.mark.parametrize(("layers", "shape", "classes", "count"), PUBLISHED.values(), ids=PUBLISHED)
+def test_known_networks_have_the_published_counts(layers, shape, classes, count):
+    assert size(specs(layers, shape, classes)) == count
+
+
+def test_vgg16_has_its_convolutions():
     convolutions = [spec for spec in specs(net.vgg16(), CIFAR, 10) if len(spec.shape) == 4]
     assert [spec.shape[3] for spec in convolutions] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
-
-
-@pytest.mark.parametrize(
-    ("edges", "count"),
-    [
-        (("none",) * 6, 73_306),
-        (("conv3",) * 6, 1_531_546),
-        (("skip", "none", "conv3", "average", "conv3", "conv3"), 802_426),
-    ],
-)
-def test_networks_of_nas_bench_201_have_the_published_counts(edges, count):
-    """The smallest, the largest, and the one of issue 36 of NATS-Bench's repository."""
-    assert size(specs(net.nas_bench_201(edges), CIFAR, 10)) == count
 
 
 def test_layers_are_numbered_in_reading_order_also_inside_graphs():

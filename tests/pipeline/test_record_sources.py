@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from interchange.distill.run import distill
 from interchange.files.trajectories import Run, load_trajectories
 from interchange.files.weights import load_weights
 from interchange.rule.rule import Rule
-from tests.helpers.commands import ROOT, call
+from tests.helpers.commands import call
 
 torch = pytest.importorskip("torch")
 
@@ -107,25 +105,8 @@ def test_a_run_is_recorded_into_its_own_folder_and_once_only(trained, tmp_path, 
     assert "is there already; replace it with --overwrite" in message
 
 
-def best_of(file: Path, seconds: float) -> Rule:
-    pytest.importorskip("pyoperon")
-    out = str(file.with_name("rules"))
-    return distill(DistillConfig(trajectories=str(file), time=seconds, threads=1, out=out, quiet=True))[1]
-
-
-def test_distilling_a_recording_of_sgd_finds_minus_g(tmp_path):
-    """From the shell, as a user would."""
-    file = tmp_path / "sgd.h5"
-    line = f"-m torch_impl.record sgd --problem digits-mlp --steps 40 --runs 4 --samples 8000 --out {file}"
-    result = subprocess.run([sys.executable, *line.split()], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout == f"trajectories: {file}\n"
-    best = best_of(file, 3.0)
-    assert best.provenance["r2"]["test"] >= 0.999
-    g = np.linspace(-1.0, 1.0, 9)
-    np.testing.assert_allclose(best.evaluate({"g": g[:, None]})[:, 0], -g, rtol=1e-3, atol=1e-6)
-
-
 def test_distilling_one_loop_of_a_users_own_finds_its_momentum(tmp_path):
+    pytest.importorskip("pyoperon")
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.8)
@@ -135,5 +116,7 @@ def test_distilling_one_loop_of_a_users_own_finds_its_momentum(tmp_path):
         optimizer.zero_grad()
         (model(x)[:, 0] - x.prod(1)).square().mean().backward()
         optimizer.step()
-    best = best_of(recorder.save(tmp_path / "mine.h5"), 4.0)
+    file = str(recorder.save(tmp_path / "mine.h5"))
+    settings = {"time": 4.0, "threads": 1, "out": str(tmp_path / "rules"), "quiet": True}
+    _, best = distill(DistillConfig(trajectories=file, **settings))
     assert best.provenance["r2"]["test"] >= 0.99 and "ema(g" in str(best.expression)
