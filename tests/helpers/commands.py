@@ -1,5 +1,6 @@
 """Commands run in this process, and what their runs leave."""
 
+import csv
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ from common.run import cli
 from common.tables.problems import Instance
 from interchange.files.trajectories import Run
 from interchange.files.weights import load_weights
+from interchange.rule.rule import Rule
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,3 +103,18 @@ def descended(instance: Instance, steps: int, move: Callable) -> tuple[list[floa
         losses.append(loss)
         theta = move(theta, g, step)
     return losses, theta
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def saved_rule(folder: Path, text: str = "c0 * g", **constants: float) -> str:
+    """The path of a rule in a file of the folder."""
+    Rule.from_text(text, constants).save(folder / "r.json")
+    return str(folder / "r.json")
+
+
+def rule_spec(folder: Path, text: str = "c0 * g", **constants: float) -> str:
+    return f"rule:{saved_rule(folder, text, **constants)}"

@@ -97,6 +97,7 @@ BAD = {
     },
     "interchange.distill": {
         "": "TRAJECTORIES is missing",
+        "f --time 1": "f: No such file",
         "f --engine luck": "unknown engine 'luck'; known: operon, pysr",
         "f --time 0": "--time: expected a number above 0",
         "f --max-size 2": "--max-size: expected at least 3",

@@ -1,6 +1,5 @@
 """``record``, ``select``, ``tune`` and ``evaluate`` of the torch backend, as functions and as commands."""
 
-import csv
 import dataclasses
 import json
 import math
@@ -28,7 +27,7 @@ from interchange.files.weights import load_weights
 from interchange.meta.config import TuneConfig
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
-from tests.helpers.commands import ROOT, call, descended
+from tests.helpers.commands import ROOT, call, csv_rows, descended, rule_spec, saved_rule
 
 pytest.importorskip("torch")
 
@@ -171,13 +170,15 @@ def test_the_same_seed_records_the_same_bytes_and_another_one_others(rule, tmp_p
 
 def test_a_run_whose_output_is_not_finite_is_kept_as_diverged_up_to_there(tmp_path):
     """With a loss still finite: from step 6 on, in runs whose first gradients pass a limit."""
-    text, path = "c0 * g + 0 * div(1, greater(c1, abs(lag(g, 5))))", tmp_path / "rule.json"
-    Rule.from_text(text, {"c0": -1.0, "c1": 1e9}).save(path)
-    largest = [np.abs(one.g[0]).max() for one in recorded(f"rule:{path}", tmp_path / "all.h5")]
+
+    def runs(limit: float) -> list[Run]:
+        text = "c0 * g + 0 * div(1, greater(c1, abs(lag(g, 5))))"
+        return recorded(rule_spec(tmp_path, text, c0=-1.0, c1=limit), tmp_path / f"{limit}.h5")
+
+    largest = [np.abs(one.g[0]).max() for one in runs(1e9)]
     limit = (max(largest) + sorted(largest)[1]) / 2
-    Rule.from_text(text, {"c0": -1.0, "c1": limit}).save(path)
-    for k, one in enumerate(recorded(f"rule:{path}", tmp_path / "some.h5")):
-        assert one.diverged == (largest[k] > limit)
+    for one, gradient in zip(runs(limit), largest, strict=True):
+        assert one.diverged == (gradient > limit)
         assert len(one.step) == (5 if one.diverged else 8) and one.num_steps == 8
         assert one.outcome == ("diverged at step 6" if one.diverged else "ok")
 
@@ -207,9 +208,7 @@ def test_select_orders_a_front_by_loss_with_what_diverges_last(front):
     assert Rule.load(front / "best.json") == ranked[0]
     kept = read_front(front)
     assert [one.name for one in kept] == list(CANDIDATES)
-    with (front / "front.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for k, (row, one) in enumerate(zip(rows, kept, strict=True)):
+    for k, (row, one) in enumerate(zip(csv_rows(front / "front.csv"), kept, strict=True)):
         assert (float(row["loss"]) if row["loss"] else None) == one.provenance["loss"]["valid"]
         assert float(row["r2"]) == one.provenance["r2"]["valid"] == 0.1 * k
         assert (one.provenance["loss"]["problem"], one.provenance["loss"]["steps"]) == ("quadratic", 40)
@@ -288,9 +287,8 @@ def test_a_rule_that_diverges_can_be_tuned_and_its_infinite_loss_is_on_record(tm
 
 
 def test_a_rule_that_diverges_throughout_is_not_called_tuned(tmp_path, refused):
-    path = tmp_path / "rule.json"
-    Rule.from_text("c0 * g", {"c0": 5000.0}).save(path)
     tiny = "--epochs 2 --epoch-length 40 --validation-tasks 1 --problem quadratic --lr 1e-6 --quiet"
+    path = saved_rule(tmp_path, c0=5000.0)
     assert "diverged in every validation" in refused(f"torch_impl.tune {path} {tiny}")
     assert not (tmp_path / "tuned.json").exists()
 
@@ -391,8 +389,8 @@ def test_a_diverged_optimizer_is_counted_and_not_lost(evaluated):
     lost = of(rows, RUINOUS)
     assert [row.outcome for row in lost if row.horizon == 40] == [DIVERGED] * 2
     assert all(len(row.losses) < 40 and np.isfinite(row.losses).all() for row in lost)
-    with (Path(config.out) / "summary.csv").open(newline="") as file:
-        (row,) = [r for r in csv.DictReader(file) if r["optimizer"] == RUINOUS and r["horizon"] == "40"]
+    table = csv_rows(Path(config.out) / "summary.csv")
+    (row,) = [r for r in table if r["optimizer"] == RUINOUS and r["horizon"] == "40"]
     assert (row["seeds"], row["diverged"], float(row["loss_mean"])) == ("2", "2", math.inf)
 
 
@@ -437,20 +435,17 @@ def test_only_the_comparison_sees_half_b(command, front, rule, tmp_path, monkeyp
 
 
 def test_a_rule_file_that_changed_is_read_anew(tmp_path):
-    path = tmp_path / "rule.json"
-    config = EvaluateConfig(optimizers=(f"rule:{path}",), out=str(tmp_path), overwrite=True, **ONCE)
     found = []
     for c0 in (-0.5, -2.0):
-        Rule.from_text("c0 * g", {"c0": c0}).save(path)
+        optimizers = (rule_spec(tmp_path, c0=c0),)
+        config = EvaluateConfig(optimizers=optimizers, out=str(tmp_path / "o"), overwrite=True, **ONCE)
         found.append(evaluate(config)[0].losses[-1])
     assert found[1] < 0.8 * found[0]
 
 
 def test_a_rule_whose_updates_are_never_finite_is_counted_as_diverged(tmp_path):
-    path = tmp_path / "rule.json"
-    Rule.from_text("-g / (g - g)").save(path)
-    out = str(tmp_path / "out")
-    config = EvaluateConfig(optimizers=(f"rule:{path}", FIXED), out=out, **ONCE | {"steps": (30,)})
+    optimizers = (rule_spec(tmp_path, "-g / (g - g)"), FIXED)
+    config = EvaluateConfig(optimizers=optimizers, out=str(tmp_path / "o"), **ONCE | {"steps": (30,)})
     broken, fine = evaluate(config)
     assert (broken.outcome, fine.outcome) == (DIVERGED, "ok")
     assert broken.ms_per_step > 0.0 and fine.ms_per_step > 0.0
@@ -458,9 +453,8 @@ def test_a_rule_whose_updates_are_never_finite_is_counted_as_diverged(tmp_path):
 
 def test_a_rule_that_reads_theta_can_be_compared(tmp_path):
     """It cannot be recorded, which test_bad_input.py shows."""
-    Rule.from_text("-g - 0.1 * theta").save(tmp_path / "theta.json")
-    config = EvaluateConfig(optimizers=(f"rule:{tmp_path / 'theta.json'}",), out=str(tmp_path / "o"), **ONCE)
-    assert evaluate(config)
+    optimizers = (rule_spec(tmp_path, "-g - 0.1 * theta"),)
+    assert evaluate(EvaluateConfig(optimizers=optimizers, out=str(tmp_path / "o"), **ONCE))
 
 
 @pytest.mark.parametrize(

@@ -67,17 +67,6 @@ def test_problems_of_every_data_set_run_on_its_files(problem, tmp_path):
     assert row["steps"] == 3 and np.isfinite(row["loss"]) and 0 <= row["accuracy"] <= 1
 
 
-def test_train_with_random_scaling_and_the_convex_term_is_another_training(tmp_path):
-    found = []
-    for k, more in enumerate(("", "--random-scaling 3 --convex")):
-        assert call(f"{TRAIN} --problem digits-mlp {more} --out {tmp_path / str(k)}") == 0
-        found.append(load_weights(tmp_path / str(k)).weights["out/w"])
-        assert np.isfinite(found[-1]).all()
-    assert not np.array_equal(*found)
-    config = json.loads((tmp_path / "1" / "config.json").read_text())
-    assert (config["random_scaling"], config["convex"]) == (3.0, True)
-
-
 def test_a_command_starts_from_what_optimize_left(tmp_path):
     """Transfer: the first loss is near the last of the run, far below that of a fresh start."""
     data = "--problem mnist-conv --dataset synthetic --batch-size 32 --quiet"

@@ -1,8 +1,8 @@
 """Evaluations over many problems: resumed after a kill, in parallel, with failures, and what they report."""
 
-import csv
 import dataclasses
 import importlib
+import itertools
 import json
 import math
 import os
@@ -29,7 +29,7 @@ from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig
 from interchange.files.results import load_evaluation
 from interchange.rule.rule import Rule
-from tests.helpers.commands import ROOT, call, descended
+from tests.helpers.commands import ROOT, call, csv_rows, descended, rule_spec
 
 pytest.importorskip("torch")
 
@@ -72,11 +72,8 @@ def test_every_problem_is_tuned_by_itself_and_as_alone(tmp_path):
         own = [row for row in rows if row.problem == problem]
         assert losses(own) == losses(alone)
         assert [r.settings for r in own] == [r.settings for r in alone]
-    with (tmp_path / "both" / "summary.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    assert {(row["problem"], row["horizon"]) for row in table} == {
-        (problem, steps) for problem in TWO.split(",") for steps in ("6", "12")
-    }
+    found = {(row["problem"], row["horizon"]) for row in csv_rows(tmp_path / "both" / "summary.csv")}
+    assert found == set(itertools.product(TWO.split(","), ("6", "12")))
     kept = load_evaluation(tmp_path / "both" / "evaluation.h5").rows
     assert [(r.seconds, r.trained_on) for r in kept] == [(r.seconds, False) for r in rows]
     assert all(r.seconds > 0.0 for r in rows)
@@ -214,8 +211,7 @@ def test_a_failure_is_an_outcome_is_told_and_is_tried_again(tmp_path, monkeypatc
         ("adam", 1, "failed: MemoryError: no memory")
     ] * 2
     assert [record.getMessage() for record in caplog.records if "MemoryError" in record.getMessage()] != []
-    with (tmp_path / "summary.csv").open(newline="") as file:
-        table = {(row["optimizer"], row["horizon"]): row for row in csv.DictReader(file)}
+    table = {(row["optimizer"], row["horizon"]): row for row in csv_rows(tmp_path / "summary.csv")}
     assert (table["adam", "6"]["diverged"], table["adam", "6"]["loss_mean"]) == ("1", "inf")
     assert table["sgd:lr=0.1", "6"]["diverged"] == "0"
     monkeypatch.setattr(backend, "rollout_job", run)
@@ -225,16 +221,14 @@ def test_a_failure_is_an_outcome_is_told_and_is_tried_again(tmp_path, monkeypatc
 def test_the_suite_runs_at_its_own_horizons_and_says_what_was_trained_on(tmp_path, monkeypatch):
     entries = (Entry("quadratic", 5, trained_on=True), Entry("lasso", 4), Entry("lasso", 8))
     monkeypatch.setitem(SUITES._rows, "core", entries)
-    Rule.from_text("c0 * g", {"c0": -0.1}).save(tmp_path / "r.json")
-    spec = f"rule:{tmp_path / 'r.json'}"
+    spec = rule_spec(tmp_path, c0=-0.1)
     settings = {"problem": "suite:core", "steps": (), "optimizers": (spec, "sgd"), "seeds": 2}
     rows = evaluate(config_of(tmp_path / "out", **settings))
     assert {(r.problem, r.horizon, r.trained_on) for r in rows} == {
         (e.problem, e.steps, e.trained_on) for e in entries
     }
-    with (tmp_path / "out" / "standings.csv").open(newline="") as file:
-        table = {row["group"]: row["problems"] for row in csv.DictReader(file)}
-    assert table == {"all": "3", "unseen": "2", "trained on": "1"}
+    table = csv_rows(tmp_path / "out" / "standings.csv")
+    assert {row["group"]: row["problems"] for row in table} == {"all": "3", "unseen": "2", "trained on": "1"}
     with pytest.raises(L2OError, match="a suite has its own horizons; leave --steps out"):
         evaluate(config_of(tmp_path / "other", problem="suite:core", steps=(5,)))
 
@@ -260,8 +254,7 @@ def test_cosine_lets_the_learning_rate_fall_to_nothing_over_each_horizon(package
 @pytest.mark.parametrize("package", ["torch", "tf"])
 def test_a_rule_with_cosine_and_the_test_loss(package, tmp_path):
     """Both backends: same losses to the last test image, validation runs have no score."""
-    Rule.from_text("c0 * ema(g, 0.9)", {"c0": -0.5}).save(tmp_path / "r.json")
-    spec = f"rule:{tmp_path / 'r.json'},cosine=1"
+    spec = rule_spec(tmp_path, "c0 * ema(g, 0.9)", c0=-0.5) + ",cosine=1"
     settings = {"problem": "digits-mlp", "optimizers": (spec,), "seeds": 1, "steps": (8,), "trials": 1}
     config = config_of(tmp_path / package, **settings)
     (row,) = evaluate_of(package)(config)
@@ -318,14 +311,13 @@ def test_the_most_expensive_cells_come_first_and_no_problem_waits_for_another(tm
 
 def test_the_command_prints_a_table_per_problem_and_where_each_rule_stands(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    rule, out = tmp_path / "r.json", tmp_path / "e"
-    Rule.from_text("c0 * g", {"c0": -0.1}).save(rule)
+    rule, out = rule_spec(tmp_path, c0=-0.1), tmp_path / "e"
     line = f"torch_impl.evaluate --problem {TWO} --steps 25 --seeds 2 --trials 0 --out {out}"
-    line += f" --optimizers sgd adam rule:{rule}"
+    line += f" --optimizers sgd adam {rule}"
     assert call(line) == 0
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert [block.splitlines()[0] for block in blocks[:2]] == ["lasso", "quadratic"]
-    assert blocks[2].startswith(f"rule:{rule}: of 2 problems, at least as good as the best")
+    assert blocks[2].startswith(f"{rule}: of 2 problems, at least as good as the best")
     assert blocks[3] == f"evaluation: {out / 'evaluation.h5'}"
     page = (out / "report.html").read_text()
     assert "rule r is at least as good as" in page and page.count("<svg") == 2

@@ -1,6 +1,5 @@
 """``optimize``: losses and parameters of plain training, as a function and as a command."""
 
-import csv
 import dataclasses
 import json
 import math
@@ -17,8 +16,7 @@ from common.rng import derived_seed
 from common.tables.problems import PROBLEMS, Instance, parameter_specs
 from interchange.commands.optimize import Optimization, OptimizeConfig
 from interchange.files.checkpoint import has_checkpoint, load_checkpoint
-from interchange.rule.rule import Rule
-from tests.helpers.commands import ROOT, call, descended, metrics
+from tests.helpers.commands import ROOT, call, csv_rows, descended, metrics, rule_spec
 
 pytest.importorskip("torch")
 
@@ -29,8 +27,7 @@ QUADRATIC = {"problem": "quadratic", "steps": 30, "dtype": "float64", "quiet": T
 
 
 def losses(folder: Path) -> dict[str, list[float]]:
-    with (folder / "losses.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
+    table = csv_rows(folder / "losses.csv")
     assert [int(row["step"]) for row in table] == list(range(1, len(table) + 1))
     return {k: [float(r[k]) for r in table if r[k]] for k in table[0] if k != "step"}
 
@@ -101,14 +98,13 @@ def test_batch_norms_running_values_are_kept_and_given_back(tmp_path):
         np.testing.assert_array_equal(buffer.numpy(), arrays[f"buffers/{name}"])
 
 
-SPECS = ["teacher:{run}", "teacher:{run}/teacher.h5,lr=0.5", "rule:rule.json", "lion", "adamw:lr=0.01"]
+SPECS = ["teacher:{run}", "teacher:{run}/teacher.h5,lr=0.5", "{rule}", "lion", "adamw:lr=0.01"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_any_optimizer_trains(spec, trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Rule.from_text("c0 * g", {"c0": -0.3}).save("rule.json")
-    (run,) = optimized(tmp_path / "o", spec.format(run=trained)).runs
+def test_any_optimizer_trains(spec, trained, tmp_path):
+    spec = spec.format(run=trained, rule=rule_spec(tmp_path, c0=-0.3))
+    (run,) = optimized(tmp_path / "o", spec).runs
     assert run.outcome == "ok" and len(run.losses) == 30 and np.ptp(run.losses) > 0
     if spec.startswith("rule"):
         (same,) = optimized(tmp_path / "sgd").runs

@@ -13,7 +13,7 @@ from interchange.distill.rollouts import place_flags
 from interchange.files.trajectories import Trajectories, load_trajectories
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
-from tests.helpers.commands import call
+from tests.helpers.commands import call, rule_spec
 
 pytest.importorskip("torch", reason="needs torch")
 
@@ -109,9 +109,8 @@ def test_worker_processes_find_the_same_bytes(front, tmp_path):
 
 def recorded(folder: Path, name: str, **settings) -> Trajectories:
     """A short recording of a rule on digits-mlp."""
-    Rule.from_text("c0 * g", {"c0": -0.1}).save(folder / "rule.json")
     small = {"problem": "digits-mlp", "steps": 3, "runs": 3, "samples": 90, "quiet": True} | settings
-    source, out = f"rule:{folder / 'rule.json'}", folder / f"{name}.h5"
+    source, out = rule_spec(folder, c0=-0.1), folder / f"{name}.h5"
     return load_trajectories(record(RecordConfig(source=source, out=str(out), **small)))
 
 

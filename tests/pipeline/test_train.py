@@ -105,15 +105,6 @@ def test_stopped_by_sigterm_it_saves_says_how_to_go_on_and_ends_with_143(tmp_pat
     assert_same_run(folder, unkilled)
 
 
-def test_a_torn_newest_checkpoint_costs_only_the_way_from_the_one_before(tmp_path, unkilled):
-    folder = unfinished(unkilled, tmp_path / "run")
-    path = max(folder.glob("checkpoint/*.h5"))
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match="trying the checkpoint before it"):
-        train(TrainConfig(resume=str(folder), quiet=True))
-    assert_same_run(folder, unkilled)
-
-
 def test_the_best_teacher_so_far_outlives_an_interruption(tmp_path, monkeypatch):
     """Validations that are told: better than the start after two epochs, worse from then on."""
     whole, folder, best = tmp_path / "whole", tmp_path / "run", {}

@@ -5,6 +5,7 @@ import pytest
 from common.errors import L2OError
 from interchange import Rule
 from interchange.meta.config import TuneConfig
+from tests.helpers.commands import saved_rule
 
 KINDS = {
     "first": {"estimator": "first"},
@@ -12,36 +13,27 @@ KINDS = {
     "forward": {"estimator": "forward"},
     "es": {"estimator": "es", "pairs": 3},
     "pes": {"estimator": "pes", "pairs": 3},
-    "mix": {
-        "estimator": "es",
-        "problem": "quadratic,lasso",
-        "horizon": "10..60",
-        "epoch_length": 200,
-        "epochs": 8,
-    },
+    "mix": {"problem": "quadratic,lasso", "horizon": "10..60", "epoch_length": 200, "epochs": 8},
     "factors and kinds": {"problem": "quadratic,digits-mlp", "factors": True, "kinds": True, "pairs": 4},
     "schedule and decay": {"estimator": "first", "schedule": 0.001, "weight_decay": 1e-4},
     "tasks and average": {"estimator": "first", "problem": "quadratic,lasso", "tasks": 2, "average": 0.5},
 }
+QUICK_IN_TF = ("forward", "pes")
 
 
 @pytest.fixture
 def tuned(tmp_path):
     """tuned(backend, **fields): the rule after tuning a momentum rule that is too slow, and its record."""
-    source = tmp_path / "slow.json"
-    Rule.from_text("c0 * ema(g, c1)", constants={"c0": -0.02, "c1": 0.6}).save(source)
+    source = saved_rule(tmp_path, "c0 * ema(g, c1)", c0=-0.02, c1=0.6)
 
     def of(backend: str, **fields) -> Rule:
         module = pytest.importorskip(f"{backend}_impl.tune")
         given = {"problem": "quadratic", "epochs": 4, "epoch_length": 40, "unroll": 20, "lr": 0.1}
         given |= {"validation_tasks": 1, "validate_every": 1, "overwrite": True, "quiet": True}
-        given |= {"rule": str(source), "out": str(tmp_path / "tuned.json")}
+        given |= {"rule": source, "out": str(tmp_path / "tuned.json")}
         return module.tune(TuneConfig(**given | fields))
 
     return of
-
-
-QUICK_IN_TF = ("forward", "pes")
 
 
 @pytest.mark.parametrize(
@@ -76,23 +68,18 @@ def test_pairs_in_two_processes_give_the_same_rule(tuned):
 
 def test_own_tasks_stay_in_one_process(tmp_path):
     torch = pytest.importorskip("torch_impl")
-    Rule.from_text("c0 * g", constants={"c0": -0.02}).save(tmp_path / "rule.json")
-    config = TuneConfig(rule=str(tmp_path / "rule.json"), jobs=2, quiet=True)
+    config = TuneConfig(rule=saved_rule(tmp_path, c0=-0.02), jobs=2, quiet=True)
     with pytest.raises(L2OError, match="stay in this process"):
         torch.tune(config, lambda stream, number: None)
 
 
 def test_a_rule_tuned_on_own_tasks_names_no_problem(tmp_path):
     """An evaluation would take the default for one that the rule has seen."""
-    pytest.importorskip("torch")
-    import torch_impl
-    from torch_impl.backend import table_task
-
-    Rule.from_text("c0 * g", constants={"c0": -0.02}).save(tmp_path / "rule.json")
+    torch = pytest.importorskip("torch_impl")
     settings = {"epochs": 1, "epoch_length": 4, "validation_tasks": 1, "pairs": 1, "quiet": True}
-    config = TuneConfig(rule=str(tmp_path / "rule.json"), **settings)
+    config = TuneConfig(rule=saved_rule(tmp_path, c0=-0.02), **settings)
     other = TuneConfig(rule=config.rule, problem="quadratic")
-    rule = torch_impl.tune(config, lambda stream, number: table_task(other, stream, number))
+    rule = torch.tune(config, lambda stream, number: torch.backend.table_task(other, stream, number))
     assert rule.provenance["tuned"]["problem"] == ""
 
 
