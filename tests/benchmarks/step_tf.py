@@ -4,7 +4,6 @@ Each optimizer steps the same parameters by the same gradients eagerly, in one `
 compiled by XLA. Ratios are to Keras Adam's fastest mode.
 """
 
-import argparse
 import os
 import sys
 
@@ -13,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from interleaved import compare, save, table
+from interleaved import compare, parser_of, save, table
 
 from interchange.rule.rule import Rule
 from tf_impl.optimizers.optimizers import SymbolicOptimizer
@@ -60,14 +59,11 @@ def stepper(optimizer: keras.optimizers.Optimizer, grads: list, params: list, mo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__.partition("\n")[0], tensors=10, rounds=15)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 1e6, 25e6])
-    parser.add_argument("--tensors", type=int, default=10)
     parser.add_argument("--threads", type=int, default=0, help="0 is TensorFlow's choice")
-    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=list(OPTIMIZERS))
-    parser.add_argument("--json", help="write the medians there")
     options = parser.parse_args()
     if options.threads:
         tf.config.threading.set_intra_op_parallelism_threads(options.threads)

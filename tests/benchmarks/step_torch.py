@@ -5,7 +5,6 @@ tensors of a network and as a single one. The bandwidth is that of seven arrays 
 written), which is what a rule with two floats of state has to move.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
 
@@ -63,14 +62,11 @@ def cases(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = interleaved.parser_of(__doc__.splitlines()[0], rounds=15, device="cpu")
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, help="numbers of parameters")
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rules", nargs="+", default=["adam", "rnnprop_tuned"])
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
-    parser.add_argument("--json", default="", help="file for the medians, in seconds")
     args = parser.parse_args()
     rows = {}
     for threads in args.threads:

@@ -141,9 +141,7 @@ def test_each_pass_over_the_data_is_a_new_permutation(name, dataset):
     given = Instance(problem_row(name, dataset), 3, batch_size=10)
     rows = len(given.data()[1])
     per_pass = rows // 10
-    passes = [
-        np.concatenate([given.batch_indices(p * per_pass + k) for k in range(per_pass)]) for p in range(3)
-    ]
+    passes = np.stack([given.batch_indices(step) for step in range(3 * per_pass)]).reshape(3, -1)
     for order in passes:
         assert len(order) == len(set(order)) == per_pass * 10
         assert order.min() >= 0 and order.max() < rows

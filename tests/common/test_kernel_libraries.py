@@ -15,7 +15,8 @@ needs_a_compiler = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.mi
 
 def asked(**environment: str) -> str:
     """Why there is no compiled code, by a fresh process; "" if there is."""
-    return said("from common.kernels.build import missing; print(missing())", L2O_KERNELS="1", **environment)
+    code = "from common.kernels.build import missing; print(missing())"
+    return said(code, **{"L2O_KERNELS": "1"} | environment)
 
 
 def which(folder: Path, compiler: str) -> str:
@@ -58,10 +59,7 @@ def test_without_a_compiler_there_is_a_reason_and_a_remedy(cache, tmp_path):
     none = asked(PATH=str(tmp_path), CC="", **given)
     assert none == "expected a C compiler, found none of cc, gcc, clang; install one, or name it in CC"
     assert "false cannot compile pool: exit 1" in asked(CC="false", **given)
-    off = given | {"L2O_KERNELS": "0"}
-    assert said("from common.kernels.build import missing; print(missing())", **off) == (
-        "turned off by L2O_KERNELS=0"
-    )
+    assert asked(L2O_KERNELS="0", **given) == "turned off by L2O_KERNELS=0"
     assert not list(tmp_path.glob("**/*.so"))
     made = "from tests.common.test_kernels import *; print(kernels.kernel(TEACHERS['dm'], 'float32'))"
     assert said(made, L2O_KERNELS="0", PYTHONPATH=str(ROOT)) == "None"

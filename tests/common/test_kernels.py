@@ -47,10 +47,8 @@ class Case:
     def oracle(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Output and state after one step, in float64."""
         weights = {k: w.astype(np.float64) for k, w in self.weights.items()}
-        cells = [
-            (h.T.astype(np.float64), c.T.astype(np.float64))
-            for h, c in zip(*[iter(self.state)] * 2, strict=True)
-        ]
+        state = iter(a.T.astype(np.float64) for a in self.state)
+        cells = list(zip(state, state, strict=True))
         out, cells = reference.teacher_step(self.row, weights, self.x[0].T.astype(np.float64), cells)
         return out, [a.T for cell in cells for a in cell]
 
@@ -82,10 +80,9 @@ def test_the_gradient_is_the_slope_of_the_oracle(name):
     for weight in case.row.weight_shapes():
         direction = generator.normal(size=case.weights[weight].shape)
         size, h = direction.size, 1e-5
-        moved = [
-            case.objective(case.weights | {weight: case.weights[weight] + s * h * direction}) for s in (1, -1)
-        ]
-        slope = (moved[0] - moved[1]) / (2 * h)
+        up, down = (case.weights[weight] + s * h * direction for s in (1, -1))
+        slope = case.objective(case.weights | {weight: up}) - case.objective(case.weights | {weight: down})
+        slope /= 2 * h
         assert got[at : at + size] @ direction.ravel() == pytest.approx(slope, rel=1e-6, abs=1e-7), weight
         at += size
     assert at == len(got)

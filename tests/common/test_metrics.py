@@ -11,18 +11,9 @@ from common.metrics import headline, interval, loss_at, number, r2, smooth, summ
 
 
 def run(optimizer="adam", seed=0, losses=(1.0, 2.0, 3.0, 4.0), **fields):
-    row = {
-        "optimizer": optimizer,
-        "problem": "quadratic",
-        "seed": seed,
-        "losses": np.asarray(losses, dtype=float),
-        "outcome": "ok",
-        "ms_per_step": 1.0,
-        "floats_per_parameter": 2.0,
-        "settings": {"lr": 0.5},
-        "trials": 7,
-    }
-    return row | fields
+    row = {"optimizer": optimizer, "problem": "quadratic", "seed": seed, "losses": np.asarray(losses, float)}
+    row |= {"outcome": "ok", "ms_per_step": 1.0, "floats_per_parameter": 2.0, "settings": {"lr": 0.5}}
+    return row | {"trials": 7} | fields
 
 
 def test_r2_by_hand():
@@ -35,8 +26,9 @@ def test_r2_by_hand():
 
 def test_r2_is_computed_in_float64():
     target = (1e4 + np.linspace(0, 1e-2, 11)).astype(np.float32)
-    wanted = r2(target.astype(np.float64), target.astype(np.float64).mean() + np.zeros(11))
-    assert r2(target, np.full(11, target.astype(np.float64).mean())) == pytest.approx(wanted, abs=1e-12)
+    exact = target.astype(np.float64)
+    means = np.full(11, exact.mean())
+    assert r2(target, means) == pytest.approx(r2(exact, means), abs=1e-12)
 
 
 def test_r2_of_what_has_none():
@@ -145,19 +137,15 @@ def test_headline():
     sentence = "The 7-node rule reaches loss 0.200 at step 2 where its teacher reaches 0.100 and tuned adam"
     assert headline(table, ROLES, 7) == f"{sentence} reaches 0.150."
     table = summarise([*rows, run("rule*", losses=[9, math.inf])], window=1)
-    assert headline(table, ROLES, 7).startswith(
-        "The 7-node rule, meta-tuned, diverges before step 2 where its"
-    )
+    diverges = "The 7-node rule, meta-tuned, diverges before step 2 where its"
+    assert headline(table, ROLES, 7).startswith(diverges)
     assert headline(summarise(rows[1:2]), ROLES, 7) == "The 7-node rule reaches loss 4.60 at step 2."
     assert headline(summarise(rows[:1]), ROLES, 7) == headline([], ROLES, 7) == ""
 
 
-def test_number():
-    assert [number(v) for v in (None, math.nan, math.inf, -0.5, 1 / 3)] == [
-        "–",
-        "–",
-        "diverged",
-        "−0.5",
-        "0.3333",
-    ]
-    assert number(0.5, "#.4g") == "0.5000"
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (math.nan, "–"), (math.inf, "diverged"), (-0.5, "−0.5"), (1 / 3, "0.3333")],
+)
+def test_number(value, text):
+    assert number(value) == text and number(0.5, "#.4g") == "0.5000"

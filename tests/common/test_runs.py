@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +13,7 @@ import pytest
 from common.errors import L2OError
 from common.run.runs import Interrupt, RunFolder, environment
 from common.run.storage import StorageError
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.processes import said, started
 
 
 def fresh(path, rows=0) -> RunFolder:
@@ -132,6 +129,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
     import resource, sys
     from common.run.runs import RunFolder
     from common.run.storage import StorageError
+from tests.helpers.processes import said, started
     with RunFolder(sys.argv[1], create=True) as run:
         run.write_config({})
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -141,9 +139,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
         except StorageError as error:
             print(error)
     """
-    arguments = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
-    result = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert "metrics.jsonl" in result.stdout
+    assert "metrics.jsonl" in said(textwrap.dedent(code), tmp_path)
     data = (tmp_path / "metrics.jsonl").read_bytes()
     assert 900 < len(data) <= 1000 and data.endswith(b"\n")
 
@@ -176,8 +172,7 @@ sys.exit(stop.exit_code)
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("stuck", [False, True])
 def test_signals_stop_the_loop_and_a_second_one_the_process(number, code, stuck):
-    arguments = [sys.executable, "-c", LOOP, *(["stuck"] if stuck else [])]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = started(LOOP, *(["stuck"] if stuck else []))
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     assert process.stdout.readline() == "checkpoint\n"

@@ -4,16 +4,13 @@ import fcntl
 import hashlib
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
-from subprocess import PIPE
 
 import numpy as np
 import pytest
 
 from common.errors import L2OError
 from common.run import storage
+from tests.helpers.processes import started
 
 
 def test_atomic_write_makes_and_replaces(tmp_path):
@@ -85,10 +82,7 @@ with RunLock(sys.argv[1]):
 
 
 def test_lock_refuses_a_second_process_and_a_kill_frees_it(tmp_path):
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(
-        command, stdin=PIPE, stdout=PIPE, text=True, cwd=Path(__file__).parents[2]
-    ) as holder:
+    with started(HOLD, tmp_path) as holder:
         assert holder.stdout.readline() == "held\n"
         message = rf"in use by pid {holder.pid} on host \S+;"
         with pytest.raises(L2OError, match=message), storage.RunLock(tmp_path):

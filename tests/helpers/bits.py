@@ -51,15 +51,8 @@ COMMANDS = {
     "--validation-seeds 1 --trials 3 --no-report --quiet --out OUT",
     "optimize": "optimize rule:adam --problem digits-mlp --steps 25 --runs 2 --quiet --out OUT",
 }
-TIMES = {
-    "seconds",
-    "ms_per_step",
-    "steps_to_target",
-    "seconds_to_target",
-    "created_by",
-    "sha256",
-    "from_sha256",
-}
+TIMES = {"seconds", "ms_per_step", "steps_to_target", "seconds_to_target"}
+TIMES |= {"created_by", "sha256", "from_sha256"}
 OTHERS = {"env.json", "lock"}  # versions and the hash of the code; process numbers
 ROUNDED = {"low", "high", "ratio_low", "ratio_high"}  # by quantiles of Student's t
 
@@ -145,11 +138,8 @@ def main() -> int:
                 place.mkdir()
                 run(tree.resolve(), backend, place)
             found, count = differences(*places)
-            print(
-                f"{backend}: {count} files of {len(COMMANDS)} commands, {len(found)} differ",
-                *found,
-                sep="\n  ",
-            )
+            head = f"{backend}: {count} files of {len(COMMANDS)} commands, {len(found)} differ"
+            print(head, *found, sep="\n  ")
             code |= bool(found)
     return code
 

@@ -9,11 +9,17 @@ from subprocess import PIPE
 ROOT = Path(__file__).parents[2]
 
 
-def started(code: str, *arguments: object, **environment: str) -> subprocess.Popen:
-    """A process running ``code``, with pipes of text."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+def launched(words: list[str], **environment: str) -> subprocess.Popen:
+    """``python WORDS``, with pipes of text."""
     pipes = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
-    return subprocess.Popen(command, env=os.environ | environment, cwd=ROOT, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, *words], env=os.environ | environment, cwd=ROOT, text=True, **pipes
+    )
+
+
+def started(code: str, *arguments: object, **environment: str) -> subprocess.Popen:
+    """A process running ``code``."""
+    return launched(["-c", code, *map(str, arguments)], **environment)
 
 
 def said(code: str, *arguments: object, **environment: str) -> str:

@@ -2,14 +2,12 @@
 
 import json
 import logging
-import subprocess
-import sys
 
 import pytest
 
 from common.tables.teachers import TEACHERS
 from interchange.rule.rule import Rule
-from tests.helpers.commands import ROOT
+from tests.helpers.processes import launched
 
 pytest.importorskip("torch")
 
@@ -192,16 +190,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(line, told, inside, refuse
 
 
 def test_bad_input_is_one_line_from_a_shell_too(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch_impl.train",
-        "--problem",
-        "nonsense",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    told = "python -m torch_impl.train: error: unknown problem 'nonsense'; known: quadratic"
-    assert done.stderr.startswith(told) and not (tmp_path / "run").exists()
+    process = launched(f"-m torch_impl.train --problem nonsense --out {tmp_path / 'run'}".split())
+    out, err = process.communicate()
+    assert process.returncode == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("python -m torch_impl.train: error: unknown problem 'nonsense'; known: quadratic")
+    assert not (tmp_path / "run").exists()

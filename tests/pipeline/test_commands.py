@@ -1,10 +1,9 @@
 """``record``, ``select``, ``tune`` and ``evaluate`` of the torch backend, as functions and as commands."""
 
 import dataclasses
+import itertools
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,8 @@ from interchange.files.weights import load_weights
 from interchange.meta.config import TuneConfig
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
-from tests.helpers.commands import ROOT, call, csv_rows, descended, rule_spec, saved_rule
+from tests.helpers.commands import call, csv_rows, descended, rule_spec, saved_rule
+from tests.helpers.processes import started
 
 pytest.importorskip("torch")
 
@@ -153,9 +153,8 @@ def test_recorded_gradients_belong_to_the_coordinates_they_are_filed_under(rule,
         x = x @ parameters[k] + parameters[k + 1]
         x = torch.relu(x) if k < 4 else x
     torch.nn.functional.cross_entropy(x, torch.tensor(labels[rows])).backward()
-    want = [
-        parameters[i].grad.ravel()[j].item() for i, j in zip(one.param_index, one.flat_index, strict=True)
-    ]
+    places = zip(one.param_index, one.flat_index, strict=True)
+    want = [parameters[i].grad.ravel()[j].item() for i, j in places]
     np.testing.assert_allclose(one.g[0], want, rtol=1e-6, atol=1e-9)
     assert np.count_nonzero(one.g[0]) > 30
 
@@ -365,9 +364,8 @@ def of(rows: list, optimizer: str) -> list:
 
 def test_an_evaluation_has_every_optimizer_horizon_and_seed_and_is_written(evaluated):
     config, rows = evaluated
-    assert [(row.optimizer, row.horizon, row.seed) for row in rows] == [
-        (text, horizon, seed) for text in config.optimizers for horizon in (10, 40) for seed in (0, 1)
-    ]
+    found = [(row.optimizer, row.horizon, row.seed) for row in rows]
+    assert found == list(itertools.product(config.optimizers, (10, 40), (0, 1)))
     assert all(len(row.losses) == row.horizon for row in rows if row.optimizer != RUINOUS)
     kept = load_evaluation(Path(config.out) / "evaluation.h5")
     for one, other in zip(kept.rows, rows, strict=True):
@@ -497,12 +495,10 @@ def test_the_commands_run_as_modules_and_say_what_they_wrote(front, rule, tmp_pa
         f"evaluate --optimizers sgd rule:{rule} --steps 5 --seeds 2 --trials 0 --out {folder}",
     ]
     words = [f"torch_impl.{line} --problem quadratic".split() for line in commands]
-    result = subprocess.run(
-        [sys.executable, "-c", SHELL, json.dumps(words)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr and "WARNING" not in result.stderr
-    lines = iter(result.stdout.splitlines())
+    process = started(SHELL, json.dumps(words))
+    out, err = process.communicate()
+    assert process.returncode == 0 and "Traceback" not in err and "WARNING" not in err, err
+    lines = iter(out.splitlines())
     assert next(lines) == f"trajectories: {trajectories}" and next(lines) == "exit 0"
     assert next(lines).startswith("chosen: ") and next(lines) == "exit 0"
     assert next(lines).startswith("validation loss ")

@@ -3,13 +3,12 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from interchange.files.checkpoint import load_checkpoint
 from interchange.files.weights import load_weights
 from interchange.meta.workers import TIMEOUT
 from interchange.rule.rule import Rule
-from tests.helpers.commands import ROOT, metrics
+from tests.helpers.commands import metrics
+from tests.helpers.processes import launched
 from tests.pipeline.together import TRAININGS, TUNINGS, free_ports, main, surroundings
 
 LONG = (
@@ -44,10 +44,9 @@ def start(
     """``python WORDS`` in as many processes, with ``more`` of environment, and ``last`` for the last."""
     ports, found = free_ports(size), []
     for rank in range(size):
-        env = os.environ | (surroundings(backend, rank, ports) if size > 1 else {}) | more
+        env = (surroundings(backend, rank, ports) if size > 1 else {}) | more
         env |= (last or {}) if rank == size - 1 else {}
-        command = [sys.executable, *words.split()]
-        found.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=PIPE, stderr=PIPE, text=True))
+        found.append(launched(words.split(), **env))
     return found
 
 
@@ -72,9 +71,7 @@ def ended(processes: list[subprocess.Popen], seconds: float = 300.0) -> list[tup
 
 def own_lines(text: str) -> str:
     """Without what the frameworks log as they start."""
-    return "".join(
-        line for line in text.splitlines(True) if "I0000" not in line and "WARNING: All" not in line
-    )
+    return "".join(line for line in text.splitlines(True) if not re.search("I0000|WARNING: All", line))
 
 
 def assert_close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], tolerance: float) -> None:

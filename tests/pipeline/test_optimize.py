@@ -4,8 +4,6 @@ import dataclasses
 import json
 import math
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from common.rng import derived_seed
 from common.tables.problems import PROBLEMS, Instance, parameter_specs
 from interchange.commands.optimize import Optimization, OptimizeConfig
 from interchange.files.checkpoint import has_checkpoint, load_checkpoint
-from tests.helpers.commands import ROOT, call, csv_rows, descended, metrics, rule_spec
+from tests.helpers.commands import call, csv_rows, descended, metrics, rule_spec
+from tests.helpers.processes import launched
 
 pytest.importorskip("torch")
 
@@ -170,9 +169,8 @@ def test_a_run_is_replaced_on_demand_only_and_never_while_it_is_the_start(tmp_pa
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_a_whole_checkpoint_and_the_losses_so_far(number, code, tmp_path):
     folder = tmp_path / "o"
-    arguments = ["sgd:lr=0.3", "--problem", "quadratic", "--steps", "1000000", "--runs", "3"]
-    command = [sys.executable, "-m", "torch_impl.optimize", *arguments, "--out", str(folder)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = f"-m torch_impl.optimize sgd:lr=0.3 --problem quadratic --steps 1000000 --runs 3 --out {folder}"
+    process = launched(line.split())
     assert "1/3000000" in process.stderr.readline()  # the first step is done
     time.sleep(0.1)
     process.send_signal(number)

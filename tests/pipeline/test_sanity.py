@@ -58,42 +58,29 @@ def test_what_is_held_out_is_not_what_is_given(tmp_path):
     assert load_trajectories(tmp_path / "sgd.h5").runs.keys() == recording.runs.keys()
 
 
-# Known rule -> what has its form, and what has not.
-FORMS = {
-    "sgd": (["-0.3 * g"], ["-0.01 * g + 0.001 * lag(g, 1)"]),
-    "mixed": (
-        ["lag(g, 1) + 2.1 * lag(g, 2) + 0.9 * exp(lag(g, 4)) + square(g)"],
-        [
-            "lag(g, 1) + 2 * lag(g, 2) + exp(lag(g, 3)) + square(g)",
-            "lag(g, 1) + 2 * lag(g, 2) + exp(lag(g, 4))",
-        ],
-    ),
-    "momentum(0.6)": (["-2.4 * ema(g, 0.6005)"], ["-2.5 * ema(g, 0.602)", "-2.5 * ema_hat(g, 0.6)"]),
-    "adam(0.9)": (
-        [
-            "ema_hat(g, 0.9) / sqrt(ema_hat(square(g), 0.9))",
-            "-1.01 * ema_hat(g, 0.9) / (1e-9 + sqrt(ema_hat(square(g), 0.9)))",
-        ],
-        [
-            "-ema(g, 0.9) / sqrt(ema_hat(square(g), 0.9))",
-            "-ema_hat(g, 0.9) / sqrt(ema_hat(square(g), 0.95))",
-            "-ema_hat(g, 0.9) / (0.1 + sqrt(ema_hat(square(g), 0.9)))",
-        ],
-    ),
-    "lion": (
-        ["-sign(0.1 * g + ema(g, 0.99))", "sign(-0.11 * g - lag(ema(g, 0.99), 1))"],
-        ["-sign(ema(g, 0.99))", "-tanh(0.1 * g + ema(g, 0.99))"],
-    ),
-    "adam, schedule": (
-        ["-ema_hat(g, 0.9) / (1 + 0.01 * t) / sqrt(ema_hat(square(g), 0.99))"],
-        ["-ema_hat(g, 0.9) / sqrt(ema_hat(square(g), 0.99))"],
-    ),
-}
-
-
 @pytest.mark.parametrize(
     ("name", "text", "true"),
-    [(name, text, k == 0) for name, both in FORMS.items() for k, texts in enumerate(both) for text in texts],
+    [
+        ("sgd", "-0.3 * g", True),
+        ("sgd", "-0.01 * g + 0.001 * lag(g, 1)", False),
+        ("mixed", "lag(g, 1) + 2.1 * lag(g, 2) + 0.9 * exp(lag(g, 4)) + square(g)", True),
+        ("mixed", "lag(g, 1) + 2 * lag(g, 2) + exp(lag(g, 3)) + square(g)", False),
+        ("mixed", "lag(g, 1) + 2 * lag(g, 2) + exp(lag(g, 4))", False),
+        ("momentum(0.6)", "-2.4 * ema(g, 0.6005)", True),
+        ("momentum(0.6)", "-2.5 * ema(g, 0.602)", False),
+        ("momentum(0.6)", "-2.5 * ema_hat(g, 0.6)", False),
+        ("adam(0.9)", "ema_hat(g, 0.9) / sqrt(ema_hat(square(g), 0.9))", True),
+        ("adam(0.9)", "-1.01 * ema_hat(g, 0.9) / (1e-9 + sqrt(ema_hat(square(g), 0.9)))", True),
+        ("adam(0.9)", "-ema(g, 0.9) / sqrt(ema_hat(square(g), 0.9))", False),
+        ("adam(0.9)", "-ema_hat(g, 0.9) / sqrt(ema_hat(square(g), 0.95))", False),
+        ("adam(0.9)", "-ema_hat(g, 0.9) / (0.1 + sqrt(ema_hat(square(g), 0.9)))", False),
+        ("lion", "-sign(0.1 * g + ema(g, 0.99))", True),
+        ("lion", "sign(-0.11 * g - lag(ema(g, 0.99), 1))", True),
+        ("lion", "-sign(ema(g, 0.99))", False),
+        ("lion", "-tanh(0.1 * g + ema(g, 0.99))", False),
+        ("adam, schedule", "-ema_hat(g, 0.9) / (1 + 0.01 * t) / sqrt(ema_hat(square(g), 0.99))", True),
+        ("adam, schedule", "-ema_hat(g, 0.9) / sqrt(ema_hat(square(g), 0.99))", False),
+    ],
 )
 def test_the_true_form_is_known_however_it_is_written_and_no_other_is(name, text, true):
     assert is_true_form(Rule.from_text(text), KNOWN[name].rule) == true
@@ -214,9 +201,8 @@ def test_a_missed_bar_is_shown_and_is_no_failure(monkeypatch, capsys):
     runs = iter([run, dataclasses.replace(run, r2=1.0, true=True), dataclasses.replace(run, r2=-1.0)])
     monkeypatch.setattr(sanity_search, "find", lambda *_: next(runs))
     assert call("interchange.sanity --rules lags") == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[1:10] == [
-        *("0.999899", "0.500000", "3", "1.0", "1", "of", "3", "0.9999", "MISSED"),
-    ]
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert " ".join(row[1:10]) == "0.999899 0.500000 3 1.0 1 of 3 0.9999 MISSED"
 
 
 def test_a_score_that_is_not_finite_is_null_in_the_file(tmp_path, monkeypatch):

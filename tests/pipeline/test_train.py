@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from interchange.files.weights import Teacher, load_weights, save_weights
 from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.state import LATER_FIELDS
 from tests.helpers.commands import ROOT, assert_same_run, call, flags, metrics, unfinished
+from tests.helpers.processes import launched, said
 
 pytest.importorskip("torch")
 
@@ -39,11 +39,6 @@ SETTINGS = {
     "checkpoint_seconds": 0.0, "seed": 5,
 }  # fmt: skip
 TRAIN = "torch_impl.train"
-
-
-def launch(*arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch_impl.train", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def newest(folder: Path) -> int:
@@ -71,7 +66,7 @@ def test_killed_again_and_again_and_resumed_is_bit_equal_to_an_unkilled_run(tmp_
     folder, moments = tmp_path / "run", random.Random(3)
     arguments = [*flags(SETTINGS), "--out", str(folder)]
     for _ in range(3):
-        process, goal = launch(*arguments), newest(folder) + moments.randint(1, 7)
+        process, goal = launched(["-m", TRAIN, *arguments]), newest(folder) + moments.randint(1, 7)
         wait_until(process, lambda goal=goal: newest(folder) >= goal)
         time.sleep(0.03 * moments.random())
         process.kill()
@@ -87,7 +82,7 @@ def test_killed_again_and_again_and_resumed_is_bit_equal_to_an_unkilled_run(tmp_
 def test_stopped_by_sigterm_it_saves_says_how_to_go_on_and_ends_with_143(tmp_path, unkilled, refused):
     """Meanwhile a second process is kept out. No checkpoint is due, so the signal's is the only one."""
     folder, settings = tmp_path / "run", flags(SETTINGS | {"checkpoint_seconds": 1000})
-    process = launch(*settings, "--out", str(folder))
+    process = launched(["-m", TRAIN, *settings, "--out", str(folder)])
     wait_until(process, lambda: len(metrics(folder)) >= 2)
     process.send_signal(signal.SIGSTOP)
     assert newest(folder) == 0
@@ -202,10 +197,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def helps() -> dict[str, list]:
     """Command -> exit code, frameworks it loaded first, output of ``--help``; in one process."""
-    process = subprocess.run(
-        [sys.executable, "-c", HELP, *COMMANDS], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return json.loads(process.stdout)
+    return json.loads(said(HELP, *COMMANDS))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,8 +1,7 @@
 """Damaged HDF5 files: truncated, changed, of another version, on a full disk; and what a good one holds."""
 
+import copy
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from common.errors import L2OError
 from common.run.storage import ReadError
 from interchange.files.hdf5 import content_sha256, read_hdf5, write_hdf5
 from interchange.files.reader import DamagedFileError, Tree, VersionError
+from tests.helpers.processes import started
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +33,22 @@ def good(tmp_path_factory):
         {"": {"seed": 3, "text": "hello"}, "phi": {"scale": 0.1, "yes": True}},
     )
     path = tmp_path_factory.mktemp("good") / "good.h5"
-    write_hdf5(path, tree, "l2o-checkpoint", "1.0.0")
+    write(path, tree)
     return path, read_hdf5(path)
 
 
 def same(one: Tree, other: Tree) -> bool:
     """Equal in every value the writer wrote."""
-    return all(
-        name in other.arrays
-        and other.arrays[name].dtype == array.dtype
-        and np.array_equal(other.arrays[name], array)
-        for name, array in one.arrays.items()
-    ) and all(
-        other.attributes[name].get(key) == value
-        for name, values in one.attributes.items()
-        for key, value in values.items()
-        if key != "sha256"
-    )
+    for name, array in one.arrays.items():
+        found = other.arrays.get(name)
+        if found is None or found.dtype != array.dtype or not np.array_equal(found, array):
+            return False
+    wanted = {name: values.items() - {("sha256", one.sha256)} for name, values in one.attributes.items()}
+    return all(values <= other.attributes[name].items() for name, values in wanted.items())
+
+
+def write(path: Path, tree: Tree, version: str = "1.0.0") -> None:
+    write_hdf5(path, tree, "l2o-checkpoint", version)
 
 
 def test_round_trip_and_same_bytes(good, tmp_path):
@@ -60,7 +59,7 @@ def test_round_trip_and_same_bytes(good, tmp_path):
     assert type(tree.attributes[""]["seed"]) is int and type(tree.attributes["phi"]["yes"]) is bool
     assert tree.sha256 == content_sha256(tree) == tree.attributes[""]["sha256"]
     time.sleep(1.1)  # HDF5 stores times in seconds
-    write_hdf5(tmp_path / "again.h5", tree, "l2o-checkpoint", "1.0.0")
+    write(tmp_path / "again.h5", tree)
     assert (tmp_path / "again.h5").read_bytes() == path.read_bytes()
     with h5py.File(path) as file:
         dataset = file["big"]
@@ -85,11 +84,10 @@ def test_hash_covers_every_part(good):
         lambda t: t.attributes.update(new={"x": 1}),
     ]
     for index, change in enumerate(changes):
-        arrays = {name: array.copy() for name, array in tree.arrays.items()}
-        copy = Tree(arrays, {name: dict(values) for name, values in tree.attributes.items()})
-        assert content_sha256(copy) == tree.sha256
-        change(copy)
-        assert content_sha256(copy) != tree.sha256, index
+        copied = copy.deepcopy(tree)
+        assert content_sha256(copied) == tree.sha256
+        change(copied)
+        assert content_sha256(copied) != tree.sha256, index
 
 
 def test_truncated_anywhere_is_refused(good, tmp_path):
@@ -125,9 +123,8 @@ def test_without_hash_warns_with_wrong_hash_refuses(good, tmp_path):
     path.write_bytes(good[0].read_bytes())
     with h5py.File(path, "a") as file:
         file["phi/w"][0, 0] = 0.25
-    with pytest.raises(
-        DamagedFileError, match=r"SHA-256 .*; the file was changed or damaged; record it again"
-    ):
+    message = r"SHA-256 .*; the file was changed or damaged; record it again"
+    with pytest.raises(DamagedFileError, match=message):
         read_hdf5(path)
     with h5py.File(path, "a") as file:
         del file.attrs["sha256"]
@@ -140,16 +137,15 @@ def test_formats_and_versions(good, tmp_path):
         read_hdf5(good[0], "l2o-teacher")
     path = tmp_path / "version.h5"
     for version, remedy in (("2.0.0", "update this project"), ("0.9.0", "record it again")):
-        write_hdf5(path, Tree(), "l2o-checkpoint", version)
-        with pytest.raises(
-            VersionError, match=f"expected l2o-checkpoint version 1.x, got {version}; {remedy}"
-        ):
+        write(path, Tree(), version)
+        message = f"expected l2o-checkpoint version 1.x, got {version}; {remedy}"
+        with pytest.raises(VersionError, match=message):
             read_hdf5(path)
-    write_hdf5(path, Tree(), "l2o-checkpoint", "1.7.0")
+    write(path, Tree(), "1.7.0")
     with pytest.warns(UserWarning, match="newer"):
         read_hdf5(path)
     for version in ("1", "one", "1.0.0.0", "1.-1.0", "²." * 2 + "0"):
-        write_hdf5(path, Tree(), "l2o-checkpoint", version)
+        write(path, Tree(), version)
         with pytest.raises(DamagedFileError, match="format_version"):
             read_hdf5(path)
     with h5py.File(path, "w") as file:
@@ -179,14 +175,14 @@ def test_not_a_file_of_ours(tmp_path):
 )
 def test_writer_refuses_what_the_reader_would(tmp_path, value):
     with pytest.raises(L2OError, match=r"x\.h5: a: expected"):
-        write_hdf5(tmp_path / "x.h5", Tree({"a": value}), "l2o-checkpoint", "1.0.0")
+        write(tmp_path / "x.h5", Tree({"a": value}))
     assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("value", [None, [1], 2**63, "a\0", np.zeros(2)], ids=str)
 def test_writer_refuses_odd_attributes(tmp_path, value):
     with pytest.raises(L2OError, match="attribute a: expected"):
-        write_hdf5(tmp_path / "x.h5", Tree({}, {"": {"a": value}}), "l2o-checkpoint", "1.0.0")
+        write(tmp_path / "x.h5", Tree({}, {"": {"a": value}}))
 
 
 def test_full_disk_is_one_clean_error(good, tmp_path):
@@ -207,9 +203,8 @@ except StorageError as error:
     sys.exit(74)
 """
     for limit in (0, 4096, 700_000):
-        arguments = [sys.executable, "-c", code, str(path), str(limit)]
-        root = Path(__file__).parents[2]
-        result = subprocess.run(arguments, capture_output=True, text=True, cwd=root, check=False)
-        assert result.returncode == 74, result.stderr
-        assert str(path) in result.stdout and "is unchanged" in result.stdout
+        process = started(code, path, limit)
+        out, err = process.communicate()
+        assert process.returncode == 74, err
+        assert str(path) in out and "is unchanged" in out
         assert path.read_bytes() == good[0].read_bytes() and os.listdir(tmp_path) == ["file.h5"]

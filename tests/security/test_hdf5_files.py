@@ -2,11 +2,9 @@
 
 import ctypes
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 from interchange.files import reader as walk
 from interchange.files.hdf5 import read_hdf5
 from interchange.files.reader import DamagedFileError
+from tests.helpers.processes import said
 
 SECRET = b"secret!!" * 8
 Build = Callable[[h5py.File], object]
@@ -166,10 +165,7 @@ try:
 except L2OError:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    arguments = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "attack.h5")]
-    root = Path(__file__).parents[2]
-    result = subprocess.run(arguments, capture_output=True, text=True, cwd=root, check=True)
-    assert int(result.stdout) < 16 * 1024
+    assert int(said(code, tmp_path / "attack.h5", PYTHONWARNINGS="ignore")) < 16 * 1024
 
 
 # What is written, and the bytes it takes in memory and thus of a budget.
