@@ -8,7 +8,6 @@ from common.tables.curriculum import LENGTHS, Stage
 
 
 def run(stage: Stage, *scores: float) -> tuple[Stage, list[str]]:
-    """The stage after the scores, and the decisions."""
     decisions = []
     for score in scores:
         stage, decision = stage.judged(score)

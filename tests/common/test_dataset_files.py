@@ -38,7 +38,6 @@ def write(folder: Path, name: str, raw: bytes, zipped: bool) -> None:
 
 
 def change(path: Path, damage: Callable[[bytes], bytes]) -> bytes:
-    """What is inside a file or a gzip file, after it was damaged."""
     zipped, raw = path.suffix == ".gz", path.read_bytes()
     raw = damage(gzip.decompress(raw) if zipped else raw)
     path.write_bytes(gzip.compress(raw) if zipped else raw)

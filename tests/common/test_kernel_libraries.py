@@ -14,13 +14,11 @@ needs_a_compiler = pytest.mark.skipif(bool(kernels.missing()), reason=kernels.mi
 
 
 def asked(**environment: str) -> str:
-    """Why there is no compiled code, by a fresh process; "" if there is."""
     code = "from common.kernels.build import missing; print(missing())"
     return said(code, **{"L2O_KERNELS": "1"} | environment)
 
 
 def which(folder: Path, compiler: str) -> str:
-    """What compiled code is on record to be, by a fresh process."""
     code = "from common import kernels; print(kernels.which())"
     return said(code, L2O_KERNELS="1", CC=compiler, XDG_CACHE_HOME=str(folder))
 
@@ -37,7 +35,6 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def own(cache, tmp_path) -> Path:
-    """The folder that is used instead."""
     return tmp_path / "temporary" / f"symbolic-l2o-{os.getuid()}"
 
 

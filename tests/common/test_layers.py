@@ -24,7 +24,6 @@ def dense(*widths: int) -> int:
 
 
 def window(size: int, before: int, after: int) -> int:
-    """Weights of a square convolution."""
     return size * size * before * after
 
 

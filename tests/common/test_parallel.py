@@ -23,7 +23,6 @@ def need_dask():
 
 
 def cluster_of(workers: int):
-    """A Dask cluster of that many processes."""
     places = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     return need_dask().LocalCluster(n_workers=workers, **places)
 
@@ -40,7 +39,6 @@ def local(function):
 
 @pytest.fixture(scope="module")
 def dask():
-    """The address of a Dask cluster of two worker processes."""
     with cluster_of(2) as cluster:
         yield f"dask:{cluster.scheduler_address}"
 

@@ -17,7 +17,6 @@ from tests.helpers.processes import said, started
 
 
 def fresh(path, rows=0) -> RunFolder:
-    """A finished run with ``rows`` lines of metrics."""
     with RunFolder(path, create=True) as run:
         run.write_config({"seed": 3, "lr": 0.1})
         for step in range(rows):

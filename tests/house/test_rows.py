@@ -38,7 +38,6 @@ def add(monkeypatch, table, name: str, row) -> None:
 
 
 def choices(config: type, field: str) -> set[str]:
-    """What the command line offers."""
     parser = parser_for(config, prog="test", description="")
     assert f"--{field}" in parser.format_help()
     return set(next(f for f in dataclasses.fields(config) if f.name == field).metadata["choices"]())

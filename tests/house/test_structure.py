@@ -76,7 +76,6 @@ GRAPH = {
 
 
 def floor(module: str) -> int:
-    """The number of a module's folder in its package's ``FLOORS``."""
     package, *rest = module.split(".")
     if not rest or rest[0] in GROUND[package]:
         return 0
@@ -95,7 +94,6 @@ def upward(graph: dict[str, set[str]]) -> list[str]:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Modules of a circle of imports, [] where there is none."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:

@@ -187,7 +187,6 @@ CANDIDATES = {"good": -2.0, "slow": -0.02, "wrong way": 50.0, "fair": -0.5}
 
 @pytest.fixture
 def front(tmp_path) -> Path:
-    """A front of steepest descent at four learning rates; one goes uphill."""
     rules = [
         Rule.from_text("c0 * g", {"c0": c0}, name=name, provenance={"r2": {"valid": 0.1 * k}})
         for k, (name, c0) in enumerate(CANDIDATES.items())
@@ -228,7 +227,6 @@ TIMID = {"c0": -0.03, "c1": 4.0, "c2": -0.2, "c3": 0.8}
 
 
 def tuned_from(folder: Path, rule: Rule, **fields) -> Rule:
-    """The rule after tuning, both in files of the folder."""
     rule.save(folder / "rule.json")
     return tune(TuneConfig(rule=str(folder / "rule.json"), **TUNE | fields))
 

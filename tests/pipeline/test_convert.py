@@ -34,7 +34,6 @@ def table(tmp_path) -> Path:
 
 @pytest.fixture
 def made(capsys) -> Callable[..., str]:
-    """made(WORDS): what the command prints, which must succeed."""
 
     def run(words: str) -> str:
         code = call(f"{CONVERT} {words}")

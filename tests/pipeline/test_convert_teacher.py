@@ -18,7 +18,6 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def state(name: str) -> dict:
-    """The state dict of a golden checkpoint."""
     golden = np.load(GOLDEN / f"{name}.npz")
     return {key[2:]: torch.from_numpy(golden[key]) for key in golden if key.startswith("w/")}
 

@@ -56,7 +56,6 @@ NO_OPERON = "pyoperon is not installed: pip install symbolic-l2o[operon]"
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory) -> Path:
-    """Trajectories of a known rule."""
     folder = tmp_path_factory.mktemp("recording")
     KNOWN.save(folder / "known.json")
     source, out = f"rule:{folder / 'known.json'}", str(folder / "trajectories.h5")
@@ -70,7 +69,6 @@ def distilled_from(file: Path, **settings) -> tuple[list[Rule], Rule]:
 
 @pytest.fixture(scope="module")
 def distilled(recording) -> tuple[Path, list[Rule], Rule]:
-    """The folder, the front and the best rule of one search."""
     pytest.importorskip("pyoperon", reason=NO_OPERON)
     return recording.parent / "rules", *distilled_from(recording, time=SECONDS, max_size=LARGEST, seed=1)
 
@@ -270,14 +268,12 @@ def config_of(of_dm, tmp_path) -> Callable[..., DistillConfig]:
 
 @pytest.fixture(scope="module")
 def of_dm(tmp_path_factory) -> str:
-    """Trajectories of the shipped teacher dm."""
     out = str(tmp_path_factory.mktemp("dm") / "trajectories.h5")
     settings = {"runs": 5, "steps": 30, "samples": 2_000, "seed": 1, "quiet": True}
     return str(record(RecordConfig(source="teacher:dm", problem="quadratic", out=out, **settings)))
 
 
 def task_of(config: DistillConfig, share: float = 1.0) -> Task:
-    """What the engine would be asked."""
     trajectories = load_trajectories(config.trajectories)
     return make_task(trajectories, sequences(trajectories, "train"), config, share)
 

@@ -55,7 +55,6 @@ def train(backend: str, size: int, words: str, **more: Any) -> list[subprocess.P
 
 
 def resume(backend: str, folder: Path) -> None:
-    """By two processes, to the end."""
     assert ended(train(backend, 2, f"--resume {folder} --quiet"))[0][0] == 0
 
 
@@ -91,7 +90,6 @@ def assert_same_training(folder: Path, expected: Path, tolerance: float = 0.0) -
 
 
 def trained_by(folder: Path, backend: str, size: int, names: list[str]) -> Path:
-    """The folder with the trainings of those names by as many processes."""
     folder.mkdir()
     script = Path(__file__).with_name("together.py")
     for code, _, err in ended(start(backend, size, f"{script} {backend} {folder} {' '.join(names)}")):

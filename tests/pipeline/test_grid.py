@@ -181,7 +181,6 @@ def test_cells_belong_to_a_rules_content_not_its_place(tmp_path, counted):
 
 
 def key_of(config: EvaluateConfig, created_by: str = "1") -> Path:
-    """Where the cell of one rollout of ``config`` is kept."""
     store = Store(Path(config.out), config, {"sgd": load(parse_spec("sgd"))}, created_by)
     return store.path(Cell("sgd", config.problem, 0.1, "test", 0, 5))
 

@@ -31,7 +31,6 @@ def recorded(out: Path, words: str) -> list[Run]:
 
 
 def stepwise(optimizer: torch.optim.Optimizer, theta: torch.Tensor, gradients: np.ndarray) -> np.ndarray:
-    """Changes [step, n] of theta under recorded gradients."""
     changes = []
     for g in gradients:
         before = theta.detach().clone()

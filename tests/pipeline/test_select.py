@@ -108,7 +108,6 @@ def test_worker_processes_find_the_same_bytes(front, tmp_path):
 
 
 def recorded(folder: Path, name: str, **settings) -> Trajectories:
-    """A short recording of a rule on digits-mlp."""
     small = {"problem": "digits-mlp", "steps": 3, "runs": 3, "samples": 90, "quiet": True} | settings
     source, out = rule_spec(folder, c0=-0.1), folder / f"{name}.h5"
     return load_trajectories(record(RecordConfig(source=source, out=str(out), **small)))

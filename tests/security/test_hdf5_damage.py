@@ -18,7 +18,6 @@ from tests.helpers.processes import started
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A small file with every kind of content."""
     generator = np.random.default_rng(0)
     tree = Tree(
         {
@@ -38,7 +37,6 @@ def good(tmp_path_factory):
 
 
 def same(one: Tree, other: Tree) -> bool:
-    """Equal in every value the writer wrote."""
     for name, array in one.arrays.items():
         found = other.arrays.get(name)
         if found is None or found.dtype != array.dtype or not np.array_equal(found, array):

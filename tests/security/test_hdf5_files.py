@@ -31,7 +31,6 @@ def secret(tmp_path, monkeypatch):
 
 
 def attack(path, build, **options):
-    """Write a file of a known format with ``build`` in it."""
     with h5py.File(path, "w", **options) as file:
         file.attrs["format"], file.attrs["format_version"] = "l2o-checkpoint", "1.0.0"
         build(file)
