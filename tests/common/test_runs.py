@@ -128,7 +128,6 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
     import resource, sys
     from common.run.runs import RunFolder
     from common.run.storage import StorageError
-from tests.helpers.processes import said, started
     with RunFolder(sys.argv[1], create=True) as run:
         run.write_config({})
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

@@ -43,6 +43,7 @@ SCORES |= {(1, 3): 8.0, (1, 4): 8.5, (1, 5): 7.0, (1, 6): 7.5, (2, 6): 6.0}
 
 
 class CutError(Exception):
+    """Stands for the end of the process."""
 
 
 @pytest.fixture(autouse=True)
