@@ -113,7 +113,6 @@ DAMAGE = r"""
 import os, random
 from pathlib import Path
 from common.kernels import build
-from tests.helpers.processes import ROOT, said, started
 
 TEXT = "int answer(void) { return 42; }\n"
 def load():
