@@ -153,14 +153,9 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     options = parsed()
-    report: dict[str, Any] = {
-        "command": sys.argv[1:],
-        "machine": {
-            "processors": len(os.sched_getaffinity(0)),
-            "load": os.getloadavg(),
-            "system": platform.platform(),
-        },
-    }
+    machine = {"processors": len(os.sched_getaffinity(0)), "load": os.getloadavg()}
+    machine["system"] = platform.platform()
+    report: dict[str, Any] = {"command": sys.argv[1:], "machine": machine}
 
     def save() -> None:
         if options.json:

@@ -104,11 +104,8 @@ def measure(rival: str, name: str, seconds: float, seed: int) -> dict[str, Any]:
             passed = time.monotonic() - started
             prediction = np.asarray(predict(columns(data["test"])), np.float64).reshape(-1)
     except Exception as error:  # another's program: one rival's fault must not end the comparison
-        return {
-            "r2": None,
-            "seconds": time.monotonic() - started,
-            "error": f"{type(error).__name__}: {error}",
-        }
+        told = f"{type(error).__name__}: {error}"
+        return {"r2": None, "seconds": time.monotonic() - started, "error": told}
     value = r2(data["test"].target.reshape(-1), prediction)
     return {"r2": value if np.isfinite(value) else None, "seconds": passed}
 

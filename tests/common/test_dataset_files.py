@@ -140,9 +140,10 @@ def test_cifar_is_read_from_a_keras_npz_whose_labels_are_columns(name, classes, 
     data = datasets.load(name, str(tmp_path))
     assert np.array_equal(data.x_train, images) and data.y_test.tolist() == labels[:3, 0].tolist()
     np.testing.assert_allclose(data.normalised(images), (images / 255 - 0.5) / 0.5, atol=1e-6)
+    shape = r"expected images \[n, 32, 32, 3\]"
     for key, wrong, message in (
-        ("x_train", images[:, :31], r"expected images \[n, 32, 32, 3\]"),
-        ("x_test", images[:3, ..., :1], r"expected images \[n, 32, 32, 3\]"),
+        ("x_train", images[:, :31], shape),
+        ("x_test", images[:3, ..., :1], shape),
         ("x_train", images / np.float32(255), "expected images of bytes, got floats"),
         ("y_train", labels + 1, f"expected labels 0 to {classes - 1}, got {classes - 7} to {classes}"),
         ("y_train", np.eye(8, classes), r"as many integer labels, got \(8, "),

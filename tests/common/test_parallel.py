@@ -52,21 +52,15 @@ def refused(cluster: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("kind", "address"),
-    [
-        ("", ""),
-        ("dask", ""),
-        ("dask", "tcp://10.0.0.7:8786"),
-        ("dask", "node-1.lab:8786"),
-        ("dask", "tls://[::1]:8786"),
-        ("ray", "auto"),
-        ("ray", "ray://head:10001"),
-    ],
-)
-def test_clusters_that_are_known(kind, address, monkeypatch):
+KNOWN = ["", "dask", "dask:tcp://10.0.0.7:8786", "dask:node-1.lab:8786", "dask:tls://[::1]:8786"]
+KNOWN += ["ray:auto", "ray:ray://head:10001"]
+
+
+@pytest.mark.parametrize("cluster", KNOWN)
+def test_clusters_that_are_known(cluster, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    assert check_cluster(f"{kind}:{address}" if address else kind) == (kind, address)
+    kind, _, address = cluster.partition(":")
+    assert check_cluster(cluster) == (kind, address)
 
 
 BROKEN = [

@@ -148,16 +148,10 @@ def test_an_optimizer_and_a_seed_are_added_to_a_finished_evaluation(tmp_path, co
     assert len(counted) == 8
 
 
-OTHER = {
-    "seed": {"seed": 1},
-    "arithmetic": {"dtype": "float32"},
-    "batch size": {"batch_size": 7},
-    "start": {"start_scale": 0.5},
-    "part of the data": {"split": "meta_train"},
-}
+OTHER = {"seed": 1, "dtype": "float32", "batch_size": 7, "start_scale": 0.5, "split": "meta_train"}
 
 
-@pytest.mark.parametrize("change", OTHER.values(), ids=OTHER)
+@pytest.mark.parametrize("change", [{name: value} for name, value in OTHER.items()], ids=OTHER)
 def test_cells_of_another_configuration_are_not_reused(change, tmp_path, counted):
     config = config_of(tmp_path, problem="quadratic", trials=0)
     evaluate(config)
