@@ -94,6 +94,12 @@ def test_a_known_rule_is_found_again(recording, distilled):
     assert best == shortest_within(front) == Rule.load(folder / "best.json")
 
 
+def test_the_best_is_the_shortest_rule_within_a_hundredth_of_the_highest_r2():
+    front = front_of((1, 0.2), (5, 0.961), (9, 0.969), (21, 0.97))
+    assert shortest_within(front).complexity == 5
+    assert shortest_within(front_of((1, 0.2), (5, 0.959), (9, 0.969), (21, 0.97))).complexity == 9
+
+
 def test_the_front_grows_in_size_and_in_r2(distilled):
     folder, front, _ = distilled
     rows = csv_rows(folder / "front.csv")
