@@ -204,15 +204,25 @@ def test_an_empty_result_is_an_error_that_says_what_to_do(recording, tmp_path, f
         distilled_from(recording, out=str(tmp_path))
 
 
-def test_a_broken_recording_is_one_line_and_nothing_is_written(recording, tmp_path, refused):
-    """What is in it is looked at too; files damaged in other ways: tests/security."""
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("y", np.nan, "y: expected finite targets, got nan at"),
+        ("x", np.inf, "x: expected finite features, got inf"),
+    ],
+)
+def test_a_broken_recording_is_one_line_and_nothing_is_written(
+    name, value, told, recording, tmp_path, refused
+):
+    """Its content, that is, with hashes that fit; damaged files are in tests/security."""
     file = tmp_path / "broken.h5"
     tree = read_hdf5(recording, TRAJECTORIES.format, TRAJECTORIES.version)
-    (path, *_) = (path for path in tree.arrays if path.endswith("/y"))
-    tree.arrays[path].flat[3] = np.nan
+    path = next(path for path in tree.arrays if path.endswith(f"/{name}"))
+    tree.arrays[path] = tree.arrays[path].copy()
+    tree.arrays[path].flat[3] = value
     write_hdf5(file, tree, TRAJECTORIES.format, TRAJECTORIES.version)
-    told = refused(f"{DISTILL} {file} --time 1 --quiet")
-    assert "y: expected finite targets, got nan at" in told and str(file) in told
+    message = refused(f"{DISTILL} {file} --time 1 --quiet")
+    assert told in message and str(file) in message
     assert list(tmp_path.iterdir()) == [file]
 
 
