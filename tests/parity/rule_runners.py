@@ -38,13 +38,20 @@ def load(rule: Rule, target: str) -> ModuleType:
     return module
 
 
+def start(rule: Rule, target: str, theta: object) -> tuple[ModuleType, dict]:
+    """The generated file as a module, and its state before the first step."""
+    module = load(rule, target)
+    state = module.init(theta)
+    assert len(state["slots"]) == rule.state_floats
+    return module, state
+
+
 def whole_sequences(rule: Rule, g: Array, theta: Array) -> Array:
     return rule.evaluate({"g": g, "theta": theta}, g.dtype)
 
 
 def numpy_file(rule: Rule, g: Array, theta: Array) -> Array:
-    module, out = load(rule, "numpy"), []
-    state = module.init(theta[0])
+    (module, state), out = start(rule, "numpy", theta[0]), []
     for row, at in zip(g, theta, strict=True):
         u, state = module.update(row, state, at)
         out.append(u)
@@ -132,9 +139,8 @@ def torch_lowered(rule: Rule, g: Array, theta: Array) -> Array:
 def torch_file(rule: Rule, g: Array, theta: Array) -> Array:
     import torch
 
-    module, out = load(rule, "torch"), []
     g, theta = torch.from_numpy(g), torch.from_numpy(theta)
-    state = module.init(theta[0])
+    (module, state), out = start(rule, "torch", theta[0]), []
     for row, at in zip(g, theta, strict=True):
         u, state = module.update(row, state, at)
         out.append(u)
@@ -196,19 +202,14 @@ def tf_compiled(rule: Rule, g: Array, theta: Array) -> Array:
 def tf_file(rule: Rule, g: Array, theta: Array) -> Array:
     import tensorflow as tf
 
-    module = load(rule, "tensorflow")
-
-    def update(row, at, state, t):
-        return module.update(row, state, at)
-
-    return _tf_steps(update, module.init(tf.constant(theta[0])), g, theta)
+    module, state = start(rule, "tensorflow", tf.constant(theta[0]))
+    return _tf_steps(lambda row, at, state, t: module.update(row, state, at), state, g, theta)
 
 
 def tf_eager(rule: Rule, g: Array, theta: Array) -> Array:
     import tensorflow as tf
 
-    module = load(rule, "tensorflow")
-    state, out = module.init(tf.constant(theta[0])), []
+    (module, state), out = start(rule, "tensorflow", tf.constant(theta[0])), []
     for row, at in zip(g, theta, strict=True):
         u, state = module.update(tf.constant(row), state, tf.constant(at))
         out.append(u.numpy())
@@ -254,14 +255,12 @@ def guarded(run: Callable[..., Array]) -> Callable[[Rule, Array, Array], Array]:
 def optax_file(rule: Rule, g: Array, theta: Array) -> Array:
     import jax
 
-    module = load(rule, "optax")
-
-    def step(state, now):
-        u, state = module.update(now[0], state, now[1])
-        return state, u
+    def steps(*now):
+        module, state = start(rule, "optax", now[1][0])
+        return jax.lax.scan(lambda state, now: module.update(now[0], state, now[1])[::-1], state, now)[1]
 
     with jax.enable_x64(g.dtype == np.float64):
-        return np.array(jax.jit(lambda *now: jax.lax.scan(step, module.init(now[1][0]), now)[1])(g, theta))
+        return np.array(jax.jit(steps)(g, theta))
 
 
 def onnx_file(rule: Rule, g: Array, theta: Array) -> Array:
@@ -291,7 +290,7 @@ class Row:
         add_theta: the result is theta + u.
         graph: a compiler of graphs or fused calls (b * s + c * g * g) regroup sums and products, so that
             what leaves the range of the dtype on the way may differ.
-        every: of the rules it takes every so manieth, because it is a variant of another row.
+        every: of the rules it takes every so manieth, because it takes long or is a variant of another row.
         compiled: it needs a C compiler, and time of it for every rule.
         k: units it may be off, per dtype.
     """
@@ -317,13 +316,13 @@ ROWS: dict[str, Row] = {
     "torch file": Row(torch_file),
     "torch opt. compiled": Row(torch_optimizer, add_theta=True, compiled=True),
     "torch opt. guarded": Row(guarded(torch_optimizer), add_theta=True, compiled=True),
-    "torch opt. plain": Row(partial(torch_optimizer, foreach=False), add_theta=True),
+    "torch opt. plain": Row(partial(torch_optimizer, foreach=False), add_theta=True, every=2),
     "tensorflow lowered": Row(tf_lowered, graph=True, every=2),
     "tensorflow xla": Row(tf_compiled, graph=True, every=20, k=_XLA),
-    "tensorflow file": Row(tf_file, graph=True),
+    "tensorflow file": Row(tf_file, graph=True, every=2),
     "tensorflow eager": Row(tf_eager, every=20),
     "keras optimizer": Row(keras_optimizer, add_theta=True, graph=True, every=20),
     "keras opt. guarded": Row(guarded(keras_optimizer), add_theta=True, graph=True, every=20),
-    "optax file": Row(optax_file, graph=True),
+    "optax file": Row(optax_file, graph=True, every=2),
     "onnx file": Row(onnx_file, (np.float32,)),
 }

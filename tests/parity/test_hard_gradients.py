@@ -14,6 +14,7 @@ from tests.parity.hard_gradients import (
     FAMILIES,
     FEW,
     GRAPHS,
+    GUARDED,
     HARD,
     INDUCTOR,
     PATHS,
@@ -23,9 +24,10 @@ from tests.parity.hard_gradients import (
     history,
 )
 
-MATRIX = [(path, family) for path in PATHS for family in FAMILIES if family == "rules" or path[:2] != "ex"]
-# torch.compile takes twenty seconds for twelve rules: they are in the slow test, which has all of them.
-QUICK = [pair for pair in MATRIX if pair != ("torch.compile", "rules")]
+ALL = [path for path in PATHS if path != INDUCTOR]
+EXPORTED = [path for path in PATHS if path.startswith("exported")]
+MODES = ("exported keras graph", "exported keras xla")  # of a path that is in the matrix
+MATRIX = [(p, f) for p in ALL if p not in MODES for f in FAMILIES if f == "rules" or p not in EXPORTED]
 WORD = {"float64": 1e-9, "float32": 2e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}  # of the largest entry
 pytestmark = pytest.mark.filterwarnings("ignore:rule .* moves weights:RuntimeWarning")
 
@@ -147,7 +149,7 @@ def check_agreement(path: str, family: str, full: bool = False, steps: int = STE
         assert error <= WORD[dtype], where
 
 
-@pytest.mark.parametrize(("path", "family"), QUICK)
+@pytest.mark.parametrize(("path", "family"), MATRIX)
 def test_a_hard_gradient_stops_its_coordinate_for_a_step_and_no_other(path, family, need):
     """All stays finite; what rests has its old state; t counts; the others move as without, bit for bit."""
     need(path)
@@ -158,7 +160,7 @@ def test_torch_compile_makes_one_graph_of_a_step(need):
     need("torch.compile")
     import torch
 
-    run = PATHS["torch.compile"](("amsgrad", "dm_49"), ("pair",))
+    run = PATHS["torch.compile"](("amsgrad", "lion"), ("pair",))
     torch._dynamo.utils.counters.clear()
     for step in range(1, 4):
         run.step({"pair": CASES["pair"].gradient(step, False)})
@@ -242,7 +244,7 @@ def descend(path: str, name: str, lr: float, steps: int) -> np.ndarray:
     return np.stack(seen)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", ALL)
 def test_after_an_infinite_gradient_a_coordinate_ends_where_its_neighbour_does(path, need):
     """Lion's steps are of one size: it is where the other was a step ago. Adam's end at the minimum."""
     need(path)
@@ -253,12 +255,13 @@ def test_after_an_infinite_gradient_a_coordinate_ends_where_its_neighbour_does(p
     assert np.abs(adam[-1]).max() < 1e-3 and np.abs(adam[100, 0] - adam[99, 1]) < 0.03
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", ALL)
 def test_a_dead_column_is_warned_of_once_and_a_dead_tensor_is_an_error_at_the_tenth_look(path, need):
     need(path)
     runs = {case: PATHS[path](("direction",), (case,), 1e-3, 0.0) for case in ("columns", "pair")}
     g = {"columns": np.array([[0.0, 0.5]] * 3), "pair": np.zeros(2)}
     errors: dict[str, int] = {}
+    said: list[str] = []
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for case, run in runs.items():
@@ -271,6 +274,7 @@ def test_a_dead_column_is_warned_of_once_and_a_dead_tensor_is_an_error_at_the_te
                 except Exception as error:
                     assert "left alone" in str(error), error
                     errors[case] = step
+                    said.append(str(error))
                     break
     theta, _, left, t = runs["columns"].see("direction", "columns")
     np.testing.assert_allclose(theta.reshape(3, 2), [[1.0, 1.0 - 1.1]] * 3, atol=1e-4)
@@ -280,12 +284,39 @@ def test_a_dead_column_is_warned_of_once_and_a_dead_tensor_is_an_error_at_the_te
     counts = [
         sum(f"{k} of" in str(w.message) for w in told if "left alone" in str(w.message)) for k in (3, 2)
     ]
+    if path in EXPORTED:
+        assert all("at ten looks in a row 2 " in text for text in said)
     if path == "exported c":  # its caller is told at every step
         assert not errors and counts == [0, 0]
     elif path == "exported optax":  # so is whoever looks
         assert errors == {"pair": 1000}
     else:
         assert errors == {"pair": 1000} and counts == [1, 1]
+
+
+@pytest.mark.parametrize("cause", GUARDED)
+@pytest.mark.parametrize("path", [path for path in EXPORTED if path != "exported c"])
+def test_an_exported_optimizer_leaves_a_coordinate_alone_and_its_warning_says_why(path, cause, need):
+    need(path)
+    case, _, lr, g = GUARDED[cause]
+    run = PATHS[path]((cause,), (case,), lr, 0.001)
+    run.reset()
+    with pytest.warns(RuntimeWarning) as told:
+        for step in range(1, 201):
+            run.step({case: np.array([g, 0.5, 0.5])})
+            if step % 100 == 0:
+                run.tell()
+    theta, state, left, t = run.see(cause, case)
+    assert theta[0] == 1.0 and np.isfinite(theta).all() and (theta[1:] < 0.0).all()
+    assert (left, t) == (1, 200) and all(np.isfinite(a).all() for a in state)
+    named, why, lower = {
+        "exported torch": ("1 of 3 coordinates of a parameter of shape (3,)", cause, "lr"),
+        "exported keras": ("1 of 3 coordinates of v0 of shape (3,)", cause, "learning_rate"),
+        "exported optax": (f"1 coordinates of params['{case}']", "step", "learning_rate"),
+    }.get(path, ("1 of 3 coordinates of v0 of shape (3,)", "step", "learning_rate"))
+    text = f"{named} were left alone, because the {why} was not finite; lower {lower} or check the gradients"
+    # Whoever looks at the state of optax is told every time.
+    assert [str(w.message) for w in told] == [text] * (1 + (path == "exported optax"))
 
 
 # The same with all of the cases, and so many steps that the old lags of dm_48 see the hard gradient.
