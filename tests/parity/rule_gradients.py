@@ -243,7 +243,7 @@ class Row:
 ROWS: dict[str, Row] = {
     "torch lowered": Row(torch_lowered, features=True),
     "torch file": Row(torch_file, every=2),
-    "tensorflow lowered": Row(tensorflow_lowered, features=True, every=5),
+    "tensorflow lowered": Row(tensorflow_lowered, features=True, every=2),
     "tensorflow file": Row(tensorflow_file, every=5),
     "optax file": Row(optax_file, every=10),
     "torch vjp": Row(torch_vjp, compiled=True),

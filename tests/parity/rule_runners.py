@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,8 @@ class CSteps:
 
 def c_file(rule: Rule, g: Array, theta: Array, **_: object) -> Array:
     """theta + u: what the array is after one step from theta."""
-    steps, out = CSteps(c_library(TARGETS["c"].emit(rule)), theta[0]), []
+    unread = () if "g" in rule.program().inputs else ("-O1", "-Wno-unused-parameter")
+    steps, out = CSteps(c_library(TARGETS["c"].emit(rule), *unread), theta[0]), []
     for row, at in zip(g, theta, strict=True):
         steps.theta[:] = at
         steps.step(row)
@@ -263,12 +265,16 @@ def optax_file(rule: Rule, g: Array, theta: Array) -> Array:
         return np.array(jax.jit(steps)(g, theta))
 
 
-def onnx_file(rule: Rule, g: Array, theta: Array) -> Array:
+def onnx_session(content: bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(TARGETS["onnx"].emit(rule), options, ["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+
+
+def onnx_steps(session: Any, g: Array, theta: Array) -> Array:
+    """All steps from zero state."""
     names = [value.name for value in session.get_inputs()]
     slots, out = [name for name in names if name.startswith("state_")], []
     state = dict.fromkeys(slots, np.zeros_like(g[0]))
@@ -278,6 +284,10 @@ def onnx_file(rule: Rule, g: Array, theta: Array) -> Array:
         state = dict(zip(slots, new, strict=True))
         out.append(u)
     return np.stack(out)
+
+
+def onnx_file(rule: Rule, g: Array, theta: Array) -> Array:
+    return onnx_steps(onnx_session(TARGETS["onnx"].emit(rule)), g, theta)
 
 
 @dataclass(frozen=True)

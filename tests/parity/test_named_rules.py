@@ -37,29 +37,29 @@ def quadratic(condition: float) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(int(condition))
     basis, _ = torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64))
     values = torch.logspace(0.0, -np.log10(condition), 12, dtype=torch.float64)
-    return basis @ torch.diag(values) @ basis.T, 2.0 + torch.rand(
-        12, generator=generator, dtype=torch.float64
-    )
+    start = 2.0 + torch.rand(12, generator=generator, dtype=torch.float64)
+    return basis @ torch.diag(values) @ basis.T, start
 
 
-@pytest.mark.parametrize("condition", [30.0, 1e4, 1e6])
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_closed_loop_on_a_convex_quadratic(name, condition):
-    a, start = quadratic(condition)
+def test_closed_loop_on_convex_quadratics(name):
+    """Of three conditions, a row of the parameter each."""
+    a, start = map(torch.stack, zip(*map(quadratic, (30.0, 1e4, 1e6)), strict=True))
     make, lr = ORIGINALS[name]
     x, y = (start.clone().requires_grad_() for _ in range(2))
     pairs = [(x, make([x], lr)), (y, SymbolicOptimizer([y], Rule.named(name), lr))]
     for step in range(STEPS):
         for theta, optimizer in pairs:
-            optimizer.zero_grad()
-            (0.5 * theta @ a @ theta).backward()
+            theta.grad = (a @ theta.detach()[..., None])[..., 0]
             optimizer.step()
-        apart = (x - y).abs().max() / x.abs().max()
+        with torch.no_grad():
+            apart = ((x - y).abs().amax(1) / x.abs().amax(1)).max()
         assert apart <= 1e-12, f"step {step + 1}: {apart:.2e}"
-    assert not torch.allclose(x, start, rtol=1e-3)
+    assert ((x - start).abs() > 1e-3 * start.abs()).any(1).all()
 
 
-def test_open_loop_over_the_gradients_of_adam_on_mnist_mlp():
+@pytest.mark.parametrize("steps", [200, pytest.param(STEPS, marks=pytest.mark.slow)])
+def test_open_loop_over_the_gradients_of_adam_on_mnist_mlp(steps):
     # Without the data folder images of the same shape stand in.
     dataset = "" if (DATA / "mnist.npz").is_file() else "synthetic"
     config = TrainConfig(problem="mnist-mlp", dataset=dataset, dtype="float64", data_dir=str(DATA))
@@ -71,7 +71,7 @@ def test_open_loop_over_the_gradients_of_adam_on_mnist_mlp():
     for name, (make, lr) in ORIGINALS.items():
         x, y = copies[name]
         optimizers[name] = (make([x], lr), SymbolicOptimizer([y], Rule.named(name), lr))
-    for step in range(STEPS):
+    for step in range(steps):
         _, gradient = value_and_gradient(task, theta, step)
         theta.grad = gradient
         leader.step()

@@ -4,45 +4,30 @@ import numpy as np
 import pytest
 
 from common.tables.layers import Layer
-from common.tables.problems import PROBLEMS, Instance, problem_row
-
-torch = pytest.importorskip("torch")
-tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
-
-import tf_impl.problems.augment  # noqa: E402
-import tf_impl.problems.layers  # noqa: E402
-import tf_impl.problems.tasks  # noqa: E402
-import torch_impl.problems.augment  # noqa: E402
-import torch_impl.problems.layers  # noqa: E402
-import torch_impl.problems.tasks  # noqa: E402
+from common.tables.problems import PROBLEMS, problem_row
+from tests.parity.backends import close, tasks, tf, tf_impl, torch, torch_impl
 
 DEEP = ("vgg16", "resnet-18", "nas")
 
 
-def tasks(name: str, batch_size: int = 6, seed: int = 3):
+def pair(name: str, batch_size: int = 6):
     """The same instance in torch and in TensorFlow, on data that need no file."""
     row = PROBLEMS[name]
     embedded = row.kind == "function" or row.dataset == "digits"
-    given = Instance(problem_row(name, "" if embedded else "synthetic"), seed, batch_size=batch_size)
-    return (
-        torch_impl.problems.tasks.ProblemTask(given, torch.float64),
-        tf_impl.problems.tasks.ProblemTask(given, tf.float64),
-    )
+    return tasks(problem_row(name, "" if embedded else "synthetic"), 3, batch_size)
 
 
-def close(got, expected, tolerance: float) -> None:
-    got, expected = np.asarray(got), np.asarray(expected)
-    largest = max(np.abs(expected).max(initial=0.0), 1e-300)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * largest)
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_losses_and_gradients_agree(name):
-    one, other = tasks(name, 3 if name in DEEP else 6)
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [(name, 1) for name in DEEP]
+    + [pytest.param(name, 2, marks=[pytest.mark.slow] * (name in DEEP)) for name in PROBLEMS],
+)
+def test_losses_and_gradients_agree(name, steps):
+    one, other = pair(name, 3 if name in DEEP else 6)
     theta = one.initial()
     assert np.array_equal(theta.numpy(), other.initial().numpy())
     assert (one.names, one.shapes) == (other.names, other.shapes)
-    for step in (0, 1):
+    for step in range(steps):
         loss, gradient = torch_impl.problems.tasks.value_and_gradient(one, theta, step)
         again, other_gradient = tf_impl.problems.tasks.value_and_gradient(
             other, tf.constant(theta.numpy()), step
@@ -57,12 +42,12 @@ def test_losses_and_gradients_agree(name):
 
 @pytest.mark.parametrize("name", ["digits-mlp", "mnist-conv", "cifar-small-conv", "quadratic"])
 def test_accuracies_agree(name):
-    one, other = tasks(name)
+    one, other = pair(name)
     theta = one.initial()
     torch_impl.problems.tasks.value_and_gradient(one, theta, 0)
     tf_impl.problems.tasks.value_and_gradient(other, tf.constant(theta.numpy()), 0)
-    pair = one.test_accuracy(theta), other.test_accuracy(tf.constant(theta.numpy()))
-    assert pair[0] == pair[1] or np.isnan(pair).all()
+    found = one.test_accuracy(theta), other.test_accuracy(tf.constant(theta.numpy()))
+    assert found[0] == found[1] or np.isnan(found).all()
 
 
 @pytest.mark.parametrize(("stride", "pad", "size"), [(1, 0, 3), (2, 0, 3), (2, 1, 3), (1, 2, 5), (2, 2, 5)])
@@ -83,19 +68,16 @@ def test_padding_is_explicit_and_symmetric(kind, stride, pad, size):
     close(got, expected, 1e-13)
 
 
-def test_random_scaling_and_the_convex_term_agree():
-    one, other = tasks("digits-mlp")
-    for backend in ("scaling", "convex"):
-        make = {
-            "scaling": lambda module, task: module.RandomScaling(task, 2.0, 7, 3),
-            "convex": lambda module, task: module.ConvexTerm(task, 7, 3),
-        }[backend]
-        first, second = make(torch_impl.problems.augment, one), make(tf_impl.problems.augment, other)
-        theta = first.initial()
-        close(second.initial(), theta, 1e-15)
-        loss, gradient = torch_impl.problems.tasks.value_and_gradient(first, theta, 2)
-        again, other_gradient = tf_impl.problems.tasks.value_and_gradient(
-            second, tf.constant(theta.numpy()), 2
-        )
-        close(again, loss, 1e-12)
-        close(other_gradient, gradient, 1e-11)
+@pytest.mark.parametrize("kind", ["RandomScaling", "ConvexTerm"])
+def test_random_scaling_and_the_convex_term_agree(kind):
+    numbers = (2.0, 7, 3) if kind == "RandomScaling" else (7, 3)
+    first, second = (
+        getattr(backend.problems.augment, kind)(task, *numbers)
+        for backend, task in zip((torch_impl, tf_impl), pair("digits-mlp"), strict=True)
+    )
+    theta = first.initial()
+    close(second.initial(), theta, 1e-15)
+    loss, gradient = torch_impl.problems.tasks.value_and_gradient(first, theta, 2)
+    again, other_gradient = tf_impl.problems.tasks.value_and_gradient(second, tf.constant(theta.numpy()), 2)
+    close(again, loss, 1e-12)
+    close(other_gradient, gradient, 1e-11)

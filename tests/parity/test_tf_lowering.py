@@ -1,4 +1,4 @@
-"""TensorFlow's lowering, features and rules against the NumPy oracle and torch: values and derivatives."""
+"""TensorFlow's lowering, features and rules against torch; test_random_rules has them against the oracle."""
 
 import dataclasses
 
@@ -7,8 +7,7 @@ import pytest
 
 from common.errors import L2OError
 from common.tables import features
-from interchange.language.compiler import Instruction, Program, compile_program
-from interchange.language.execute import evaluate, evaluate_with_tangents
+from interchange.language.compiler import Program, compile_program
 from interchange.language.operators import OPERATORS
 from interchange.language.parse import parse
 from interchange.rule.rule import Rule
@@ -51,59 +50,6 @@ def nasty(steps: int = T, seed: int = 0) -> dict[str, np.ndarray]:
     return data
 
 
-def random_text(rng: np.random.Generator, depth: int, op: str = "") -> str:
-    """An expression with ``op`` at its root, or any operator."""
-    if not op and (depth == 0 or rng.random() < 0.1):
-        return str(rng.choice([*NAMES, "c0 * g", "c1 * m", "g - c0", "t * g", "c1", "0.5"]))
-    op = op or str(rng.choice(list(OPERATORS)))
-    first = random_text(rng, depth - 1)
-    if op in ("exp", "sinh", "cosh", "tan"):
-        first = f"tanh({first})"  # of 1e6 they overflow or only amplify rounding
-    if op == "lag":
-        return f"lag({first}, {rng.integers(1, 4)})"
-    if op in ("ema", "ema_hat"):
-        return f"{op}({first}, {rng.choice(['b', 'b2', '0.95'])})"
-    if op in ("pow", "powabs"):
-        return f"{op}({first}, {rng.choice(['c0', 'c1', '0.5', '2.0'])})"
-    return f"{op}({first})" if OPERATORS[op].arity == 1 else f"{op}({first}, {random_text(rng, depth - 1)})"
-
-
-def noisy(program: Program) -> Program:
-    """The program with every computed register r multiplied by the input ``e{r}``."""
-    instructions, index = [], []
-    for r, ins in enumerate(program.instructions):
-        instructions.append(dataclasses.replace(ins, args=tuple(index[arg] for arg in ins.args)))
-        if ins.op not in ("input", "number", "read"):
-            instructions.append(Instruction("input", name=f"e{r}"))
-            instructions.append(Instruction("mul", (len(instructions) - 2, len(instructions) - 1)))
-        index.append(len(instructions) - 1)
-    return Program(
-        tuple(instructions),
-        tuple(index[r] for r in program.outputs),
-        tuple(ins.name for ins in instructions if ins.op == "input"),
-        tuple(index[r] for r in program.writes),
-    )
-
-
-def rounding(program: Program, inputs: dict, size: float, value: np.ndarray, function) -> np.ndarray:
-    """How far ``function`` moves from ``value`` where every operation errs by about ``size``."""
-    other, rng, moved = noisy(program), np.random.default_rng(1), np.zeros_like(value)
-    for _ in range(4):
-        errors = {n: 1.0 + size * rng.normal(size=(len(inputs["g"]), N)) for n in other.inputs if n[0] == "e"}
-        with np.errstate(all="ignore"):
-            distance = np.abs(function(other, inputs | errors) - value)
-        moved = np.maximum(moved, np.where(np.isnan(distance) & ~np.isnan(value), np.inf, distance))
-    return np.where(np.isnan(value), 0.0, moved)
-
-
-def without_denormals(program: Program, inputs: dict, dtype: type) -> np.ndarray:
-    """Coordinates [N] no register of which is ever tiny: TensorFlow counts those values as 0."""
-    every = dataclasses.replace(program, outputs=tuple(range(len(program.instructions))))
-    low = 1e8 * np.finfo(dtype).tiny
-    tiny = [(np.abs(register) > 0) & (np.abs(register) < low) for register in evaluate(every, inputs, dtype)]
-    return ~np.any(tiny, axis=(0, 1))
-
-
 def run_tf(program: Program, inputs: dict, dtype=tf.float64, constants=CONSTANTS, wrap=None) -> tf.Tensor:
     """The first output [T, N], step by step; ``wrap`` as ``tf.function`` makes t a tensor."""
     lowered = tf_impl.networks.lowering.Lowered(program)
@@ -123,55 +69,6 @@ def run_tf(program: Program, inputs: dict, dtype=tf.float64, constants=CONSTANTS
 
 def compiled(text: str) -> Program:
     return compile_program([parse(text)])
-
-
-SEEDS = np.random.SeedSequence(2).spawn(len(OPERATORS))
-TEXTS = RULES | {
-    op: random_text(np.random.default_rng(seed), 3, op) for op, seed in zip(OPERATORS, SEEDS, strict=True)
-}
-
-
-@pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e-13), (np.float32, 1e-6)])
-def test_rules_equal_the_oracle(name, dtype, size):
-    program, inputs = compiled(TEXTS[name]), nasty()
-
-    def oracle(program, inputs):
-        return evaluate(program, CONSTANTS | inputs, dtype)[0]
-
-    expected = oracle(program, inputs)
-    allowed = 10.0 * (rounding(program, inputs, size, expected, oracle) + size * np.abs(expected))
-    got = run_tf(program, inputs, tf.as_dtype(dtype)).numpy()
-    with np.errstate(all="ignore"):
-        same = (np.abs(got - expected) <= allowed) | (got == expected) | (np.isnan(got) & np.isnan(expected))
-    kept = without_denormals(program, CONSTANTS | inputs, dtype)
-    assert (same | ~kept).all(), (TEXTS[name], got[~same], expected[~same], allowed[~same])
-    assert kept.sum() >= N // 2, TEXTS[name]
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_gradients_by_constants_equal_the_tangents(name):
-    program, inputs = compiled(TEXTS[name]), nasty()
-    names = [constant for constant in CONSTANTS if constant in program.inputs]
-
-    def tangents(program, inputs):
-        return evaluate_with_tangents(program, CONSTANTS | inputs, names)[1]
-
-    exact = tangents(program, inputs)
-    moved = rounding(program, inputs, 1e-13, exact, tangents)
-    with np.errstate(all="ignore"):
-        steady = np.isfinite(exact) & (moved <= 1e-11 * np.abs(exact).max(1, keepdims=True))
-    kept = steady.all(axis=(0, 1)) & without_denormals(program, CONSTANTS | inputs, np.float64)
-    weight = np.random.default_rng(2).normal(size=(T, kept.sum()))
-    constants = {key: tf.constant(CONSTANTS[key], tf.float64) for key in CONSTANTS}
-    with tf.GradientTape() as tape:
-        tape.watch(list(constants.values()))
-        out = run_tf(program, {key: a[:, kept] for key, a in inputs.items()}, constants=constants)
-    grads = tape.gradient(out, [constants[name] for name in names], weight, unconnected_gradients="zero")
-    for grad, term in zip(grads, weight * exact[:, :, kept], strict=True):
-        atol = 1e-11 * np.abs(term).sum() + 1e-14 * np.abs(weight).sum()
-        np.testing.assert_allclose(float(grad), term.sum(), rtol=0, atol=atol)
-    assert kept.sum() >= N // 3, TEXTS[name]
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -224,9 +121,10 @@ STEPS = {
 
 @pytest.mark.parametrize("expressions", [STREAMS, STEPS], ids=["features", "operators"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float64, 1e-12)])
-def test_a_thousand_steps_agree_with_torch(expressions, dtype, tolerance):
+@pytest.mark.parametrize("steps", [250, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_steps_agree_with_torch(expressions, dtype, tolerance, steps):
     rng = np.random.default_rng(5)
-    g = (rng.normal(size=(1000, 24)) * 10.0 ** rng.uniform(-6, 0.5, size=24)).astype(dtype)
+    g = (rng.normal(size=(steps, 24)) * 10.0 ** rng.uniform(-6, 0.5, size=24)).astype(dtype)
     g[rng.random(g.shape) < 0.1] = 0.0
     ours, theirs = (impl.networks.features.FeatureStream(expressions) for impl in (tf_impl, torch_impl))
     step = tf.function(ours.step)
@@ -250,7 +148,7 @@ def test_no_features_are_an_empty_array():
     assert stream.step(tf.zeros([5], tf.float64), (), 1)[0].shape == (0, 5)
 
 
-RNNPROP = Rule.from_text(
+TUNED = Rule.from_text(
     "c0 * tanh(m_tilde / c1) + c2 * ema(g_tilde, c3) - 1e-3 * ema_hat(g, c3) / t",
     {"c0": -0.98, "c1": 0.61, "c2": -0.12, "c3": 0.884},  # 0.884 is not the sigmoid of its logit
     {name: STREAMS[name] for name in ("m_tilde", "g_tilde")} | {"t_1000": None},
@@ -258,19 +156,9 @@ RNNPROP = Rule.from_text(
 )
 
 
-def test_lowered_rules_equal_their_evaluation():
-    g = nasty()["g"]
-    lowered = tf_impl.networks.rule.lower(RNNPROP)
-    state, outs = lowered.initial_state(tf.constant(g[0])), []
-    for s, row in enumerate(g):
-        (out,), state = lowered.step({"g": tf.constant(row)} | RNNPROP.constants, state, s + 1)
-        outs.append(0.1 * out)
-    np.testing.assert_allclose(tf.stack(outs), RNNPROP.evaluate({"g": g}), rtol=1e-12, atol=1e-15)
-
-
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_rule_networks_agree_with_torchs(dtype):
-    ours, theirs = (impl.networks.rule.RuleNetwork(RNNPROP) for impl in (tf_impl, torch_impl))
+    ours, theirs = (impl.networks.rule.RuleNetwork(TUNED) for impl in (tf_impl, torch_impl))
     assert list(ours.weights) == list(theirs.weights)
     assert all(w.dtype == tf.float64 and w.shape == () for w in ours.weights.values())
     assert ours.rates == theirs.rates
@@ -305,9 +193,9 @@ def test_rule_networks_agree_with_torchs(dtype):
 
 
 def test_tuned_rules_have_the_weights_constants_and_untouched_ones_exactly():
-    network = tf_impl.networks.rule.RuleNetwork(RNNPROP)
+    network = tf_impl.networks.rule.RuleNetwork(TUNED)
     start = {name: w.numpy() for name, w in network.weights.items()}
-    assert network.tuned(start) == RNNPROP
+    assert network.tuned(start) == TUNED
     tuned = network.tuned(start | {"c3": np.array(1.5), "c0": np.array(2.0)})
     assert tuned.constants["c3"] == pytest.approx(1.0 / (1.0 + np.exp(-1.5)), rel=1e-14)
     assert (tuned.constants["c0"], tuned.constants["c1"]) == (2.0, 0.61)

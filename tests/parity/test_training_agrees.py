@@ -1,6 +1,8 @@
 """Meta-training in both backends from one seed gives one teacher; each goes on with the other's files."""
 
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,26 +12,13 @@ from interchange import load_trajectories, load_weights
 from interchange.commands.record import RecordConfig
 from interchange.meta.config import TrainConfig
 from interchange.meta.trainer import make_trainer
-
-torch = pytest.importorskip("torch")
-tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
-
-import tf_impl  # noqa: E402
-import tf_impl.meta.learner  # noqa: E402
-import tf_impl.networks.teacher  # noqa: E402
-import torch_impl  # noqa: E402
-import torch_impl.meta.learner  # noqa: E402
-import torch_impl.networks.teacher  # noqa: E402
+from tests.parity.backends import BACKENDS, assert_same_recordings, networks, tf_impl, torch, torch_impl
 
 PROBLEMS = {"quadratic": "", "digits-mlp": "", "mnist-mlp": "synthetic"}
-BACKENDS = {"torch": (torch_impl, torch.float64), "tf": (tf_impl, tf.float64)}
 
 
-def meta_train(backend: str, config: TrainConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def meta_train(package, network, config: TrainConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Losses [epoch, step], and the weights after the first epoch."""
-    package, dtype = BACKENDS[backend]
-    row = TEACHERS[config.teacher]
-    network = package.networks.teacher.TeacherNetwork(row, initial_weights(row, config.seed), dtype)
     learner = package.meta.learner.Learner(network, config)
     trainer, unroll = make_trainer(learner), learner.first_order
     losses, after = [], []
@@ -47,7 +36,10 @@ def meta_train(backend: str, config: TrainConfig) -> tuple[np.ndarray, dict[str,
 
 
 def agree(config: TrainConfig) -> None:
-    (losses, weights), (other, other_weights) = (meta_train(backend, config) for backend in BACKENDS)
+    both = networks(config.teacher, config.seed)
+    (losses, weights), (other, other_weights) = (
+        meta_train(package, network, config) for (package, _), network in zip(BACKENDS, both, strict=True)
+    )
     if config.problem == "quadratic":
         assert np.abs(other - losses).max() <= 1e-8 * losses[0, 0]
     else:
@@ -63,8 +55,8 @@ def settings(teacher: str, problem: str, **fields) -> TrainConfig:
     return TrainConfig(**given | fields)
 
 
-# The largest problem takes most of the time: the smallest teacher here, all of them in the slow test.
-QUICK = [(t, p) for p in PROBLEMS for t in TEACHERS if p != "mnist-mlp" or t == "rp_s"]
+# The larger problems take most of the time: all teachers on them in the slow test.
+QUICK = [(t, "quadratic") for t in TEACHERS] + [(t, "digits-mlp") for t in ("dm", "rnnprop_lv", "rp_s")]
 
 
 @pytest.mark.parametrize(("teacher", "problem"), QUICK)
@@ -96,9 +88,7 @@ MORE = {
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param(
-            fields, id=name, marks=pytest.mark.slow if name in ("imitation of rnnprop", "pes") else []
-        )
+        pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in ("imitation of rnnprop", "pes")))
         for name, fields in MORE.items()
     ],
 )
@@ -107,48 +97,40 @@ def test_every_kind_of_epoch_trains_alike(fields):
     given = {"epochs": 2, "epoch_length": 40, "batch_size": 32, "seed": 5, "dtype": "float64"}
     given |= {"teacher": "rp_s", "problem": "digits-mlp", "validate_every": 1, "validation_tasks": 1}
     config = TrainConfig(**given | {"average": 1.0} | fields)
-    found = {}
-    for name, (package, dtype) in BACKENDS.items():
-        weights = initial_weights(TEACHERS[config.teacher], config.seed)
-        network = package.networks.teacher.TeacherNetwork(TEACHERS[config.teacher], weights, dtype)
-        found[name] = trainer = make_trainer(package.meta.learner.Learner(network, config))
-        trainer.run(label="", quiet=True)
-    learner = next(iter(found.values())).learner
-    theirs = found["tf"].learner.weights()
-    one, other = (trainer.state for trainer in found.values())
-    assert one.updates == other.updates > 0 and one.summed.keys() == network.weights.keys()
+    weights = initial_weights(TEACHERS[config.teacher], config.seed)
+    found = []
+    for (package, _), network in zip(BACKENDS, networks(config.teacher, config.seed), strict=True):
+        found.append(make_trainer(package.meta.learner.Learner(network, config)))
+        found[-1].run(label="", quiet=True)
+    ours, theirs = (trainer.learner.weights() for trainer in found)
+    one, other = (trainer.state for trainer in found)
+    assert one.updates == other.updates > 0 and one.summed.keys() == weights.keys()
     for row, its in zip(one.history, other.history, strict=True):
         assert its.keys() == row.keys() and its.get("imitates") == row.get("imitates")
         for key in row.keys() - {"seconds", "imitates"}:
             assert its[key] == pytest.approx(row[key], rel=1e-6), key
-    for name, value in learner.weights().items():
+    for name, value in ours.items():
         np.testing.assert_allclose(theirs[name], value, rtol=0, atol=1e-8, err_msg=name)
         np.testing.assert_allclose(other.summed[name], one.summed[name], rtol=0, atol=1e-8, err_msg=name)
-    assert any(np.abs(value - weights[name]).max() > 1e-4 for name, value in learner.weights().items())
+    assert any(np.abs(value - weights[name]).max() > 1e-4 for name, value in ours.items())
 
 
 @pytest.mark.parametrize(("first", "second"), [(torch_impl, tf_impl), (tf_impl, torch_impl)])
-def test_one_backend_goes_on_with_the_others_checkpoint(first, second, tmp_path):
+def test_one_backend_goes_on_with_the_others_checkpoint(first, second, tmp_path, monkeypatch):
     """Cut in the middle of the third epoch by a signal, resumed in the other framework."""
-    config = settings("rp_s", "digits-mlp", epochs=4, validate_every=2, validation_tasks=1, quiet=True)
+    config = settings("rp_s", "quadratic", epochs=4, validate_every=2, validation_tasks=1, quiet=True)
     whole = first.train(dataclasses.replace(config, out=str(tmp_path / "whole")))
-    package = {"torch_impl": torch_impl, "tf_impl": tf_impl}[first.__name__]
-    unroll, calls = package.meta.learner.Learner.first_order, []
+    unroll, calls = first.meta.learner.Learner.first_order, []
 
     def cut(self, *args):
         calls.append(0)
         if len(calls) == 6:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGTERM)
         return unroll(self, *args)
 
-    package.meta.learner.Learner.first_order = cut
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(first.meta.learner.Learner, "first_order", cut)
         run = first.train(dataclasses.replace(config, out=str(tmp_path / "cut")))
-    finally:
-        package.meta.learner.Learner.first_order = unroll
     assert run.exit_code == 143 and len(run.history) == 2
     resumed = second.train(TrainConfig(resume=str(tmp_path / "cut"), quiet=True))
     assert [row["epoch"] for row in resumed.history] == [0, 1, 2, 3]
@@ -161,25 +143,17 @@ def test_one_backend_goes_on_with_the_others_checkpoint(first, second, tmp_path)
 @pytest.mark.parametrize("source", ["teacher:rp_s", "adam:lr=0.01", "lion"])
 @pytest.mark.parametrize("problem", ["quadratic", "digits-mlp"])
 def test_recordings_are_the_same_file_but_for_who_made_it(source, problem, tmp_path):
-    files = {}
-    for name, (package, _) in BACKENDS.items():
-        config = RecordConfig(
-            source=source, problem=problem, runs=3, steps=25, samples=3000, dtype="float64", quiet=True,
-            out=str(tmp_path / f"{name}.h5"),
-        )  # fmt: skip
-        files[name] = load_trajectories(package.record(config))
-    one, other = files["torch"], files["tf"]
-    assert (one.features, one.split, one.config, one.seed) == (
-        other.features, other.split, other.config, other.seed,
-    )  # fmt: skip
-    for name, run in one.runs.items():
-        for field in dataclasses.fields(run):
-            left, right = getattr(run, field.name), getattr(other.runs[name], field.name)
-            if isinstance(left, np.ndarray):
-                assert left.dtype == right.dtype and left.shape == right.shape
-                np.testing.assert_allclose(right, left, rtol=1e-9, atol=1e-9, err_msg=field.name)
-            else:
-                assert left == right, field.name
+    config = RecordConfig(
+        source=source, problem=problem, runs=3, steps=25, samples=3000, dtype="float64", quiet=True
+    )
+    files = [tmp_path / f"{package.__name__}.h5" for package, _ in BACKENDS]
+    assert_same_recordings(
+        *(
+            load_trajectories(package.record(dataclasses.replace(config, out=str(file))))
+            for (package, _), file in zip(BACKENDS, files, strict=True)
+        ),
+        atol=1e-9,
+    )
 
 
 def test_a_teacher_of_one_backend_is_a_teacher_of_the_other(tmp_path):

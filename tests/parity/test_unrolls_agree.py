@@ -11,106 +11,53 @@ from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.rule.decay import with_schedule, with_weight_decay
 from interchange.rule.rule import Rule
-from tests.helpers.evolving import evolution
-
-torch = pytest.importorskip("torch")
-tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
-
-import tf_impl.meta.unroll  # noqa: E402
-import tf_impl.networks.rule  # noqa: E402
-import tf_impl.networks.teacher  # noqa: E402
-import tf_impl.problems.tasks  # noqa: E402
-import torch_impl.meta.unroll  # noqa: E402
-import torch_impl.networks.rule  # noqa: E402
-import torch_impl.networks.teacher  # noqa: E402
-import torch_impl.problems.tasks  # noqa: E402
+from tests.parity.backends import BACKENDS, all_close, close, networks, tasks, tf, tf_impl, torch, torch_impl
 
 STEPS = 12
-DECAYED = with_weight_decay(with_schedule(Rule.named("adam"), 0.05), 0.2)
+DECAYED = dataclasses.replace(with_weight_decay(with_schedule(Rule.named("adam"), 0.05), 0.2), scale=0.01)
+RULES = {"decayed": {"kinds": False}, "kinds": {"kinds": True}}
+QUICK = ("rnnprop", "rp_s", "kinds")  # on the larger problem
 
 
-def pair(name: str, problem: str, seed: int = 1):
-    """(task, network) in torch and in TensorFlow."""
-    given = Instance(PROBLEMS[problem], seed, batch_size=32)
-    one = torch_impl.problems.tasks.ProblemTask(given, torch.float64)
-    other = tf_impl.problems.tasks.ProblemTask(given, tf.float64)
-    if name in ("decayed", "kinds"):
-        rule, kinds = dataclasses.replace(DECAYED, scale=0.01), name == "kinds"
-        network = torch_impl.networks.rule.RuleNetwork(rule, kinds=kinds)
-        return (one, network), (other, tf_impl.networks.rule.RuleNetwork(rule, kinds=kinds))
-    weights = initial_weights(TEACHERS[name], seed)
-    return (
-        (one, torch_impl.networks.teacher.TeacherNetwork(TEACHERS[name], weights, torch.float64)),
-        (other, tf_impl.networks.teacher.TeacherNetwork(TEACHERS[name], weights, tf.float64)),
-    )
-
-
-def close(got, expected, tolerance: float, what: str = "") -> None:
-    got, expected = np.asarray(got), np.asarray(expected)
-    atol = tolerance * max(np.abs(expected).max(initial=0.0), 1e-300)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=atol, err_msg=what)
-
-
-@pytest.mark.parametrize("problem", ["quadratic", "digits-mlp"])
-@pytest.mark.parametrize("name", [*TEACHERS, "decayed", "kinds"])
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        pytest.param(n, p, marks=[] if p == "quadratic" or n in QUICK else pytest.mark.slow)
+        for p in ("quadratic", "digits-mlp")
+        for n in (*TEACHERS, *RULES)
+    ],
+)
 @pytest.mark.usefixtures("code")
 def test_losses_gradients_inputs_and_meta_gradients_agree(name, problem):
-    (task, network), (other_task, other_network) = pair(name, problem)
-    start, other_start = (
-        torch_impl.meta.unroll.start(task, network),
-        tf_impl.meta.unroll.start(other_task, other_network),
-    )
+    both = networks(DECAYED, **RULES[name]) if name in RULES else networks(name)
+    unrolls = [backend.meta.unroll for backend, _ in BACKENDS]
+    kept = [unroll.decay_factor(network) for unroll, network in zip(unrolls, both, strict=True)]
+    assert kept[0] == kept[1]
+    given = list(zip(unrolls, both, tasks(problem), strict=True))
+    at = [unroll.start(task, network) for unroll, network, task in given]
     for _ in range(2):  # the second unroll starts from carried state
-        end, *recorded = torch_impl.meta.unroll.advance(task, network, start, STEPS)
-        other_end, *other_recorded = tf_impl.meta.unroll.advance(
-            other_task, other_network, other_start, STEPS
-        )
-        for got, expected, what in zip(other_recorded, recorded, ("loss", "gradient", "input"), strict=True):
-            close(got, expected, 1e-9, what)
-        for loss in ("sum", "last"):
-            for coordinates in (None, rng(0, "test").choice(recorded[1].shape[1], 50, replace=False)):
-                keep = torch_impl.meta.unroll.decay_factor(network)
-                assert keep == tf_impl.meta.unroll.decay_factor(other_network)
-                c = torch_impl.meta.unroll.cotangents(recorded[1], loss, keep)
-                other_c = tf_impl.meta.unroll.cotangents(other_recorded[1], loss, keep)
-                expected = torch_impl.meta.unroll.meta_gradient(
-                    network, start.state, recorded[2], c, coordinates
-                )
-                got = tf_impl.meta.unroll.meta_gradient(
-                    other_network, other_start.state, other_recorded[2], other_c, coordinates
-                )
-                assert got.keys() == expected.keys()
-                for key, value in expected.items():
-                    close(got[key], value, 1e-8, key)
-        start, other_start = end, other_end
+        ran = [u.advance(task, n, start, STEPS) for (u, n, task), start in zip(given, at, strict=True)]
+        (_, *expected), (_, *got) = ran
+        for a, b, what in zip(got, expected, ("loss", "gradient", "input"), strict=True):
+            close(a, b, 1e-9, what)
+        some = rng(0, "test").choice(expected[1].shape[1], 50, replace=False)
+        for loss, coordinates in (("sum", None), ("sum", some), ("last", None), ("last", some)):
+            grads = []
+            for (unroll, network, _), start, (_, _, gradients, inputs) in zip(given, at, ran, strict=True):
+                c = unroll.cotangents(gradients, loss, kept[0])
+                grads.append(unroll.meta_gradient(network, start.state, inputs, c, coordinates))
+            all_close(grads[1], grads[0], 1e-8)
+        at = [end for end, *_ in ran]
 
 
 @pytest.mark.parametrize("name", TEACHERS)
 @pytest.mark.usefixtures("code")
 def test_rollouts_equal_the_oracle(name):
-    _, (task, network) = pair(name, "quadratic", 4)
-    expected, _ = reference.unroll(
-        TEACHERS[name],
-        {key: w.numpy() for key, w in network.weights.items()},
-        task.initial().numpy(),
-        reference.quadratic(*task.instance.constants()[:2]),
-        STEPS,
-    )
+    task, network = tasks("quadratic", 4)[1], networks(name, 4)[1]
+    weights = {key: w.numpy() for key, w in network.weights.items()}
+    quadratic = reference.quadratic(*task.instance.constants()[:2])
+    expected, _ = reference.unroll(TEACHERS[name], weights, task.initial().numpy(), quadratic, STEPS)
     np.testing.assert_allclose(tf_impl.meta.unroll.rollout(task, network, STEPS), expected, rtol=1e-10)
-
-
-@pytest.mark.usefixtures("code")
-def test_evolution_strategies_agree():
-    (task, network), (other_task, other_network) = pair("rp_s", "quadratic")
-    settings = {"steps": 5, "scales": {"out/b": 0.5}, "pairs": 2, "sigma": 0.01}
-    expected, losses = evolution(lambda k: task, network, generator=rng(0, "evolution"), **settings)
-    got, other_losses = evolution(
-        lambda k: other_task, other_network, generator=rng(0, "evolution"), **settings
-    )
-    close(other_losses, losses, 1e-10)
-    for key, value in expected.items():
-        close(got[key], value, 1e-6, key)
-        close(other_network.weights[key], network.weights[key], 1e-15)
 
 
 @pytest.fixture(scope="module")
@@ -127,15 +74,16 @@ def gradients() -> np.ndarray:
     return np.stack(rows)
 
 
+@pytest.mark.parametrize("steps", [250, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TEACHERS)
 @pytest.mark.usefixtures("code")
-def test_float32_outputs_agree_in_open_loop_over_1000_recorded_steps(name, gradients):
+def test_float32_outputs_agree_in_open_loop_over_recorded_steps(name, steps, gradients):
     weights = initial_weights(TEACHERS[name], 2)
     one = torch_impl.networks.teacher.TeacherNetwork(TEACHERS[name], weights, torch.float32)
     other = tf_impl.networks.teacher.TeacherNetwork(TEACHERS[name], weights, tf.float32)
     state = one.initial_state(torch.zeros(40))
     other_state = other.initial_state(tf.zeros(40))
-    for step, g in enumerate(gradients):
+    for step, g in enumerate(gradients[:steps]):
         with torch.no_grad():
             x, state = one.inputs(torch.from_numpy(g), state)
             out, hidden = one.step(one.weights, x, state.network, state.t)
