@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 
 import numpy as np
 
@@ -111,29 +113,6 @@ def _torch(given: Case, start: Callable, step: Callable) -> Gradient:
     }
 
 
-def torch_lowered(given: Case) -> Gradient:
-    import torch
-
-    from torch_impl.networks.lowering import Lowered
-
-    lowered = Lowered(given.program)
-
-    def step(now, state, t, constants):
-        (u,), state = lowered.step({**now, **constants}, state, t)
-        return given.rule.scale * torch.as_tensor(u), state
-
-    return _torch(given, lowered.initial_state, step)
-
-
-def torch_file(given: Case) -> Gradient:
-    module = load(given.rule, "torch")
-
-    def step(now, state, t, constants):
-        return module.update(now["g"], state, now["theta"], constants)
-
-    return _torch(given, module.init, step)
-
-
 def _tensorflow(given: Case, start: Callable, step: Callable) -> Gradient:
     import tensorflow as tf
 
@@ -151,25 +130,26 @@ def _tensorflow(given: Case, start: Callable, step: Callable) -> Gradient:
     return {name: grad.numpy() for name, grad in zip(given.want, grads, strict=True)}
 
 
-def tensorflow_lowered(given: Case) -> Gradient:
-    from tf_impl.networks.lowering import Lowered
+WEIGHTED = {"torch": _torch, "tf": _tensorflow}  # a sum of updates, differentiated
 
-    lowered = Lowered(given.program)
+
+def lowered(package: str, given: Case) -> Gradient:
+    made = import_module(f"{package}_impl.networks.lowering").Lowered(given.program)
 
     def step(now, state, t, constants):
-        (u,), state = lowered.step({**now, **constants}, state, t)
-        return given.rule.scale * u, state
+        (u,), state = made.step({**now, **constants}, state, t)
+        return given.rule.scale * (u if package == "tf" else import_module("torch").as_tensor(u)), state
 
-    return _tensorflow(given, lowered.initial_state, step)
+    return WEIGHTED[package](given, made.initial_state, step)
 
 
-def tensorflow_file(given: Case) -> Gradient:
-    module = load(given.rule, "tensorflow")
+def file(package: str, given: Case) -> Gradient:
+    module = load(given.rule, {"tf": "tensorflow"}.get(package, package))
 
     def step(now, state, t, constants):
         return module.update(now["g"], state, now["theta"], constants)
 
-    return _tensorflow(given, module.init, step)
+    return WEIGHTED[package](given, module.init, step)
 
 
 def optax_file(given: Case) -> Gradient:
@@ -197,30 +177,15 @@ def optax_file(given: Case) -> Gradient:
         return {name: np.array(grads[name]) for name in given.want}
 
 
-def torch_vjp(given: Case) -> Gradient:
+def vjp(package: str, given: Case) -> Gradient:
     """Compiled code in forward mode; by constants only."""
-    import torch
-
-    from torch_impl.networks.compiled import Compiled
-
+    framework = import_module({"tf": "tensorflow"}.get(package, package))
+    as_tensor = framework.constant if package == "tf" else framework.from_numpy
     names = [name for name in given.inputs if name in given.program.inputs]
-    x = torch.from_numpy(np.stack([given.inputs[name] for name in names], axis=1))
-    state = [torch.zeros(x.shape[2], dtype=x.dtype) for _ in given.program.writes]
-    found = Compiled(given.program, names).vjp(
-        x, torch.from_numpy(given.weight), state, given.rule.constants, 0
-    )
-    return {name: np.float64(given.rule.scale * value) for name, value in found.items()}
-
-
-def tensorflow_vjp(given: Case) -> Gradient:
-    import tensorflow as tf
-
-    from tf_impl.networks.compiled import Compiled
-
-    names = [name for name in given.inputs if name in given.program.inputs]
-    x = tf.constant(np.stack([given.inputs[name] for name in names], axis=1))
-    state = [tf.zeros(x.shape[2], x.dtype) for _ in given.program.writes]
-    found = Compiled(given.program, names).vjp(x, tf.constant(given.weight), state, given.rule.constants, 0)
+    x = np.stack([given.inputs[name] for name in names], axis=1)
+    state = [as_tensor(np.zeros(x.shape[2], x.dtype)) for _ in given.program.writes]
+    compiled = import_module(f"{package}_impl.networks.compiled").Compiled(given.program, names)
+    found = compiled.vjp(as_tensor(x), as_tensor(given.weight), state, given.rule.constants, 0)
     return {name: np.float64(given.rule.scale * value) for name, value in found.items()}
 
 
@@ -241,11 +206,11 @@ class Row:
 
 
 ROWS: dict[str, Row] = {
-    "torch lowered": Row(torch_lowered, features=True),
-    "torch file": Row(torch_file, every=2),
-    "tensorflow lowered": Row(tensorflow_lowered, features=True, every=2),
-    "tensorflow file": Row(tensorflow_file, every=5),
+    "torch lowered": Row(partial(lowered, "torch"), features=True),
+    "torch file": Row(partial(file, "torch"), every=2),
+    "tensorflow lowered": Row(partial(lowered, "tf"), features=True, every=2),
+    "tensorflow file": Row(partial(file, "tf"), every=5),
     "optax file": Row(optax_file, every=10),
-    "torch vjp": Row(torch_vjp, compiled=True),
-    "tensorflow vjp": Row(tensorflow_vjp, every=5, compiled=True),
+    "torch vjp": Row(partial(vjp, "torch"), compiled=True),
+    "tensorflow vjp": Row(partial(vjp, "tf"), every=5, compiled=True),
 }

@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import importlib
 import importlib.util
 import itertools
 import shutil
@@ -20,6 +21,7 @@ import numpy as np
 from interchange.emit import TARGETS
 from interchange.emit.targets.to_sympy import build_rule, from_sympy
 from interchange.language.execute import evaluate
+from interchange.language.expression import Node
 from interchange.language.parse import parse
 from interchange.rule.rule import Rule
 from tests.parity.rule_oracle import expect
@@ -47,28 +49,34 @@ def start(rule: Rule, target: str, theta: object) -> tuple[ModuleType, dict]:
     return module, state
 
 
+def stepped(target: str, rule: Rule, g: Array, theta: Array) -> Array:
+    """The generated file, one step after the other."""
+    as_tensor = {
+        "numpy": lambda a: a,
+        "torch": lambda a: importlib.import_module("torch").from_numpy(a),
+        "tensorflow": lambda a: importlib.import_module("tensorflow").constant(a),
+    }[target]
+    (module, state), out = start(rule, target, as_tensor(theta[0])), []
+    for row, at in zip(g, theta, strict=True):
+        u, state = module.update(as_tensor(row), state, as_tensor(at))
+        out.append(np.asarray(u))
+    return np.stack(out)
+
+
 def whole_sequences(rule: Rule, g: Array, theta: Array) -> Array:
     return rule.evaluate({"g": g, "theta": theta}, g.dtype)
 
 
-def numpy_file(rule: Rule, g: Array, theta: Array) -> Array:
-    (module, state), out = start(rule, "numpy", theta[0]), []
-    for row, at in zip(g, theta, strict=True):
-        u, state = module.update(row, state, at)
-        out.append(u)
-    return np.stack(out)
-
-
-def sympy_text(rule: Rule, g: Array, theta: Array) -> Array:
-    """The printed line read back, and the same through SymPy's own tree."""
+def sympy_text(rule: Rule) -> Node:
+    """The printed line read back."""
     read = parse(TARGETS["sympy"].emit(rule).strip())
     assert read == parse(str(read))
-    unscaled = Rule(rule.name, read, rule.constants, rule.features)
-    return unscaled.evaluate({"g": g, "theta": theta}, g.dtype)
+    return read
 
 
-def sympy_tree(rule: Rule, g: Array, theta: Array) -> Array:
-    unscaled = Rule(rule.name, from_sympy(build_rule(rule)), rule.constants, rule.features)
+def read_back(read: Callable[[Rule], Node], rule: Rule, g: Array, theta: Array) -> Array:
+    """What SymPy's notation or its own tree says, which hold the scale."""
+    unscaled = Rule(rule.name, read(rule), rule.constants, rule.features)
     return unscaled.evaluate({"g": g, "theta": theta}, g.dtype)
 
 
@@ -138,17 +146,6 @@ def torch_lowered(rule: Rule, g: Array, theta: Array) -> Array:
     return torch.stack(out).numpy()
 
 
-def torch_file(rule: Rule, g: Array, theta: Array) -> Array:
-    import torch
-
-    g, theta = torch.from_numpy(g), torch.from_numpy(theta)
-    (module, state), out = start(rule, "torch", theta[0]), []
-    for row, at in zip(g, theta, strict=True):
-        u, state = module.update(row, state, at)
-        out.append(u)
-    return torch.stack(out).numpy()
-
-
 def torch_optimizer(rule: Rule, g: Array, theta: Array, **options: object) -> Array:
     """theta + u: what the parameters are after one step from theta."""
     import torch
@@ -197,25 +194,11 @@ def tf_lowered(rule: Rule, g: Array, theta: Array, jit: bool = False) -> Array:
     return _tf_steps(update, lowered.initial_state(tf.constant(g[0])), g, theta, jit)
 
 
-def tf_compiled(rule: Rule, g: Array, theta: Array) -> Array:
-    return tf_lowered(rule, g, theta, jit=True)
-
-
 def tf_file(rule: Rule, g: Array, theta: Array) -> Array:
     import tensorflow as tf
 
     module, state = start(rule, "tensorflow", tf.constant(theta[0]))
     return _tf_steps(lambda row, at, state, t: module.update(row, state, at), state, g, theta)
-
-
-def tf_eager(rule: Rule, g: Array, theta: Array) -> Array:
-    import tensorflow as tf
-
-    (module, state), out = start(rule, "tensorflow", tf.constant(theta[0])), []
-    for row, at in zip(g, theta, strict=True):
-        u, state = module.update(tf.constant(row), state, tf.constant(at))
-        out.append(u.numpy())
-    return np.stack(out)
 
 
 def keras_optimizer(rule: Rule, g: Array, theta: Array, **options: object) -> Array:
@@ -318,19 +301,19 @@ class Row:
 _XLA = {np.float64: 64.0}
 ROWS: dict[str, Row] = {
     "whole sequences": Row(whole_sequences),
-    "numpy file": Row(numpy_file),
+    "numpy file": Row(partial(stepped, "numpy")),
     "c file": Row(guarded(c_file), add_theta=True, compiled=True),
-    "sympy text": Row(sympy_text),
-    "sympy tree": Row(sympy_tree),
+    "sympy text": Row(partial(read_back, sympy_text)),
+    "sympy tree": Row(partial(read_back, lambda rule: from_sympy(build_rule(rule)))),
     "torch lowered": Row(torch_lowered),
-    "torch file": Row(torch_file),
+    "torch file": Row(partial(stepped, "torch")),
     "torch opt. compiled": Row(torch_optimizer, add_theta=True, compiled=True),
     "torch opt. guarded": Row(guarded(torch_optimizer), add_theta=True, compiled=True),
     "torch opt. plain": Row(partial(torch_optimizer, foreach=False), add_theta=True, every=2),
     "tensorflow lowered": Row(tf_lowered, graph=True, every=2),
-    "tensorflow xla": Row(tf_compiled, graph=True, every=20, k=_XLA),
+    "tensorflow xla": Row(partial(tf_lowered, jit=True), graph=True, every=20, k=_XLA),
     "tensorflow file": Row(tf_file, graph=True, every=2),
-    "tensorflow eager": Row(tf_eager, every=20),
+    "tensorflow eager": Row(partial(stepped, "tensorflow"), every=20),
     "keras optimizer": Row(keras_optimizer, add_theta=True, graph=True, every=20),
     "keras opt. guarded": Row(guarded(keras_optimizer), add_theta=True, graph=True, every=20),
     "optax file": Row(optax_file, graph=True, every=2),

@@ -113,14 +113,6 @@ def test_a_tensor_that_rests_for_nine_steps_goes_on_with_its_own_t(name, spoilt)
     assert np.array_equal(got[1][1], got[10][1]) and not np.array_equal(got[10][1], got[11][1])
 
 
-@pytest.mark.parametrize("name", ["a rule of everything", "rp_s"])
-@pytest.mark.usefixtures("code")
-def test_bfloat16_parameters_are_computed_in_float32(name):
-    """Rounding to 8 bits hides all but a step of a last place."""
-    want, got = by_both(name, 1.0, gradients(20), "bfloat16")
-    assert_close(got, want, 2**-7, 1e-5)
-
-
 UNUSUAL = {
     "momentum": 0.7, "alpha": 0.8, "eps": 0.03, "beta1": 0.6, "beta2": 0.85, "weight_decay": 0.2,
     "momentum_decay": 0.3,

@@ -8,10 +8,11 @@ import pytest
 from common import reference
 from common.errors import L2OError
 from interchange.distill import active
-from interchange.files.trajectories import Run, Trajectories
+from interchange.files.trajectories import Trajectories
 from interchange.files.weights import Teacher, save_weights
 from interchange.rule.rule import Rule
 from interchange.search.samples import Sequences
+from tests.helpers.recordings import make_run
 
 STEPS, COORDINATES = 60, 12
 
@@ -89,12 +90,9 @@ def test_disagreement_is_the_spread_over_the_rules_and_a_wild_rule_counts_as_the
 
 
 def make(teacher_sha256: str, kind: str = "teacher") -> Trajectories:
-    zeros = np.zeros((1, 1))
-    run = Run(
-        "000000", "quadratic", "{}", kind, "{}", teacher_sha256, 0, 0, 1, 0.01, False, "ok",
-        zeros[:, :, None], zeros, zeros, np.ones(1), np.ones(1, int), np.zeros(1, np.int32),
-        np.zeros(1, np.int32), ("x",), ((1,),),
-    )  # fmt: skip
+    run = make_run(
+        steps=1, coordinates=1, x=np.zeros((1, 1, 1)), source_kind=kind, source_sha256=teacher_sha256
+    )
     return Trajectories({"a": "g"}, {"000000": run}, {"train": ("000000",)})
 
 

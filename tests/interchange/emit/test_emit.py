@@ -1,8 +1,6 @@
 """Exported rules: the files, torch's optimizer, notation. tests/parity runs them against the oracle."""
 
 import ast
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -82,14 +80,14 @@ def test_sparse_gradients_and_negative_settings_are_refused(optimizer_class):
         optimizer_class([theta], lr=-1.0)
 
 
-@pytest.mark.parametrize(
-    ("target", "allowed"),
-    [
-        ("numpy", {"math", "numpy"}),
-        ("torch", {"torch", "warnings"}),
-        ("tensorflow", {"keras", "tensorflow", "warnings"}),
-    ],
-)
+IMPORTS = {
+    "numpy": {"math", "numpy"},
+    "torch": {"torch", "warnings"},
+    "tensorflow": {"keras", "tensorflow", "warnings"},
+}
+
+
+@pytest.mark.parametrize(("target", "allowed"), IMPORTS.items())
 def test_files_import_only_their_framework(target, allowed):
     for rule in HAND_MADE + OPERATIONS:
         for node in ast.walk(ast.parse(TARGETS[target].emit(rule))):
@@ -103,15 +101,6 @@ def test_only_needed_operators_are_copied():
     assert "def op_sign" in text
     assert "def op_tanh" not in text
     assert "def op_" not in TARGETS["numpy"].emit(Rule.from_text("g"))
-
-
-def test_exporting_to_torch_needs_no_torch():
-    code = (
-        "import sys; from interchange.rule.rule import Rule; from interchange.emit import TARGETS;"
-        "r = Rule.from_text('tanh(g)'); [t.emit(r) for t in TARGETS.values()];"
-        "assert not {'torch', 'tensorflow'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_missing_operators_are_named():

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 
 import h5py
 import numpy as np
@@ -12,39 +13,7 @@ from common.errors import L2OError
 from interchange.files.hdf5 import chunk_shape
 from interchange.files.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
 from interchange.inspect import __main__ as inspect
-
-
-def make_run(name="000000", steps=12, coordinates=5, dtype="f4", random=0, **changes) -> Run:
-    """A made-up run of a teacher with two features."""
-    generator = np.random.default_rng(random)
-
-    def numbers(*shape):
-        return generator.normal(size=shape).astype(dtype)
-
-    fields = {
-        "name": name,
-        "problem": "digits-mlp",
-        "problem_json": '{"name":"digits-mlp"}',
-        "source_kind": "teacher",
-        "source_json": '{"name":"rp_s"}',
-        "source_sha256": "ab" * 32,
-        "seed": random,
-        "init_seed": random + 1,
-        "num_steps": steps,
-        "scale": 0.01,
-        "diverged": False,
-        "outcome": "ok",
-        "x": numbers(steps, coordinates, 2),
-        "g": numbers(steps, coordinates),
-        "y": numbers(steps, coordinates),
-        "loss": generator.normal(size=steps),
-        "step": np.arange(1, steps + 1),
-        "param_index": np.array([0, 0, 1, 1, 1])[:coordinates],
-        "flat_index": np.array([0, 7, 0, 1, 2])[:coordinates],
-        "params_names": ("layer_0/w", "layer_0/b"),
-        "params_shapes": ((4, 2), (3,)),
-    }
-    return Run(**fields | changes)
+from tests.helpers.recordings import make_run
 
 
 def make(*runs: Run, **changes) -> Trajectories:
@@ -162,89 +131,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_fault_in_a_run_is_refused_when_saving(tmp_path, fault):
-    changes, message = FAULTS[fault]
-    with pytest.raises(L2OError, match=message):
-        save_trajectories(tmp_path / "t.h5", make(make_run(**changes), make_run("000001", random=1)))
-    assert not (tmp_path / "t.h5").exists()
-
-
-def test_a_nan_in_a_file_names_the_run(tmp_path):
-    save_trajectories(tmp_path / "t.h5", make())
-    with h5py.File(tmp_path / "t.h5", "a") as file:
-        file["runs/000001/y"][2, 1] = np.nan
-        del file.attrs["sha256"]
-    with (
-        pytest.warns(UserWarning, match="no sha256"),
-        pytest.raises(L2OError, match=r"t\.h5: /runs/000001/y: .* at step 2, coordinate 1 .*; end the run"),
-    ):
-        load_trajectories(tmp_path / "t.h5")
-
-
 def test_gradients_and_losses_may_be_anything(tmp_path):
     """They are what happened; only what a rule is fitted to must be finite."""
     run = make_run(g=with_value(RUN.g, (3, 2), np.inf), loss=with_value(RUN.loss, 11, np.nan), diverged=True)
     save_trajectories(tmp_path / "t.h5", make(run))
     assert np.isnan(load_trajectories(tmp_path / "t.h5").runs["000000"].loss[-1])
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"split": {"train": ("000000", "none")}}, r"at most once, got \['none'\]"),
-        ({"split": {"train": ("000000",), "test": ("000000",)}}, r"at most once, got \['000000'\]"),
-        ({"features": {"m_tilde": ""}}, "along feature"),
-        ({"features": {}}, "feature"),
-        ({"runs": {"other": RUN}}, "filed under"),
-        ({"config": {"a": float("nan")}}, "JSON"),
-        ({"seed": 0.5}, "seed"),
-    ],
-)
-def test_fault_around_the_runs_is_refused(tmp_path, changes, message):
-    with pytest.raises(L2OError, match=message):
-        save_trajectories(tmp_path / "t.h5", make(**changes))
-
-
-@pytest.mark.parametrize("name", ["runs/000001/y", "runs/000000/params/names", "features/names"])
-def test_a_missing_array_is_named(tmp_path, name):
-    save_trajectories(tmp_path / "t.h5", make())
-    with h5py.File(tmp_path / "t.h5", "a") as file:
-        del file[name]
-        del file.attrs["sha256"]
-    with pytest.warns(UserWarning), pytest.raises(L2OError, match=f"expected the array /{name}, got none"):
-        load_trajectories(tmp_path / "t.h5")
-
-
-@pytest.mark.filterwarnings("ignore:.*no sha256")
-def test_a_missing_attribute_is_named(tmp_path):
-    save_trajectories(tmp_path / "t.h5", make())
-    with h5py.File(tmp_path / "t.h5", "a") as file:
-        del file["runs/000001"].attrs["scale"]
-        del file.attrs["sha256"]
-    with pytest.raises(L2OError, match="/runs/000001: expected the attribute scale, got none"):
-        load_trajectories(tmp_path / "t.h5")
-
-
-@pytest.mark.filterwarnings("ignore:.*no sha256")
-def test_features_are_distinct_and_some(tmp_path):
-    with pytest.raises(L2OError, match="distinct names"):
-        save_trajectories(tmp_path / "t.h5", make(make_run(x=np.zeros((12, 5, 0))), features={}))
-    save_trajectories(tmp_path / "t.h5", make())
-    with h5py.File(tmp_path / "t.h5", "a") as file:
-        file["features/names"][1] = b"m_tilde"
-        del file.attrs["sha256"]
-    with pytest.raises(L2OError, match="distinct names"):
-        load_trajectories(tmp_path / "t.h5")
-
-
-def test_an_incomplete_recording_is_refused(tmp_path):
-    save_trajectories(tmp_path / "t.h5", make())
-    with h5py.File(tmp_path / "t.h5", "a") as file:
-        file.attrs["complete"] = False
-        del file.attrs["sha256"]
-    with pytest.warns(UserWarning), pytest.raises(L2OError, match="incomplete"):
-        load_trajectories(tmp_path / "t.h5")
 
 
 def test_no_runs_no_split_and_the_budget(tmp_path):
@@ -286,35 +177,68 @@ SAMPLE_FAULTS = {
     "scale 0": ({"scale": 0.0}, "attribute scale: expected a number other than 0"),
     "scale nan": ({"scale": np.nan}, "attribute scale"),
 }  # fmt: skip
+AROUND_FAULTS = {
+    "no such run": ({"split": {"train": ("000000", "none")}}, r"at most once, got \['none'\]"),
+    "a run twice": (
+        {"split": {"train": ("000000",), "test": ("000000",)}},
+        r"at most once, got \['000000'\]",
+    ),
+    "one feature": ({"features": {"m_tilde": ""}}, "along feature"),
+    "no features": ({"features": {}}, "feature"),
+    "another name": ({"runs": {"other": RUN}}, "filed under"),
+    "config": ({"config": {"a": float("nan")}}, "JSON"),
+    "half a seed": ({"seed": 0.5}, "seed"),
+}
+REFUSED = {
+    **{key: (lambda c=c: make(make_run(**c), make_run("b", random=1)), m) for key, (c, m) in FAULTS.items()},
+    **{f"around: {key}": (lambda c=c: make(**c), m) for key, (c, m) in AROUND_FAULTS.items()},
+    **{f"table: {key}": (lambda c=c: make_table(**c), m) for key, (c, m) in SAMPLE_FAULTS.items()},
+    "no features at all": (lambda: make(make_run(x=np.zeros((12, 5, 0))), features={}), "distinct names"),
+    "runs beside a table": (
+        lambda: dataclasses.replace(make(), samples=make_table().samples), "expected no runs beside it"
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "message"), SAMPLE_FAULTS.values(), ids=SAMPLE_FAULTS)
-def test_fault_in_a_table_is_refused_when_saving(changes, message, tmp_path):
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_fault_is_refused_when_saving(fault, tmp_path):
+    given, message = REFUSED[fault]
     with pytest.raises(L2OError, match=message):
-        save_trajectories(tmp_path / "t.h5", make_table(**changes))
+        save_trajectories(tmp_path / "t.h5", given())
     assert not (tmp_path / "t.h5").exists()
 
 
-def test_a_table_stands_alone(tmp_path):
-    with pytest.raises(L2OError, match="expected no runs beside it"):
-        save_trajectories(tmp_path / "t.h5", dataclasses.replace(make(), samples=make_table().samples))
+def without(name: str) -> Callable[[h5py.File], None]:
+    return lambda file: file.__delitem__(name)
 
 
+# What is done to a good file of runs or of a table -> what reading says.
 DAMAGE = {
-    "expected X, y, names and column_scale": lambda samples: samples.pop("y"),
-    "names as in": lambda samples: samples["names"].__setitem__(1, b"other"),
-    "attribute scale: .*got None": lambda samples: samples.attrs.pop("scale"),
-}
+    r"t\.h5: /runs/000001/y: .* at step 2, coordinate 1 .*; end the run": (
+        make, lambda file: file["runs/000001/y"].__setitem__((2, 1), np.nan)
+    ),
+    "expected the array /runs/000001/y, got none": (make, without("runs/000001/y")),
+    "expected the array /runs/000000/params/names, got none": (make, without("runs/000000/params/names")),
+    "expected the array /features/names, got none": (make, without("features/names")),
+    "/runs/000001: expected the attribute scale, got none": (
+        make, lambda file: file["runs/000001"].attrs.pop("scale")
+    ),
+    "distinct names": (make, lambda file: file["features/names"].__setitem__(1, b"m_tilde")),
+    "incomplete": (make, lambda file: file.attrs.__setitem__("complete", False)),
+    "/samples: .*expected X, y, names and column_scale": (make_table, without("samples/y")),
+    "/samples: .*names as in": (make_table, lambda file: file["samples/names"].__setitem__(1, b"other")),
+    "/samples: .*attribute scale: .*got None": (make_table, lambda file: file["samples"].attrs.pop("scale")),
+}  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.*no sha256")
 @pytest.mark.parametrize("message", DAMAGE)
-def test_a_damaged_table_is_refused(message, tmp_path):
-    save_trajectories(tmp_path / "t.h5", make_table())
+def test_a_damaged_file_is_refused(message, tmp_path):
+    given, damage = DAMAGE[message]
+    save_trajectories(tmp_path / "t.h5", given())
     with h5py.File(tmp_path / "t.h5", "a") as file:
-        DAMAGE[message](file["samples"])
+        damage(file)
         del file.attrs["sha256"]
-    with pytest.raises(L2OError, match=f"/samples: .*{message}"):
+    with pytest.warns(UserWarning, match="no sha256"), pytest.raises(L2OError, match=message):
         load_trajectories(tmp_path / "t.h5")
 
 

@@ -43,27 +43,6 @@ def program_of(*texts):
     return compile_program([parse(text) for text in texts])
 
 
-def steps(program, inputs, dtype=np.float64):
-    state, results = initial_state(program, (N,), dtype), []
-    for t in range(1, T + 1):
-        now = {key: value[t - 1] if np.ndim(value) else value for key, value in inputs.items()}
-        outputs, state = step(program, now, state, t)
-        results.append(outputs)
-    return [np.stack(column) for column in zip(*results, strict=True)]
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_steps_equal_the_whole_sequence(rule, dtype, inputs):
-    program = program_of(RULES[rule])
-    inputs = {key: value.astype(dtype) if np.ndim(value) else value for key, value in inputs.items()}
-    (whole,) = evaluate(program, inputs, dtype)
-    (single,) = steps(program, inputs, dtype)
-    assert whole.dtype == single.dtype == dtype
-    assert whole.shape == (T, N)
-    np.testing.assert_allclose(whole, single, rtol=1e-13 if dtype == np.float64 else 1e-5, atol=0)
-
-
 def test_semantics_by_hand():
     g = np.array([[1.0], [2.0], [-4.0]])
     lagged = "lag(ema(g, 0.5), 1)"

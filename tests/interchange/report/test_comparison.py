@@ -2,7 +2,6 @@
 
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from common.metrics import summarise
 from interchange.evaluation.profiles import compare
 from interchange.files.results import EvaluationRow
+from tests.helpers.pages import Page
 
 pytest.importorskip("matplotlib")
 
@@ -25,47 +25,14 @@ LEVELS = {
 
 def page(levels=LEVELS, trained_on=("one",)) -> str:
     runs = []
-    for optimizer, problems in levels.items():
-        for problem, level in problems.items():
-            for seed in range(3):
-                lost = math.isinf(level)
-                losses = np.linspace(5.0, 1.0 if lost else level, 60)[: 9 if lost else 60] * (
-                    1.0 + 0.01 * seed
-                )
-                runs.append(
-                    EvaluationRow(
-                        optimizer,
-                        problem,
-                        seed,
-                        losses,
-                        horizon=60,
-                        outcome="diverged" if lost else "ok",
-                        ms_per_step=0.1,
-                        floats_per_parameter=2.0,
-                        trained_on=problem in trained_on,
-                    )
-                )
+    for optimizer, problem, level in ((o, p, level) for o in levels for p, level in levels[o].items()):
+        lost = math.isinf(level)
+        losses = np.linspace(5.0, 1.0 if lost else level, 60)[: 9 if lost else 60]
+        settings = {"horizon": 60, "outcome": "diverged" if lost else "ok", "ms_per_step": 0.1}
+        settings |= {"floats_per_parameter": 2.0, "trained_on": problem in trained_on}
+        for seed in range(3):
+            runs.append(EvaluationRow(optimizer, problem, seed, losses * (1.0 + 0.01 * seed), **settings))
     return comparison.render_comparison(compare(summarise(runs), runs), runs, "suite:<core>")
-
-
-class Reader(HTMLParser):
-    """Text of a page, and the elements that are not closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open, self.tags, self.said = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.said += data
 
 
 def cells(text: str, row: str) -> list[str]:
@@ -76,7 +43,7 @@ def cells(text: str, row: str) -> list[str]:
 
 def test_the_page_is_whole_and_needs_nothing_from_elsewhere():
     text = page()
-    read = Reader(text)
+    read = Page(text)
     assert not read.open and read.tags.count("svg") == 2 and "script" not in read.tags
     assert not re.search("https?:", re.sub('xmlns="[^"]*"', "", text))
     assert "Optimizers on suite:<core>" in read.said
@@ -102,13 +69,13 @@ def test_where_the_learned_ones_lose_is_listed_worst_first():
 
 def test_hostile_names_are_text():
     levels = {EVIL: LEVELS[RULE], "adam": LEVELS["adam"]}
-    read = Reader(page(levels))
+    read = Page(page(levels))
     assert "script" not in read.tags and "alert(1)" in read.said
 
 
 def test_baselines_alone_and_rules_alone_have_a_page():
     for names in (("adam", "sgd:lr=0.1"), (RULE,)):
-        read = Reader(page({name: LEVELS[name] for name in names}))
+        read = Page(page({name: LEVELS[name] for name in names}))
         assert not read.open and "Problem by problem" in read.said
 
 

@@ -1,7 +1,6 @@
 """Figures: well-formed, no black, unique ids, contrast, and what they say."""
 
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -174,12 +173,3 @@ def test_little_or_nothing_to_draw():
         plots.pareto_front([(3, 0.5)], 0),
     ):
         ElementTree.fromstring(svg)
-
-
-def test_importing_does_not_load_matplotlib():
-    import subprocess
-
-    code = (
-        "import sys; from interchange.report import demo_page, plots; sys.exit('matplotlib' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

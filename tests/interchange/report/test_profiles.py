@@ -21,19 +21,12 @@ def runs(levels: dict[str, list[float]], problem="a", horizon=100, trained_on=Fa
         for seed, level in enumerate(values):
             lost = level < 0
             losses = np.linspace(10.0, abs(level), horizon)[: 7 if lost else None]
-            found.append(
-                EvaluationRow(
-                    optimizer,
-                    problem,
-                    seed,
-                    losses,
-                    outcome="diverged" if lost else "ok",
-                    ms_per_step=2.0,
-                    settings={"lr": 0.1, "validation": validation.get(optimizer)},
-                    horizon=horizon,
-                    trained_on=trained_on,
-                )
+            fields = {"outcome": "diverged" if lost else "ok", "horizon": horizon, "trained_on": trained_on}
+            settings = {"lr": 0.1, "validation": validation.get(optimizer)}
+            row = EvaluationRow(
+                optimizer, problem, seed, losses, ms_per_step=2.0, settings=settings, **fields
             )
+            found.append(row)
     return found
 
 
@@ -165,19 +158,14 @@ def test_a_standing_counts_problems(suite):
 
 def test_groups_follow_what_may_be_trained_on(suite):
     groups = profiles.standing_groups(suite)
-    assert {name: rows[0].problems for name, rows in groups.items()} == {
-        "all": 4,
-        "unseen": 3,
-        "trained on": 1,
-    }
+    counts = {name: rows[0].problems for name, rows in groups.items()}
+    assert counts == {"all": 4, "unseen": 3, "trained on": 1}
     assert groups["unseen"][0].ahead == 0 and groups["trained on"][0].ahead == 1
     plain = [dataclasses.replace(c, row=dataclasses.replace(c.row, trained_on=False)) for c in suite]
     assert list(profiles.standing_groups(plain)) == ["all"]
     text = profiles.standings_text(groups).splitlines()
     assert len(text) == 3
-    assert text[1].startswith(
-        f"{RULE}: of 3 problems unseen, at least as good as the best baseline on 0, within"
-    )
+    assert text[1].startswith(f"{RULE}: of 3 problems unseen, at least as good as the best baseline on 0, ")
     assert text[1].endswith("at least as good as sgd 0, adam 2")
 
 

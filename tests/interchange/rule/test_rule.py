@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.rule.__main__ import main
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule, RuleError, zero_update
 
@@ -45,19 +44,6 @@ def test_numbers_of_a_rule(rule):
     assert rule.program().inputs == ("c0", "g", "c1", "c2", "c3")
 
 
-@pytest.mark.parametrize(
-    ("text", "constants", "floats"),
-    [
-        ("-c * sign(0.9 * lag(ema(g, b), 1) + 0.1 * g)", {"c": 1.0, "b": 0.99}, 1),
-        ("-c * ema_hat(g, b) / (sqrt(ema_hat(square(g), b2)) + 1e-8)", {"c": 1.0, "b": 0.9, "b2": 0.999}, 2),
-        ("-c * ema(g, b)", {"c": 1.0, "b": 0.9}, 1),
-        ("-c * g", {"c": 1.0}, 0),
-    ],
-)
-def test_state_of_known_optimizers(text, constants, floats):
-    assert Rule.from_text(text, constants).state_floats == floats
-
-
 def test_evaluation_from_gradients_equals_evaluation_from_features(rule, g):
     columns = {key: Rule.from_text(text).evaluate({"g": g}) for key, text in FEATURES.items()}
     np.testing.assert_allclose(rule.evaluate({"g": g}), rule.evaluate(columns), rtol=1e-14)
@@ -69,18 +55,6 @@ def test_evaluation_includes_the_scale(rule, g):
     plain = dataclasses.replace(rule, scale=1.0)
     np.testing.assert_allclose(rule.evaluate({"g": g}), 0.1 * plain.evaluate({"g": g}), rtol=1e-15)
     assert rule.evaluate({"g": g}, np.float32).dtype == np.float32
-
-
-def test_adam_by_hand(g):
-    rule = Rule.from_text(
-        "-ema_hat(g, b1) / (sqrt(ema_hat(square(g), b2)) + e)", {"b1": 0.9, "b2": 0.999, "e": 1e-8}
-    )
-    m, v = np.zeros(4), np.zeros(4)
-    got = rule.evaluate({"g": g})
-    for t, now in enumerate(g, 1):
-        m, v = 0.9 * m + 0.1 * now, 0.999 * v + 0.001 * now * now
-        expected = -(m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-        np.testing.assert_allclose(got[t - 1], expected, rtol=1e-10)
 
 
 def test_constants_can_be_changed(rule, g):
@@ -189,17 +163,6 @@ def test_a_front_reads_only_its_own_folder(rule, tmp_path):
     table.write_text(table.read_text().replace("rule_000.json", "../rule_000.json"))
     with pytest.raises(RuleError, match="line 2"):
         read_front(tmp_path / "front")
-
-
-def test_check_refuses_a_changed_file_and_rehash_accepts_it(rule, tmp_path, capsys):
-    path = tmp_path / "rule.json"
-    rule.save(path)
-    path.write_text(path.read_text().replace('"scale": 0.1', '"scale": 2.0'))
-    assert main(["check", str(path)]) == 2
-    assert "--rehash" in capsys.readouterr().err
-    assert main(["check", "--rehash", str(path)]) == 0
-    assert main(["check", str(path)]) == 0
-    assert Rule.load(path).scale == 2.0
 
 
 def test_an_offset_is_reported_as_moving_weights_at_zero_gradient():

@@ -45,6 +45,10 @@ def keywords(**changes) -> dict:
     return pysr.keywords(task, standardised(task))
 
 
+def search(report=lambda texts: None, **changes) -> list[str]:
+    return pysr.search(make_task(**changes), report)
+
+
 class FakePySR:
     """Stands for pysr: takes what it is given, writes a golden file, fails if told to."""
 
@@ -103,7 +107,7 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_every_keyword_passed_exists_in_the_installed_pysr(mode, fake):
     stand_in = fake()
-    pysr.search(make_task(**MODES[mode]), lambda texts: None)
+    search(**MODES[mode])
     assert set(stand_in.made) - parameters("__init__") == set()
     assert set(stand_in.fitted) - parameters("fit") == set()
 
@@ -118,14 +122,12 @@ def test_asking_whether_pysr_runs_imports_neither_pysr_nor_julia(tmp_path):
     julia_program.write_text("#!/bin/sh\necho julia version 1.10.9\n")
     julia_program.chmod(0o755)
     home = {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    said = {}
-    for path in ("/nowhere", str(tmp_path)):
-        command = [sys.executable, "-c", code]
-        said[path] = subprocess.run(command, env=home | {"PATH": path}, capture_output=True, text=True)
-        assert said[path].returncode == 0, said[path].stderr
-    assert "needs Julia: could not find Julia" in said["/nowhere"].stdout
-    assert said["/nowhere"].stdout.count("\n") == 1
-    assert said[str(tmp_path)].stdout.strip() == "''"  # a Julia that only says its version
+    nowhere, here = (
+        subprocess.check_output([sys.executable, "-c", code], env=home | {"PATH": path}, text=True)
+        for path in ("/nowhere", str(tmp_path))
+    )
+    assert "needs Julia: could not find Julia" in nowhere and nowhere.count("\n") == 1
+    assert here.strip() == "''"  # a Julia that only says its version
 
 
 def test_without_pysr_the_remedy_is_named(monkeypatch):
@@ -164,11 +166,11 @@ def test_a_search_hands_over_the_rows_and_returns_the_front(fake, caplog):
 
 def test_what_was_found_before_a_failure_is_kept(fake, caplog):
     fake(error="JuliaError: out of luck\nstack")
-    assert pysr.search(make_task(), lambda texts: None)
+    assert search()
     assert "until then are kept: JuliaError: out of luck" in caplog.text and "stack" not in caplog.text
     fake(error="could not find Julia 1.10.3 - 1.11\nx", write=False)
     with pytest.raises(L2OError, match=r"PySR failed: could not find Julia .*import pysr"):
-        pysr.search(make_task(), lambda texts: None)
+        search()
 
 
 def test_a_front_is_reported_while_the_search_runs(fake, monkeypatch):
@@ -183,7 +185,7 @@ def test_a_front_is_reported_while_the_search_runs(fake, monkeypatch):
         stand_in.live = list(reported)
 
     monkeypatch.setattr(stand_in, "fit", slow)
-    found = pysr.search(make_task(), reported.append)
+    found = search(reported.append)
     assert stand_in.live == [found] and found
 
 
@@ -195,7 +197,7 @@ def test_a_limit_of_evaluations_makes_the_search_reproducible(fake):
     assert settings["parallelism"] == "multithreading" and settings["maxsize"] == 7
     assert not {"random_state", "deterministic"} & set(settings)
     stand_in = fake()
-    pysr.search(make_task(options={"cluster_manager": "slurm", "procs": 8}), lambda texts: None)
+    search(options={"cluster_manager": "slurm", "procs": 8})
     assert (stand_in.made["parallelism"], stand_in.made["procs"]) == ("multiprocessing", 8)
     assert stand_in.made["cluster_manager"] == "slurm"
     assert stand_in.made["heap_size_hint_in_bytes"] == 2 << 30
@@ -218,7 +220,7 @@ def test_a_limit_of_evaluations_makes_the_search_reproducible(fake):
 def test_options_that_pysr_is_not_given(changes, message, fake):
     stand_in = fake()
     with pytest.raises(L2OError, match=message):
-        pysr.search(make_task(**changes), lambda texts: None)
+        search(**changes)
     assert not stand_in.made
 
 

@@ -14,39 +14,24 @@ from interchange.files.trajectories import Run, Samples, Trajectories, save_traj
 from interchange.language import expression as ex
 from interchange.language.parse import parse
 from interchange.search.samples import Sequences, choose_rows, row_values, sequences
+from tests.helpers.recordings import make_run
 
 STEPS, COORDINATES = 9, 4
 
 
-def make_run(number: int, *, diverged: bool = False, steps: int = STEPS, **changes: np.ndarray) -> Run:
-    """A made-up run whose every value tells its number."""
+def made_run(number: int, *, steps: int = STEPS, **changes) -> Run:
+    """A run whose every value tells its number, of one tensor."""
     generator = np.random.default_rng(number)
     arrays = {
         "x": number + generator.uniform(0.0, 0.5, (steps, COORDINATES, 2)),
         "g": generator.normal(size=(steps, COORDINATES)),
         "y": -number - generator.uniform(0.0, 0.5, (steps, COORDINATES)),
+        "flat_index": np.arange(COORDINATES, dtype=np.int32),
+        "param_index": np.zeros(COORDINATES, np.int32),
     }
-    return Run(
-        name=f"{number:06d}",
-        problem="quadratic",
-        problem_json="{}",
-        source_kind="user",
-        source_json="{}",
-        source_sha256="",
-        seed=number,
-        init_seed=number,
-        num_steps=STEPS,
-        scale=0.1,
-        diverged=diverged,
-        outcome="ok",
-        loss=np.ones(steps),
-        step=np.arange(1, steps + 1),
-        param_index=np.zeros(COORDINATES, np.int32),
-        flat_index=np.arange(COORDINATES, dtype=np.int32),
-        params_names=("x",),
-        params_shapes=((COORDINATES,),),
-        **arrays | changes,
-    )
+    tensor = {"params_names": ("x",), "params_shapes": ((COORDINATES,),)}
+    arrays |= tensor | {"num_steps": STEPS, "problem": "quadratic", "scale": 0.1}
+    return make_run(f"{number:06d}", steps, COORDINATES, random=number, **arrays | changes)
 
 
 def make(*runs: Run, **split: tuple[str, ...]) -> Trajectories:
@@ -57,10 +42,10 @@ def make(*runs: Run, **split: tuple[str, ...]) -> Trajectories:
 def four() -> Trajectories:
     """Four runs, the third of them diverged."""
     return make(
-        make_run(1),
-        make_run(2),
-        make_run(3, diverged=True, steps=5),
-        make_run(4),
+        made_run(1),
+        made_run(2),
+        made_run(3, diverged=True, steps=5),
+        made_run(4),
         train=("000001", "000002", "000003"),
         valid=("000004",),
         test=("000003",),
@@ -165,8 +150,8 @@ def test_the_raw_gradient_is_a_feature_unless_one_has_its_name(four):
 def test_layers_tell_tensors_apart_and_join_those_of_one_problem():
     tensors = {"params_names": ("w", "b"), "params_shapes": ((COORDINATES,), (COORDINATES,))}
     index = np.array([1, 0, 0, 1], np.int32)
-    same = [dataclasses.replace(make_run(k), param_index=index, **tensors) for k in (1, 2)]
-    other = dataclasses.replace(make_run(3), problem="digits-mlp", param_index=index, **tensors)
+    same = [dataclasses.replace(made_run(k), param_index=index, **tensors) for k in (1, 2)]
+    other = dataclasses.replace(made_run(3), problem="digits-mlp", param_index=index, **tensors)
     data = sequences(make(*same, other, train=("000001", "000002", "000003")), "train")
     assert data.layers.tolist() == [1, 0, 0, 1, 1, 0, 0, 1, 3, 2, 2, 3]
     assert data.part(np.array([0, 8])).layers.tolist() == [1, 3]
@@ -256,7 +241,7 @@ def test_rows_depend_on_the_seed_alone():
 def test_a_recording_with_a_constant_target_is_refused_in_one_line(value, tmp_path):
     """Not by its standard deviation, which rounding makes positive for most constants."""
     constant = np.full((STEPS, COORDINATES), value)
-    runs = [dataclasses.replace(make_run(k), y=constant) for k in range(1, 6)]
+    runs = [dataclasses.replace(made_run(k), y=constant) for k in range(1, 6)]
     names = tuple(run.name for run in runs)
     file = tmp_path / "trajectories.h5"
     save_trajectories(file, make(*runs, train=names[:3], valid=names[3:4], test=names[4:]))
