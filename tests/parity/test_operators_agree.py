@@ -18,6 +18,8 @@ from interchange.emit.c_source import write_step
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
 from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.rule.rule import Rule
+from tests.parity.rule_runners import onnx_file
 
 Array = np.ndarray
 POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
@@ -190,6 +192,8 @@ class Backend:
 SLOPES = {np.float64: (1e-10, 1e-20)}
 JAX = (1e-30, 1e-5, 0.999, 5.5, 12.0, 30.0)
 C = (1e-42, 20.0, 88.5, 1e30, np.inf)
+ONNX = (0.0, 1e-30, 1e-12, 2.22056e-12, 1e-5, 9e-5, 1.1e-4, 0.3, 0.5, 0.999, 1.0, 2.0, 5.5, 9.9, 30.0, 80.0)
+ONNX += (1e6, 1e20, 3e38, np.inf)
 # As values: 1 in 4 million in float32, where the row's own polynomials are not the C library's.
 C_RTOL = {np.float64: 4e-15, np.float32: 5e-7}
 C_SLOPES = {dtype: (10.0 * rtol, float(np.finfo(dtype).tiny)) for dtype, rtol in C_RTOL.items()}
@@ -245,6 +249,22 @@ def test_values_equal_the_oracle(name, key, dtype):
     assert got.dtype == dtype
     atol = np.finfo(dtype).tiny if row.flushes else 0.0
     np.testing.assert_allclose(got, oracle(name, args), rtol=row.rtol[dtype], atol=atol)
+
+
+@every_operator
+def test_onnx_is_within_8_ulp_of_the_oracle(name):
+    """What a kernel of onnxruntime may be off; tanh of denormals is off by more."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: extra [onnx]")
+    args = grid(name, ONNX, np.float32, nan=True)
+    rule = Rule.from_text(f"{name}({', '.join(['g', 'theta'][: len(args)])})")
+    (got,) = onnx_file(rule, args[0][None], args[-1][None])
+    with np.errstate(all="ignore"):
+        expected = OPERATORS[name].numpy(*args)
+        allowed = 8 * np.spacing(np.maximum(np.abs(expected), np.finfo(np.float32).tiny))
+        close = np.abs(got - expected) <= allowed
+    assert got.dtype == expected.dtype == np.float32
+    wrong = ~(close | (got == expected) | (np.isnan(got) & np.isnan(expected)))
+    assert not wrong.any(), [(*(arg[wrong][0] for arg in args), got[wrong][0], expected[wrong][0])]
 
 
 @every_operator

@@ -24,7 +24,7 @@ QUICK = ("rnnprop", "rp_s", "kinds")  # on the larger problem
     [
         pytest.param(n, p, marks=[] if p == "quadratic" or n in QUICK else pytest.mark.slow)
         for p in ("quadratic", "digits-mlp")
-        for n in (*TEACHERS, *RULES)
+        for n in (*TEACHERS, *RULES, "rp_s_11")
     ],
 )
 @pytest.mark.usefixtures("code")

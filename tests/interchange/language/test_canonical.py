@@ -1,9 +1,8 @@
 """Engine trees as expressions: the same meaning in as few nodes, with constants by name."""
 
-import dataclasses
-import enum
 import random
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,14 +140,14 @@ def test_constants_are_named_in_reading_order_and_the_value_stays(features):
         np.testing.assert_array_equal(got, evaluate(compile_program([node]), features)[0])
 
 
-def test_lag_counts_stay_literals_and_every_other_number_is_named():
+def test_a_decay_is_one_constant_per_input_and_value_and_used_for_nothing_else():
+    """Equal decays of one input share their state; of two inputs they must be free to part.
+
+    Lag counts stay literals, every other number is named.
+    """
     named, constants = name_constants(parse("2.0 * lag(a, 3) + tanh(0.5 * b) - 1.0", ("a", "b")))
     assert ex.to_text(named) == "c0 * lag(a, 3) + tanh(c1 * b) - c2"
     assert constants == {"c0": 2.0, "c1": 0.5, "c2": 1.0}
-
-
-def test_a_decay_is_one_constant_per_input_and_value_and_used_for_nothing_else():
-    """Equal decays of one input share their state; of two inputs they must be free to part."""
     text = "ema(a, 0.9) + ema(b, 0.9) + 0.9 * ema(a, 0.9) + ema(a, 0.5) + ema_hat(lag(a, 1), 0.9)"
     named, constants = name_constants(parse(text, ("a", "b")))
     assert ex.to_text(named) == (
@@ -171,62 +170,38 @@ def test_every_column_of_the_dictionary_becomes_a_valid_rule():
     assert max(Counter(name for name, _ in inputs).values()) == 1
 
 
-class Type(enum.Enum):
-    """Spelled as Operon's node types."""
-
-    Add = 0
-    Sub = 1
-    Mul = 2
-    Aq = 3
-    Tanh = 4
-    Constant = 5
-    Variable = 6
-
-
-@dataclasses.dataclass
-class FakeNode:
-    Type: Type
-    Arity: int = 0
-    Value: float = 1.0
-    HashValue: int = 0
-
-
-def variable(code: int, weight: float = 1.0) -> FakeNode:
-    return FakeNode(Type.Variable, Value=weight, HashValue=code)
+def postfix(text: str) -> list[SimpleNamespace]:
+    """Nodes spelled as Operon's: a number, a variable with its weight or a kind with its arity."""
+    nodes = []
+    for word in text.split():
+        kind, _, value = word.partition(":")
+        if kind in ("x0", "x1"):
+            nodes.append(SimpleNamespace(Type="NodeType.Variable", Value=float(value), HashValue=CODES[kind]))
+        elif value:
+            nodes.append(SimpleNamespace(Type=f"NodeType.{kind}", Arity=int(value)))
+        else:
+            nodes.append(SimpleNamespace(Type="NodeType.Constant", Arity=0, Value=float(kind)))
+    return nodes
 
 
 X0, X1 = ["mul", ["c", 2.0], ["x", 0]], ["mul", ["c", -3.0], ["x", 1]]
-CODES = {77: 0, 99: 1}
+CODES = {"x0": 77, "x1": 99}
 
 
 @pytest.mark.parametrize(
     ("nodes", "tree"),
     [
-        ([variable(77, 2.0)], X0),
-        ([FakeNode(Type.Constant, Value=0.25)], ["c", 0.25]),
-        ([variable(77, 2.0), FakeNode(Type.Tanh, 1)], ["tanh", X0]),
-        ([variable(99, -3.0), variable(77, 2.0), FakeNode(Type.Sub, 2)], ["sub", X0, X1]),
-        (
-            [variable(99, -3.0), FakeNode(Type.Tanh, 1), variable(77, 2.0), FakeNode(Type.Aq, 2)],
-            ["aq", X0, ["tanh", X1]],
-        ),
-        (
-            [
-                FakeNode(Type.Constant, Value=1.0),
-                variable(99, -3.0),
-                variable(77, 2.0),
-                FakeNode(Type.Add, 3),
-            ],
-            ["add", ["add", X0, X1], ["c", 1.0]],
-        ),
-        (
-            [FakeNode(Type.Constant, Value=k) for k in (4.0, 3.0, 2.0, 1.0)] + [FakeNode(Type.Sub, 4)],
-            ["sub", ["sub", ["sub", ["c", 1.0], ["c", 2.0]], ["c", 3.0]], ["c", 4.0]],
-        ),
+        ("x0:2", X0),
+        ("0.25", ["c", 0.25]),
+        ("x0:2 Tanh:1", ["tanh", X0]),
+        ("x1:-3 x0:2 Sub:2", ["sub", X0, X1]),
+        ("x1:-3 Tanh:1 x0:2 Aq:2", ["aq", X0, ["tanh", X1]]),
+        ("1 x1:-3 x0:2 Add:3", ["add", ["add", X0, X1], ["c", 1.0]]),
+        ("3 2 1 Sub:3", ["sub", ["sub", ["c", 1.0], ["c", 2.0]], ["c", 3.0]]),
     ],
 )
 def test_operon_nodes_are_read_from_postfix_with_the_first_operand_last(nodes, tree):
-    assert read_tree(nodes, CODES) == tree
+    assert read_tree(postfix(nodes), {77: 0, 99: 1}) == tree
 
 
 def test_operon_orders_its_nodes_as_the_reader_expects():

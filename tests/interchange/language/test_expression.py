@@ -62,19 +62,19 @@ def test_text_has_the_fewest_parentheses(text, canonical):
 
 
 @pytest.mark.parametrize(
-    ("text", "count"),
+    ("text", "count", "levels"),
     [
-        ("x", 1),
-        ("-2.0", 1),
-        ("-x", 2),
-        ("neg(2.0)", 1),
-        ("a + b * c", 5),
-        ("lag(x, 3)", 3),
-        ("c0 * tanh(m_tilde / c1) + c2 * ema(g_tilde, c3)", 12),
+        ("x", 1, 1),
+        ("-2.0", 1, 1),
+        ("-x", 2, 2),
+        ("neg(2.0)", 1, 1),
+        ("a + b * c", 5, 3),
+        ("lag(x, 3)", 3, 2),
+        ("c0 * tanh(m_tilde / c1) + c2 * ema(g_tilde, c3)", 12, 5),
     ],
 )
-def test_complexity(text, count):
-    assert complexity(parse(text)) == count
+def test_complexity_and_depth(text, count, levels):
+    assert (complexity(parse(text)), depth(parse(text))) == (count, levels)
 
 
 def test_names_come_once_in_order():
@@ -85,27 +85,6 @@ def test_substitution_replaces_names_only():
     tree = parse("a + ema(b, c)")
     assert substitute(tree, {"b": parse("g * g"), "c": number(0.9)}) == parse("a + ema(g * g, 0.9)")
     assert substitute(tree, {"z": number(1.0)}) is tree
-
-
-def test_substitution_keeps_decays_valid():
-    with pytest.raises(L2OError, match=r"0 < b < 1"):
-        substitute(parse("ema(x, b)"), {"b": number(1.0)})
-
-
-def test_depth():
-    assert depth(parse("x")) == 1
-    assert depth(parse("a + tanh(b)")) == 3
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_literals_are_finite(bad):
-    with pytest.raises(L2OError, match="finite"):
-        number(bad)
-
-
-def test_known_names_are_enforced_with_a_hint():
-    with pytest.raises(ParseError, match=r"'m_tild' \(did you mean 'm_tilde'\?\); known: m_tilde, g"):
-        parse("m_tild + g", ["m_tilde", "g"])
 
 
 @pytest.mark.parametrize(
@@ -128,6 +107,23 @@ def test_known_names_are_enforced_with_a_hint():
 def test_messages_name_the_fault(text, message):
     with pytest.raises(ParseError, match=message.replace("(", r"\(")):
         parse(text)
+
+
+REFUSED = {
+    "a literal that is not finite": (lambda: number(float("inf")), "finite"),
+    "a literal that is no number": (lambda: number(float("nan")), "finite"),
+    "a decay substituted": (lambda: substitute(parse("ema(x, b)"), {"b": number(1.0)}), r"0 < b < 1"),
+    "a name nobody knows": (
+        lambda: parse("m_tild + g", ["m_tilde", "g"]),
+        r"'m_tild' \(did you mean 'm_tilde'\?\); known: m_tilde, g"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_tree_is_refused(make, message):
+    with pytest.raises(L2OError, match=message):
+        make()
 
 
 def test_limits_are_exact():

@@ -111,27 +111,24 @@ def test_derivatives_match_finite_differences(name):
         np.testing.assert_allclose(np.broadcast_to(partial, slope.shape), slope, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["abs", "sqrt", "log", "logabs", "relu", "cbrt", "sign"])
-@pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_derivatives_at_zero_are_zero(name, zero):
-    assert partials(name, zero) == (0.0,)
+AT_KINKS = [
+    *(
+        (name, (zero,), (0.0,))
+        for name in ["abs", "sqrt", "log", "logabs", "relu", "cbrt", "sign"]
+        for zero in (0.0, -0.0)
+    ),
+    *((name, (0.0, b), (0.0, 0.0)) for name in ("pow", "powabs") for b in (0.5, 1.0, 2.0, 0.0)),
+    *((name, (x, x), (0.5, 0.5)) for name in ("max", "min") for x in (1.5, INF)),
+    ("max", (1.0, 2.0), (0.0, 1.0)),
+    ("min", (1.0, 2.0), (1.0, 0.0)),
+    ("greater", (1.0, 1.0), (0.0, 0.0)),
+    ("greater", (2.0, 1.0), (0.0, 0.0)),
+]
 
 
-@pytest.mark.parametrize("name", ["pow", "powabs"])
-@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0, 0.0])
-def test_both_partials_of_powers_are_zero_at_zero(name, exponent):
-    assert partials(name, 0.0, exponent) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize("name", ["max", "min"])
-def test_ties_are_shared(name):
-    assert partials(name, 1.5, 1.5) == (0.5, 0.5)
-    assert partials(name, INF, INF) == (0.5, 0.5)
-    assert partials(name, 1.0, 2.0) == ((0.0, 1.0) if name == "max" else (1.0, 0.0))
-
-
-def test_greater_is_flat():
-    assert partials("greater", 1.0, 1.0) == partials("greater", 2.0, 1.0) == (0.0, 0.0)
+@pytest.mark.parametrize(("name", "args", "expected"), AT_KINKS)
+def test_derivatives_at_kinks_are_zero_and_ties_are_shared(name, args, expected):
+    assert partials(name, *args) == expected
 
 
 def test_an_unknown_operator_lists_the_known():

@@ -49,15 +49,8 @@ def test_semantics_by_hand():
     program = program_of(
         "ema(g, 0.5)", "ema_hat(g, 0.5)", "lag(g, 2)", "cumsum(g)", "cummax(-g)", lagged, "t"
     )
-    expected = [
-        [0.5, 1.25, -1.375],
-        [1.0, 1.25 / 0.75, -1.375 / 0.875],
-        [0, 0, 1],
-        [1, 3, -1],
-        [-1, -1, 4],
-        [0, 0.5, 1.25],
-        [1, 2, 3],
-    ]
+    expected = [[0.5, 1.25, -1.375], [1.0, 1.25 / 0.75, -1.375 / 0.875], [0, 0, 1], [1, 3, -1], [-1, -1, 4]]
+    expected += [[0, 0.5, 1.25], [1, 2, 3]]
     for got, want in zip(evaluate(program, {"g": g}), expected, strict=True):
         np.testing.assert_allclose(got[:, 0], want, rtol=1e-15)
 
@@ -82,15 +75,11 @@ def test_state_is_shared(texts, floats):
     assert len(program_of(*texts).writes) == floats
 
 
-def test_work_is_shared():
+def test_work_is_shared_but_not_between_zeros_of_either_sign():
     program = program_of("tanh(g) * tanh(g)", "tanh(g)")
     assert [ins.op for ins in program.instructions] == ["input", "tanh", "mul"]
     assert program.outputs == (2, 1)
-
-
-def test_negative_zero_is_its_own_number():
-    a, b = compile_program([number(0.0), number(-0.0)]).outputs
-    assert a != b
+    assert len(set(compile_program([number(0.0), number(-0.0)]).outputs)) == 2
 
 
 def test_arguments_come_first_and_slots_are_written():
@@ -114,12 +103,6 @@ def test_tangents_equal_finite_differences(rule, inputs):
         np.testing.assert_allclose(tangent, (up - down) / (2 * h), rtol=2e-5, atol=2e-7)
 
 
-def test_tangents_by_unused_constants_are_zero(inputs):
-    _, tangents = evaluate_with_tangents(program_of("c0 * g"), inputs, ["c1", "c0"])
-    np.testing.assert_array_equal(tangents[0], 0.0)
-    np.testing.assert_array_equal(tangents[1], inputs["g"])
-
-
 def test_tangents_at_zero_gradient_are_finite():
     zeros = {"g": np.zeros((T, N)), **CONSTANTS}
     program = program_of("c0 * ema_hat(g, b) / (sqrt(ema_hat(square(g), b2)) + 1e-8) + powabs(g, c1)")
@@ -133,10 +116,10 @@ def test_ties_of_cummax_are_shared():
     np.testing.assert_array_equal(tangents[0][:, 0], [0.0, 0.5])
 
 
-def test_constants_broadcast_to_the_shape_of_the_inputs(inputs):
+def test_constants_have_the_shape_of_the_inputs_and_tangents_of_unused_ones_are_zero(inputs):
     assert evaluate(program_of("c0 + 1.0"), inputs)[0].shape == (T, N)
-    value, _ = evaluate_with_tangents(program_of("c0"), inputs, ["c0"])
-    assert value.shape == (T, N)
+    value, tangents = evaluate_with_tangents(program_of("c0"), inputs, ["c0", "c1"])
+    assert value.shape == (T, N) and (tangents[0] == 1.0).all() and not tangents[1].any()
 
 
 def test_nan_is_carried_on(inputs):

@@ -18,6 +18,7 @@ def test_weight_decay_is_subtracted_and_found_again():
     rule = with_weight_decay(MOMENTUM, 0.25)
     np.testing.assert_allclose(updates(rule), updates(MOMENTUM) - 0.1 * 0.25 * 3.0, rtol=1e-14)
     assert split(rule) == (MOMENTUM.expression, "weight_decay")
+    assert split(MOMENTUM) == (MOMENTUM.expression, "")
 
 
 def test_a_schedule_divides_the_update_but_not_the_decay():
@@ -26,10 +27,6 @@ def test_a_schedule_divides_the_update_but_not_the_decay():
     np.testing.assert_allclose(updates(rule), expected, rtol=1e-14)
     other = with_weight_decay(with_schedule(MOMENTUM, 0.5), 0.25)
     np.testing.assert_allclose(updates(other), expected, rtol=1e-14)
-
-
-def test_a_rule_without_decay_is_its_own_body():
-    assert split(MOMENTUM) == (MOMENTUM.expression, "")
 
 
 @pytest.mark.parametrize(

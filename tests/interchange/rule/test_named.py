@@ -23,10 +23,14 @@ def test_a_named_rule_is_an_optimizer_that_survives_its_file(name, tmp_path):
     assert np.isfinite(u).all() and np.abs(u).max() > 0.0
 
 
-def test_options_replace_the_defaults():
+def test_options_replace_the_defaults_and_files_come_before_names(tmp_path, monkeypatch):
     rule = Rule.named("momentum", beta=0.5)
     assert rule.constants == {"gain": 2.0, "beta": 0.5}
     np.testing.assert_allclose(rule.evaluate({"g": np.ones((3, 1))})[:, 0], [-1.0, -1.5, -1.75])
+    monkeypatch.chdir(tmp_path)
+    assert Rule.load("sgd") == Rule.named("sgd")
+    Rule.from_text("-2 * g", name="mine").save("sgd")
+    assert Rule.load("sgd").name == "mine"
 
 
 def test_state_is_what_the_optimizers_are_known_for():
@@ -39,10 +43,7 @@ def test_state_is_what_the_optimizers_are_known_for():
 def test_the_published_equations_have_their_published_size():
     for name, nodes in (("dm_48", 48), ("dm_49", 49)):
         rule = Rule.named(name)
-        lags = sum(
-            text in str(rule.expression) for text in ("lag(g, 1)", "lag(g, 2)", "lag(g, 10)", "lag(g, 13)")
-        )
-        assert lags == 4
+        assert all(f"lag(g, {k})" in str(rule.expression) for k in (1, 2, 10, 13))
         # There a lag was a column, here it is three nodes; five stand in each equation.
         assert rule.complexity - 2 * 5 == nodes
 
@@ -54,13 +55,6 @@ def test_faults_name_what_is_known():
         Rule.named("adam", beta=0.9)
     with pytest.raises(L2OError, match="nor a rule of the gallery: sgd, "):
         Rule.load("adem")
-
-
-def test_a_file_comes_before_a_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert Rule.load("sgd") == Rule.named("sgd")
-    Rule.from_text("-2 * g", name="mine").save("sgd")
-    assert Rule.load("sgd").name == "mine"
 
 
 def test_psi_sums_over_features_and_lags():

@@ -40,21 +40,23 @@ def test_numbers_of_a_rule(rule):
     assert rule.complexity == 12
     assert rule.state_floats == 3
     assert rule.decay_constants == ("c3",)
+    assert Rule.from_text("ema(g, b) - ema(g * g, b)", {"b": 0.5}).decay_constants == ("b",)
     assert list(rule.constants) == ["c0", "c1", "c2", "c3"]
     assert rule.program().inputs == ("c0", "g", "c1", "c2", "c3")
 
 
-def test_evaluation_from_gradients_equals_evaluation_from_features(rule, g):
+def test_a_rule_is_evaluated_on_gradients_or_features_times_its_scale(rule, g):
     columns = {key: Rule.from_text(text).evaluate({"g": g}) for key, text in FEATURES.items()}
     np.testing.assert_allclose(rule.evaluate({"g": g}), rule.evaluate(columns), rtol=1e-14)
     mixed = rule.evaluate({"g": g, "m_tilde": columns["m_tilde"]})
     np.testing.assert_allclose(rule.evaluate({"g": g}), mixed, rtol=1e-14)
-
-
-def test_evaluation_includes_the_scale(rule, g):
     plain = dataclasses.replace(rule, scale=1.0)
     np.testing.assert_allclose(rule.evaluate({"g": g}), 0.1 * plain.evaluate({"g": g}), rtol=1e-15)
     assert rule.evaluate({"g": g}, np.float32).dtype == np.float32
+    with pytest.raises(RuleError, match="unknown input 'm_tild'; known: m_tilde"):
+        rule.evaluate({"m_tild": g})
+    with pytest.raises(L2OError, match="expected a value for 'g'"):
+        rule.evaluate({"m_tilde": g})
 
 
 def test_constants_can_be_changed(rule, g):
@@ -76,12 +78,8 @@ def test_files_are_exact(rule, tmp_path):
     assert again.sha256 == rule.sha256 == json.loads(rule.to_json())["sha256"]
     assert list(again.constants) == list(rule.constants)
     assert pickle.loads(pickle.dumps(rule)) == rule
-
-
-def test_numpy_numbers_are_taken(rule):
     changed = rule.with_constants({"c0": np.float32(0.5), "c1": np.int64(2)})
-    assert type(changed.constants["c0"]) is float
-    assert Rule.from_json(changed.to_json()) == changed
+    assert type(changed.constants["c0"]) is float and Rule.from_json(changed.to_json()) == changed
 
 
 def test_a_missing_hash_warns_and_a_wrong_one_is_refused(rule, tmp_path):
@@ -105,13 +103,6 @@ def test_a_feature_without_definition_evaluates_on_arrays_only(g):
     for use in (rule.inlined, rule.program, lambda: rule.state_floats, lambda: rule.evaluate({"g": g})):
         with pytest.raises(RuleError, match="'mean_g' has no definition"):
             use()
-
-
-def test_unknown_inputs_are_named(rule, g):
-    with pytest.raises(RuleError, match="unknown input 'm_tild'; known: m_tilde"):
-        rule.evaluate({"m_tild": g})
-    with pytest.raises(L2OError, match="expected a value for 'g'"):
-        rule.evaluate({"m_tilde": g})
 
 
 @pytest.mark.parametrize(
@@ -141,11 +132,7 @@ def test_malformed_rules_are_refused(expression, constants, features, message):
         Rule.from_text(expression, constants, features)
 
 
-def test_one_decay_may_serve_several_averages():
-    assert Rule.from_text("ema(g, b) - ema(g * g, b)", {"b": 0.5}).decay_constants == ("b",)
-
-
-def test_fronts(rule, tmp_path):
+def test_a_front_is_read_back_from_its_own_folder_only(rule, tmp_path):
     rules = [rule, Rule.from_text("-g", provenance={"r2": {"valid": 0.5}})]
     write_front(tmp_path / "front", rules)
     assert read_front(tmp_path / "front") == rules
@@ -155,10 +142,6 @@ def test_fronts(rule, tmp_path):
     assert rows[0]["complexity"] == "12"
     assert (rows[0]["r2"], rows[0]["loss"], rows[1]["loss"]) == ("0.97", "0.001", "")
     assert rows[1]["expression"] == "-g"
-
-
-def test_a_front_reads_only_its_own_folder(rule, tmp_path):
-    write_front(tmp_path / "front", [rule])
     table = tmp_path / "front" / "front.csv"
     table.write_text(table.read_text().replace("rule_000.json", "../rule_000.json"))
     with pytest.raises(RuleError, match="line 2"):
