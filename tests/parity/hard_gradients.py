@@ -516,7 +516,6 @@ def subjects_of(path: str, family: str, full: bool) -> Sequence[str]:
 
 @functools.cache
 def made(path: str, family: str, full: bool) -> Path:
-    """The path, its graphs made once for all runs."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "rule .* moves weights")
         return PATHS[path](subjects_of(path, family, full), cases_of(path, full))

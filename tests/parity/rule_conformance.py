@@ -77,7 +77,6 @@ class Outcome:
         return 100.0 * self.apart / max(self.elements, 1)
 
     def add(self, error: float, rule: Rule, elements: int, apart: int) -> None:
-        """Count one rule."""
         self.rules, self.elements, self.apart = self.rules + 1, self.elements + elements, self.apart + apart
         if not error <= self.worst:
             constants = " ".join(f"{key}={value!r}" for key, value in rule.constants.items())
@@ -109,7 +108,6 @@ def _case(index: int, features: bool) -> rule_gradients.Case | None:
 
 
 def values(target: str, dtype: type, indices: Iterable[int]) -> Outcome:
-    """One row of rule_runners on the rules of these numbers."""
     row, outcome = rule_runners.ROWS[target], Outcome(target, np.dtype(dtype).name)
     for index in indices:
         rule = rule_of(index)

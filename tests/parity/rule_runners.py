@@ -31,7 +31,6 @@ _COUNT = itertools.count()
 
 
 def load(rule: Rule, target: str) -> ModuleType:
-    """The generated file as a module."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "generated.py")
         path.write_text(TARGETS[target].emit(rule))
@@ -68,7 +67,6 @@ def whole_sequences(rule: Rule, g: Array, theta: Array) -> Array:
 
 
 def sympy_text(rule: Rule) -> Node:
-    """The printed line read back."""
     read = parse(TARGETS["sympy"].emit(rule).strip())
     assert read == parse(str(read))
     return read
@@ -257,7 +255,6 @@ def onnx_session(content: bytes) -> Any:
 
 
 def onnx_steps(session: Any, g: Array, theta: Array) -> Array:
-    """All steps from zero state."""
     names = [value.name for value in session.get_inputs()]
     slots, out = [name for name in names if name.startswith("state_")], []
     state = dict.fromkeys(slots, np.zeros_like(g[0]))

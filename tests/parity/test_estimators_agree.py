@@ -18,7 +18,6 @@ from tests.parity.backends import BACKENDS, all_close, close, networks, tasks, t
 
 
 def digits(which: int):
-    """Number -> task."""
     return lambda k: tasks("digits-mlp", k, 16)[which]
 
 

@@ -11,24 +11,17 @@ from interchange.distill.run import distill
 from interchange.evaluation.config import EvaluateConfig
 from interchange.language.expression import to_text
 from interchange.meta.config import TuneConfig
+from tests.parity.backends import tf_impl, torch_impl
 
-torch = pytest.importorskip("torch")
-tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
-
-import tf_impl  # noqa: E402
-import torch_impl  # noqa: E402
-
+both_ways = pytest.mark.parametrize(("first", "second"), [(tf_impl, torch_impl), (torch_impl, tf_impl)])
 SHARED = {"problem": "quadratic", "quiet": True, "dtype": "float64"}
 
 
-@pytest.mark.parametrize(("first", "second"), [(tf_impl, torch_impl), (torch_impl, tf_impl)])
+@both_ways
 def test_a_rule_of_one_recording_is_tuned_by_the_other_and_evaluated_by_both(first, second, tmp_path):
     folder = str(tmp_path / "rules")
-    file = first.record(
-        RecordConfig(
-            source="momentum:lr=0.01", runs=4, steps=40, samples=2000, out=str(tmp_path / "t.h5"), **SHARED
-        )
-    )
+    recorded = {"runs": 4, "steps": 40, "samples": 2000, "out": str(tmp_path / "t.h5")}
+    file = first.record(RecordConfig(source="momentum:lr=0.01", **recorded, **SHARED))
     distill(DistillConfig(trajectories=str(file), time=4, max_size=9, threads=1, out=folder, quiet=True))
     ranked = {
         package: package.select(SelectConfig(front=folder, steps=20, tasks=1, **SHARED))
@@ -46,37 +39,23 @@ def test_a_rule_of_one_recording_is_tuned_by_the_other_and_evaluated_by_both(fir
     # Which of two equally good rules comes first is rounding.
     chosen = [losses[first][name(ranked[package][0])] for package in (first, second)]
     assert chosen[0] == pytest.approx(chosen[1], rel=1e-9)
-    tuned = second.tune(
-        TuneConfig(
-            rule=f"{folder}/best.json",
-            epochs=2,
-            epoch_length=20,
-            pairs=1,
-            validate_every=1,
-            out=str(tmp_path / "tuned.json"),
-            **SHARED,
-        )
-    )
+    settings = {"epochs": 2, "epoch_length": 20, "pairs": 1, "validate_every": 1}
+    out = str(tmp_path / "tuned.json")
+    tuned = second.tune(TuneConfig(rule=f"{folder}/best.json", out=out, **settings, **SHARED))
     assert tuned.expression == ranked[first][0].expression
-    rows = {}
-    for package in (first, second):
-        config = EvaluateConfig(
-            optimizers=(f"rule:{tmp_path / 'tuned.json'}", "adam:lr=0.01"),
-            steps=(20,),
-            seeds=2,
-            trials=0,
-            out=str(tmp_path / package.__name__),
-            **SHARED,
-        )
-        rows[package] = package.evaluate(config)
-    for one, other in zip(rows[first], rows[second], strict=True):
+    asked = {"optimizers": (f"rule:{out}", "adam:lr=0.01"), "steps": (20,), "seeds": 2, "trials": 0}
+    rows = [
+        package.evaluate(EvaluateConfig(out=str(tmp_path / package.__name__), **asked, **SHARED))
+        for package in (first, second)
+    ]
+    for one, other in zip(*rows, strict=True):
         assert (one.optimizer, one.seed, one.floats_per_parameter) == (
             other.optimizer, other.seed, other.floats_per_parameter,
         )  # fmt: skip
         np.testing.assert_allclose(other.losses, one.losses, rtol=1e-8)
 
 
-@pytest.mark.parametrize(("first", "second"), [(tf_impl, torch_impl), (torch_impl, tf_impl)])
+@both_ways
 def test_what_one_trained_is_where_the_other_starts(first, second, tmp_path):
     settings = {"problem": "mnist-conv", "dataset": "synthetic", "batch_size": 8, "dtype": "float64"}
     out = str(tmp_path / "net")

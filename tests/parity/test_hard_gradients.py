@@ -8,26 +8,12 @@ import pytest
 
 from common import kernels
 from interchange.rule.rule import Rule
-from tests.parity.hard_gradients import (
-    CASES,
-    DEAD,
-    FAMILIES,
-    FEW,
-    GRAPHS,
-    GUARDED,
-    HARD,
-    INDUCTOR,
-    PATHS,
-    STEPS,
-    TINY,
-    Track,
-    history,
-)
+from tests.parity import hard_gradients as hard
 
-ALL = [path for path in PATHS if path != INDUCTOR]
-EXPORTED = [path for path in PATHS if path.startswith("exported")]
+ALL = [path for path in hard.PATHS if path != hard.INDUCTOR]
+EXPORTED = [path for path in hard.PATHS if path.startswith("exported")]
 MODES = ("exported keras graph", "exported keras xla")  # of a path that is in the matrix
-MATRIX = [(p, f) for p in ALL if p not in MODES for f in FAMILIES if f == "rules" or p not in EXPORTED]
+MATRIX = [(p, f) for p in ALL if p not in MODES for f in hard.FAMILIES if f == "rules" or p not in EXPORTED]
 WORD = {"float64": 1e-9, "float32": 2e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}  # of the largest entry
 pytestmark = pytest.mark.filterwarnings("ignore:rule .* moves weights:RuntimeWarning")
 
@@ -50,11 +36,11 @@ def need():
     return look
 
 
-def at_rest(track: Track) -> np.ndarray:
+def at_rest(track: hard.Track) -> np.ndarray:
     """Which coordinates the hard step left as they were, state and all."""
-    rest = track.theta[HARD] == track.theta[HARD - 1]
+    rest = track.theta[hard.HARD] == track.theta[hard.HARD - 1]
     for a in track.state:
-        rest &= (a[HARD - 1] == a[HARD - 2]).all(axis=0)
+        rest &= (a[hard.HARD - 1] == a[hard.HARD - 2]).all(axis=0)
     return rest
 
 
@@ -64,24 +50,24 @@ def stored(g: np.ndarray, dtype: str) -> np.ndarray:
     return np.ravel(g).astype(dtypes.get(dtype, np.float32))
 
 
-def check(path: str, family: str, full: bool = False, steps: int = STEPS) -> None:
+def check(path: str, family: str, full: bool = False, steps: int = hard.STEPS) -> None:
     """What one path promises of itself; prints counts."""
-    spoilt, clean = (history(path, family, bad, full, steps) for bad in (True, False))
+    spoilt, clean = (hard.history(path, family, bad, full, steps) for bad in (True, False))
     left = 0
     for (name, label), track in spoilt.items():
-        case, where, twin = CASES[label], f"{path}, {name}, {label}", clean[name, label]
+        case, where, twin = hard.CASES[label], f"{path}, {name}, {label}", clean[name, label]
         given = [case.gradient(step, True) is not None for step in range(1, steps + 1)]
         for a in (track.theta, *track.state, twin.theta, *twin.state):
             assert np.isfinite(a).all(), where
         # What rests was counted, and nothing rests at another step.
-        rest, blank = at_rest(track), not given[HARD - 1]
-        counts = [0 if k != HARD or blank else rest.sum() for k in range(1, steps + 1)]
+        rest, blank = at_rest(track), not given[hard.HARD - 1]
+        counts = [0 if k != hard.HARD or blank else rest.sum() for k in range(1, steps + 1)]
         assert track.left.tolist() == counts, where
-        whole = given[HARD - 1] and rest.all() and rest.size > 0
-        taken = [now and not (whole and k == HARD) for k, now in enumerate(given, 1)]
+        whole = given[hard.HARD - 1] and rest.all() and rest.size > 0
+        taken = [now and not (whole and k == hard.HARD) for k, now in enumerate(given, 1)]
         assert track.t.tolist() == np.cumsum(taken).tolist(), where
         # Of nan nothing can be made; of an infinite number a teacher may make a finite step.
-        value = case.gradient(HARD, True)
+        value = case.gradient(hard.HARD, True)
         if value is not None:
             with np.errstate(over="ignore"):
                 value = stored(value, case.dtype)
@@ -93,7 +79,7 @@ def check(path: str, family: str, full: bool = False, steps: int = STEPS) -> Non
             np.testing.assert_array_equal(a[..., ordinary], b[..., ordinary], err_msg=where)
         left += int(track.left.sum())
     subjects = {name for name, _ in spoilt}
-    coordinates = sum(CASES[label].size for _, label in spoilt)
+    coordinates = sum(hard.CASES[label].size for _, label in spoilt)
     print(
         f"\n{path}, {family}: {len(subjects)} subjects, {len(spoilt)} tensors of {coordinates} coordinates, "
         f"{2 * steps} steps, {left} coordinates left alone"
@@ -106,15 +92,15 @@ def far(got: np.ndarray, want: np.ndarray, rows: bool, low: float) -> np.ndarray
     return (np.abs(got - want) / scale).max(axis=(0, 1) if rows else 0, initial=0.0)
 
 
-def check_agreement(path: str, family: str, full: bool = False, steps: int = STEPS) -> None:
+def check_agreement(path: str, family: str, full: bool = False, steps: int = hard.STEPS) -> None:
     """With torch's plain step; prints the largest difference of each dtype."""
-    tracks, others = (history(p, family, True, full, steps) for p in (path, "torch plain"))
+    tracks, others = (hard.history(p, family, True, full, steps) for p in (path, "torch plain"))
     worst: dict[str, tuple[float, str]] = {}
     compared = regrouped = 0
     for key, track in tracks.items():
-        case, other, where = CASES[key[1]], others[key], f"{path}, {', '.join(key)}"
+        case, other, where = hard.CASES[key[1]], others[key], f"{path}, {', '.join(key)}"
         differ = at_rest(track) != at_rest(other)
-        if path in GRAPHS and case.hard and case.dtype != "float64":
+        if path in hard.GRAPHS and case.hard and case.dtype != "float64":
             # A graph may make b * g * g of b * (g * g), and does not leave the range of float32 then.
             edge = [k for k, value in case.hard.items() if value == 1e20]
             regrouped += differ[edge].sum()
@@ -134,9 +120,9 @@ def check_agreement(path: str, family: str, full: bool = False, steps: int = STE
             dtype = "float32" if rows and case.dtype.endswith("16") else case.dtype
             dtype = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)
             error = far(a, b, rows, 1e-30)
-            if case.hard and TINY in case.hard:  # flushed to zero it is what a gradient of 0 makes of it
-                flushed = far(a[..., [TINY]], b[..., [DEAD]], rows, 1e-30)
-                error[TINY] = min(error[TINY], flushed[0])
+            if case.hard and hard.TINY in case.hard:  # flushed to zero it is what a gradient of 0 makes of it
+                flushed = far(a[..., [hard.TINY]], b[..., [hard.DEAD]], rows, 1e-30)
+                error[hard.TINY] = min(error[hard.TINY], flushed[0])
             error[apart] = 0.0
             if error.size:
                 worst[dtype] = max(worst.get(dtype, (0.0, "")), (float(error.max()), f"{where}, {number}"))
@@ -160,10 +146,10 @@ def test_torch_compile_makes_one_graph_of_a_step(need):
     need("torch.compile")
     import torch
 
-    run = PATHS["torch.compile"](("amsgrad", "lion"), ("pair",))
+    run = hard.PATHS["torch.compile"](("amsgrad", "lion"), ("pair",))
     torch._dynamo.utils.counters.clear()
     for step in range(1, 4):
-        run.step({"pair": CASES["pair"].gradient(step, False)})
+        run.step({"pair": hard.CASES["pair"].gradient(step, False)})
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
@@ -193,7 +179,7 @@ def test_paths_agree_on_hard_gradients(path, family, need):
 REFUSING = ("torch plain", "torch compiled", "torch.compile", "exported torch")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", hard.FAMILIES)
 @pytest.mark.parametrize("path", REFUSING)
 @pytest.mark.parametrize("kind", ["sparse", "complex"])
 def test_what_is_refused_is_refused_before_anything_changes(path, family, kind, need):
@@ -206,8 +192,8 @@ def test_what_is_refused_is_refused_before_anything_changes(path, family, kind, 
     import torch
 
     cases = ("pair", "columns", "complex64") if kind == "complex" else ("pair", "columns")
-    run = PATHS[path](FEW[family] if path == "torch.compile" else FAMILIES[family], cases)
-    given, bad = ({case: CASES[case].gradient(step, False) for case in cases} for step in (1, 2))
+    run = hard.PATHS[path](hard.FEW[family] if path == "torch.compile" else hard.FAMILIES[family], cases)
+    given, bad = ({case: hard.CASES[case].gradient(step, False) for case in cases} for step in (1, 2))
     for name in run.subjects:
         params = run.params[name]
         for times in range(2):  # with no state yet, and with some
@@ -219,7 +205,7 @@ def test_what_is_refused_is_refused_before_anything_changes(path, family, kind, 
             before = [run.see(name, case) for case in cases]
             before = [(theta.copy(), [a.copy() for a in state], t) for theta, state, _, t in before]
             for case in cases:
-                params[case].grad = run._tensor(CASES[case], bad[case], "")
+                params[case].grad = run._tensor(hard.CASES[case], bad[case], "")
             if kind == "sparse":
                 params["columns"].grad = params["columns"].grad.to_sparse()
             with pytest.raises(RuntimeError, match="sparse"):
@@ -232,7 +218,7 @@ def test_what_is_refused_is_refused_before_anything_changes(path, family, kind, 
 
 def descend(path: str, name: str, lr: float, steps: int) -> np.ndarray:
     """theta of two coordinates on the sum of squares after every step; the first has an inf at step 5."""
-    run = PATHS[path]((name,), ("pair",), lr, 0.0)
+    run = hard.PATHS[path]((name,), ("pair",), lr, 0.0)
     run.reset()
     seen = [run.see(name, "pair")[0].copy()]
     for step in range(1, steps + 1):
@@ -258,7 +244,7 @@ def test_after_an_infinite_gradient_a_coordinate_ends_where_its_neighbour_does(p
 @pytest.mark.parametrize("path", ALL)
 def test_a_dead_column_is_warned_of_once_and_a_dead_tensor_is_an_error_at_the_tenth_look(path, need):
     need(path)
-    runs = {case: PATHS[path](("direction",), (case,), 1e-3, 0.0) for case in ("columns", "pair")}
+    runs = {case: hard.PATHS[path](("direction",), (case,), 1e-3, 0.0) for case in ("columns", "pair")}
     g = {"columns": np.array([[0.0, 0.5]] * 3), "pair": np.zeros(2)}
     errors: dict[str, int] = {}
     said: list[str] = []
@@ -294,12 +280,12 @@ def test_a_dead_column_is_warned_of_once_and_a_dead_tensor_is_an_error_at_the_te
         assert errors == {"pair": 1000} and counts == [1, 1]
 
 
-@pytest.mark.parametrize("cause", GUARDED)
+@pytest.mark.parametrize("cause", hard.GUARDED)
 @pytest.mark.parametrize("path", [path for path in EXPORTED if path != "exported c"])
 def test_an_exported_optimizer_leaves_a_coordinate_alone_and_its_warning_says_why(path, cause, need):
     need(path)
-    case, _, lr, g = GUARDED[cause]
-    run = PATHS[path]((cause,), (case,), lr, 0.001)
+    case, _, lr, g = hard.GUARDED[cause]
+    run = hard.PATHS[path]((cause,), (case,), lr, 0.001)
     run.reset()
     with pytest.warns(RuntimeWarning) as told:
         for step in range(1, 201):
@@ -332,16 +318,16 @@ def test_all_rules_and_cases_over_20_steps(path, family, need):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", hard.FAMILIES)
 def test_a_few_rules_compiled_by_inductor(family, need):
-    need(INDUCTOR)
-    check(INDUCTOR, family)
-    check_agreement(INDUCTOR, family)
+    need(hard.INDUCTOR)
+    check(hard.INDUCTOR, family)
+    check_agreement(hard.INDUCTOR, family)
 
 
 @pytest.mark.xfail(reason="AOTAutograd loses what is copied into a 0-dim float64 tensor of the state")
 def test_state_of_a_number_in_float64_is_kept_by_aotautograd(need):
-    need(INDUCTOR)
+    need(hard.INDUCTOR)
     import torch
 
     from torch_impl.optimizers.optimizers import SymbolicOptimizer

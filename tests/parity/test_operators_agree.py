@@ -227,15 +227,6 @@ def backend(key: str) -> Backend:
     return row
 
 
-@pytest.mark.parametrize("key", ["torch", "tf eager", "jax"])
-def test_every_table_has_all_pointwise_rows(key):
-    backend(key)
-    if key == "jax":
-        assert all(callable(jax_operator(name)) for name in POINTWISE)
-    else:
-        assert list(table(key.split()[0])) == POINTWISE
-
-
 @every_operator
 @pytest.mark.parametrize(
     ("key", "dtype"), [(key, dtype) for key, row in BACKENDS.items() for dtype in row.rtol]
@@ -326,7 +317,6 @@ def test_no_gradient_is_nan_at_zero(name, key):
 
 
 def applied(key: str, name: str, values: Array, kind: str, order: int) -> Array:
-    """An operator of an array and of 0.3."""
     if key == "torch":
         import torch
 

@@ -13,25 +13,15 @@ from interchange.files.trajectories import Trajectories, load_trajectories
 from interchange.files.weights import Teacher
 from interchange.rule.rule import Rule
 from tests.parity.backends import assert_same_recordings, tf, tf_impl, torch, torch_impl
+from tests.parity.rule_conformance import EVERYTHING
 
 keras = pytest.importorskip("keras")
 torch_baselines, tf_baselines = torch_impl.optimizers.baselines, tf_impl.optimizers.baselines
 SHAPES = ((4, 3), (5,), ())
 Gradients = Sequence[Sequence[np.ndarray | None]]
 
-RULES = {
-    "a rule of everything": Rule.from_text(
-        "-c0 * tanh(m_tilde / c1) / (1 + t / 50) - c2 * lag(g, 2) + c3 * cummax(abs(g)) - 0.01 * theta",
-        {"c0": 0.02, "c1": 0.7, "c2": 0.003, "c3": -0.001},
-        {"m_tilde": "ema_hat(g, 0.9) / (sqrt(ema_hat(square(g), 0.99)) + 1e-8)"},
-        scale=0.5,
-    ),
-    "adam": Rule.from_text(
-        "-ema_hat(g, b1) / (sqrt(ema_hat(square(g), b2)) + 1e-8)", {"b1": 0.9, "b2": 0.999}
-    ),
-    "lion": Rule.from_text("-sign(0.9 * lag(ema(g, 0.99), 1) + 0.1 * g)"),
-    "a number": Rule.from_text("0.1 / t"),
-}
+RULES = {"a rule of everything": EVERYTHING, "a number": Rule.from_text("0.1 / t")}
+RULES |= {name: Rule.named(name) for name in ("adam", "lion")}
 
 
 def teacher(name: str) -> Teacher:
@@ -61,7 +51,6 @@ def gradients(steps: int) -> list[list[np.ndarray]]:
 
 
 def by_torch(make, grads: Gradients, dtype=torch.float64) -> list[list[np.ndarray]]:
-    """The parameters after every step."""
     params = [torch.nn.Parameter(torch.tensor(a).to(dtype)) for a in start()]
     optimizer, seen = make(params), []
     for row in grads:
@@ -73,7 +62,6 @@ def by_torch(make, grads: Gradients, dtype=torch.float64) -> list[list[np.ndarra
 
 
 def by_keras(make, grads: Gradients, dtype: str = "float64") -> list[list[np.ndarray]]:
-    """The parameters after every step."""
     params = [keras.Variable(a, dtype=dtype) for a in start()]
     optimizer, seen = make(params), []
     optimizer.build(params)

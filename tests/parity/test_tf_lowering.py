@@ -5,91 +5,59 @@ import pytest
 
 from common.errors import L2OError
 from common.tables import features
-from interchange.language.compiler import Program, compile_program
-from interchange.language.parse import parse
 from interchange.rule.rule import Rule
 from tests.parity.backends import tf, tf_impl, torch, torch_impl
+from tests.parity.random_rules import nasty_inputs
+from tests.parity.rule_conformance import HAND_MADE
 
-T, N = 60, 12
-CONSTANTS = {"c0": 0.3, "c1": 1.7, "b": 0.9, "b2": 0.999}
-NAMES = ["g", "m", "theta"]
-RULES = {
-    "adam": "-c0 * ema_hat(g, b) / (sqrt(ema_hat(square(g), b2)) + 1e-8)",
-    "lion": "-c0 * sign(0.9 * lag(ema(g, b), 1) + 0.1 * g)",
-    "amsgrad": "-c0 * ema(g, b) / (sqrt(cummax(ema(c1 * square(g), b2))) + 1e-8)",
-    "lags": "c0 * lag(g, 3) + lag(c1 * lag(g, 1) * g, 2) - lag(2.0, 1) + lag(lag(g, 1), 1) + lag(c0, 2)",
-    "nested": "ema(ema_hat(c0 * g, b) * lag(ema(g, b2), 2), 0.5) + cumsum(c1 * cummax(g))",
-    "ties": "max(c0 * g, 0.0) + g * max(c0, 0.3) - m * min(0.3, c0) + cummax(c0) + cummax(min(c1 * g, c0))",
-    "powers": "c0 * powabs(g, c1) + pow(m, c1) * aq(g, c1) * erf(c0 * m)",
-    "slow": "ema(c0, b2) * ema_hat(g, 0.9999) + ema(1.0, 0.999)",
-    "numbers": "exp(2.0) * max(1.0, 2.0) * g + c0 * c1 + tanh(c0 / 3.0)",
-    "time": "c0 * t * sqrt(g) / (1.0 + c1 * t) + theta * c0",
-}
+every_rule = pytest.mark.parametrize("rule", HAND_MADE, ids=lambda rule: str(rule.expression))
 
 
-def nasty(steps: int = T, seed: int = 0) -> dict[str, np.ndarray]:
-    """Zeros, ties, tiny and huge values, sign changes: name -> [steps, N]."""
-    rng = np.random.default_rng(seed)
-    values = np.array([0.0, -0.0, 1e-12, -1e-12, 1e6, -1e6, 1.0, -1.0, 0.3])
-    data = {name: rng.choice(values, size=(steps, N)) for name in NAMES}
-    for array in data.values():
-        array[:, : N // 2] = rng.normal(size=(steps, N // 2))
-    data["g"][:20, N - 1] = 0.0
-    return data
-
-
-def run_tf(program: Program, inputs: dict, dtype=tf.float64, constants=CONSTANTS, wrap=None) -> tf.Tensor:
-    """The first output [T, N], step by step; ``wrap`` as ``tf.function`` makes t a tensor."""
-    lowered = tf_impl.networks.lowering.Lowered(program)
-    step = wrap(lambda data, state, t: lowered.step(data | constants, state, t)) if wrap else None
-    data = {name: tf.constant(inputs[name], dtype) for name in NAMES}
-    state, outs = lowered.initial_state(data["g"][0]), []
-    for s in range(len(inputs["g"])):
-        now = {name: array[s] for name, array in data.items()}
+def run_tf(rule: Rule, dtype=tf.float64, constants: dict | None = None, wrap=None) -> tf.Tensor:
+    """60 steps on calm columns; ``wrap`` as ``tf.function`` makes t a tensor."""
+    lowered, given = tf_impl.networks.rule.lower(rule), rule.constants if constants is None else constants
+    step = wrap(lambda data, state, t: lowered.step(data | given, state, t)) if wrap else None
+    g, theta = (tf.constant(a[:60, :8], dtype) for a in nasty_inputs(np.float64))
+    state, outs = lowered.initial_state(g[0]), []
+    for s in range(60):
+        now = {"g": g[s], "theta": theta[s]}
         if wrap:
             outputs, state = step(now, state, tf.constant(s + 1))
         else:
-            outputs, state = lowered.step(now | constants, state, s + 1)
-        outs.append(tf.broadcast_to(tf.cast(outputs[0], dtype), now["g"].shape))
-        assert all(array.dtype == dtype and array.shape == now["g"].shape for array in state)
+            outputs, state = lowered.step(now | given, state, s + 1)
+        outs.append(tf.broadcast_to(tf.cast(outputs[0], dtype), g[s].shape))
+        assert all(array.dtype == dtype and array.shape == g[s].shape for array in state)
     return tf.stack(outs)
 
 
-def compiled(text: str) -> Program:
-    return compile_program([parse(text)])
-
-
-@pytest.mark.parametrize("name", RULES)
+@every_rule
 @pytest.mark.parametrize("graph", ["any size", "xla"])
-def test_graphs_agree_with_eager_steps_also_with_variables_as_constants(name, graph):
-    program, inputs = compiled(RULES[name]), nasty()
-    inputs = {key: array[:, : N // 2] for key, array in inputs.items()}
-    eager = run_tf(program, inputs)
-    constants = {key: tf.Variable(value, dtype=tf.float64) for key, value in CONSTANTS.items()}
+def test_graphs_agree_with_eager_steps_also_with_variables_as_constants(rule, graph):
+    constants = {key: tf.Variable(value, dtype=tf.float64) for key, value in rule.constants.items()}
     vector = tf.TensorSpec([None], tf.float64)
-    signature = [dict.fromkeys(NAMES, vector), (vector,) * len(program.writes), tf.TensorSpec([], tf.int32)]
+    state = (vector,) * len(rule.program().writes)
+    signature = [dict.fromkeys(("g", "theta"), vector), state, tf.TensorSpec([], tf.int32)]
     options = {"jit_compile": True} if graph == "xla" else {"input_signature": signature}
-    got = run_tf(program, inputs, constants=constants, wrap=lambda f: tf.function(f, **options))
-    np.testing.assert_allclose(got, eager, rtol=1e-10, atol=1e-14)
+    got = run_tf(rule, constants=constants, wrap=lambda f: tf.function(f, **options))
+    np.testing.assert_allclose(got, run_tf(rule), rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_constants_as_tensors_leave_float32_alone(name):
-    program, inputs = compiled(RULES[name]), nasty()
-    constants = {key: tf.constant(value, tf.float64) for key, value in CONSTANTS.items()}
-    numbers, tensors = (run_tf(program, inputs, tf.float32, given) for given in (CONSTANTS, constants))
+@every_rule
+def test_constants_as_tensors_leave_float32_alone(rule):
+    constants = {key: tf.constant(value, tf.float64) for key, value in rule.constants.items()}
+    numbers, tensors = (run_tf(rule, tf.float32, given) for given in (None, constants))
     np.testing.assert_allclose(numbers, tensors, rtol=1e-6, atol=1e-12)
 
 
 def test_parameters_without_dimensions_keep_their_dtype():
-    lowered = tf_impl.networks.lowering.Lowered(compiled(RULES["adam"]))
-    g = tf.constant(0.5)
-    _, state = lowered.step({"g": g} | CONSTANTS, lowered.initial_state(g), 1)
+    adam, g = Rule.named("adam"), tf.constant(0.5)
+    lowered = tf_impl.networks.rule.lower(adam)
+    _, state = lowered.step({"g": g} | adam.constants, lowered.initial_state(g), 1)
     assert all(array.dtype == tf.float32 and array.shape == () for array in state)
 
 
 def test_a_lag_of_the_parameter_is_the_value_before():
-    lowered = tf_impl.networks.lowering.Lowered(compiled("lag(theta, 1) + lag(g, 1)"))
+    lowered = tf_impl.networks.rule.lower(Rule.from_text("lag(theta, 1) + lag(g, 1)"))
     theta, g = tf.Variable([1.0, 2.0]), tf.Variable([3.0, 4.0])
     _, state = lowered.step({"g": g, "theta": theta}, lowered.initial_state(theta), 1)
     theta.assign_add([10.0, 10.0])

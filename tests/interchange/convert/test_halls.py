@@ -70,7 +70,7 @@ def test_formats_and_dialects_are_told_by_header_and_spelling(file, newline, wri
         assert again == rule == Rule.from_json(rule.to_json())
 
 
-def test_constants_are_named_and_variables_are_features(write):
+def test_constants_are_named_and_variables_are_features_with_or_without_expressions(write):
     _, rule, power = import_hall_of_fame(write(OLD), scale=0.1)
     assert to_text(rule.expression) == "(x0 + x1) * c0" and rule.constants == {"c0": -0.25}
     assert rule.features == {"x0": None, "x1": None} and rule.scale == 0.1
@@ -79,12 +79,15 @@ def test_constants_are_named_and_variables_are_features(write):
     np.testing.assert_allclose(rule.evaluate({"x0": x, "x1": 2.0 * x}), 0.1 * -0.25 * 3.0 * x, rtol=1e-15)
     with pytest.raises(L2OError, match="'x0' has no definition"):
         rule.program()
-
-
-def test_features_with_expressions_make_optimizers(write):
-    rules = import_hall_of_fame(write(OLD), features={"x0": "g", "x1": "lag(g, 1)"})
-    assert to_text(rules[1].inlined()) == "(g + lag(g, 1)) * c0"
-    assert rules[1].state_floats == 1
+    _, optimizer, _ = import_hall_of_fame(write(OLD), features={"x0": "g", "x1": "lag(g, 1)"})
+    assert to_text(optimizer.inlined()) == "(g + lag(g, 1)) * c0" and optimizer.state_floats == 1
+    for features, message in (
+        ({"x7": "g"}, "feature 'x7': no equation has that variable; they have: x0, x1"),
+        ({"x0": "g +"}, "feature 'x0': not an expression"),
+        ({"x0": "x1"}, "feature 'x0': unknown name 'x1'"),
+    ):
+        with pytest.raises(L2OError, match=message):
+            import_hall_of_fame(write(OLD), features=features)
 
 
 def test_reserved_names_become_columns_unless_they_are_meant(write, caplog):
@@ -98,7 +101,7 @@ def test_reserved_names_become_columns_unless_they_are_meant(write, caplog):
     assert {name: to_text(tree) for name, tree in rule.features.items()} == {"t_column": "t / 1000.0"}
 
 
-def test_another_complexity_is_one_warning(write, caplog):
+def test_another_complexity_and_lost_digits_are_one_warning(write, caplog):
     with caplog.at_level(logging.WARNING):
         import_hall_of_fame(write(OLD))
         import_hall_of_fame(write(NEW))
@@ -110,6 +113,8 @@ def test_another_complexity_is_one_warning(write, caplog):
     import_hall_of_fame(write(MIDDLE))
     import_hall_of_fame(write(OPERON_CSV))
     assert not caplog.records
+    import_hall_of_fame(write("((0.000000 * X1) ^ 2)\n"))
+    assert "some constants are 0; print models with more digits" in caplog.text
 
 
 AMBIGUOUS = {
@@ -174,25 +179,6 @@ def test_files_that_are_no_equations_are_one_clear_line(tmp_path, write):
         import_hall_of_fame(tmp_path / "missing.csv")
     with pytest.raises(L2OError, match="table of a front"):
         import_hall_of_fame(write("file,complexity,loss,r2,expression\nrule_000.json,1,,,c0 * x\n"))
-
-
-@pytest.mark.parametrize(
-    ("features", "message"),
-    [
-        ({"x7": "g"}, "feature 'x7': no equation has that variable; they have: x0, x1"),
-        ({"x0": "g +"}, "feature 'x0': not an expression"),
-        ({"x0": "x1"}, "feature 'x0': unknown name 'x1'"),
-    ],
-)
-def test_faults_in_features_are_named(features, message, write):
-    with pytest.raises(L2OError, match=message):
-        import_hall_of_fame(write(OLD), features=features)
-
-
-def test_operon_text_that_lost_its_digits_is_noticed(write, caplog):
-    with caplog.at_level(logging.WARNING):
-        import_hall_of_fame(write("((0.000000 * X1) ^ 2)\n"))
-    assert "some constants are 0; print models with more digits" in caplog.text
 
 
 def test_a_fitted_regressors_front_keeps_every_digit():

@@ -110,19 +110,14 @@ def test_the_teacher_is_found_by_its_hash(teacher, tmp_path):
         active.find_teacher(make(mine))
 
 
-def test_what_has_no_one_teacher_is_refused(teacher):
+def test_a_recording_without_one_teacher_and_bad_questions_are_refused(teacher):
     two = make(teacher.sha256)
     other = dataclasses.replace(two.runs["000000"], name="000001", source_sha256="0" * 64)
     two = dataclasses.replace(two, runs={**two.runs, "000001": other})
     for trajectories in (make("", "baseline"), two, Trajectories({"a": ""}, {})):
         with pytest.raises(L2OError, match="expected a recording of one teacher, got"):
             active.find_teacher(trajectories)
-
-
-def test_bad_questions_are_refused(teacher):
-    rules = front(teacher, *RULES)
-    features = teacher.row.expressions()
-    g = gradients()
+    rules, features, g = front(teacher, *RULES), teacher.row.expressions(), gradients()
     for some, given, count in ((rules[:1], g, 5), (rules, g[:, :0], 5), (rules, g, 0), (rules, g, 5000)):
         with pytest.raises(L2OError, match="expected two rules or more, gradients and a count of 1 to 4096"):
             active.disputed(some, teacher, given, features, 1.0, count, seed=0)

@@ -33,7 +33,7 @@ def scored(text: str, train: float) -> Rule:
     return Rule.from_text(text, {}, features, provenance={"r2": {"train": train}})
 
 
-def test_each_row_is_left_out_once_in_a_block_of_neighbours(table):
+def test_each_row_is_left_out_once_in_a_block_of_neighbours(table, monkeypatch):
     data = sequences(table, "train")
     rows = data.target.shape[1]
     parts = folds(data)
@@ -43,14 +43,10 @@ def test_each_row_is_left_out_once_in_a_block_of_neighbours(table):
         assert part["train"].target.shape == (1, rows - part["valid"].target.shape[1])
         assert not np.isin(part["valid"].target, part["train"].target).any()
         start = round(rows * k / FOLDS)
-        np.testing.assert_array_equal(
-            part["valid"].features["b"][0, :5], data.features["b"][0, start : start + 5]
-        )
-
-
-def test_of_many_rows_every_so_many_is_taken(table, monkeypatch):
-    monkeypatch.setattr(module, "_ROWS", 30)
-    for part in folds(sequences(table, "train")):
+        expected = data.features["b"][0, start : start + 5]
+        np.testing.assert_array_equal(part["valid"].features["b"][0, :5], expected)
+    monkeypatch.setattr(module, "_ROWS", 30)  # of more rows every so many is taken
+    for part in folds(data):
         assert all(25 <= part[split].target.shape[1] <= 30 for split in ("train", "valid"))
 
 

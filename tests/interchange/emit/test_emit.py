@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from common.errors import L2OError
-from interchange import export as export_command
 from interchange.emit import TARGETS
 from interchange.emit.source import copied_source
 from interchange.emit.targets.to_sympy import build, from_sympy
@@ -190,16 +189,3 @@ def test_markup_is_well_formed(rule):
 
 def test_mathml_escapes_what_html_reads_as_markup():
     assert "<mo>&gt;</mo>" in Rule.from_text("greater(g, t)").mathml()
-
-
-def test_the_command(tmp_path, capsys):
-    LION.save(tmp_path / "rule.json")
-    source = str(tmp_path / "rule.json")
-    assert export_command.main([source, "--to", "latex"]) == 0
-    assert capsys.readouterr().out == TARGETS["latex"].emit(LION)
-    assert export_command.main([source, "--to", "numpy", "-o", str(tmp_path / "lion.py")]) == 0
-    assert (tmp_path / "lion.py").read_text() == export_command.export(LION, "numpy")
-    assert export_command.main([source, "--to", "lates"]) == 2
-    assert "did you mean 'latex'" in capsys.readouterr().err
-    assert export_command.main([str(tmp_path / "none.json"), "--to", "latex"]) != 0
-    assert "none.json" in capsys.readouterr().err

@@ -30,9 +30,10 @@ def adam():
 
 
 def test_a_number_that_is_not_finite_is_one_in_the_file():
-    made = load(Rule.from_text("c0 / 0.0 + 1e300 * 0.0", {"c0": 1.0}), "optax")
+    rule, ones = Rule.from_text("c0 / 0.0 + 1e300 * 0.0", {"c0": 1.0}), np.ones((1, 2), np.float32)
+    made = load(rule, "optax")
     u, _ = made.update(jnp.ones(2), made.init(jnp.ones(2)), jnp.ones(2))
-    assert u.tolist() == [math.inf, math.inf]
+    np.testing.assert_array_equal(u, rule.evaluate({"g": ones}, np.float32)[0])
 
 
 @pytest.mark.parametrize("b", [0.9, 0.999, 0.9999999])
@@ -97,8 +98,8 @@ def test_adam_as_a_rule_is_optax_adam(adam, double):
     assert [int(t) for t in jax.tree.leaves(state["t"])] == [100] * 4
 
 
-@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
-def test_state_is_stable_and_the_second_step_compiles_nothing(adam, kind):
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_state_is_stable_and_the_second_step_compiles_nothing(adam, kind, double):
     optimizer, params = adam.rule_optimizer(optax.constant_schedule(0.1), 0.01), starts(kind)
     state, step = optimizer.init(params), jax.jit(optimizer.update, donate_argnums=1)
     before = signature(state)
@@ -110,15 +111,10 @@ def test_state_is_stable_and_the_second_step_compiles_nothing(adam, kind):
     assert step._cache_size() == 1
     assert {slot.dtype for slot in jax.tree.leaves(state["slots"])} == {jnp.dtype("float32")}
     assert jax.tree.structure(state["slots"][0]) == jax.tree.structure(params)
-
-
-def test_state_keeps_the_dtype_of_the_parameters_whatever_the_gradients_have(adam, double):
-    optimizer, params = adam.rule_optimizer(0.1, 0.01), starts("float32")
-    before = signature(optimizer.init(params))
-    for kind in ("float64", "bfloat16"):
-        updates, state = jax.jit(optimizer.update)(starts(kind), optimizer.init(params), params)
+    for given in ("float64", "bfloat16"):  # whatever dtype the gradients have
+        updates, state = jax.jit(optimizer.update)(starts(given), optimizer.init(params), params)
         assert signature(state) == before
-        assert {str(leaf.dtype) for leaf in jax.tree.leaves(updates)} == {kind}
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(updates)} == {given}
 
 
 def test_it_runs_under_cond_and_scan(adam):
@@ -192,7 +188,7 @@ def test_constants_can_be_injected_changed_and_differentiated(adam, double):
 
     def loss(c, shift=0.0):
         optimizer = adam.rule_optimizer(0.1, constants={"b1": c + shift})
-        return sum((leaf**2).sum() for leaf in jax.tree.leaves(descend(optimizer, params, 3)[0]))
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(descend(optimizer, params, 2)[0]))
 
     slope = (loss(0.8, 1e-6) - loss(0.8, -1e-6)) / 2e-6
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.8), slope, rtol=1e-6)

@@ -26,7 +26,6 @@ def variables(dtype: str = "float64") -> list:
 
 
 def descend(optimizer, params: list, steps: int = 1, factor: float = 2.0) -> None:
-    """Steps on the sum of squares."""
     for _ in range(steps):
         optimizer.apply([factor * tf.convert_to_tensor(theta) for theta in params], params)
 

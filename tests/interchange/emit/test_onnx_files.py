@@ -60,7 +60,6 @@ def constant(changed):
 
 
 def adding(kind: str, inputs: list[str], **options):
-    """A node more."""
     return lambda m: m.functions[0].node.append(helper.make_node(kind, inputs, ["y"], **options))
 
 

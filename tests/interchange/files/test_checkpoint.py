@@ -1,12 +1,7 @@
 """Checkpoints: round trip, the last two, falling back, crashes."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +13,6 @@ from interchange.files.hdf5 import write_hdf5
 from interchange.files.reader import Tree, VersionError
 from interchange.files.schema import CHECKPOINT
 from interchange.inspect import __main__ as inspect
-
-ROOT = Path(__file__).parents[3]
 
 
 def arrays(step=0):
@@ -148,36 +141,6 @@ def test_foreign_files_are_left_alone(tmp_path):
         (folder / name).write_text("x")
     save(tmp_path, 4)
     assert len(names(tmp_path)) == 5 and load_checkpoint(tmp_path)[1] == {"step": 3}
-
-
-WRITER = """
-import sys
-import numpy as np
-from interchange.files.checkpoint import save_checkpoint
-step = 0
-while True:
-    save_checkpoint(sys.argv[1], {"phi/w": np.full(5000, float(step))}, {"step": step})
-    print(step, flush=True)
-    step += 1
-"""
-
-
-def test_killed_at_any_time_a_checkpoint_loads(tmp_path):
-    generator = np.random.default_rng(0)
-    for attempt in range(3):
-        folder = tmp_path / str(attempt)
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, cwd=ROOT
-        )
-        first = process.stdout.readline()
-        time.sleep(generator.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        acknowledged = int((first + process.communicate()[0]).split()[-1])
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            found, meta = load_checkpoint(folder)
-        assert meta["step"] >= acknowledged
-        assert (found["phi/w"] == meta["step"]).all()
 
 
 def test_inspect_describes(tmp_path, capsys):

@@ -16,19 +16,14 @@ from interchange.rule.rule import Rule
 def rows(steps=30):
     """Two optimizers, three seeds; the last run of the second diverged."""
     generator = np.random.default_rng(0)
+    same = {"split": "test", "accuracy": 0.9, "floats_per_parameter": 2.0, "trials": 9}
+    same |= {"settings": {"lr": 0.1, "momentum": 0.9}}
+
+    def losses(offset):
+        return generator.uniform(size=steps) + offset
+
     found = [
-        EvaluationRow(
-            optimizer=optimizer,
-            problem="digits-mlp",
-            seed=seed,
-            losses=generator.uniform(size=steps) + offset,
-            split="test",
-            accuracy=0.9,
-            ms_per_step=1.5 + seed,
-            floats_per_parameter=2.0,
-            settings={"lr": 0.1, "momentum": 0.9},
-            trials=9,
-        )
+        EvaluationRow(optimizer, "digits-mlp", seed, losses(offset), ms_per_step=1.5 + seed, **same)
         for offset, optimizer in enumerate(("adam:lr=0.1", "rule:best.json"))
         for seed in range(3)
     ]

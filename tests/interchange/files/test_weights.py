@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 def saved(path: Path, name: str = "rp_s", created_by: str = "x", **changes) -> Path:
     """A file of a teacher's first weights, its row changed."""
     teacher = dataclasses.replace(TEACHERS[name], **changes)
-    save_weights(path, teacher, initial_weights(teacher, 0), created_by)
+    save_weights(path, teacher, initial_weights(TEACHERS[name], 0), created_by)
     return path
 
 
@@ -146,7 +146,7 @@ def test_the_row_is_plain_json(tmp_path):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_teacher_is_its_row_and_unchanged(name, capsys):
+def test_a_shipped_teacher_is_its_row_unchanged_and_made_by_its_command(name, capsys):
     """Its hash is checked on reading; a file without one would pass with a warning, here an error."""
     found = Teacher.named(name)
     assert found.row == TEACHERS[name] and found.sha256 and found.created_by.startswith("symbolic-l2o")
@@ -157,14 +157,10 @@ def test_a_shipped_teacher_is_its_row_and_unchanged(name, capsys):
     assert inspect.main([str(path)]) == 0
     out = capsys.readouterr().out
     assert f"made by {SHIPPED[name]}\n" in out and "(verified)" in out
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_the_command_of_a_shipped_teacher_makes_it(name):
     python, m, module, *flags = shlex.split(SHIPPED[name])
     assert (python, m, module) == ("python", "-m", "torch_impl.train")
-    found = vars(parser_for(TrainConfig, prog="", description="").parse_args(flags))
-    assert found["teacher"] == name and found["problem"] == "mnist-mlp"
+    asked = vars(parser_for(TrainConfig, prog="", description="").parse_args(flags))
+    assert asked["teacher"] == name and asked["problem"] == "mnist-mlp"
 
 
 def test_the_shipped_files_are_the_table_and_are_packaged():

@@ -52,7 +52,6 @@ def value(tree: list[Any], columns: list[np.ndarray]) -> np.ndarray:
 
 
 def naive(tree: list[Any]) -> ex.Node:
-    """The tree node by node."""
     op, *args = tree
     if op == "c":
         return ex.number(args[0])

@@ -32,38 +32,27 @@ def test_the_table_is_complete():
     assert all(row.name == name for name, row in OPERATORS.items())
 
 
+VALUES = {
+    "div": [(1, 0, INF), (0, 0, NAN)],
+    "sign": [(0, 0)],
+    "pow": [(-2, 2, -4), (-4, 0.5, -2), (0, 2, 0), (0, 0, 0), (0, -1, NAN), (3, 0, 1)],
+    "powabs": [(-2, 3, 8), (0, 0, 1), (0, -1, INF)],
+    "sqrt": [(-4, 2)],
+    "log": [(0, math.log(1e-8)), (-1, math.log(1 + 1e-8))],
+    "logabs": [(0, -INF), (-math.e, 1)],
+    "log1p": [(1e-20, 1e-20)],
+    "cbrt": [(-8, -2)],
+    "erf": [(0.5, 0.5204998778130465)],
+    "erfc": [(10, 2.088487583762545e-45)],
+    "sigmoid": [(-700, 9.859676543759770e-305), (800, 1), (-800, 0)],
+    "softsign": [(-3, -0.75)],
+    "greater": [(1, 1, 0), (2, 1, 1)],
+    "aq": [(3, 1, 3 / math.sqrt(2))],
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "args", "expected"),
-    [
-        ("div", (1, 0), INF),
-        ("div", (0, 0), NAN),
-        ("sign", (0,), 0),
-        ("pow", (-2, 2), -4),
-        ("pow", (-4, 0.5), -2),
-        ("pow", (0, 2), 0),
-        ("pow", (0, 0), 0),
-        ("pow", (0, -1), NAN),
-        ("pow", (3, 0), 1),
-        ("powabs", (-2, 3), 8),
-        ("powabs", (0, 0), 1),
-        ("powabs", (0, -1), INF),
-        ("sqrt", (-4,), 2),
-        ("log", (0,), math.log(1e-8)),
-        ("log", (-1,), math.log(1 + 1e-8)),
-        ("logabs", (0,), -INF),
-        ("logabs", (-math.e,), 1),
-        ("log1p", (1e-20,), 1e-20),
-        ("cbrt", (-8,), -2),
-        ("erf", (0.5,), 0.5204998778130465),
-        ("erfc", (10,), 2.088487583762545e-45),
-        ("sigmoid", (-700,), 9.859676543759770e-305),
-        ("sigmoid", (800,), 1),
-        ("sigmoid", (-800,), 0),
-        ("softsign", (-3,), -0.75),
-        ("greater", (1, 1), 0),
-        ("greater", (2, 1), 1),
-        ("aq", (3, 1), 3 / math.sqrt(2)),
-    ],
+    ("name", "args", "expected"), [(name, row[:-1], row[-1]) for name, rows in VALUES.items() for row in rows]
 )
 def test_values(name, args, expected):
     np.testing.assert_allclose(value(name, *args), expected, rtol=1e-14)

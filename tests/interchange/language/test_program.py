@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.language.execute import (
-    compile_program,
-    evaluate,
-    evaluate_with_tangents,
-    initial_state,
-    step,
-    unbias_factor,
-)
+from interchange.language import execute
+from interchange.language.execute import compile_program, evaluate, evaluate_with_tangents
 from interchange.language.expression import call, name, number
 from interchange.language.parse import parse
 
@@ -132,7 +126,7 @@ def test_nan_is_carried_on(inputs):
 
 def test_bias_correction_does_not_cancel():
     b = 1.0 - 1e-9
-    assert unbias_factor(b, 3) == pytest.approx(float(1 - Fraction(b) ** 3), rel=1e-14, abs=0.0)
+    assert execute.unbias_factor(b, 3) == pytest.approx(float(1 - Fraction(b) ** 3), rel=1e-14, abs=0.0)
     program = compile_program([call("ema_hat", name("g"), number(b))])
     g = np.ones((T, N), np.float32)
     np.testing.assert_allclose(evaluate(program, {"g": g}, np.float32)[0], 1.0, rtol=1e-5)
@@ -155,6 +149,6 @@ def test_bad_inputs_are_named(inputs, message):
 
 def test_a_step_keeps_no_reference_to_its_inputs():
     program, g = program_of("lag(g, 1)"), np.ones(3)
-    _, state = step(program, {"g": g}, initial_state(program, (3,)), 1)
+    _, state = execute.step(program, {"g": g}, execute.initial_state(program, (3,)), 1)
     g[:] = 7.0
     np.testing.assert_array_equal(state[0], 1.0)

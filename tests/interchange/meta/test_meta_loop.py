@@ -17,8 +17,6 @@ SHORT = {"epochs": 2, "epoch_length": 8, "unroll": 3, "validate_every": 0, "lr":
 
 
 class Optimizee(list):
-    """What it was asked for as."""
-
     shapes = ((10,),)
 
 
@@ -95,9 +93,6 @@ def evolving(monkeypatch):
     """Evolution strategies whose gradients are 1, and what they were asked for."""
     asked = []
 
-    def segments(learner, task):
-        return learner, task
-
     def evolution(segments, weights, steps, scales, generator, pairs, sigma, log):
         learner, task = segments
         learner.calls += [task(pair) for pair in range(pairs)]
@@ -113,10 +108,9 @@ def evolving(monkeypatch):
             self.learner.calls.append([steps])
             return GRADS, np.ones(steps)
 
-    for name, value in (
-        ("segments_here", segments), ("evolution", evolution), ("Persistent", Persistent)
-    ):  # fmt: skip
-        monkeypatch.setattr(gradient, name, value)
+    for value in (evolution, Persistent):
+        monkeypatch.setattr(gradient, value.__name__, value)
+    monkeypatch.setattr(gradient, "segments_here", lambda learner, task: (learner, task))
     return asked
 
 
@@ -164,16 +158,23 @@ def test_tasks_to_train_on_are_varied_and_those_to_validate_on_are_not():
     assert trainer.tasks("validation", 7) == ["validation", 7]
 
 
-def test_too_many_epochs_that_diverge_end_it():
-    trainer = make(TrainConfig(**SHORT | {"epochs": 30}), diverges="all")
-    with pytest.raises(L2OError, match="diverged in 5 of 5 epochs"):
-        trainer.run(label="", quiet=True)
-    assert [row["diverged"] for row in trainer.state.history] == [1, 2, 3, 4, 5]
-    assert not any(isinstance(call, dict) for call in trainer.learner.calls)
-
-
 def calls_but_updates(trainer: Trainer) -> list:
     return [call for call in trainer.learner.calls if not isinstance(call, dict)]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "diverges", "told", "counts"),
+    [
+        (1, "all", "5 of 5 epochs", [1, 2, 3, 4, 5]),
+        (2, range(0, 60, 2), "5 of 10 optimizees", [1, 2, 3, 4, 5]),
+    ],
+)
+def test_too_many_that_diverge_end_it(tasks, diverges, told, counts):
+    trainer = make(TrainConfig(**SHORT | {"epochs": 30}, tasks=tasks), diverges=diverges)
+    with pytest.raises(L2OError, match=f"diverged in {told}"):
+        trainer.run(label="", quiet=True)
+    assert [row["diverged"] for row in trainer.state.history] == counts
+    assert (diverges == "all") != any(isinstance(call, dict) for call in trainer.learner.calls)
 
 
 def test_optimizees_side_by_side_make_one_update_of_their_mean():
@@ -193,21 +194,14 @@ def test_an_optimizee_that_diverges_leaves_the_others_to_go_on():
     assert trainer.learner.network.weights["a"] == -3 * np.mean([1.0, 3.0]) and trainer.state.skipped == 1
 
 
-def test_too_many_optimizees_that_diverge_end_it():
-    trainer = make(TrainConfig(**SHORT | {"epochs": 30}, tasks=2), diverges=tuple(range(0, 60, 2)))
-    with pytest.raises(L2OError, match="diverged in 5 of 10 optimizees"):
-        trainer.run(label="", quiet=True)
-
-
 def test_problems_in_turn_count_by_the_gradient_of_their_logarithm():
     trainer = make(TrainConfig(**SHORT | {"epochs": 2}, problem="quadratic,lasso", tasks=3), table=True)
     trainer.run(label="", quiet=True)
     names = ["quadratic", "lasso"] * 3
     starts = [call for call in trainer.learner.calls if "meta_train" in call]
     assert starts == [["meta_train", k, names[k]] for k in range(6)]
-    assert trainer.learner.network.weights["a"] == pytest.approx(
-        -6.0
-    )  # each loss is as large as its gradient
+    # Each loss is as large as its gradient.
+    assert trainer.learner.network.weights["a"] == pytest.approx(-6.0)
 
 
 def test_validation_is_the_geometric_mean_over_problems_and_horizons():
@@ -247,12 +241,9 @@ def test_averaged_weights_are_validated_too_and_the_better_kept():
             scores[2:]
         )
         assert "averaged" not in trainer.state.history[1]
-
-
-def test_without_validation_the_average_is_kept():
-    trainer = make(TrainConfig(**SHORT | {"epochs": 4, "unroll": 8}, average=0.5))
-    trainer.run(label="", quiet=True)
-    assert trainer.state.best["a"] == -8.0
+    unseen = make(TrainConfig(**settings | {"validate_every": 0}, average=0.5))
+    unseen.run(label="", quiet=True)
+    assert unseen.state.best["a"] == -8.0
 
 
 def test_a_curriculum_lengthens_epochs_and_restores_the_best():

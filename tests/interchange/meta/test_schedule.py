@@ -84,11 +84,8 @@ def test_the_meta_learning_rate_ends_where_the_updates_do(fields, updates):
     assert plan.factor(total // 2, 0) == pytest.approx(
         0.1 + 0.45 * (1 + math.cos(math.pi * (total // 2) / total)), rel=1e-15
     )
-
-
-def test_a_curriculums_rate_goes_by_epochs():
-    plan = Schedule(TrainConfig(epochs=10, curriculum=True, lr_decay=0.2))
-    assert plan.factor(999, 5) == pytest.approx(0.6)
+    curriculum = Schedule(TrainConfig(epochs=10, curriculum=True, lr_decay=0.2))  # goes by epochs
+    assert curriculum.factor(999, 5) == pytest.approx(0.6)
 
 
 def test_only_the_last_share_of_epochs_is_averaged():
@@ -118,6 +115,18 @@ REFUSED = {
 }
 
 
+REFUSED |= {
+    "an unknown problem": ({"problem": "quadratic,lass"}, "unknown problem 'lass' (did you mean 'lasso'"),
+    "no problem": ({"problem": "quadratic,"}, "unknown problem ''"),
+    "a problem twice": (
+        {"problem": "quadratic,lasso,quadratic"}, "--problem: expected each once, got 'quadratic' twice"
+    ),
+    "forward": (
+        {"estimator": "forward"}, "--estimator: expected one of first, second, es, pes, got 'forward'"
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(("fields", "message"), REFUSED.values(), ids=REFUSED)
 def test_settings_that_do_not_go_together_are_refused(fields, message):
     with pytest.raises(L2OError) as error:
@@ -125,25 +134,7 @@ def test_settings_that_do_not_go_together_are_refused(fields, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_own_tasks_are_not_sent_to_other_processes():
+def test_tuning_has_an_estimator_of_its_own_and_own_tasks_stay_in_this_process():
+    assert TuneConfig(estimator="forward").estimator == "forward"
     with pytest.raises(L2OError, match="stay in this process"):
         Schedule(TuneConfig(jobs=2), own_tasks=True)
-
-
-@pytest.mark.parametrize(
-    ("problem", "message"),
-    [
-        ("quadratic,lass", "unknown problem 'lass' \\(did you mean 'lasso'"),
-        ("quadratic,", "unknown problem ''"),
-        ("quadratic,lasso,quadratic", "--problem: expected each once, got 'quadratic' twice"),
-    ],
-)
-def test_every_problem_of_a_mix_must_be_known(problem, message):
-    with pytest.raises(L2OError, match=message):
-        TrainConfig(problem=problem)
-
-
-def test_only_tuning_offers_the_forward_estimator():
-    assert TuneConfig(estimator="forward").estimator == "forward"
-    with pytest.raises(L2OError, match="--estimator: expected one of first, second, es, pes, got 'forward'"):
-        TrainConfig(estimator="forward")

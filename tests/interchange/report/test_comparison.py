@@ -67,16 +67,11 @@ def test_where_the_learned_ones_lose_is_listed_worst_first():
     assert "Where they lose" not in page(winner)
 
 
-def test_hostile_names_are_text():
-    levels = {EVIL: LEVELS[RULE], "adam": LEVELS["adam"]}
-    read = Page(page(levels))
-    assert "script" not in read.tags and "alert(1)" in read.said
-
-
-def test_baselines_alone_and_rules_alone_have_a_page():
-    for names in (("adam", "sgd:lr=0.1"), (RULE,)):
-        read = Page(page({name: LEVELS[name] for name in names}))
-        assert not read.open and "Problem by problem" in read.said
+@pytest.mark.parametrize("names", [("adam", "sgd:lr=0.1"), (RULE,), (EVIL, "adam")])
+def test_baselines_rules_and_hostile_names_have_a_page(names):
+    read = Page(page({name: LEVELS.get(name, LEVELS[RULE]) for name in names}))
+    assert not read.open and "Problem by problem" in read.said
+    assert "script" not in read.tags and ("alert(1)" in read.said) == (EVIL in names)
 
 
 def test_labels_are_short_where_that_is_clear():

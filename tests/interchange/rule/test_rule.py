@@ -11,24 +11,13 @@ import pytest
 from common.errors import L2OError
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule, RuleError, zero_update
-
-FEATURES = {
-    "m_tilde": "ema_hat(g, 0.95) / (sqrt(ema_hat(square(g), 0.95)) + 1e-12)",
-    "g_tilde": "g / (sqrt(ema_hat(square(g), 0.95)) + 1e-12)",
-}
-CONSTANTS = {"c0": -0.0098, "c1": 0.61, "c2": -0.0012, "c3": 0.87}
+from tests.parity.rule_conformance import RNNPROP
 
 
 @pytest.fixture
 def rule():
-    return Rule.from_text(
-        "c0 * tanh(m_tilde / c1) + c2 * ema(g_tilde, c3)",
-        CONSTANTS,
-        FEATURES,
-        name="example",
-        scale=0.1,
-        provenance={"engine": "none", "r2": {"valid": 0.97}, "loss": {"valid": 1e-3}},
-    )
+    record = {"engine": "none", "r2": {"valid": 0.97}, "loss": {"valid": 1e-3}}
+    return dataclasses.replace(RNNPROP, name="example", provenance=record)
 
 
 @pytest.fixture
@@ -46,7 +35,7 @@ def test_numbers_of_a_rule(rule):
 
 
 def test_a_rule_is_evaluated_on_gradients_or_features_times_its_scale(rule, g):
-    columns = {key: Rule.from_text(text).evaluate({"g": g}) for key, text in FEATURES.items()}
+    columns = {key: Rule(key, tree).evaluate({"g": g}) for key, tree in rule.features.items()}
     np.testing.assert_allclose(rule.evaluate({"g": g}), rule.evaluate(columns), rtol=1e-14)
     mixed = rule.evaluate({"g": g, "m_tilde": columns["m_tilde"]})
     np.testing.assert_allclose(rule.evaluate({"g": g}), mixed, rtol=1e-14)

@@ -17,19 +17,8 @@ ROWS = np.random.default_rng(0).normal(size=(60, 2))
 
 
 def task(threads: int, seconds: float = 1.2, evaluations: int = 0) -> Task:
-    target = ROWS[:, 0] + ROWS[:, 1]
-    return Task(
-        ("a", "b"),
-        {},
-        np.zeros((0, 0)),
-        ("a", "b"),
-        ROWS,
-        target,
-        np.ones(60),
-        seconds,
-        evaluations,
-        threads=threads,
-    )
+    names, settings = ("a", "b"), {"time": seconds, "evaluations": evaluations, "threads": threads}
+    return Task(names, {}, np.zeros((0, 0)), names, ROWS, ROWS.sum(axis=1), np.ones(60), **settings)
 
 
 class Regressor:

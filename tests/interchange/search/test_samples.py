@@ -40,16 +40,8 @@ def make(*runs: Run, **split: tuple[str, ...]) -> Trajectories:
 
 @pytest.fixture
 def four() -> Trajectories:
-    """Four runs, the third of them diverged."""
-    return make(
-        made_run(1),
-        made_run(2),
-        made_run(3, diverged=True, steps=5),
-        made_run(4),
-        train=("000001", "000002", "000003"),
-        valid=("000004",),
-        test=("000003",),
-    )
+    runs = made_run(1), made_run(2), made_run(3, diverged=True, steps=5), made_run(4)
+    return make(*runs, train=("000001", "000002", "000003"), valid=("000004",), test=("000003",))
 
 
 def test_a_split_holds_all_coordinates_of_its_own_runs_and_no_others(four):
@@ -87,11 +79,8 @@ def make_table(rows: int) -> Trajectories:
 
 def test_a_table_is_cut_into_contiguous_blocks_of_one_step():
     parts = {split: sequences(make_table(40), split) for split in ("train", "valid", "test")}
-    assert {split: part.target.shape for split, part in parts.items()} == {
-        "train": (1, 34),
-        "valid": (1, 34),
-        "test": (1, 6),
-    }
+    shapes = {split: part.target.shape for split, part in parts.items()}
+    assert shapes == {"train": (1, 34), "valid": (1, 34), "test": (1, 6)}
     np.testing.assert_array_equal(parts["train"].features["a"], parts["valid"].features["a"])  # by folds
     rows = np.concatenate([parts[split].features["a"][0] for split in ("train", "test")])
     np.testing.assert_array_equal(rows, np.arange(40.0))
@@ -125,9 +114,7 @@ def by_hand(node: ex.Node, features: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [1, 1 << 30])
 def test_row_values_equal_lags_and_averages_computed_by_hand(chunk, four, monkeypatch):
-    monkeypatch.setattr(
-        "interchange.search.samples._CHUNK", chunk
-    )  # one coordinate at a time, and all at once
+    monkeypatch.setattr("interchange.search.samples._CHUNK", chunk)  # a coordinate at a time; all at once
     data = sequences(four, "train")
     texts = [part.format(name) for name in "abg" for part in ("{}", "lag({}, 3)", "ema({}, 0.9)")]
     columns = [parse(text, ("a", "b", "g")) for text in texts]
@@ -222,10 +209,9 @@ def test_small_tensors_early_steps_and_tails_get_more_than_their_share():
     size = np.abs(data.target)
     largest = size >= np.quantile(size, 0.995)
     assert rows.of(largest).sum() > 0.8 * largest.sum()
-
-
-def test_within_a_stratum_rows_are_spread_evenly_over_the_steps():
-    plain = Sequences({"a": np.zeros((100, 50))}, np.ones((100, 50)))
+    plain = Sequences(
+        {"a": np.zeros((100, 50))}, np.ones((100, 50))
+    )  # within a stratum evenly over the steps
     found = np.bincount(choose_rows(plain, 500, seed=2).steps, minlength=100)
     assert found[50:].max() - found[50:].min() <= 1 and found.min() >= 1
 

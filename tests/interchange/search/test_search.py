@@ -30,16 +30,8 @@ def task(**changes) -> Task:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(60, 3))
     values = {"a": rng.normal(size=(5, 12)), "b": rng.normal(size=(5, 12))}
-    base = Task(
-        names=("a", "b"),
-        features=values,
-        target=values["a"] * 2.0,
-        columns=("a", "lag(b, 1)", "ema(a, 0.9)"),
-        rows=rows,
-        y=rows @ [1.0, -2.0, 0.5],
-        weights=np.ones(60),
-        time=30.0,
-    )
+    columns, y = ("a", "lag(b, 1)", "ema(a, 0.9)"), rows @ [1.0, -2.0, 0.5]
+    base = Task(("a", "b"), values, values["a"] * 2.0, columns, rows, y, np.ones(60), time=30.0)
     return dataclasses.replace(base, **changes)
 
 
@@ -224,17 +216,9 @@ def test_a_seed_and_a_budget_give_the_same_texts_whatever_the_time_and_the_threa
     data = Sequences(features, np.tanh(features["a"]) + 0.02 * sums)
     chosen = choose_rows(data, 1500, seed=0)
     columns = ("a", "lag(b, 1)", "ema(a, 0.9)", "cumsum(b)")
-    asked = task(
-        features=features,
-        target=data.target,
-        columns=columns,
-        rows=row_values([parse(text) for text in columns], features, chosen),
-        y=chosen.of(data.target),
-        weights=chosen.weights,
-        time=300.0,
-        evaluations=2_000,
-        seed=3,
-    )
+    asked = {"rows": row_values([parse(text) for text in columns], features, chosen), "columns": columns}
+    asked |= {"features": features, "target": data.target, "y": chosen.of(data.target)}
+    asked = task(weights=chosen.weights, time=300.0, evaluations=2_000, seed=3, **asked)
     other = dataclasses.replace(asked, time=900.0, threads=2)
     first, again = ([to_text(node) for node in run_engine(engine, each)] for each in (asked, other))
     assert len(first) > 2 and first == again
