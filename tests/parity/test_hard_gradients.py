@@ -1,14 +1,13 @@
 """Hard gradients x rules and teachers x paths: the guard is the same everywhere, coordinate by coordinate."""
 
-import shutil
 import warnings
 
 import numpy as np
 import pytest
 
-from common import kernels
 from interchange.rule.rule import Rule
 from tests.parity import hard_gradients as hard
+from tests.parity.needs import need
 
 ALL = [path for path in hard.PATHS if path != hard.INDUCTOR]
 EXPORTED = [path for path in hard.PATHS if path.startswith("exported")]
@@ -16,24 +15,6 @@ MODES = ("exported keras graph", "exported keras xla")  # of a path that is in t
 MATRIX = [(p, f) for p in ALL if p not in MODES for f in hard.FAMILIES if f == "rules" or p not in EXPORTED]
 WORD = {"float64": 1e-9, "float32": 2e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}  # of the largest entry
 pytestmark = pytest.mark.filterwarnings("ignore:rule .* moves weights:RuntimeWarning")
-
-
-@pytest.fixture
-def need():
-    """Skip, and say why, where a path's framework or a compiler is not there."""
-
-    def look(path: str) -> None:
-        pytest.importorskip("torch")  # before TensorFlow, as everywhere
-        if "keras" in path:
-            pytest.importorskip("tensorflow")
-        if "optax" in path:
-            pytest.importorskip("optax", reason="optax is not installed: extra [bench]")
-        if path == "torch compiled" and (reason := kernels.missing()):
-            pytest.skip(reason)
-        if path == "exported c" and not shutil.which("cc"):
-            pytest.skip("there is no C compiler cc")
-
-    return look
 
 
 def at_rest(track: hard.Track) -> np.ndarray:
@@ -51,9 +32,8 @@ def stored(g: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def check(path: str, family: str, full: bool = False, steps: int = hard.STEPS) -> None:
-    """What one path promises of itself; prints counts."""
+    """What one path promises of itself."""
     spoilt, clean = (hard.history(path, family, bad, full, steps) for bad in (True, False))
-    left = 0
     for (name, label), track in spoilt.items():
         case, where, twin = hard.CASES[label], f"{path}, {name}, {label}", clean[name, label]
         given = [case.gradient(step, True) is not None for step in range(1, steps + 1)]
@@ -77,13 +57,6 @@ def check(path: str, family: str, full: bool = False, steps: int = hard.STEPS) -
         assert not (rest & ordinary & (value is not None)).any(), where
         for a, b in zip((track.theta, *track.state), (twin.theta, *twin.state), strict=True):
             np.testing.assert_array_equal(a[..., ordinary], b[..., ordinary], err_msg=where)
-        left += int(track.left.sum())
-    subjects = {name for name, _ in spoilt}
-    coordinates = sum(hard.CASES[label].size for _, label in spoilt)
-    print(
-        f"\n{path}, {family}: {len(subjects)} subjects, {len(spoilt)} tensors of {coordinates} coordinates, "
-        f"{2 * steps} steps, {left} coordinates left alone"
-    )
 
 
 def far(got: np.ndarray, want: np.ndarray, rows: bool, low: float) -> np.ndarray:
@@ -93,17 +66,15 @@ def far(got: np.ndarray, want: np.ndarray, rows: bool, low: float) -> np.ndarray
 
 
 def check_agreement(path: str, family: str, full: bool = False, steps: int = hard.STEPS) -> None:
-    """With torch's plain step; prints the largest difference of each dtype."""
+    """With torch's plain step."""
     tracks, others = (hard.history(p, family, True, full, steps) for p in (path, "torch plain"))
     worst: dict[str, tuple[float, str]] = {}
-    compared = regrouped = 0
     for key, track in tracks.items():
         case, other, where = hard.CASES[key[1]], others[key], f"{path}, {', '.join(key)}"
         differ = at_rest(track) != at_rest(other)
         if path in hard.GRAPHS and case.hard and case.dtype != "float64":
             # A graph may make b * g * g of b * (g * g), and does not leave the range of float32 then.
             edge = [k for k, value in case.hard.items() if value == 1e20]
-            regrouped += differ[edge].sum()
             differ[edge], apart = False, differ.copy()
         else:
             apart = np.zeros_like(differ)
@@ -126,24 +97,19 @@ def check_agreement(path: str, family: str, full: bool = False, steps: int = har
             error[apart] = 0.0
             if error.size:
                 worst[dtype] = max(worst.get(dtype, (0.0, "")), (float(error.max()), f"{where}, {number}"))
-            compared += a.size
-    print(
-        f"\n{path}, {family}: {compared} numbers compared, {regrouped} coordinates regrouped; "
-        + "; ".join(map(str, worst.items()))
-    )
     for dtype, (error, where) in worst.items():
         assert error <= WORD[dtype], where
 
 
 @pytest.mark.parametrize(("path", "family"), MATRIX)
-def test_a_hard_gradient_stops_its_coordinate_for_a_step_and_no_other(path, family, need):
+def test_a_hard_gradient_stops_its_coordinate_for_a_step_and_no_other(path, family):
     """All stays finite; what rests has its old state; t counts; the others move as without, bit for bit."""
-    need(path)
+    need(path, path == "torch compiled")
     check(path, family)
 
 
-def test_torch_compile_makes_one_graph_of_a_step(need):
-    need("torch.compile")
+def test_torch_compile_makes_one_graph_of_a_step():
+    need("torch")
     import torch
 
     run = hard.PATHS["torch.compile"](("amsgrad", "lion"), ("pair",))
@@ -153,9 +119,9 @@ def test_torch_compile_makes_one_graph_of_a_step(need):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
-def test_rules_take_a_step_count_that_is_a_symbol(need):
+def test_rules_take_a_step_count_that_is_a_symbol():
     """As dynamo has it where it compiles the parts of a step, beyond its limit of recompilations."""
-    need("torch.compile")
+    need("torch")
     import torch
 
     from torch_impl.networks.rule import lower
@@ -171,8 +137,8 @@ def test_rules_take_a_step_count_that_is_a_symbol(need):
 
 
 @pytest.mark.parametrize(("path", "family"), [pair for pair in MATRIX if pair[0] != "torch plain"])
-def test_paths_agree_on_hard_gradients(path, family, need):
-    need(path)
+def test_paths_agree_on_hard_gradients(path, family):
+    need(path, path == "torch compiled")
     check_agreement(path, family)
 
 
@@ -182,9 +148,9 @@ REFUSING = ("torch plain", "torch compiled", "torch.compile", "exported torch")
 @pytest.mark.parametrize("family", hard.FAMILIES)
 @pytest.mark.parametrize("path", REFUSING)
 @pytest.mark.parametrize("kind", ["sparse", "complex"])
-def test_what_is_refused_is_refused_before_anything_changes(path, family, kind, need):
+def test_what_is_refused_is_refused_before_anything_changes(path, family, kind):
     """Parameters and state of the tensors before it too; after it all goes on."""
-    need(path)
+    need(path, path == "torch compiled")
     if (path == "exported torch" and family == "teachers") or (
         kind == "complex" and path != "exported torch"
     ):
@@ -231,9 +197,9 @@ def descend(path: str, name: str, lr: float, steps: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_after_an_infinite_gradient_a_coordinate_ends_where_its_neighbour_does(path, need):
+def test_after_an_infinite_gradient_a_coordinate_ends_where_its_neighbour_does(path):
     """Lion's steps are of one size: it is where the other was a step ago. Adam's end at the minimum."""
-    need(path)
+    need(path, path == "torch compiled")
     lion = descend(path, "lion", 0.01, 60)
     assert lion[60, 0] == pytest.approx(lion[59, 1], abs=0.03 * 0.01)
     assert lion[60, 1] == pytest.approx(0.4, abs=0.03 * 0.01)
@@ -242,8 +208,8 @@ def test_after_an_infinite_gradient_a_coordinate_ends_where_its_neighbour_does(p
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_a_dead_column_is_warned_of_once_and_a_dead_tensor_is_an_error_at_the_tenth_look(path, need):
-    need(path)
+def test_a_dead_column_is_warned_of_once_and_a_dead_tensor_is_an_error_at_the_tenth_look(path):
+    need(path, path == "torch compiled")
     runs = {case: hard.PATHS[path](("direction",), (case,), 1e-3, 0.0) for case in ("columns", "pair")}
     g = {"columns": np.array([[0.0, 0.5]] * 3), "pair": np.zeros(2)}
     errors: dict[str, int] = {}
@@ -282,8 +248,8 @@ def test_a_dead_column_is_warned_of_once_and_a_dead_tensor_is_an_error_at_the_te
 
 @pytest.mark.parametrize("cause", hard.GUARDED)
 @pytest.mark.parametrize("path", [path for path in EXPORTED if path != "exported c"])
-def test_an_exported_optimizer_leaves_a_coordinate_alone_and_its_warning_says_why(path, cause, need):
-    need(path)
+def test_an_exported_optimizer_leaves_a_coordinate_alone_and_its_warning_says_why(path, cause):
+    need(path, path == "torch compiled")
     case, _, lr, g = hard.GUARDED[cause]
     run = hard.PATHS[path]((cause,), (case,), lr, 0.001)
     run.reset()
@@ -310,8 +276,8 @@ def test_an_exported_optimizer_leaves_a_coordinate_alone_and_its_warning_says_wh
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("path", "family"), MATRIX)
-def test_all_rules_and_cases_over_20_steps(path, family, need):
-    need(path)
+def test_all_rules_and_cases_over_20_steps(path, family):
+    need(path, path == "torch compiled")
     check(path, family, full=True, steps=20)
     if path != "torch plain":
         check_agreement(path, family, full=True, steps=20)
@@ -319,15 +285,15 @@ def test_all_rules_and_cases_over_20_steps(path, family, need):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", hard.FAMILIES)
-def test_a_few_rules_compiled_by_inductor(family, need):
-    need(hard.INDUCTOR)
+def test_a_few_rules_compiled_by_inductor(family):
+    need("torch")
     check(hard.INDUCTOR, family)
     check_agreement(hard.INDUCTOR, family)
 
 
 @pytest.mark.xfail(reason="AOTAutograd loses what is copied into a 0-dim float64 tensor of the state")
-def test_state_of_a_number_in_float64_is_kept_by_aotautograd(need):
-    need(hard.INDUCTOR)
+def test_state_of_a_number_in_float64_is_kept_by_aotautograd():
+    need("torch")
     import torch
 
     from torch_impl.optimizers.optimizers import SymbolicOptimizer

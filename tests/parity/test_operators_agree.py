@@ -10,7 +10,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-from common import kernels
 from common.kernels import build
 from interchange.emit.c_kernels import _helpers
 from interchange.emit.c_loops import declared, loops
@@ -19,6 +18,7 @@ from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
 from interchange.language.operators import OPERATORS, TEMPORAL
 from interchange.rule.rule import Rule
+from tests.parity.needs import need
 from tests.parity.rule_runners import onnx_file
 
 Array = np.ndarray
@@ -173,7 +173,6 @@ class Backend:
     """One way to compute the operators.
 
     Attributes:
-        package: that it needs; "" a C compiler.
         rtol: of values, for every dtype it computes in.
         slopes: relative and absolute tolerance of derivatives, for every dtype they are compared in.
         flushes: what is below the smallest normal number may be taken for 0.
@@ -182,7 +181,6 @@ class Backend:
 
     values: Callable[[str, list[Array]], Array]
     derivatives: Callable | None
-    package: str
     rtol: dict[type, float] = field(default_factory=lambda: {np.float64: 1e-12, np.float32: 1e-5})
     slopes: dict[type, tuple[float, float]] = field(default_factory=dict)
     flushes: bool = False
@@ -199,15 +197,15 @@ C_RTOL = {np.float64: 4e-15, np.float32: 5e-7}
 C_SLOPES = {dtype: (10.0 * rtol, float(np.finfo(dtype).tiny)) for dtype, rtol in C_RTOL.items()}
 DOUBLE = np.float64
 BACKENDS = {
-    "torch": Backend(torch_values, torch_derivatives, "torch", slopes=SLOPES),
-    **{f"tf {how}": Backend(partial(tf_values, how), None, "tensorflow") for how in ("graph", "xla")},
-    "tf eager": Backend(partial(tf_values, "eager"), tf_derivatives, "tensorflow", slopes=SLOPES),
+    "torch": Backend(torch_values, torch_derivatives, slopes=SLOPES),
+    **{f"tf {how}": Backend(partial(tf_values, how), None) for how in ("graph", "xla")},
+    "tf eager": Backend(partial(tf_values, "eager"), tf_derivatives, slopes=SLOPES),
     "jax": Backend(
-        jax_values, jax_derivatives, "jax", slopes={DOUBLE: (1e-9, 1e-20)}, flushes=True, more=JAX
+        jax_values, jax_derivatives, slopes={DOUBLE: (1e-9, 1e-20)}, flushes=True, more=JAX
     ),
-    "c": Backend(partial(c_values, False), partial(c_derivatives, False), "", C_RTOL, C_SLOPES, more=C),
+    "c": Backend(partial(c_values, False), partial(c_derivatives, False), C_RTOL, C_SLOPES, more=C),
     "c once a step": Backend(
-        partial(c_values, True), partial(c_derivatives, True), "",
+        partial(c_values, True), partial(c_derivatives, True),
         {DOUBLE: C_RTOL[DOUBLE]}, {DOUBLE: C_SLOPES[DOUBLE]}, more=C,
     ),
 }  # fmt: skip
@@ -217,14 +215,8 @@ every_operator = pytest.mark.parametrize("name", POINTWISE)
 
 
 def backend(key: str) -> Backend:
-    """Skip, and say why, where it is not installed."""
-    row = BACKENDS[key]
-    if not row.package and (reason := kernels.missing()):
-        pytest.skip(reason)
-    if row.package:
-        pytest.importorskip("torch")  # before TensorFlow, as everywhere
-        pytest.importorskip(row.package, reason=f"{row.package} is not installed")
-    return row
+    need(key, compiled=key.startswith("c"))
+    return BACKENDS[key]
 
 
 @every_operator
@@ -245,7 +237,7 @@ def test_values_equal_the_oracle(name, key, dtype):
 @every_operator
 def test_onnx_is_within_8_ulp_of_the_oracle(name):
     """What a kernel of onnxruntime may be off; tanh of denormals is off by more."""
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: extra [onnx]")
+    need("onnx")
     args = grid(name, ONNX, np.float32, nan=True)
     rule = Rule.from_text(f"{name}({', '.join(['g', 'theta'][: len(args)])})")
     (got,) = onnx_file(rule, args[0][None], args[-1][None])

@@ -9,36 +9,20 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from common import kernels
 from interchange.emit import TARGETS
 from interchange.language import expression as ex
 from interchange.language.operators import OPERATORS
 from interchange.rule.rule import Rule
 from tests.parity import rule_conformance as conformance
+from tests.parity.needs import need
 from tests.parity.random_rules import COLUMNS, DEPTH, STEPS, nasty_inputs
 from tests.parity.rule_gradients import ROWS as GRADIENT_ROWS
 from tests.parity.rule_oracle import K, oracle
 from tests.parity.rule_runners import ROWS
 
-NEEDS = {
-    "torch": "torch",
-    "tensorflow": "tensorflow",
-    "keras": "tensorflow",
-    "optax": "optax",
-    "onnx": "onnxruntime",
-}
 # Beside those made by hand; the first few hold every operator once.
 FEW, MANY, SHARE = len(OPERATORS), 2000, 3.0
 CASES = [(target, dtype) for target, row in ROWS.items() for dtype in row.dtypes]
-
-
-def need(target: str, compiled: bool) -> None:
-    """Skip, and say why, where the target's framework or a compiler is not installed."""
-    if compiled and (reason := kernels.missing()):
-        pytest.skip(reason)
-    if module := NEEDS.get(target.split()[0]):
-        pytest.importorskip("torch")  # before TensorFlow, as everywhere
-        pytest.importorskip(module, reason=f"{module} is not installed")
 
 
 def check_values(target: str, dtype: type, count: int) -> None:

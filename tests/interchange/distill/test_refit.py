@@ -115,6 +115,8 @@ def test_pruning_removes_a_planted_useless_term_and_keeps_r2(splits):
     assert set(kept.constants) == set(TRUE.constants)
     assert kept.provenance["r2"]["test"] > 0.99999
     assert sizes[-1] < TRUE.complexity  # pruning goes on below, where it costs
+    smaller = improve(planted, splits, time.monotonic() + 60.0, max_size=TRUE.complexity - 3)
+    assert smaller and max(version.complexity for version in smaller) <= TRUE.complexity - 3
     assert versions[-1].provenance["r2"]["test"] < 0.99
 
 
@@ -131,6 +133,8 @@ def test_after_the_deadline_nothing_is_fitted_but_the_draft_is_scored(splits, mo
 
     monkeypatch.setattr(module, "_normal_equations", never)
     draft = TRUE.with_constants({"c0": -0.5})
+    smaller = TRUE.complexity - 3  # sizes above it are pruned but not returned
+    assert improve(TRUE, splits, time.monotonic() - 1.0, max_size=smaller) == []
     (version,) = improve(draft, splits, time.monotonic() - 1.0, max_size=100)
     assert version.constants == draft.constants and version.expression == draft.expression
     assert version.provenance["r2"]["valid"] == score(draft, splits["valid"])
@@ -202,13 +206,6 @@ def test_many_sequences_are_fitted_in_part_first_and_never_worse(splits, monkeyp
     best = TRUE.with_constants({"c0": -0.99})
     assert score(refit(best, data, iterations=1), data) >= score(best, data)
     assert score(found, data) > 0.9
-
-
-def test_sizes_above_the_largest_are_pruned_but_not_returned(splits):
-    limit = TRUE.complexity - 3
-    versions = improve(TRUE, splits, time.monotonic() + 60.0, max_size=limit)
-    assert versions and max(version.complexity for version in versions) <= limit
-    assert improve(TRUE, splits, time.monotonic() - 1.0, max_size=limit) == []
 
 
 def test_drafts_whose_output_is_not_finite_are_dropped_and_rules_without_constants_are_not_fitted(splits):

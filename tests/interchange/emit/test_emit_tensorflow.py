@@ -25,18 +25,14 @@ def variables(dtype: str = "float64") -> list:
     return [keras.Variable(start, dtype=dtype) for start in STARTS]
 
 
-def descend(optimizer, params: list, steps: int = 1, factor: float = 2.0) -> None:
+def descend(optimizer, params: list, steps: int = 1) -> None:
     for _ in range(steps):
-        optimizer.apply([factor * tf.convert_to_tensor(theta) for theta in params], params)
-
-
-def values(params: list) -> list[np.ndarray]:
-    return [np.array(theta) for theta in params]
+        optimizer.apply([2.0 * tf.convert_to_tensor(theta) for theta in params], params)
 
 
 def assert_same(some: list, others: list) -> None:
-    for one, other in zip(values(some), values(others), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for one, other in zip(some, others, strict=True):
+        np.testing.assert_array_equal(np.array(one), np.array(other))
 
 
 @every_mode

@@ -36,6 +36,8 @@ def test_round_trip(tmp_path):
     digest = save_trajectories(tmp_path / "t.h5", given)
     found = load_trajectories(tmp_path / "t.h5")
     assert found.sha256 == digest
+    assert "12 steps x 5 coordinates x 2 features, float32, ok" in repr(found.runs["000000"])
+    assert "2 runs, 120 rows, features m_tilde, measured; train 1, test 1" in repr(found)
     for name in ("features", "split", "config", "seed", "created_by"):
         assert getattr(found, name) == getattr(given, name)
     assert list(found.features) == ["m_tilde", "measured"] and list(found.runs) == ["000000", "b"]
@@ -80,12 +82,6 @@ def test_chunks_are_small_and_cover(shape):
     assert len(chunk) == len(shape) and np.prod(chunk) * 4 <= 512 << 10 and min(chunk) >= 1
     if np.prod(shape) * 4 > 1 << 20:
         assert np.prod(chunk) * 4 >= 128 << 10
-
-
-def test_repr_shows_shapes():
-    assert "12 steps x 5 coordinates x 2 features, float32, ok" in repr(make_run())
-    text = repr(make())
-    assert "2 runs, 120 rows, features m_tilde, measured; train 1, test 1" in text and "000001" in text
 
 
 def with_value(array, place, value):

@@ -16,6 +16,7 @@ from common.run.cli import parser_for
 from common.run.storage import canonical_json
 from common.tables.baselines import parse_spec
 from common.tables.teachers import TEACHERS, TeacherRow, initial_weights
+from interchange.files.checkpoint import save_checkpoint
 from interchange.files.weights import SHIPPED, Teacher, load_weights, save_weights
 from interchange.inspect import __main__ as inspect
 from interchange.meta.config import TrainConfig
@@ -57,10 +58,15 @@ def test_a_run_folder_stands_for_its_teacher(tmp_path):
         load_weights(tmp_path / "other")
 
 
-def test_exact_fields_survive(tmp_path):
+def test_the_row_is_plain_json_exact_and_of_this_format(tmp_path):
     changes = {"eps": 1e-300, "beta1": 0.1 + 0.2, "name": "ünï", "source": "two\nlines"}
     row = load_weights(saved(tmp_path / "t.h5", **changes)).row
     assert row == dataclasses.replace(TEACHERS["rp_s"], **changes)
+    with h5py.File(tmp_path / "t.h5") as file:
+        assert TeacherRow.from_dict(json.loads(file.attrs["teacher_json"])) == row
+        assert file["lstm_0/w_hidden"].shape == (28, 7)
+    with pytest.raises(L2OError, match="expected format l2o-teacher, got l2o-checkpoint"):
+        load_weights(save_checkpoint(tmp_path, {}, {}))
 
 
 @pytest.mark.parametrize(
@@ -123,26 +129,11 @@ def test_a_teacher_without_a_cell_is_refused(tmp_path, lstm):
         load_weights(tmp_path / "t.h5")
 
 
-def test_another_format_is_refused(tmp_path):
-    from interchange.files.checkpoint import save_checkpoint
-
-    path = save_checkpoint(tmp_path, {}, {})
-    with pytest.raises(L2OError, match="expected format l2o-teacher, got l2o-checkpoint"):
-        load_weights(path)
-
-
 def test_inspect_describes(tmp_path, capsys):
     assert inspect.main([str(saved(tmp_path / "t.h5", created_by="me 1.0"))]) == 0
     out = capsys.readouterr().out
     assert "(verified)" in out and "created by me 1.0" in out
     assert "inputs: m_tilde, g_tilde" in out and "lstm_0/w_input [28, 6] float64" in out
-
-
-def test_the_row_is_plain_json(tmp_path):
-    with h5py.File(saved(tmp_path / "t.h5")) as file:
-        row = json.loads(file.attrs["teacher_json"])
-        assert file["lstm_0/w_hidden"].shape == (28, 7)
-    assert TeacherRow.from_dict(row) == TEACHERS["rp_s"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

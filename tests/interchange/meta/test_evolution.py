@@ -189,18 +189,15 @@ def test_halves_go_on_from_where_they_stood_and_sums_of_noise_go_with_them():
     np.testing.assert_allclose(second["w"], 0.5 * np.mean((e[0] + e[1]) * e[1, :, :1], 0), rtol=1e-9)
 
 
-def test_a_particle_that_diverged_has_a_bounded_loss():
-    def run(halves, steps, keep):
+def test_a_particle_that_diverged_has_a_bounded_loss_and_relative_ones_are_in_units_of_the_first():
+    def diverging(halves, steps, keep):
         for number, _ in enumerate(halves):
             yield None, np.array([2.0, *[np.nan if number == 0 else 1.0] * steps])
 
-    particles = Persistent(run, {}, 1.0, 1, np.random.default_rng(0), 4)
-    got, _ = particles.gradient(START, 4)
+    got, _ = Persistent(diverging, {}, 1.0, 1, np.random.default_rng(0), 4).gradient(START, 4)
     e = np.random.default_rng(0).normal(size=2)
     np.testing.assert_allclose(got["w"], e * (20.0 - 1.0) / 2.0, rtol=1e-12)
 
-
-def test_relative_losses_are_in_units_of_the_first():
     def gradient(relative, factor):
         def run(halves, steps, keep):
             return [(p, factor * found) for p, found in balance(halves, steps, keep)]

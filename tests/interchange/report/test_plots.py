@@ -66,13 +66,10 @@ def test_ids_are_unique_across_plots_and_references_resolve(drawn):
     assert set(re.findall(r'(?:href="|url\()#([^")]*)', page)) == set(ids)
 
 
-def test_same_input_gives_same_text(drawn):
-    assert draw_all() == drawn
-
-
-def test_the_users_settings_do_not_matter(drawn):
+def test_same_input_gives_same_text_whatever_the_users_settings(drawn):
     import matplotlib
 
+    assert draw_all() == drawn
     with matplotlib.rc_context({"xtick.color": "red", "font.size": 30, "text.parse_math": True}):
         assert draw_all() == drawn
         assert matplotlib.rcParams["font.size"] == 30

@@ -18,21 +18,16 @@ def faults(text: str) -> dict[tuple[str, str], tuple[float, float]]:
     return {(f.kind, f.dtype): (f.low, f.high) for f in domain_scan(rule(text)).faults}
 
 
-def test_a_scan_finds_where_updates_overflow():
+def test_a_scan_finds_where_updates_and_state_overflow_also_only_after_calm_steps():
     assert faults("-tanh(g)") == {}
     assert faults("-cube(g)")["overflow", "float32"] == (1e13, 1e38)
     assert faults("-g / g")["nan", "float32"][0] == 0.0
     assert ("nan", "float64") in faults("square(g) - square(g)")
-
-
-def test_a_scan_finds_state_that_overflows_behind_a_finite_update():
-    assert faults("-g / (sqrt(ema(square(g), 0.9)) + 1e-8)")["state", "float32"] == (1e20, 1e38)
-
-
-def test_a_scan_finds_what_happens_only_after_calm_steps():
-    found = domain_scan(rule("exp(g / (max(lag(abs(g), 1), greater(2, t) * abs(g)) + 1e-3))")).faults
-    assert found and all(fault.after_calm for fault in found)
-    assert "after calm steps, first at step 33" in str(found[0])
+    behind_a_finite_update = faults("-g / (sqrt(ema(square(g), 0.9)) + 1e-8)")
+    assert behind_a_finite_update["state", "float32"] == (1e20, 1e38)
+    late = domain_scan(rule("exp(g / (max(lag(abs(g), 1), greater(2, t) * abs(g)) + 1e-3))")).faults
+    assert late and all(fault.after_calm for fault in late)
+    assert "after calm steps, first at step 33" in str(late[0])
 
 
 @pytest.mark.parametrize(

@@ -72,16 +72,13 @@ def test_the_task_arrives_whole_and_the_texts_come_back_as_trees(toy):
     assert found(asked) == ["b + 0.1", f"{float(asked.rows[3, 1])!r} * lag(a, 2)"]
 
 
-def test_an_engine_of_sequences_gets_them(toy):
+def test_an_engine_of_sequences_gets_them_but_no_table_whole(toy):
+    """All that it could use of rows without a past is in the chosen rows."""
     toy(
         "    return [repr(float(abs(task.target - 2.0 * task.features['a']).max())) + ' * b']\n",
         sequences=True,
     )
     assert found(task()) == ["0.0 * b"]
-
-
-def test_a_table_is_not_sent_whole_to_an_engine_of_sequences(toy):
-    """All that it could use of rows without a past is in the chosen rows."""
     toy("    return [str(float(task.target.size + len(task.features))) + ' * b']\n", sequences=True)
     table = {name: x.reshape(1, -1) for name, x in task().features.items()}
     assert found(task(features=table, target=task().target.reshape(1, -1))) == ["0.0 * b"]
