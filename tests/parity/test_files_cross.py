@@ -28,17 +28,16 @@ def test_a_rule_of_one_recording_is_tuned_by_the_other_and_evaluated_by_both(fir
         for package in (second, first)
     }
 
-    def name(rule):
-        return to_text(rule.expression), *rule.constants.items()
+    def loss(rule):
+        return rule.provenance["loss"]["valid"]
 
-    losses = {
-        package: {name(rule): rule.provenance["loss"]["valid"] for rule in rules}
-        for package, rules in ranked.items()
-    }
-    assert losses[first] == pytest.approx(losses[second], rel=1e-9)
+    losses = [
+        {(to_text(rule.expression), *rule.constants.items()): loss(rule) for rule in rules}
+        for rules in ranked.values()
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     # Which of two equally good rules comes first is rounding.
-    chosen = [losses[first][name(ranked[package][0])] for package in (first, second)]
-    assert chosen[0] == pytest.approx(chosen[1], rel=1e-9)
+    assert loss(ranked[first][0]) == pytest.approx(loss(ranked[second][0]), rel=1e-9)
     settings = {"epochs": 2, "epoch_length": 20, "pairs": 1, "validate_every": 1}
     out = str(tmp_path / "tuned.json")
     tuned = second.tune(TuneConfig(rule=f"{folder}/best.json", out=out, **settings, **SHARED))

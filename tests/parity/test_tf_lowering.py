@@ -76,6 +76,8 @@ def test_many_steps_of_all_features_agree_with_torch(dtype, tolerance, steps):
     rng = np.random.default_rng(5)
     g = (rng.normal(size=(steps, 24)) * 10.0 ** rng.uniform(-6, 0.5, size=24)).astype(dtype)
     g[rng.random(g.shape) < 0.1] = 0.0
+    none = tf_impl.networks.features.FeatureStream({})
+    assert none.step(tf.zeros([5], tf.float64), (), 1)[0].shape == (0, 5)
     ours, theirs = (impl.networks.features.FeatureStream(STREAMS) for impl in (tf_impl, torch_impl))
     step = tf.function(ours.step)
     one, other = ours.initial_state(tf.constant(g[0])), theirs.initial_state(torch.from_numpy(g[0]))
@@ -88,11 +90,6 @@ def test_many_steps_of_all_features_agree_with_torch(dtype, tolerance, steps):
             near = (np.abs(a - b) <= tolerance * np.maximum(1, np.abs(a))) | (a == b)
         near |= np.isnan(a) & np.isnan(b)
         assert near.all(), (s + 1, [name for name, good in zip(STREAMS, near, strict=True) if not good.all()])
-
-
-def test_no_features_are_an_empty_array():
-    stream = tf_impl.networks.features.FeatureStream({})
-    assert stream.step(tf.zeros([5], tf.float64), (), 1)[0].shape == (0, 5)
 
 
 TUNED = Rule.from_text(

@@ -66,15 +66,7 @@ def test_the_worth_of_a_size_is_the_r2_of_all_left_out_rows_by_the_best_fits_up_
     assert worth_of_sizes([found[0], []], splits).keys() == {3, 7}  # a search that found nothing
 
 
-def test_no_rule_is_no_front(table, monkeypatch):
-    monkeypatch.setattr(module, "search_all", lambda tasks, config: [[] for _ in tasks])
-    config = DistillConfig(trajectories="table", threads=1, quiet=True)
-    with pytest.raises(L2OError, match="no rule of at most 40 nodes was found"):
-        search_front(table, config, time.monotonic())
-    assert worth_of_sizes([[], []], folds(sequences(table, "train"))[:2]) == {}
-
-
-def test_restarts_are_further_searches_of_every_fold(table, monkeypatch):
+def test_restarts_are_further_searches_of_every_fold_and_no_rule_is_no_front(table, monkeypatch):
     def search_all(tasks, config):
         assert len(tasks) == 2 * FOLDS and len({task.seed for task in tasks}) == 2 * FOLDS
         for first, second in zip(tasks[:FOLDS], tasks[FOLDS:], strict=True):
@@ -86,6 +78,10 @@ def test_restarts_are_further_searches_of_every_fold(table, monkeypatch):
     config = DistillConfig(trajectories="table", threads=1, restarts=2, quiet=True)
     front = search_front(table, config, time.monotonic())
     assert [rule.complexity for rule in front] == [3, 5]
+    monkeypatch.setattr(module, "search_all", lambda tasks, config: [[] for _ in tasks])
+    with pytest.raises(L2OError, match="no rule of at most 40 nodes was found"):
+        search_front(table, config, time.monotonic())
+    assert worth_of_sizes([[], []], folds(sequences(table, "train"))[:2]) == {}
 
 
 def test_a_structure_that_a_search_fitted_to_its_rows_is_worth_less_than_the_true_form(table, monkeypatch):

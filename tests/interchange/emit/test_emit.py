@@ -13,7 +13,7 @@ from interchange.language.expression import to_text
 from interchange.language.operators import OPERATORS, TEMPORAL
 from interchange.language.parse import parse
 from interchange.rule.rule import Rule
-from tests.parity.rule_conformance import HAND_MADE, RNNPROP
+from tests.parity.rule_conformance import HAND_MADE, RNNPROP, rule_of
 from tests.parity.rule_runners import load
 
 LION = Rule.named("lion")
@@ -22,7 +22,8 @@ OPERATIONS = [
     for op, row in OPERATORS.items()
     if op not in TEMPORAL
 ]
-every_rule = pytest.mark.parametrize("rule", HAND_MADE + OPERATIONS, ids=lambda rule: str(rule.expression))
+RULES = HAND_MADE + OPERATIONS + [rule_of(index) for index in range(20)]
+every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule.expression))
 
 
 @pytest.fixture
@@ -88,21 +89,18 @@ IMPORTS = {
 
 @pytest.mark.parametrize(("target", "allowed"), IMPORTS.items())
 def test_files_import_only_their_framework(target, allowed):
-    for rule in HAND_MADE + OPERATIONS:
+    for rule in RULES:
         for node in ast.walk(ast.parse(TARGETS[target].emit(rule))):
             if isinstance(node, ast.Import):
                 assert {alias.name for alias in node.names} <= allowed
             assert not isinstance(node, ast.ImportFrom)
 
 
-def test_only_needed_operators_are_copied():
+def test_only_needed_operators_are_copied_and_missing_ones_named():
     text = TARGETS["torch"].emit(LION)
     assert "def op_sign" in text
     assert "def op_tanh" not in text
     assert "def op_" not in TARGETS["numpy"].emit(Rule.from_text("g"))
-
-
-def test_missing_operators_are_named():
     with pytest.raises(L2OError, match=r"op_nothing in interchange\.language\.operators"):
         copied_source("interchange.language.operators", ["op_nothing"])
     with pytest.raises(L2OError, match=r"interchange\.nothing"):

@@ -109,14 +109,11 @@ def test_wrong_rows_are_refused(tmp_path, change, message):
     assert not os.listdir(tmp_path)
 
 
-def test_inspect_describes(tmp_path, capsys):
+def test_inspect_reads_evaluations_and_rules_and_refuses_the_rest(tmp_path, capsys):
     save_evaluation(tmp_path / "e.h5", rows(), {})
     assert inspect.main([str(tmp_path / "e.h5")]) == 0
     out = capsys.readouterr().out
     assert "adam:lr=0.1 on digits-mlp, seed 0: loss" in out and "1.5 ms a step, ok" in out
-
-
-def test_inspect_reads_rules_and_refuses_the_rest(tmp_path, capsys):
     path = tmp_path / "rule.json"
     Rule.from_text("c0 * tanh(g)", {"c0": 0.25}, name="small").save(path)
     assert inspect.main([str(path)]) == 0

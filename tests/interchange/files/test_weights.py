@@ -24,10 +24,10 @@ from interchange.meta.config import TrainConfig
 ROOT = Path(__file__).parents[3]
 
 
-def saved(path: Path, name: str = "rp_s", created_by: str = "x", **changes) -> Path:
+def saved(path: Path, kind: str = "rp_s", created_by: str = "x", **changes) -> Path:
     """A file of a teacher's first weights, its row changed."""
-    teacher = dataclasses.replace(TEACHERS[name], **changes)
-    save_weights(path, teacher, initial_weights(TEACHERS[name], 0), created_by)
+    teacher = dataclasses.replace(TEACHERS[kind], **changes)
+    save_weights(path, teacher, initial_weights(TEACHERS[kind], 0), created_by)
     return path
 
 

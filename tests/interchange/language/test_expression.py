@@ -71,11 +71,8 @@ def test_complexity_and_depth(text, count, levels):
     assert (ex.complexity(parse(text)), ex.depth(parse(text))) == (count, levels)
 
 
-def test_names_come_once_in_order():
+def test_names_come_once_in_order_and_substitution_replaces_them_only():
     assert ex.names(parse("b * a + b / c")) == ("b", "a", "c")
-
-
-def test_substitution_replaces_names_only():
     tree = parse("a + ema(b, c)")
     assert ex.substitute(tree, {"b": parse("g * g"), "c": ex.number(0.9)}) == parse("a + ema(g * g, 0.9)")
     assert ex.substitute(tree, {"z": ex.number(1.0)}) is tree

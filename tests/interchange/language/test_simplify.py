@@ -99,8 +99,8 @@ def test_equality_up_to_constants(left, right, same):
 
 def test_features_count_as_their_definitions_and_scale_as_a_constant():
     a = Rule.from_text("c0 * m", {"c0": 2.0}, {"m": "ema(g, 0.9)"}, scale=0.01)
-    assert simplify.equal_up_to_constants(a, rule("-3 * ema(g, 0.8)"))
-    assert not simplify.equal_up_to_constants(a, rule("-3 * ema(square(g), 0.8)"))
+    for text, same in (("-3 * ema(g, 0.8)", True), ("-3 * ema(square(g), 0.8)", False)):
+        assert simplify.equal_up_to_constants(a, rule(text)) is same
 
 
 def test_centering_removes_the_update_at_zero_gradient_and_nothing_else():
@@ -118,8 +118,5 @@ def test_centering_removes_the_update_at_zero_gradient_and_nothing_else():
     moved = {"c0": 3.0, "c3": 0.5}
     assert zero_update(centered.with_constants(moved)) == 0.0
     assert centered.centered() is centered and rule("-g").centered() == rule("-g")
-
-
-def test_a_rule_without_a_value_at_zero_cannot_be_centered():
     with pytest.raises(RuleError, match="expected a finite update at zero gradient, got"):
         rule("1 / g").centered()

@@ -138,6 +138,12 @@ def test_each_weight_has_its_rate_and_all_follow_a_cosine(lr_decay):
     assert [rate["b"] for rate in rates] == pytest.approx([1.5 * f for f in factors], rel=1e-15)
 
 
+@pytest.mark.parametrize(("problem", "mixed"), [("quadratic", False), ("quadratic,lasso", True)])
+def test_mixed_problems_are_told_to_evolution(problem, mixed, evolving):
+    make(TrainConfig(**SHORT, estimator="es", problem=problem), table=True).run(label="", quiet=True)
+    assert evolving == [mixed] * SHORT["epochs"]
+
+
 def test_by_evolution_an_epoch_is_one_update_on_as_many_tasks_as_pairs():
     settings = SHORT | {"validate_every": 1, "validation_tasks": 2, "lr_decay": 1.0}
     trainer = make(TuneConfig(**settings, pairs=2))
@@ -146,10 +152,8 @@ def test_by_evolution_an_epoch_is_one_update_on_as_many_tasks_as_pairs():
     rates = {"a": 0.5, "b": 0.5}
     tasks = [["meta_train", k] for k in range(4)]
     assert trainer.learner.calls == [validation, *tasks[:2], rates, validation, *tasks[2:], rates, validation]
-    assert (
-        trainer.state.first_score == 1.0
-        and trainer.state.best_score == trainer.state.history[-1]["validation"]
-    )
+    assert trainer.state.first_score == 1.0
+    assert trainer.state.best_score == trainer.state.history[-1]["validation"]
 
 
 def test_tasks_to_train_on_are_varied_and_those_to_validate_on_are_not():
@@ -214,9 +218,7 @@ def test_validation_is_the_geometric_mean_over_problems_and_horizons():
     tasks = {name: [["validation", 0, name], ["validation", 1, name]] for name in ("quadratic", "lasso")}
     assert trainer.learner.calls[:6] == [[*tasks[name], steps] for name in tasks for steps in (3, 12, 48)]
     assert trainer.state.history[0]["steps"] == trainer.schedule.length(0)
-
-
-def test_one_divergence_in_validation_is_infinite():
+    # One divergence is infinite.
     config = TrainConfig(**SHORT | {"validate_every": 2}, problem="quadratic,lasso")
     trainer = make(config, table=True, scores=[1.0, math.inf, 2.0, 0.0])
     trainer.run(label="", quiet=True)
@@ -237,10 +239,8 @@ def test_averaged_weights_are_validated_too_and_the_better_kept():
         expected = {"averaged": -8.0, "newest": -10.0, "middle": -3.0}[which]
         assert trainer.state.best["a"] == expected and trainer.state.best_score == best
         assert trainer.learner.network.weights["a"] == -10.0
-        assert (trainer.state.history[3]["validation"], trainer.state.history[3]["averaged"]) == tuple(
-            scores[2:]
-        )
-        assert "averaged" not in trainer.state.history[1]
+        rows = trainer.state.history
+        assert [rows[3]["validation"], rows[3]["averaged"]] == scores[2:] and "averaged" not in rows[1]
     unseen = make(TrainConfig(**settings | {"validate_every": 0}, average=0.5))
     unseen.run(label="", quiet=True)
     assert unseen.state.best["a"] == -8.0
@@ -264,9 +264,8 @@ def test_epochs_imitate_where_the_schedule_says_so():
     trainer.run(label="", quiet=True)
     expert = trainer.schedule.expert(0)
     assert trainer.learner.calls[:2] == [["meta_train", k, expert, EXPERTS[expert]] for k in range(2)]
-    assert [row["imitates"] for row in trainer.state.history] == [
-        trainer.schedule.expert(k) for k in range(2)
-    ]
+    experts = [trainer.schedule.expert(k) for k in range(2)]
+    assert [row["imitates"] for row in trainer.state.history] == experts
 
 
 def test_persistent_epochs_are_updated_after_every_unroll():
@@ -299,15 +298,5 @@ def test_an_interrupted_epoch_that_restarts_leaves_no_trace(estimator, imitation
         assert not ended and (trainer.state.epoch, trainer.state.updates) == (1, after)
         first = make(TrainConfig(**settings | {"epochs": 1}))
         first.run(label="", quiet=True)
-        assert (
-            trainer.learner.network.weights["a"] == first.learner.network.weights["a"]
-            and not trainer.state.positions
-        )
-
-
-def test_mixed_problems_are_told_to_evolution(evolving):
-    for problem, mixed in (("quadratic", False), ("quadratic,lasso", True)):
-        evolving.clear()
-        trainer = make(TrainConfig(**SHORT, estimator="es", problem=problem), table=True)
-        trainer.run(label="", quiet=True)
-        assert evolving == [mixed] * SHORT["epochs"]
+        assert trainer.learner.network.weights["a"] == first.learner.network.weights["a"]
+        assert not trainer.state.positions

@@ -43,9 +43,6 @@ def data(name="adam", mathml=MATH, text="c0 * m_tilde", **changes):
     ]
     front[2] = dataclasses.replace(front[2], chosen=True, rollout_loss=0.25)
     fields = {
-        "title": name,
-        "problem": name,
-        "problem_lines": {name: name},
         "teacher": {"name": name, "lstm": (7, 8)},
         "training_seconds": 12.34,
         "metrics": [{"epoch": k, "loss": 3.0 - k, "validation": None} for k in (1, 2)],
@@ -58,9 +55,9 @@ def data(name="adam", mathml=MATH, text="c0 * m_tilde", **changes):
         "versions": {name: "1.2.3"},
         "protocol": [name],
         "timings": {name: 4.56},
-        "exports": {name: name},
         "usage": "import rule",
     }
+    fields |= {"title": name, "problem": name, "problem_lines": {name: name}, "exports": {name: name}}
     return report.ReportData(**(fields | changes))
 
 

@@ -32,12 +32,9 @@ def test_a_schedule_divides_the_update_but_not_the_decay():
 @pytest.mark.parametrize(
     "text", ["g * theta", "g - 0.1 * theta", "theta - c * theta", "c * g - g * theta", "c * g - c * theta"]
 )
-def test_theta_elsewhere_is_refused_in_one_line(text):
+def test_theta_elsewhere_and_a_second_decay_or_schedule_are_refused(text):
     with pytest.raises(L2OError, match="reads theta; expected"):
         split(Rule.from_text(text, {"c": 0.1}))
-
-
-def test_a_second_decay_or_schedule_is_refused():
     with pytest.raises(L2OError, match="reads theta"):
         with_weight_decay(with_weight_decay(MOMENTUM, 0.1), 0.1, "other")
     with pytest.raises(L2OError, match="has a 'slowing' already"):

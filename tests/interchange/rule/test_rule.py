@@ -32,6 +32,8 @@ def test_numbers_of_a_rule(rule):
     assert Rule.from_text("ema(g, b) - ema(g * g, b)", {"b": 0.5}).decay_constants == ("b",)
     assert list(rule.constants) == ["c0", "c1", "c2", "c3"]
     assert rule.program().inputs == ("c0", "g", "c1", "c2", "c3")
+    assert zero_update(rule) == 0.0
+    assert zero_update(Rule.from_text("c0 - g", constants={"c0": -0.25}, scale=2.0)) == 0.5
 
 
 def test_a_rule_is_evaluated_on_gradients_or_features_times_its_scale(rule, g):
@@ -135,8 +137,3 @@ def test_a_front_is_read_back_from_its_own_folder_only(rule, tmp_path):
     table.write_text(table.read_text().replace("rule_000.json", "../rule_000.json"))
     with pytest.raises(RuleError, match="line 2"):
         read_front(tmp_path / "front")
-
-
-def test_an_offset_is_reported_as_moving_weights_at_zero_gradient():
-    assert zero_update(Rule.from_text("-ema(g, 0.9)")) == 0.0
-    assert zero_update(Rule.from_text("c0 - g", constants={"c0": -0.25}, scale=2.0)) == 0.5

@@ -240,6 +240,15 @@ def test_guesses_are_written_over_the_standardised_columns():
         np.testing.assert_allclose(np.asarray(value)[0] * data.spread, values, rtol=1e-12)
 
 
+def test_single_precision_literals_are_read_and_equations_without_a_meaning_dropped(caplog):
+    text = (GOLDEN / "pysr_hall_of_fame_float32.csv").read_text()
+    found = julia.read_front(text, 1)
+    assert list(map(ex.to_text, found)) == ["-1.5e-05", "x0 * 2.25", "cos(x0 + 0.5) / 400000000.0"]
+    (record,) = caplog.records
+    assert "an equation of PySR is dropped" in record.message and "NaN" in record.message
+    assert julia.read_front(text[:-1], 1) == julia.read_front(text[: text.index("2.25")], 1) == []
+
+
 def test_golden_halls_of_fame_are_read_to_the_last_digit(caplog):
     x = rng(2, "pysr").normal(size=(2, 50))
     a, b = x
@@ -257,16 +266,6 @@ def test_golden_halls_of_fame_are_read_to_the_last_digit(caplog):
     assert len(nodes) == len(expected) and not caplog.records
     for value, wanted in zip(values, expected, strict=True):
         np.testing.assert_allclose(np.asarray(value)[0], wanted, rtol=1e-13)
-
-
-def test_single_precision_literals_and_equations_without_a_meaning(caplog):
-    text = (GOLDEN / "pysr_hall_of_fame_float32.csv").read_text()
-    found = julia.read_front(text, 1)
-    assert list(map(ex.to_text, found)) == ["-1.5e-05", "x0 * 2.25", "cos(x0 + 0.5) / 400000000.0"]
-    (record,) = caplog.records
-    assert "an equation of PySR is dropped" in record.message and "NaN" in record.message
-    assert julia.read_front(text[:-1], 1) == []
-    assert julia.read_front(text[: text.index("2.25")], 1) == []
 
 
 @pytest.mark.parametrize("op", [op for op in julia.JULIA if op != "neg"])  # which is written as a product

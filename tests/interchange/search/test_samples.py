@@ -126,12 +126,16 @@ def test_row_values_equal_lags_and_averages_computed_by_hand(chunk, four, monkey
         np.testing.assert_allclose(got, want, rtol=1e-13, err_msg=ex.to_text(node))
 
 
-def test_the_raw_gradient_is_a_feature_unless_one_has_its_name(four):
+def test_the_raw_gradient_is_a_feature_unless_one_has_its_name_also_of_some_features_only(four):
     train = sequences(four, "train")
     np.testing.assert_array_equal(train.features["g"][:, COORDINATES:], four.runs["000002"].g)
     own = Trajectories({"g": "", "b": ""}, four.runs, four.split)
     np.testing.assert_array_equal(sequences(own, "valid").features["g"], four.runs["000004"].x[:, :, 0])
-    assert "g" not in sequences(make_table(40), "train").features
+    table = sequences(make_table(40), "train")
+    assert "g" not in table.features and list(table.only(["b", "c"]).features) == ["b"]
+    some = train.only(["b"])  # the gradient stays
+    assert list(some.features) == ["b", "g"] and some.layers is train.layers
+    assert some.features["b"] is train.features["b"] and some.target is train.target
 
 
 def test_layers_tell_tensors_apart_and_join_those_of_one_problem():
@@ -156,14 +160,6 @@ def test_joined_sequences_stand_side_by_side_and_are_cut_to_the_shorter(four):
     assert both.layers.tolist() == [0] * 8 + [1] * 4
     with pytest.raises(L2OError, match="got none of 'g'; compute it first"):
         train.joined(Sequences({"a": valid.features["a"], "b": valid.features["b"]}, valid.target))
-
-
-def test_only_some_features_are_the_same_arrays_and_the_gradient_stays(four):
-    train = sequences(four, "train")
-    some = train.only(["b"])
-    assert list(some.features) == ["b", "g"] and some.layers is train.layers
-    assert some.features["b"] is train.features["b"] and some.target is train.target
-    assert list(sequences(make_table(40), "train").only(["b", "c"]).features) == ["b"]
 
 
 def heavy(steps: int = 100, coordinates: int = 60) -> Sequences:

@@ -47,7 +47,7 @@ def error(text: str, asked: Task) -> float:
     return float(np.mean(np.square(out[0] - asked.y)) / asked.y.var())
 
 
-def test_linear_finds_a_sparse_sum_to_the_last_digits():
+def test_linear_finds_a_sparse_sum_to_the_last_digits_and_knows_functions_products_and_an_offset():
     asked = task(lambda x: 2.5e-4 * x[:, 0] - 3e-9 * x[:, 1])
     reports = []
     texts = linear(asked, reports.append)
@@ -56,9 +56,6 @@ def test_linear_finds_a_sparse_sum_to_the_last_digits():
     factors = sorted(node.value for node in ex.walk(best) if node.op == "number" and abs(node.value) < 0.1)
     np.testing.assert_allclose(factors, [-3e-9, 2.5e-4], rtol=1e-6)
     assert error(texts[-1], asked) < 1e-20
-
-
-def test_linear_knows_functions_products_and_an_offset():
     asked = task(lambda x: 2.0 * np.tanh(1e5 * x[:, 0]) + 0.01 * x[:, 1] * x[:, 2] + 0.7)
     texts = linear(asked, lambda texts: None)
     sizes = [ex.complexity(parse(text)) for text in texts]
