@@ -96,9 +96,8 @@ def test_the_forward_meta_gradient_and_its_tangents_agree():
         at = backend.meta.unroll.start(task, net)
         tangents = backend.meta.forward.start(net, at)
         for _ in range(2):  # the second time from tangents carried over
-            at, tangents, losses, grads = backend.meta.forward.advance(
-                task, net, at, tangents, 8, "sum", 0.01
-            )
+            given = task, net, at, tangents
+            at, tangents, losses, grads = backend.meta.forward.advance(*given, 8, "sum", 0.01)
         found.append((np.asarray(losses), np.asarray(tangents.theta), grads))
     (losses, theta, expected), (others, moved, got) = found
     np.testing.assert_allclose(others, losses, rtol=1e-10)

@@ -7,6 +7,7 @@ from common.tables.layers import Layer
 from common.tables.problems import PROBLEMS, problem_row
 from tests.parity.backends import close, tasks, tf, tf_impl, torch, torch_impl
 
+by_torch, by_tf = (backend.problems.tasks.value_and_gradient for backend in (torch_impl, tf_impl))
 DEEP = ("vgg16", "resnet-18", "nas")
 
 
@@ -28,10 +29,8 @@ def test_losses_and_gradients_agree(name, steps):
     assert np.array_equal(theta.numpy(), other.initial().numpy())
     assert (one.names, one.shapes) == (other.names, other.shapes)
     for step in range(steps):
-        loss, gradient = torch_impl.problems.tasks.value_and_gradient(one, theta, step)
-        again, other_gradient = tf_impl.problems.tasks.value_and_gradient(
-            other, tf.constant(theta.numpy()), step
-        )
+        loss, gradient = by_torch(one, theta, step)
+        again, other_gradient = by_tf(other, tf.constant(theta.numpy()), step)
         close(again, loss, 1e-12)
         close(other_gradient, gradient, 1e-9 if name in DEEP else 1e-11)
         theta = theta - 1e-3 * gradient
@@ -44,8 +43,8 @@ def test_losses_and_gradients_agree(name, steps):
 def test_accuracies_agree(name):
     one, other = pair(name)
     theta = one.initial()
-    torch_impl.problems.tasks.value_and_gradient(one, theta, 0)
-    tf_impl.problems.tasks.value_and_gradient(other, tf.constant(theta.numpy()), 0)
+    by_torch(one, theta, 0)
+    by_tf(other, tf.constant(theta.numpy()), 0)
     found = one.test_accuracy(theta), other.test_accuracy(tf.constant(theta.numpy()))
     assert found[0] == found[1] or np.isnan(found).all()
 
@@ -59,11 +58,11 @@ def test_padding_is_explicit_and_symmetric(kind, stride, pad, size):
     arrays = {"layer_0/w": generator.normal(size=(size, size, 3, 4)), "layer_0/b": generator.normal(size=4)}
     arrays = arrays if kind == "conv" else {}
     images = generator.normal(size=(2, 8, 8, 3))
-    expected = torch_impl.problems.layers.forward(
-        layers, {k: torch.from_numpy(v) for k, v in arrays.items()}, torch.from_numpy(images)
-    )
-    got = tf_impl.problems.layers.forward(
-        layers, {k: tf.constant(v) for k, v in arrays.items()}, tf.constant(images)
+    expected, got = (
+        backend.problems.layers.forward(
+            layers, {k: as_tensor(v) for k, v in arrays.items()}, as_tensor(images)
+        )
+        for backend, as_tensor in ((torch_impl, torch.from_numpy), (tf_impl, tf.constant))
     )
     close(got, expected, 1e-13)
 
@@ -77,7 +76,7 @@ def test_random_scaling_and_the_convex_term_agree(kind):
     )
     theta = first.initial()
     close(second.initial(), theta, 1e-15)
-    loss, gradient = torch_impl.problems.tasks.value_and_gradient(first, theta, 2)
-    again, other_gradient = tf_impl.problems.tasks.value_and_gradient(second, tf.constant(theta.numpy()), 2)
+    loss, gradient = by_torch(first, theta, 2)
+    again, other_gradient = by_tf(second, tf.constant(theta.numpy()), 2)
     close(again, loss, 1e-12)
     close(other_gradient, gradient, 1e-11)

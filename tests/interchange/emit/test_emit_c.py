@@ -97,6 +97,5 @@ def test_several_rules_in_one_program(tmp_path):
         subprocess.run(command, cwd=tmp_path, check=True)
     subprocess.run(["cc", "-shared", "-o", "all.so", "a.o", "b.o", "c.o", "-lm"], cwd=tmp_path, check=True)
     library = ctypes.CDLL(str(tmp_path / "all.so"))
-    assert [ctypes.c_int.in_dll(library, f"{key}_slots").value for key in rules] == [
-        rule.state_floats for rule in rules.values()
-    ]
+    slots = [ctypes.c_int.in_dll(library, f"{key}_slots").value for key in rules]
+    assert slots == [rule.state_floats for rule in rules.values()]
