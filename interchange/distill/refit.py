@@ -1,7 +1,8 @@
 """Refit all constants of a rule, decays included, on whole sequences.
 
 Levenberg-Marquardt with forward-mode derivatives (interchange.language.execute); decays are fitted as logits
-so that they stay in (0, 1) (More 1978; FORMATS.md section 3, Numbers).
+so that they stay in (0, 1), what keeps a denominator above 0 as a logarithm (More 1978; FORMATS.md section 3,
+Numbers).
 """
 
 import dataclasses
@@ -16,8 +17,10 @@ from interchange.language import expression as ex
 from interchange.language.execute import Program, compile_program, evaluate_with_tangents
 from interchange.language.expression import Node
 from interchange.rule.rule import RAW, Rule
+from interchange.rule.safety import guards, repaired, singular
 from interchange.search.samples import Sequences
 
+_LARGEST_LOG_STEP, _LOGS = 2.0, (-80.0, 80.0)
 _LARGEST_LOGIT = 9.0  # a decay above 0.99988 cannot be told from a running sum within a trajectory
 _CHUNK = 128 << 20  # bytes of values and derivatives at once, about
 _FEW = 100_000  # cells of whole sequences for the first fit, where there are many more
@@ -77,10 +80,11 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
     names = list(rule.constants)
     if not names:
         return rule
-    decays = [name in rule.decay_constants for name in names]
+    forms = _forms(rule)
+    logits, logs = (np.array([form == kind for form in forms.values()]) for kind in ("logit", "log"))
     program = compile_program([rule.expression])
-    point = np.array([_to_free(rule.constants[n], d) for n, d in zip(names, decays, strict=True)])
-    error, normal, slope = _normal_equations(program, names, decays, point, data, deadline)
+    point = np.array([_to_free(rule.constants[n], form) for n, form in forms.items()])
+    error, normal, slope = _normal_equations(program, forms, point, data, deadline)
     damping = 1e-3
     for _ in range(iterations):
         if not math.isfinite(error):
@@ -92,11 +96,13 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
         except np.linalg.LinAlgError:
             damping *= 10.0
             continue
-        candidate = point + move
+        # A logarithm that hardly matters would leap where the error is flat.
+        candidate = point + np.where(logs, np.clip(move, -_LARGEST_LOG_STEP, _LARGEST_LOG_STEP), move)
         if not np.isfinite(candidate).all():  # a derivative is infinite somewhere, as the root's at 0
             break
-        candidate[decays] = np.clip(candidate[decays], -_LARGEST_LOGIT, _LARGEST_LOGIT)
-        new = _normal_equations(program, names, decays, candidate, data, deadline)
+        candidate[logits] = np.clip(candidate[logits], -_LARGEST_LOGIT, _LARGEST_LOGIT)
+        candidate[logs] = np.clip(candidate[logs], *_LOGS)
+        new = _normal_equations(program, forms, candidate, data, deadline)
         if time.monotonic() > deadline:
             break
         if math.isfinite(new[0]) and new[0] < error:
@@ -109,19 +115,25 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
             damping *= 4.0
             if damping > 1e12:
                 break
-    return rule.with_constants({n: _from_free(v, d) for n, v, d in zip(names, point, decays, strict=True)})
+    return rule.with_constants({n: _from_free(v, f) for (n, f), v in zip(forms.items(), point, strict=True)})
+
+
+def _forms(rule: Rule) -> dict[str, str]:
+    """Constant -> the form it is fitted in: "logit", "log" or "plain"."""
+    kinds = dict.fromkeys(rule.constants, "plain") | dict.fromkeys(guards(rule), "log")
+    return kinds | dict.fromkeys(rule.decay_constants, "logit")
 
 
 def _normal_equations(
     program: Program,
-    names: list[str],
-    decays: list[bool],
+    forms: dict[str, str],
     point: np.ndarray,
     data: Sequences,
     deadline: float,
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Squared error, J J^T [k, k] and J r [k] at ``point`` [k]; an infinite error past the deadline."""
-    values = {n: _from_free(v, d) for n, v, d in zip(names, point, decays, strict=True)}
+    names = list(forms)
+    values = {n: _from_free(v, form) for (n, form), v in zip(forms.items(), point, strict=True)}
     used = {ins.name for ins in program.instructions if ins.op == "input"}
     features = {name: x for name, x in data.features.items() if name in used}
     error, normal, slope = 0.0, np.zeros((len(names), len(names))), np.zeros(len(names))
@@ -134,26 +146,34 @@ def _normal_equations(
             out, tangents = evaluate_with_tangents(program, inputs | values, names)
             residual = (data.target[:, part] - out).reshape(-1)
             jacobian = tangents.reshape(len(names), -1)
-            for k, decay in enumerate(decays):
-                if decay:
-                    b = values[names[k]]
-                    jacobian[k] *= b * (1.0 - b)
+            for k, (name, form) in enumerate(forms.items()):
+                if form != "plain":
+                    jacobian[k] *= values[name] * (1.0 - values[name] if form == "logit" else 1.0)
             error += float(residual @ residual)
             normal += jacobian @ jacobian.T
             slope += jacobian @ residual
     return error, normal, slope
 
 
-def _to_free(value: float, decay: bool) -> float:
-    return math.log(value / (1.0 - value)) if decay else value
+def _to_free(value: float, form: str) -> float:
+    if form == "logit":
+        return math.log(value / (1.0 - value))
+    return math.log(value) if form == "log" else value
 
 
-def _from_free(value: float, decay: bool) -> float:
-    return float(1.0 / (1.0 + math.exp(-value))) if decay else float(value)
+def _from_free(value: float, form: str) -> float:
+    if form == "logit":
+        return float(1.0 / (1.0 + math.exp(-value)))
+    return math.exp(value) if form == "log" else float(value)
 
 
-def improve(rule: Rule, data: dict[str, Sequences], deadline: float, max_size: int) -> list[Rule]:
+def improve(
+    rule: Rule, data: dict[str, Sequences], deadline: float, max_size: int, allow_singular: bool
+) -> list[Rule]:
     """Refit, then prune node by node; the versions of at most ``max_size`` nodes with their R2.
+
+    Without ``allow_singular`` all of them are finite where gradients are 0: a draft that is not is mended, or
+    left out, and no cut is made that a version would not be finite after.
 
     Many cells are thinned out: what is worth keeping gets its last fit from ``polish``.
 
@@ -164,21 +184,29 @@ def improve(rule: Rule, data: dict[str, Sequences], deadline: float, max_size: i
     """
     train = _few(data["train"], _FEW_FOR_PRUNING, 64)
     versions: list[Rule] = []
-    current: Rule | None = rule if time.monotonic() > deadline else refit(rule, train, deadline=deadline)
+    current: Rule | None = rule if allow_singular else repaired(rule)
+    if current is not None and time.monotonic() <= deadline:
+        current = refit(current, train, deadline=deadline)
     while current is not None:
-        if current.complexity <= max_size:
-            scored = _scored(current, data)
-            versions += [scored] if scored else []
-        current = None if time.monotonic() > deadline else _best_cut(current, train, deadline)
+        if current.complexity <= max_size and (allow_singular or not singular(current)):
+            judged = scored(current, data)
+            versions += [judged] if judged else []
+        current = None if time.monotonic() > deadline else _best_cut(current, train, deadline, allow_singular)
     return versions
 
 
 def polish(rule: Rule, data: dict[str, Sequences], deadline: float) -> Rule:
-    """The rule fitted to all of ``train``, with its R2 of every part of ``data``."""
-    return _scored(refit(rule, data["train"], deadline=deadline), data) or rule
+    """The rule fitted to all of ``train``, with its R2 of every part of ``data``.
+
+    A fit that is not finite where gradients are 0, where the rule was, is not taken.
+    """
+    fitted = refit(rule, data["train"], deadline=deadline)
+    if singular(fitted) and not singular(rule):
+        return rule
+    return scored(fitted, data) or rule
 
 
-def _scored(rule: Rule, data: dict[str, Sequences]) -> Rule | None:
+def scored(rule: Rule, data: dict[str, Sequences]) -> Rule | None:
     """The rule with its R2 of every part, None for a test without; no rule where another part has none."""
     values = {split: score(rule, part) for split, part in data.items()}
     scores = {split: value if math.isfinite(value) else None for split, value in values.items()}
@@ -187,7 +215,7 @@ def _scored(rule: Rule, data: dict[str, Sequences]) -> Rule | None:
     return dataclasses.replace(rule, provenance=rule.provenance | {"r2": scores})
 
 
-def _best_cut(rule: Rule, data: Sequences, deadline: float) -> Rule | None:
+def _best_cut(rule: Rule, data: Sequences, deadline: float, allow_singular: bool) -> Rule | None:
     """The refitted rule with one sub-tree less that loses least on ``data``.
 
     What a cut loses is weighed by the nodes it saves; those that look best by the squared correlation with
@@ -200,7 +228,7 @@ def _best_cut(rule: Rule, data: Sequences, deadline: float) -> Rule | None:
     cuts = [
         ((_correlation(cut, few) - whole) / (nodes - cut.complexity), cut)
         for cut in shorter
-        if cut is not None
+        if cut is not None and (allow_singular or not singular(cut))
     ]
     whole, best = score(rule, few), (-math.inf, 0)
     chosen: Rule | None = None

@@ -15,9 +15,10 @@ from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.storage import RunLock
 from interchange.distill.config import DistillConfig
-from interchange.rule.choice import knee, shortest_within
+from interchange.rule.choice import exact, knee, shortest_within
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
+from interchange.rule.safety import singular
 
 if TYPE_CHECKING:
     from interchange.files.trajectories import Trajectories
@@ -47,7 +48,7 @@ def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
         rollouts.find_problem(config, trajectories)
     with RunLock(folder):  # from the start: two searches for one folder would replace each other's rules
         front = search_front(trajectories, config, started)
-        best = knee(front) if config.select == "knee" else shortest_within(front)
+        best = exact(front) or (knee(front) if config.select == "knee" else shortest_within(front))
         write_front(folder, front)
         best.save(folder / "best.json")
     if config.select != "rollout":
@@ -65,6 +66,7 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     Raises:
         L2OError: the targets are all equal, or nothing was found.
     """
+    from interchange.distill.exact import settled
     from interchange.distill.sequences import renumbered, sequence_front
     from interchange.distill.tables import table_front
     from interchange.search import samples
@@ -81,7 +83,18 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     rules = find(trajectories, data, config, started)
     if not rules:
         raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise --time or --max-size")
-    return [dataclasses.replace(renumbered(rule), name=f"{rule.complexity} nodes") for rule in rules]
+    if trajectories.samples is None:
+        rules = settled(rules, trajectories, data)
+    return [_named(renumbered(rule)) for rule in rules]
+
+
+def _named(rule: Rule) -> Rule:
+    """The rule by its size; one that ``allow_singular`` has let through says so."""
+    where = singular(rule)
+    name = f"{rule.complexity} nodes" + ", singular" * bool(where)
+    return dataclasses.replace(
+        rule, name=name, provenance=rule.provenance | ({"singular": where} if where else {})
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

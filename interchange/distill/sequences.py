@@ -84,11 +84,12 @@ def make_task(
 
     names = list(dict.fromkeys([*trajectories.features, *train.features]))
     # The rows of a table have no past.
-    columns = wide_dictionary(names) if trajectories.samples is None else list(map(ex.name, names))
+    seen = [name for name in names if name != "theta"]  # a search would make decay of anything
+    columns = wide_dictionary(seen) if trajectories.samples is None else list(map(ex.name, seen))
     rows = samples.choose_rows(train, _MAX_ROWS, config.seed)
     values, target = samples.row_values(columns, train.features, rows), rows.of(train.target)
     part = _SEARCH_SHARE if trajectories.samples is None else _TABLE_SHARE
-    kept = screen(columns, values, target, rows.weights, max(_COLUMNS, len(names)))
+    kept = screen(columns, values, target, rows.weights, max(_COLUMNS, len(seen)))
     return Task(
         names=tuple(names),
         features=train.features,
@@ -190,7 +191,9 @@ def improve_all(
     # Time may not suffice: short rules are fitted soon, and long ones are pruned to all sizes.
     ordered = sorted(drafts, key=lambda pair: pair[0].complexity)
     turns = [ordered[k // 2] if k % 2 else ordered[-1 - k // 2] for k in range(len(ordered))]
-    jobs = [(rule, _read(rule, data), deadline, config.max_size) for rule, data in turns]
+    jobs = [
+        (rule, _read(rule, data), deadline, config.max_size, config.allow_singular) for rule, data in turns
+    ]
     return [rule for versions in run_jobs("refit", improve, jobs, config) for rule in versions]
 
 

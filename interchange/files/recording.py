@@ -26,7 +26,7 @@ class Recording(abc.ABC):
     """Runs of a user's own loop, as far as they are recorded; a backend's ``Recorder`` adds its optimizer.
 
     Args:
-        features, coordinates, steps, problem, seed: as of ``Recorder``.
+        features, coordinates, steps, problem, seed, include_lr: as of ``Recorder``.
         created_by: the backend's, for the file.
     """
 
@@ -39,6 +39,7 @@ class Recording(abc.ABC):
         steps: int,
         problem: str,
         seed: int,
+        include_lr: bool,
         created_by: str,
     ) -> None:
         for name, value in {"coordinates": coordinates, "steps": steps}.items():
@@ -46,7 +47,7 @@ class Recording(abc.ABC):
                 raise L2OError(f"{name}: expected at least 1, got {value}")
         self._features = _expressions(features)
         self._coordinates, self._steps, self._problem, self._seed = coordinates, steps, problem, seed
-        self._created_by = created_by
+        self._include_lr, self._created_by = include_lr, created_by
         self._runs: list[Run] = []
 
     @abc.abstractmethod
@@ -89,6 +90,7 @@ class Recording(abc.ABC):
             "coordinates": self._coordinates,
             "seed": self._seed,
             "held_out": "runs" if by_run else "coordinates",
+            "include_lr": self._include_lr,
         }
         named = {run.name: run for run in runs}
         save_trajectories(
@@ -98,8 +100,7 @@ class Recording(abc.ABC):
 
     def _keep(
         self,
-        g: np.ndarray,
-        y: np.ndarray,
+        arrays: dict[str, np.ndarray],
         losses: np.ndarray,
         given: bool,
         source: dict[str, Any],
@@ -108,12 +109,12 @@ class Recording(abc.ABC):
         """A run up to its first value that is not finite; none where that is in the first step.
 
         Args:
-            g, y: gradients and outputs [step, coordinate].
+            arrays: g, y, theta and lr [step, coordinate].
             losses: [step]; ``given`` tells whether any was.
             source: the optimizer, JSON-ready.
             places: where the coordinates are, by the names of a run's fields.
         """
-        arrays = {"x": self._inputs(g), "g": g, "y": y, "loss": losses}
+        arrays |= {"x": self._inputs(arrays["g"]), "loss": losses}
         finite = np.all([np.isfinite(a.reshape(len(a), -1)).all(1) for a in arrays.values()], axis=0)
         diverged = not finite.all()
         steps = int(finite.argmin()) if diverged else len(finite)
@@ -167,6 +168,8 @@ def _dealt(run: Run) -> tuple[Run, Run, Run]:
             x=run.x[:, columns],
             g=run.g[:, columns],
             y=run.y[:, columns],
+            theta=run.theta[:, columns],
+            lr=run.lr[:, columns],
             param_index=run.param_index[columns],
             flat_index=run.flat_index[columns],
         )

@@ -71,6 +71,7 @@ TRAJECTORIES = Schema(
         Array("runs/*/y", "f", ("step", "coordinate"), finite=True, note="targets"),
         Array("runs/*/theta", "f", ("step", "coordinate"), required=False),
         Array("runs/*/weight", "f", ("step", "coordinate"), required=False, finite=True),
+        Array("runs/*/lr", "f", ("step", "coordinate"), required=False, finite=True),
         Array("runs/*/loss", "f", ("step",)),
         Array("runs/*/step", "iu", ("step",)),
         Array("runs/*/coord/param_index", "iu", ("coordinate",)),

@@ -18,6 +18,7 @@ _ATTRIBUTES = (
     "problem", "problem_json", "source_kind", "source_json", "source_sha256", "seed", "init_seed",
     "num_steps", "scale", "diverged", "outcome",
 )  # fmt: skip
+_OPTIONAL = ("theta", "weight", "lr")
 _ARRAYS = {"param_index": "coord/param_index", "flat_index": "coord/flat_index"}
 
 
@@ -41,7 +42,8 @@ class Run:
         step: i8 [step], contiguous from 1.
         param_index, flat_index: i4 [coordinate], which tensor and which element in canonical layout.
         params_names, params_shapes: the optimizee's tensors.
-        theta, weight: f4 or f8 [step, coordinate], parameter value and sampling weight, where recorded.
+        theta, weight, lr: f4 or f8 [step, coordinate], parameter value before the step, sampling weight and
+            learning rate, where recorded.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Run:
     params_shapes: tuple[tuple[int, ...], ...]
     theta: np.ndarray | None = None
     weight: np.ndarray | None = None
+    lr: np.ndarray | None = None
 
     def __repr__(self) -> str:
         steps, coordinates = self.y.shape
@@ -177,7 +180,7 @@ def _text(items: Any) -> np.ndarray:
 def _put_run(tree: Tree, run: Run) -> None:
     folder = f"runs/{check_name(run.name, 'run name')}"
     tree.attributes[folder] = {name: getattr(run, name) for name in _ATTRIBUTES}
-    for name in ("x", "g", "y", "theta", "weight"):
+    for name in ("x", "g", "y", *_OPTIONAL):
         if getattr(run, name) is not None:
             tree.arrays[f"{folder}/{name}"] = np.asarray(getattr(run, name))
     tree.arrays[f"{folder}/loss"] = np.asarray(run.loss, np.float64)
@@ -255,7 +258,7 @@ def _take_run(tree: Tree, name: str, path: Any) -> Run:
         _shape(loads_json(text, f"{where}/params/shapes"), where)
         for text in tree.arrays[f"{folder}/params/shapes"].tolist()
     )
-    plain = ("x", "g", "y", "loss", "step", "theta", "weight")
+    plain = ("x", "g", "y", "loss", "step", *_OPTIONAL)
     arrays = {key: tree.arrays.get(f"{folder}/{key}") for key in plain}
     arrays |= {key: tree.arrays[f"{folder}/{place}"].astype(np.int32) for key, place in _ARRAYS.items()}
     arrays["loss"] = arrays["loss"].astype(np.float64, copy=False)

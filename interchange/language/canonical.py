@@ -131,7 +131,7 @@ def _is_subtracted(part: _Scaled) -> bool:
 def name_constants(node: Node) -> tuple[Node, dict[str, float]]:
     """Numbers replaced by c0, c1, ... in reading order; a decay of one input is one constant.
 
-    Lag counts stay literals.
+    Lag counts and numbers that are averaged stay literals.
     """
     values: dict[str, float] = {}
     decays: dict[tuple[Node, float], Node] = {}
@@ -148,7 +148,8 @@ def name_constants(node: Node) -> tuple[Node, dict[str, float]]:
             return ex.call("lag", visit(n.args[0]), n.args[1])
         if n.op in ("ema", "ema_hat") and n.args[1].op == "number":
             key = (n.args[0], n.args[1].value)
-            inner = visit(n.args[0])
+            # An average of 1 is 1 - b^t; as a constant the 1 would be a second factor of the whole.
+            inner = n.args[0] if n.args[0].op == "number" else visit(n.args[0])
             if key not in decays:
                 decays[key] = fresh(n.args[1].value)
             return ex.call(n.op, inner, decays[key])

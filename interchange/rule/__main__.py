@@ -1,7 +1,6 @@
 """``python -m interchange.rule``: show a rule, compare two, check one before trusting it."""
 
 import dataclasses
-import math
 import sys
 from collections.abc import Sequence
 
@@ -9,10 +8,12 @@ from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import check, option
 from interchange.language.expression import to_text
-from interchange.language.simplify import equal_up_to_constants, simplified
-from interchange.rule.diagnose import descent, difference, domain_scan
+from interchange.language.simplify import simplified
+from interchange.rule.compare import compare, size, undefined
+from interchange.rule.diagnose import descent, domain_scan
 from interchange.rule.gallery import NAMED
 from interchange.rule.rule import Rule, zero_update
+from interchange.rule.safety import singular
 
 ACTIONS = ("show", "diff", "check")
 
@@ -46,7 +47,7 @@ def show(rule: Rule) -> str:
     shorter = simplified(rule)
     if shorter is not rule:
         lines.append(f"  simplified, {shorter.complexity} nodes:  {to_text(shorter.expression)}")
-    lines.append(f"  {_size(rule)}")
+    lines.append(f"  {size(rule)}")
     lines.append(f"  {rule.latex()}")
     for key in ("source", "engine", "r2", "loss"):
         if key in rule.provenance:
@@ -60,21 +61,13 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _size(rule: Rule) -> str:
-    if _undefined(rule):
-        return f"{rule.complexity} nodes; no optimizer, as {_undefined(rule)[0]!r} has no definition over g"
-    return f"{rule.complexity} nodes, {rule.state_floats} floats of state per parameter"
-
-
-def _undefined(rule: Rule) -> list[str]:
-    return [name for name, tree in rule.features.items() if tree is None]
-
-
 def findings(rule: Rule) -> list[str]:
-    """What ``check`` has to say, one line each: zero gradient, domain, jumps, descent."""
-    if _undefined(rule):
+    """What ``check`` has to say, one line each: zeros, zero gradient, domain, jumps, descent."""
+    if undefined(rule):
         return []
     lines = []
+    if where := singular(rule):
+        lines.append(f"NOT SAFE: {where}; add a small constant to what it divides by")
     if moves := zero_update(rule):
         lines.append(f"moves weights at zero gradient: by up to {moves:.3g} x lr; center=True subtracts it")
     domain = domain_scan(rule)
@@ -87,36 +80,6 @@ def findings(rule: Rule) -> list[str]:
     values = ", ".join(f"{cosine:.3f}" for cosine in cosines.values())
     lines.append(f"{verdict}: E cos(u, -g) = {values} at correlation {', '.join(map(str, cosines))}")
     return lines
-
-
-def compare(a: Rule, b: Rule) -> tuple[str, bool]:
-    """What differs between two rules, and whether they are the same optimizer."""
-    lines = [f"- {a.name}:  {a.scale:g} * ({to_text(a.expression)})   {_size(a)}"]
-    lines.append(f"+ {b.name}:  {b.scale:g} * ({to_text(b.expression)})   {_size(b)}")
-    for what, left, right in (
-        ("constant", a.constants, b.constants),
-        ("feature", _texts(a), _texts(b)),
-    ):
-        for name in dict.fromkeys((*left, *right)):
-            if left.get(name) != right.get(name):
-                lines.append(f"  {what} {name}: {left.get(name, 'absent')} | {right.get(name, 'absent')}")
-    if _undefined(a) or _undefined(b):
-        same = a == dataclasses.replace(b, name=a.name, provenance=a.provenance)
-        return "\n".join([*lines, "the same text" if same else "another text"]), same
-    apart = difference(a, b)
-    same = apart <= 1e-9
-    alike = "the same equation with other constants" if equal_up_to_constants(a, b) else "another equation"
-    if same:
-        lines.append(f"the same updates, to {apart:.1e}")
-    elif math.isinf(apart):
-        lines.append(f"{alike}; one is finite where the other is not")
-    else:
-        lines.append(f"{alike}; updates differ by {apart:.3g} of the largest")
-    return "\n".join(lines), same
-
-
-def _texts(rule: Rule) -> dict[str, str]:
-    return {name: "not defined" if tree is None else to_text(tree) for name, tree in rule.features.items()}
 
 
 def _gallery() -> str:
@@ -135,18 +98,20 @@ def _body(config: RuleConfig) -> int:
         text, same = compare(*map(Rule.load, config.rules))
         print(text)
         return 0 if same else 1
+    unsafe = False
     for path in config.rules:
         rule = Rule.load(path, verify=not config.rehash)
+        unsafe = unsafe or bool(singular(rule))
         if config.rehash:
             rule.save(path)
-        print(f"{path}: {_size(rule)}" + ", hash verified" * (path not in NAMED))
+        print(f"{path}: {size(rule)}" + ", hash verified" * (path not in NAMED))
         for line in findings(rule):
             print(f"  {line}")
-    return 0
+    return 1 if unsafe else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry point; the exit code: 1 where diff finds a difference."""
+    """Command line entry point; the exit code: 1 where diff finds a difference, or check an unsafe rule."""
     return run_command(
         RuleConfig,
         _body,

@@ -6,6 +6,7 @@ from interchange.rule.rule import Rule
 
 BETTER, LEAST_BETTER = 1e-6, 1e-10  # R2 that a longer rule must add: usually, and where hardly any is missing
 WITHIN = 0.01  # a shorter rule is preferred if its R2 is no further below the best (MATH.md section 5)
+TIMES = 3.0  # and it leaves no more than so many times what the best leaves, where that is hardly anything
 
 
 def pareto_front(rules: Iterable[Rule], split: str = "valid") -> list[Rule]:
@@ -25,9 +26,18 @@ def pareto_front(rules: Iterable[Rule], split: str = "valid") -> list[Rule]:
 
 
 def shortest_within(front: Sequence[Rule]) -> Rule:
-    """The shortest rule whose R2 on the validation runs is within 0.01 of the best; shortest first in."""
-    limit = max(map(valid_r2, front)) - WITHIN
+    """The shortest rule about as good as the best: R2 on the validation runs within 0.01, and 1 - R2 at most
+    three times the best's. Shortest first in.
+    """
+    best = max(map(valid_r2, front))
+    limit = best - min(WITHIN, max(BETTER, (TIMES - 1.0) * (1.0 - best)))
     return next(rule for rule in front if valid_r2(rule) >= limit)
+
+
+def exact(front: Sequence[Rule]) -> Rule | None:
+    """The smallest rule that leaves only the recording's rounding (``distill.exact``); None without one."""
+    found = [rule for rule in front if "exact" in rule.provenance]
+    return min(found, key=lambda rule: rule.complexity, default=None)
 
 
 def knee(front: Sequence[Rule]) -> Rule:

@@ -153,12 +153,22 @@ def descent(rule: Rule) -> dict[float, float]:
     return cosines
 
 
-def difference(a: Rule, b: Rule) -> float:
+def difference(a: Rule, b: Rule, above: float = 0.0) -> float:
     """The largest difference of two rules' updates on ``simplify.probes``, relative to a column's largest.
 
     Infinite where one is finite and the other is not.
+
+    Args:
+        above: no gradient is nearer to 0; columns of zeros and spikes are left out then.
     """
-    u, v = (rule.evaluate(probes()) for rule in (a, b))
+    given = probes()
+    if above:
+        g = given["g"][:, 8:]
+        given = {
+            "g": np.where(g < 0.0, -1.0, 1.0) * np.clip(np.abs(g), above, 1e10),
+            "theta": given["theta"][:, 8:],
+        }
+    u, v = (rule.evaluate(given) for rule in (a, b))
     both = np.isfinite(u) & np.isfinite(v)
     if (np.isfinite(u) != np.isfinite(v)).any():
         return float("inf")

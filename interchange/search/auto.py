@@ -14,8 +14,8 @@ from interchange.search.samples import Sequences
 from interchange.search.templates import drafts
 
 _FORMS_OVER = 1.5  # times the largest size: pruning shortens what is longer
-_FORMS_SHARE = 0.25  # of the time
-_FEWEST_TRIES, _PER_TRY = 60, 50  # of forms; evaluations of the genetic search for one of them
+_FORMS_SHARE = 0.4  # of the time
+_FEWEST_TRIES, _PER_TRY = 400, 50  # of forms; evaluations of the genetic search for one of them
 _GENETIC = "operon"
 
 
@@ -25,10 +25,11 @@ def search(task: Task, report: Callable[[list[str]], None]) -> list[str]:
     found: list[str] = []
     if len(task.target) > 1:
         data = Sequences(task.features, task.target)
+        names = [name for name in task.names if name != "theta"]
         if task.evaluations:
-            forms = drafts(data, task.names, tries=max(_FEWEST_TRIES, task.evaluations // _PER_TRY))
+            forms = drafts(data, names, tries=max(_FEWEST_TRIES, task.evaluations // _PER_TRY))
         else:
-            forms = drafts(data, task.names, _FORMS_SHARE * task.time)
+            forms = drafts(data, names, _FORMS_SHARE * task.time)
         found = [to_text(node) for node in forms if complexity(node) <= _FORMS_OVER * task.max_size]
         report(found)
     genetic = importlib.import_module(ENGINES[_GENETIC].module)

@@ -33,7 +33,7 @@ class Sequences:
 
     Attributes:
         features: name -> float64 [T, N]; N runs over the coordinates of all runs. The raw gradient is there
-            as ``g`` where the runs were recorded.
+            as ``g`` where the runs were recorded, the parameter as ``theta`` where that was recorded too.
         target: float64 [T, N], the output before ``scale`` and learning rate.
         layers: int [N], which tensor a coordinate belongs to, numbered over all problems; None if unknown.
     """
@@ -50,13 +50,15 @@ class Sequences:
         )
 
     def only(self, names: Iterable[str]) -> "Sequences":
-        """The given features and the raw gradient, where they are there; no array is copied."""
-        features = {name: self.features[name] for name in (*names, "g") if name in self.features}
+        """The given features, gradient and parameter, where they are there; no array is copied."""
+        kept = (*names, "g", "theta")
+        features = {name: self.features[name] for name in kept if name in self.features}
         return Sequences(features, self.target, self.layers)
 
     def joined(self, other: "Sequences") -> "Sequences":
         """Both, coordinate after coordinate, cut to the shorter; the other's tensors count as new ones."""
-        missing = [name for name in self.features if name not in other.features]
+        mine = {name: x for name, x in self.features.items() if name != "theta" or name in other.features}
+        missing = [name for name in mine if name not in other.features]
         if missing:
             raise L2OError(
                 f"expected sequences with the features {', '.join(self.features)}, "
@@ -65,13 +67,13 @@ class Sequences:
         steps = min(len(self.target), len(other.target))
         features = {
             name: np.concatenate([x[:steps], other.features[name][:steps]], axis=1)
-            for name, x in self.features.items()
+            for name, x in mine.items()
         }
-        mine, theirs = (
+        own, theirs = (
             np.zeros(part.target.shape[1], int) if part.layers is None else part.layers
             for part in (self, other)
         )
-        layers = np.concatenate([mine, theirs + mine.max(initial=-1) + 1])
+        layers = np.concatenate([own, theirs + own.max(initial=-1) + 1])
         return Sequences(
             features, np.concatenate([self.target[:steps], other.target[:steps]], axis=1), layers
         )
@@ -105,8 +107,7 @@ def sequences(trajectories: Trajectories, split: str) -> Sequences:
     """
     if trajectories.samples is not None:
         return _block(trajectories.samples, list(trajectories.features), split)
-    names = trajectories.split.get(split, ())
-    runs = [trajectories.runs[name] for name in names if not trajectories.runs[name].diverged]
+    runs, names = going(trajectories, split), trajectories.split.get(split, ())
     if len(runs) < len(names):
         _log.warning(
             "%d of %d runs of split %r diverged and are left out", len(names) - len(runs), len(names), split
@@ -120,8 +121,22 @@ def sequences(trajectories: Trajectories, split: str) -> Sequences:
     }
     if "g" not in features:
         features["g"] = np.concatenate([run.g[:steps] for run in runs], axis=1).astype(np.float64)
-    target = np.concatenate([run.y[:steps] for run in runs], axis=1).astype(np.float64)
+    if all(run.theta is not None for run in runs):
+        features["theta"] = np.concatenate([run.theta[:steps] for run in runs], axis=1).astype(np.float64)
+    target = np.concatenate([outputs(run, trajectories)[:steps] for run in runs], axis=1)
     return Sequences(features, target, _layers(runs))
+
+
+def going(trajectories: Trajectories, split: str) -> list[Run]:
+    """The runs of a split that went to their end."""
+    runs = (trajectories.runs[name] for name in trajectories.split.get(split, ()))
+    return [run for run in runs if not run.diverged]
+
+
+def outputs(run: Run, trajectories: Trajectories) -> np.ndarray:
+    """float64 [step, coordinate]: y without the learning rate, also where it was recorded with it."""
+    y = run.y.astype(np.float64)
+    return y / run.lr if trajectories.config.get("include_lr") and run.lr is not None else y
 
 
 def _layers(runs: Sequence[Run]) -> np.ndarray:

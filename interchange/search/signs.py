@@ -73,7 +73,7 @@ def sign_forms(
     for form in pairs:  # one decay stands for its neighbours on the grid
         seen.setdefault(tuple(sorted(_family(term) for term in form.terms)), form)
     for form in list(seen.values())[:3]:
-        found.append(_refined(form, sign, features, rows))
+        found.append(_as_written(_refined(form, sign, features, rows), sign, features, rows))
     best = min(found, key=lambda form: form.errors)
     if best.errors:
         z = np.array(best.weights) @ _values(best.terms, features, rows)
@@ -122,6 +122,32 @@ def _decay(node: Node) -> float | None:
 
 def _values(terms: Sequence[Node], features: Mapping[str, np.ndarray], rows: Rows) -> np.ndarray:
     return row_values(terms, features, rows).T
+
+
+def _as_written(form: _Form, sign: np.ndarray, features: Mapping[str, np.ndarray], rows: Rows) -> _Form:
+    """The form with decays and weights of few digits, where as few rows are wrong with them.
+
+    Weights of a sign have no size, so they are written to add up to 1 or with one of them 1.
+    """
+
+    def judged(terms: list[Node], weights: list[float]) -> _Form:
+        z = np.array(weights) @ _values(terms, features, rows)
+        return _Form(terms, weights, int((np.sign(z) != sign).sum()))
+
+    best = form
+    for digits in range(4, 0, -1):
+        terms = []
+        for term in form.terms:
+            decay = _decay(term)
+            rounded = None if decay is None else float(f"{decay:.{digits}g}")
+            terms.append(_with_decay(term, rounded) if rounded and rounded < 1.0 else term)
+        for total in (sum(form.weights), *form.weights):
+            if total:
+                weights = [float(f"{weight / total:.{digits}g}") for weight in form.weights]
+                tried = judged(terms, [weight * np.sign(total) for weight in weights])
+                if tried.errors <= best.errors:
+                    best = tried
+    return best
 
 
 def _refined(form: _Form, sign: np.ndarray, features: Mapping[str, np.ndarray], rows: Rows) -> _Form:

@@ -1,18 +1,20 @@
 """Optimizers' usual forms fitted to sequences: sums of filtered inputs, over a running size, behind a link.
 
-    y = link( sum_i w_i N_i / (D + eps) / (1 + c t) )
+    y = link( sum_i w_i N_i / D / (1 + c t) ) - w theta
 
 N: an input, its lags and moving averages, simple functions of lags; D: 1 or a running size (root of an
-average square, average magnitude, root of a sum of squares); link: none, tanh, or a sign. For every D the
-weights are a sparse linear fit (orthogonal matching pursuit, Pati et al. 1993), so that SGD, momentum,
-RMSprop, Adagrad, Adam and Lion come out exactly, up to the grid of decays, which a refit leaves behind.
+average square, average magnitude, root of a sum of squares, each with an eps as torch or Keras place it);
+link: none, tanh, or a sign; theta where it was recorded. For every D the weights are a sparse linear fit
+(orthogonal matching pursuit, Pati et al. 1993), so that SGD, momentum, RMSprop, Adagrad, Adam, AMSGrad and
+Lion, with weight decay or without, come out exactly, up to the grid of decays, which a refit leaves behind.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -27,9 +29,14 @@ from interchange.search.signs import sign_forms
 SCHEDULES = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 _FUNCTIONS = ("square", "exp", "tanh", "abs", "cube", "sign", "cbrt")
 _FUNCTION_LAGS = 6
-_EPS = 1e-8
-_KEPT = 3  # drafts per number of terms
-_ROWS = 20_000  # for the fits; a refit sees all
+_EPS, _EPS_KERAS = 1e-8, 1e-7
+_DECAYS = (1e-2, 1e-3, 1e-4)  # c of g + c theta, which is what L2 decay makes of g
+_BEST_ROOTS = 4  # of the fits of sqrt(S + c)
+_FADING, _CORRECTION = (1.6e-4, 0.04), 0.47  # of NAdam in torch and in Keras; a refit finds others
+_THETA = ex.name("theta")
+_ONE_SIZE = 1e-3  # how far sizes of updates that are a sign may be apart: theta's rounding is in them
+_KEPT = 4  # drafts per number of terms
+_ROWS = 10_000  # for the fits; a refit sees all
 _CELLS = 200_000  # of the whole sequences that the rows are of
 
 
@@ -44,19 +51,25 @@ class _Fit:
     schedule: float = 0.0
     link: str = ""
     factor: float = 1.0
+    decay: float = 0.0
 
     def expression(self) -> Node:
-        parts = [_times(weight, term) for weight, term in zip(self.weights, self.terms, strict=True)]
-        node = parts[0]
-        for part in parts[1:]:
-            node = ex.call("add", node, part)
+        node = _sum(zip(self.terms, self.weights, strict=True))
         if self.size is not None:
-            node = ex.call("div", node, ex.call("add", self.size, ex.number(_EPS)))
+            node = ex.call("div", node, self.size)
         if self.schedule:
             node = ex.call("div", node, ex.call("add", ex.number(1.0), _times(self.schedule, ex.name("t"))))
         if self.link:
             node = _times(self.factor, ex.call(self.link, node))
+        if self.decay:
+            op = "sub" if self.decay > 0.0 else "add"
+            node = ex.call(op, node, ex.call("mul", ex.number(abs(self.decay)), _THETA))
         return node
+
+
+def _sum(terms: Iterable[tuple[Node, float]]) -> Node:
+    parts = [_times(weight, term) for term, weight in terms]
+    return functools.reduce(lambda left, right: ex.call("add", left, right), parts)
 
 
 def _times(factor: float, node: Node) -> Node:
@@ -103,9 +116,13 @@ def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_
         for chosen, weights, error in pursuit(np.where(family[:, None], columns, np.nan), y, most_terms):
             yield _Fit(error, tuple(filtered[i] for i in chosen), weights)
     size = np.abs(y)
-    if size.max() > 0.0 and np.allclose(size[size > 0.0], size.max(), rtol=1e-5):
+    step = float(np.median(size[size > 0.0])) if size.max() > 0.0 else 0.0
+    if step and np.allclose(size[size > 0.0], step, rtol=_ONE_SIZE):
         for form, wrong in sign_forms(filtered, columns, y, data.features, rows):
-            yield _Fit(4.0 * wrong, (form,), (1.0,), link="sign", factor=float(size.max()))
+            yield _Fit(4.0 * wrong, (form,), (1.0,), link="sign", factor=step)
+    inputs = _Inputs(names, columns, y, t, data.features, rows, most_terms)
+    yield from _quotients(inputs, SCHEDULES[:1])
+    yield from _nesterov_adam(inputs)
     for link, factor, z in _links(y):
         for chosen, weights, error in pursuit(columns, z, 5):
             yield _Fit(error, tuple(filtered[i] for i in chosen), weights, link=link, factor=factor)
@@ -119,16 +136,129 @@ def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_
     for family in (plain, np.ones_like(plain)):
         for chosen, weights, error in pursuit(np.where(family[:, None], x * weight, np.nan), y * weight, 8):
             yield _Fit(error, tuple(with_functions[i] for i in chosen), weights)
-    sizes: list[Node | None] = [None, *(node for name in names for node in running_sizes(name))]
-    size_values = _values([node for node in sizes if node is not None], data.features, rows)
-    divisors = [np.ones_like(y), *(size_values + _EPS)]
-    for schedules in (SCHEDULES[:1], SCHEDULES[1:]):
-        for size, divisor in zip(sizes, divisors, strict=True):
-            x = Columns(columns / divisor, np.isfinite(y))
-            for schedule in schedules:
-                count = most_terms if size is None and not schedule else 4
-                for chosen, weights, error in x.pursuit(y * (1.0 + schedule * t), count):
-                    yield _Fit(error, tuple(filtered[i] for i in chosen), weights, size, schedule)
+    yield from _quotients(inputs, SCHEDULES[1:])
+    if "theta" in data.features:
+        for decay in _DECAYS:
+            with_decay = [ex.call("add", x, ex.call("mul", ex.number(decay), _THETA)) for x in names]
+            columns = _values([node for x in with_decay for node in numerators(x)], data.features, rows)
+            inputs = dataclasses.replace(inputs, names=with_decay, columns=columns)
+            yield from _quotients(inputs, SCHEDULES[:1])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Inputs:
+    """Inputs, the values of their ``numerators`` as ``columns`` [numerators, n], and the target y [n]."""
+
+    names: Sequence[Node]
+    columns: np.ndarray
+    y: np.ndarray
+    t: np.ndarray
+    features: Mapping[str, np.ndarray]
+    rows: Rows
+    most_terms: int
+
+    def values(self, nodes: Sequence[Node]) -> np.ndarray:
+        """[nodes, n]"""
+        return _values(nodes, self.features, self.rows)
+
+    def terms(self) -> list[Node]:
+        """What ``columns`` are the values of."""
+        return [node for x in self.names for node in numerators(x)]
+
+    def theta(self) -> np.ndarray:
+        """[1, n], or [0, n] where it was not recorded."""
+        theta = self.features.get("theta")
+        return np.zeros((0, len(self.y))) if theta is None else self.rows.of(theta)[None]
+
+    def divisors(self) -> Iterator[tuple[Node | None, np.ndarray]]:
+        """What a sum may be over: nothing, and running sizes of the inputs."""
+        yield None, np.ones_like(self.y)
+        for x in self.names:
+            sizes = running_sizes(x)
+            yield from zip(sizes, self.values(sizes), strict=True)
+            yield from _roots(x, self)
+
+
+def _quotients(inputs: _Inputs, schedules: Sequence[float]) -> Iterator[_Fit]:
+    """Sums of the inputs' ``numerators`` over running sizes of the inputs, less some theta."""
+    terms = inputs.terms()
+    for size, divisor in inputs.divisors():
+        x = Columns(np.concatenate([inputs.columns / divisor, inputs.theta()]), np.isfinite(inputs.y))
+        for schedule in schedules:
+            count = inputs.most_terms if size is None and not schedule else 4
+            for found in x.pursuit(inputs.y * (1.0 + schedule * inputs.t), count):
+                yield from _quotient(terms, *found, size, schedule)
+
+
+def _quotient(
+    terms: list[Node],
+    chosen: list[int],
+    weights: tuple[float, ...],
+    error: float,
+    size: Node | None,
+    schedule: float = 0.0,
+) -> Iterator[_Fit]:
+    """The fit of a pursuit whose columns are ``terms`` and theta; none where it has theta alone."""
+    pairs = [(terms[i], w) for i, w in zip(chosen, weights, strict=True) if i < len(terms)]
+    decay = sum(-w for i, w in zip(chosen, weights, strict=True) if i == len(terms))
+    if pairs and not (decay and schedule):
+        nodes, of_nodes = zip(*pairs, strict=True)
+        yield _Fit(error, nodes, of_nodes, size, schedule, decay=decay)
+
+
+def _nesterov_adam(inputs: _Inputs) -> Iterator[_Fit]:
+    """Gradient and average with weights that move towards others exponentially, bias corrected: NAdam.
+
+    Dozat 2016: weights 1 - mu and mu, mu = beta (1 - 0.96^(t psi) / 2), over 1 - mu^t, about 1 - 0.47^t.
+    """
+    fading = [ex.call("exp", ex.call("mul", ex.number(-rate), ex.name("t"))) for rate in _FADING]
+    for x in inputs.names:
+        square = ex.call("square", x)
+        for b in (0.99, 0.999):
+            size = ex.call("sqrt", ex.call("ema_hat", square, ex.number(b)))
+            size = ex.call("add", size, ex.number(_EPS))
+            size = ex.call("mul", size, ex.call("ema", ex.number(1.0), ex.number(_CORRECTION)))
+            (divisor,) = inputs.values([size])
+            for fade in fading:
+                terms = [x, ex.call("ema", x, ex.number(0.9))]
+                columns = inputs.values([*terms, *(ex.call("mul", term, fade) for term in terms)]) / divisor
+                for chosen, weights, error in pursuit(columns, inputs.y, 4):
+                    parts = [
+                        [(terms[i % 2], w) for i, w in zip(chosen, weights, strict=True) if i // 2 == k]
+                        for k in (0, 1)
+                    ]
+                    sums = [_sum(part) for part in parts if part]
+                    if parts[1]:
+                        sums[-1] = ex.call("mul", sums[-1], fade)
+                    yield _Fit(error, tuple(sums), (1.0,) * len(sums), size)
+
+
+def _roots(x: Node, inputs: _Inputs) -> list[tuple[Node, np.ndarray]]:
+    """Sizes sqrt(S + c), c fitted, that x is about over: Keras' RMSprop, and Adagrad that begins above 0.
+
+    (x / y)^2 = a S + a c is linear in a and a c; what is minimised is the error relative to it.
+    """
+    sums = [
+        ex.call(op, ex.call("square", x), ex.number(b))
+        for b in FORMS.size_decays
+        for op in ("ema", "ema_hat")
+    ]
+    sums.append(ex.call("cumsum", ex.call("square", x)))
+    (top, *values) = inputs.values([x, *sums])
+    found = []
+    with np.errstate(all="ignore"):
+        ratio = np.square(inputs.y / top)
+        used = np.isfinite(ratio) & (ratio > 0.0)
+        for node, value in zip(sums, values, strict=True):
+            pair = np.stack([ratio * value, ratio])[:, used]
+            (a, b), (error, *_), *_ = np.linalg.lstsq(pair.T, np.ones(used.sum()), rcond=None)
+            if a > 0.0 and b > 0.0:
+                found.append((float(error), float(b / a), node, value))
+    found.sort(key=lambda row: row[0])
+    return [
+        (ex.call("sqrt", ex.call("add", node, ex.number(c))), np.sqrt(value + c))
+        for _, c, node, value in found[:_BEST_ROOTS]
+    ]
 
 
 def numerators(x: Node) -> list[Node]:
@@ -144,13 +274,23 @@ def numerators(x: Node) -> list[Node]:
 
 
 def running_sizes(x: Node) -> list[Node]:
-    """What optimizers divide by: running root mean squares and magnitudes."""
-    nodes = []
-    for b in FORMS.size_decays:
+    """What optimizers divide by: running root mean squares and magnitudes, with their eps."""
+    square, one = ex.call("square", x), ex.number(1.0)
+    nodes = [ex.call("sqrt", ex.call("cumsum", square))]
+    for b in map(ex.number, FORMS.size_decays):
         for op in ("ema", "ema_hat"):
-            nodes.append(ex.call("sqrt", ex.call(op, ex.call("square", x), ex.number(b))))
-            nodes.append(ex.call(op, ex.call("abs", x), ex.number(b)))
-    return [*nodes, ex.call("sqrt", ex.call("cumsum", ex.call("square", x)))]
+            nodes += [ex.call("sqrt", ex.call(op, square, b)), ex.call(op, ex.call("abs", x), b)]
+        nodes.append(
+            ex.call(
+                "sqrt", ex.call("div", ex.call("cummax", ex.call("ema", square, b)), ex.call("ema", one, b))
+            )
+        )
+    nodes = [ex.call("add", node, ex.number(_EPS)) for node in nodes]
+    for b in map(ex.number, FORMS.size_decays):  # Keras adds eps before the correction
+        for average in (ex.call("ema", square, b), ex.call("cummax", ex.call("ema", square, b))):
+            size = ex.call("add", ex.call("sqrt", average), ex.number(_EPS_KERAS))
+            nodes.append(ex.call("div", size, ex.call("sqrt", ex.call("ema", one, b))))
+    return nodes
 
 
 def functions_of_lags(x: Node) -> list[Node]:

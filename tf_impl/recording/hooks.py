@@ -52,14 +52,22 @@ class Watch:
     Args:
         count, seed, index: as for ``choose_coordinates``; drawn at the first step.
         steps: after which nothing more is recorded.
+        include_lr: y is the whole move, the learning rate in it.
 
     Attributes:
         loss: the last one given, and 1 once there is one [2].
     """
 
     def __init__(
-        self, optimizer: keras.optimizers.Optimizer, count: int, steps: int, seed: int, index: int
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        count: int,
+        steps: int,
+        seed: int,
+        index: int,
+        include_lr: bool,
     ) -> None:
+        self._include_lr = include_lr
         self._outer, self._inner = optimizer, getattr(optimizer, "inner_optimizer", optimizer)
         if "update_step" in vars(self._inner):
             raise L2OError(f"{self._inner.name} is being recorded already; save that recording first")
@@ -119,10 +127,12 @@ class Watch:
         stepped, moving = tf.reduce_any(seen), tf.not_equal(self._lr, 0.0)
         recorded = stepped & moving & ~self._ended.read_value()
         row = tf.where(recorded, self._row, self._steps)  # one row more takes what is not recorded
-        lr = tf.cast(tf.where(moving, self._lr, 1.0), theta.dtype)
+        move, lr = self._picked() - theta, tf.cast(tf.where(moving, self._lr, 1.0), theta.dtype)
         for rows, values in (
             (self._gs, tf.concat([part.g for part in self._parts], 0)),
-            (self._ys, (self._picked() - theta) / lr),
+            (self._ys, move if self._include_lr else move / lr),
+            (self._thetas, theta),
+            (self._lrs, [self._lr]),
             (self._losses, self.loss),
         ):
             rows.scatter_nd_update([[row]], [values])
@@ -169,24 +179,27 @@ class Watch:
                     flags = (tf.Variable(value, trainable=False) for value in (False, True))
                     g = tf.Variable(np.zeros(len(places), dtype), trainable=False)
                     self._parts.append(_Part(k, v, places, g, *flags))
-            self._gs, self._ys, self._losses = (
+            self._gs, self._ys, self._thetas, self._lrs, self._losses = (
                 tf.Variable(np.zeros((self._steps + 1, size), kind), trainable=False)
-                for size, kind in ((len(chosen), dtype), (len(chosen), dtype), (2, np.float64))
+                for size, kind in [(len(chosen), dtype)] * 3 + [(1, np.float64), (2, np.float64)]
             )
             self._row = tf.Variable(0, dtype=tf.int64, trainable=False)
             self._lr = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             self._ended = tf.Variable(False, trainable=False)
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-        """g and y [step, n], losses f8 [step], and whether a loss was ever given."""
+    def arrays(self) -> tuple[dict[str, np.ndarray], np.ndarray, bool]:
+        """g, y, theta and lr [step, n], losses f8 [step], and whether a loss was ever given."""
         for part in self._parts:
             if not part.live.numpy():
                 _log.warning("%s is left out: it lost its gradient", self._names[part.number])
         kept = np.repeat([bool(p.live.numpy()) for p in self._parts], [len(p.places) for p in self._parts])
-        g, y, losses = (rows.numpy()[: self.recorded] for rows in (self._gs, self._ys, self._losses))
+        seen = {"g": self._gs, "y": self._ys, "theta": self._thetas}
+        arrays = {name: rows.numpy()[: self.recorded, kept] for name, rows in seen.items()}
+        lr, losses = (rows.numpy()[: self.recorded] for rows in (self._lrs, self._losses))
+        arrays["lr"] = np.broadcast_to(lr, arrays["g"].shape)
         given = losses[:, 1] > 0
         first = losses[given.argmax(), 0]  # 0 where none is given
-        return g[:, kept], y[:, kept], np.where(given, losses[:, 0], first), bool(given.any())
+        return arrays, np.where(given, losses[:, 0], first), bool(given.any())
 
     def places(self) -> dict[str, Any]:
         """Where the coordinates are, by the names of a run's fields."""

@@ -39,14 +39,15 @@ class Recorder(_Callback, Recording):
         steps: of a run that are recorded, its first ones.
         problem: a name for what is optimized.
         seed: of the choice of coordinates.
+        include_lr: leave the learning rate in y, so that a schedule is part of what is distilled.
 
     It is made before the optimizer's first step; given to ``fit`` as a callback it may be made later. The
     gradient is the one of ``update_step``, so clipped, unscaled and accumulated as it may be. y is (theta
     after - theta before) / lr: weight decay and constraints are in it, and theta's rounding; it is 0 where
-    the optimizer left a coordinate alone. A run ends before its first gradient, feature, output or loss that
-    is not finite, and its ``outcome`` says so. A tensor that loses its gradient is left out of the run.
-    Places count in Keras' own layout, which for the kernels of dense layers and convolutions is the canonical
-    one.
+    the optimizer left a coordinate alone. theta and lr are recorded beside it. A run ends before its first
+    gradient, feature, output or loss that is not finite, and its ``outcome`` says so. A tensor that loses its
+    gradient is left out of the run. Places count in Keras' own layout, which for the kernels of dense layers
+    and convolutions is the canonical one.
     """
 
     _WHEN = "the Recorder before the first step, or fit with it as a callback"
@@ -60,9 +61,10 @@ class Recorder(_Callback, Recording):
         steps: int = 300,
         problem: str = "user",
         seed: int = 0,
+        include_lr: bool = False,
     ) -> None:
         _Callback.__init__(self)
-        Recording.__init__(self, features, coordinates, steps, problem, seed, CREATED_BY)
+        Recording.__init__(self, features, coordinates, steps, problem, seed, include_lr, CREATED_BY)
         self._watch: Watch | None = None
         self.start_run(optimizer)
 
@@ -73,7 +75,9 @@ class Recorder(_Callback, Recording):
             raise L2OError(f"expected a Keras optimizer to record, got {type(optimizer).__name__}")
         if int(optimizer.iterations):
             _log.warning("the optimizer has taken steps already; features are recorded as starting from zero")
-        self._watch = Watch(optimizer, self._coordinates, self._steps, self._seed, len(self._runs))
+        self._watch = Watch(
+            optimizer, self._coordinates, self._steps, self._seed, len(self._runs), self._include_lr
+        )
 
     def loss(self, value: float | tf.Tensor) -> None:
         """The loss of the optimizer's next step; one that ``fit`` computes need not be given.
@@ -90,8 +94,8 @@ class Recorder(_Callback, Recording):
             return
         watch.end()
         if watch.recorded:
-            g, y, losses, given = watch.arrays()
-            self._keep(g, y, losses, given, watch.source, watch.places())
+            arrays, losses, given = watch.arrays()
+            self._keep(arrays, losses, given, watch.source, watch.places())
 
     def _inputs(self, g: np.ndarray) -> np.ndarray:
         stream = FeatureStream(self._features)

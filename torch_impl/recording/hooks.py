@@ -31,6 +31,7 @@ class Tape:
     Args:
         count, seed, index: as for ``choose_coordinates``; drawn at the first step that can be seen.
         steps: after which nothing more is recorded.
+        include_lr: y is the whole move, the learning rate in it.
 
     Attributes:
         loss: the last one given, which is the next step's.
@@ -38,18 +39,27 @@ class Tape:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, count: int, steps: int, seed: int, index: int
+        self,
+        optimizer: torch.optim.Optimizer,
+        count: int,
+        steps: int,
+        seed: int,
+        index: int,
+        include_lr: bool,
     ) -> None:
         self._count, self._steps, self._address = count, steps, (seed, index)
+        self._include_lr = include_lr
         self.source = _source(optimizer)
         self.loss: float | torch.Tensor | None = None
         self.y: list[torch.Tensor] = []
         self._g: list[torch.Tensor] = []
+        self._theta: list[torch.Tensor] = []
+        self._lr: list[np.ndarray] = []
         self._losses: list[float | torch.Tensor | None] = []
         self._parts: list[_Part] = []
         self._names: tuple[str, ...] = ()
         self._shapes: tuple[tuple[int, ...], ...] = ()
-        self._seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._seen: tuple[torch.Tensor, torch.Tensor, np.ndarray] | None = None
         self._like: dict[str, Any] = {}
         self._ended = False
 
@@ -106,7 +116,7 @@ class Tape:
             g = g / scale.to(g)
         sizes = [len(part.places) for part in self._parts]
         lr = np.repeat([rates[id(part.parameter)] if part.live else 1.0 for part in self._parts], sizes)
-        self._seen = g, self._pick([part.parameter for part in self._parts]), torch.from_numpy(lr).to(g)
+        self._seen = g, self._pick([part.parameter for part in self._parts]), lr
 
     @torch.no_grad()
     def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -118,8 +128,11 @@ class Tape:
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None and float(overflow):
             return  # a fused optimizer skipped the step
-        self.y.append((self._pick([part.parameter for part in self._parts]) - theta) / lr)
+        move = self._pick([part.parameter for part in self._parts]) - theta
+        self.y.append(move if self._include_lr else move / torch.from_numpy(lr).to(g))
         self._g.append(g)
+        self._theta.append(theta)
+        self._lr.append(lr)
         self._losses.append(self.loss)
         self._ended = len(self.y) == self._steps
 
@@ -154,14 +167,16 @@ class Tape:
         pairs = zip(tensors, self._parts, strict=True)
         return torch.cat([torch.take(t, part.places).to(**self._like) for t, part in pairs])
 
-    def arrays(self) -> tuple[torch.Tensor, torch.Tensor, np.ndarray, bool]:
-        """g and y [step, n], on the host, losses f8 [step], and whether a loss was ever given."""
-        kept = torch.from_numpy(self._per_coordinate([part.live for part in self._parts]))
-        g, y = (torch.stack(rows).cpu()[:, kept] for rows in (self._g, self.y))
+    def arrays(self) -> tuple[dict[str, np.ndarray], np.ndarray, bool]:
+        """g, y, theta and lr [step, n], losses f8 [step], and whether a loss was ever given."""
+        kept = self._per_coordinate([part.live for part in self._parts])
+        seen = {"g": self._g, "y": self.y, "theta": self._theta}
+        arrays = {name: to_numpy(torch.stack(rows))[:, kept] for name, rows in seen.items()}
+        arrays["lr"] = np.stack(self._lr)[:, kept]
         given = [loss for loss in self._losses if loss is not None]
         before = [*given, 0.0][0]
         losses = [float(before if loss is None else loss) for loss in self._losses]
-        return g, y, np.asarray(losses), bool(given)
+        return arrays, np.asarray(losses), bool(given)
 
     def places(self) -> dict[str, Any]:
         """Where the coordinates are, by the names of a run's fields."""

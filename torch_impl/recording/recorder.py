@@ -30,12 +30,14 @@ class Recorder(Recording):
         steps: of a run that are recorded, its first ones.
         problem: a name for what is optimized.
         seed: of the choice of coordinates.
+        include_lr: leave the learning rate in y, so that a schedule is part of what is distilled.
 
     The gradient is the one the optimizer is given, so clipped and unscaled as it may be. y is (theta after -
     theta before) / lr: weight decay is in it, and theta's rounding; it is 0 where the optimizer left a
-    coordinate alone. A run ends before its first gradient, feature, output or loss that is not finite, and
-    its ``outcome`` says so. A tensor that loses its gradient or its lr is dropped from the run. Places
-    count in torch's own layout, a convolution's being [out, in, kh, kw], not in the canonical one.
+    coordinate alone. theta and lr are recorded beside it. A run ends before its first gradient, feature,
+    output or loss that is not finite, and its ``outcome`` says so. A tensor that loses its gradient or its lr
+    is dropped from the run. Places count in torch's own layout, a convolution's being [out, in, kh, kw], not
+    in the canonical one.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class Recorder(Recording):
         steps: int = 300,
         problem: str = "user",
         seed: int = 0,
+        include_lr: bool = False,
     ) -> None:
-        super().__init__(features, coordinates, steps, problem, seed, CREATED_BY)
+        super().__init__(features, coordinates, steps, problem, seed, include_lr, CREATED_BY)
         self._tape: Tape | None = None
         self._hooks: list[Any] = []
         self.start_run(optimizer)
@@ -58,9 +61,9 @@ class Recorder(Recording):
         self._end_run()
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise L2OError(f"expected a torch.optim.Optimizer to record, got {type(optimizer).__name__}")
-        if any(optimizer.state.values()):
+        if any(float(state.get("step", 1)) for state in optimizer.state.values() if state):
             _log.warning("the optimizer has taken steps already; features are recorded as starting from zero")
-        tape = Tape(optimizer, self._coordinates, self._steps, self._seed, len(self._runs))
+        tape = Tape(optimizer, self._coordinates, self._steps, self._seed, len(self._runs), self._include_lr)
         self._tape = tape
         self._hooks = [
             optimizer.register_step_pre_hook(tape.before),
@@ -81,8 +84,8 @@ class Recorder(Recording):
             hook.remove()
         tape, self._tape, self._hooks = self._tape, None, []
         if tape is not None and tape.y:
-            g, y, losses, given = tape.arrays()
-            self._keep(to_numpy(g), to_numpy(y), losses, given, tape.source, tape.places())
+            arrays, losses, given = tape.arrays()
+            self._keep(arrays, losses, given, tape.source, tape.places())
 
     def _inputs(self, g: np.ndarray) -> np.ndarray:
         stream, rows = FeatureStream(self._features), torch.from_numpy(g)

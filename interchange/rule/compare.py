@@ -1,0 +1,77 @@
+"""What two rules have in common: the text of ``python -m interchange.rule diff``."""
+
+import dataclasses
+
+import numpy as np
+
+from interchange.language.expression import names, to_text
+from interchange.language.simplify import equal_up_to_constants
+from interchange.rule.diagnose import difference
+from interchange.rule.rule import Rule
+
+SAME = 1e-9  # of a column's largest update: rounding
+ALIKE, ABOVE = 1e-6, 1e-7  # of it too, where all gradients are above ABOVE
+
+
+def compare(a: Rule, b: Rule) -> tuple[str, bool]:
+    """What differs between two rules, and whether they are the same optimizer.
+
+    They are where updates are equal to 1e-9, or to 1e-6 wherever abs(g) > 1e-7: an eps that no gradient comes
+    near makes no other optimizer.
+    """
+    lines = [f"- {a.name}:  {a.scale:g} * ({to_text(a.expression)})   {size(a)}"]
+    lines.append(f"+ {b.name}:  {b.scale:g} * ({to_text(b.expression)})   {size(b)}")
+    alike = equal_up_to_constants(a, b)
+    lines += _constants(a, b, in_order=alike)
+    for name in dict.fromkeys((*_texts(a), *_texts(b))):
+        left, right = _texts(a).get(name, "absent"), _texts(b).get(name, "absent")
+        if left != right:
+            lines.append(f"  feature {name}: {left} | {right}")
+    if undefined(a) or undefined(b):
+        same = a == dataclasses.replace(b, name=a.name, provenance=a.provenance)
+        return "\n".join([*lines, "the same text" if same else "another text"]), same
+    apart = difference(a, b)
+    if apart <= SAME:
+        return "\n".join([*lines, f"the same updates, to {apart:.1e}"]), True
+    usual = difference(a, b, above=ABOVE)
+    where = "one is finite where the other is not" if np.isinf(apart) else f"by {apart:.3g} of the largest"
+    if usual <= ALIKE:
+        lines.append(
+            f"the same update within {ALIKE:.0e} wherever abs(g) > {ABOVE:.0e}; differs where abs(g) is near "
+            f"eps or 0: {where}"
+        )
+        return "\n".join(lines), True
+    kind = "the same equation with other constants" if alike else "another equation"
+    lines.append(f"{kind}; updates differ: {where}")
+    return "\n".join(lines), False
+
+
+def _constants(a: Rule, b: Rule, in_order: bool) -> list[str]:
+    """Constants that are not equal, side by side: in the order of reading, or by name."""
+    if in_order and len(a.constants) == len(b.constants):
+        ordered = ([name for name in names(rule.expression) if name in rule.constants] for rule in (a, b))
+        pairs = list(zip(*ordered, strict=True))
+    else:
+        pairs = [(name, name) for name in dict.fromkeys((*a.constants, *b.constants))]
+    return [
+        f"  constant {left}{'' if left == right else f' | {right}'}: "
+        f"{a.constants.get(left, 'absent')} | {b.constants.get(right, 'absent')}"
+        for left, right in pairs
+        if a.constants.get(left) != b.constants.get(right)
+    ]
+
+
+def _texts(rule: Rule) -> dict[str, str]:
+    return {name: "not defined" if tree is None else to_text(tree) for name, tree in rule.features.items()}
+
+
+def size(rule: Rule) -> str:
+    """Nodes, and floats of state per parameter."""
+    if undefined(rule):
+        return f"{rule.complexity} nodes; no optimizer, as {undefined(rule)[0]!r} has no definition over g"
+    return f"{rule.complexity} nodes, {rule.state_floats} floats of state per parameter"
+
+
+def undefined(rule: Rule) -> list[str]:
+    """Features without a definition over g."""
+    return [name for name, tree in rule.features.items() if tree is None]
