@@ -25,6 +25,7 @@ from interchange.commands.select import SelectConfig, rollout_loss
 from interchange.evaluation.config import EvaluateConfig
 from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.report.demo_page import FrontRow, ReportData, RuleCard, write_report
+from interchange.rule.words import told
 
 if TYPE_CHECKING:
     from interchange.backend import Backend
@@ -72,7 +73,8 @@ def demo(config: DemoConfig, backend: "Backend") -> Path:
         best, last = folder / "rules" / "best.json", folder / "tuned.json"
         print()
         print(summary_text(summary))
-        print(f"\nbest rule: {best}\ntuned rule: {last}\nreport: {report}")
+        print(told(tuned, last))
+        print(f"rule before tuning: {best}\nreport: {report}")
     return report
 
 

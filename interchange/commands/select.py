@@ -17,6 +17,7 @@ from common.metrics import t_quantile
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, option
+from interchange.rule.words import told
 
 if TYPE_CHECKING:
     from interchange.backend import Backend
@@ -39,13 +40,17 @@ class SelectConfig(OnProblem):
 def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
     """Roll out every rule of the front on half A of the data; the rules, best first.
 
-    ``provenance["loss"]["valid"]`` of each becomes the mean over tasks of the loss at ``config.steps``,
-    None where a task diverges. The front, and the best as ``best.json``, go to ``config.out`` or back.
+    ``provenance["loss"]`` of each: ``valid``, the mean over its ``tasks`` of the loss at ``config.steps``,
+    None where a task diverges; and ``behind``, by which the choice is made, how far its mean logarithm is
+    behind the lowest on the same tasks, with its standard ``error``. The front, and the best as
+    ``best.json``, go to ``config.out`` or back. A rule that leaves only the recording's rounding is the
+    best without a contest.
 
     Raises:
         L2OError: every rule diverges, a rule cannot run, data are missing.
     """
     from common.run.storage import RunLock
+    from interchange.rule.choice import exact
     from interchange.rule.front import read_front, write_front
 
     rules = read_front(config.front)
@@ -66,20 +71,22 @@ def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
             f"{config.front}: every rule diverges on some of {final.shape[1]} tasks of {config.problem}; "
             "distill with another seed"
         )
-    records = [{"valid": _mean(row), "tasks": config.tasks} for row in first]
-    for k, row in zip(places, final, strict=True):
-        records[k] |= {"final": _mean(row), "final_tasks": len(row)}
+    records = _records(first)
+    for k, record in zip(places, _records(final), strict=True):
+        records[k] = record
     where = {"steps": config.steps, "problem": config.problem}
     scored = [
         dataclasses.replace(rule, provenance=rule.provenance | {"loss": record | where})
         for rule, record in zip(rules, records, strict=True)
     ]
-    best = scored[places[choose(final, [rules[k].complexity for k in places])]]
+    chosen = places[choose(final, [rules[k].complexity for k in places])]
+    true = exact(scored)  # what leaves only the recording's rounding is the optimizer that was recorded
+    best = scored[chosen] if true is None or rollout_loss(true) == math.inf else true
     folder = config.out or config.front
     with RunLock(folder):
         write_front(folder, scored)
         best.save(Path(folder, "best.json"))
-    return [best, *sorted((rule for rule in scored if rule is not best), key=rollout_loss)]
+    return [best, *sorted((rule for rule in scored if rule is not best), key=_behind)]
 
 
 def _figures(
@@ -143,9 +150,23 @@ def _compared(figures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return means, differences.mean(1), error
 
 
-def _mean(row: np.ndarray) -> float | None:
-    """The mean as JSON knows it: None where a rollout diverged."""
-    return float(np.mean(row)) if np.isfinite(row).all() else None
+def _records(figures: np.ndarray) -> list[dict[str, float | int | None]]:
+    """What the choice knows of each rule [rule, task], as JSON has it: None where a rollout diverged."""
+    _, behind, error = _compared(figures)
+    return [
+        {"valid": _known(np.mean(row)), "tasks": len(row), "behind": _known(far), "error": _known(near)}
+        for row, far, near in zip(figures, behind, error, strict=True)
+    ]
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _behind(rule: "Rule") -> tuple[float, float]:
+    """Rules that went to the end first, then by what the choice was made by."""
+    record = rule.provenance["loss"]
+    return -record["tasks"], math.inf if record["behind"] is None else record["behind"]
 
 
 def rollout_loss(rule: "Rule") -> float:
@@ -154,13 +175,28 @@ def rollout_loss(rule: "Rule") -> float:
     return math.inf if loss is None else loss
 
 
+def table(rules: "Sequence[Rule]") -> str:
+    """The rules by size with the numbers of the choice; the first of them is the chosen one."""
+    lines = [f"  {'nodes':>5}  {'loss':>9}  {'tasks':>5}  {'behind the lowest':>19}"]
+    for rule in sorted(rules, key=lambda rule: rule.complexity):
+        record = rule.provenance["loss"]
+        loss = "diverged" if record["valid"] is None else f"{record['valid']:.4g}"
+        numbers = (record["behind"], record["error"])
+        far = "" if None in numbers else f"{numbers[0]:+.4f} +- {numbers[1]:.4f}"
+        mark = "*" if rule is rules[0] else " "
+        lines.append(f"{mark} {rule.complexity:5d}  {loss:>9}  {record['tasks']:5d}  {far:>19}")
+    return "\n".join(lines)
+
+
 def main(command: Callable[[SelectConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
     """The command line of ``command``, the function of the backend called ``name``; the exit code."""
 
     def body(config: SelectConfig) -> None:
-        best = command(config)[0]
+        rules = command(config)
         if not config.quiet:
-            print(f"chosen: {best.name}, loss {best.provenance['loss']['final']:.4g}")
+            print(table(rules))
+            file = Path(config.out or config.front) / "best.json"
+            print(told(rules[0], file, f"python -m {name}_impl.tune {file} --problem {config.problem}"))
 
     return run_command(
         SelectConfig,

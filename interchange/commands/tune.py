@@ -17,6 +17,7 @@ from interchange.meta.sharing import check_share
 from interchange.meta.tasks import factors
 from interchange.meta.trainer import make_trainer
 from interchange.meta.workers import place
+from interchange.rule.words import readable, told
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Tasks
@@ -155,8 +156,9 @@ def main(command: Callable[[TuneConfig], Any], name: str, argv: Sequence[str] | 
             validation, before = record["validation"], rule.with_constants(record["from_constants"])
             before = dataclasses.replace(before, scale=record["from_scale"])
             print(f"validation loss {validation['before']:.4g} -> {validation['best']:.4g}")
-            print(f"before: {before.latex()}\nafter:  {rule.latex()}")
-            print(f"tuned rule: {output_file(config)}")
+            print(f"before: u = {readable(before)}")
+            following = f"python -m {name}_impl.evaluate --optimizers adam rule:{output_file(config)}"
+            print(told(rule, output_file(config), f"{following} --problem {config.problem}"))
 
     return run_command(
         TuneConfig,

@@ -19,6 +19,7 @@ from interchange.rule.choice import exact, knee, shortest_within
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
 from interchange.rule.safety import singular
+from interchange.rule.words import told
 
 if TYPE_CHECKING:
     from interchange.files.trajectories import Trajectories
@@ -67,6 +68,7 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
         L2OError: the targets are all equal, or nothing was found.
     """
     from interchange.distill.exact import settled
+    from interchange.distill.rate import rated
     from interchange.distill.sequences import renumbered, sequence_front
     from interchange.distill.tables import table_front
     from interchange.search import samples
@@ -85,6 +87,7 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
         raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise --time or --max-size")
     if trajectories.samples is None:
         rules = settled(rules, trajectories, data)
+        rules = rated(rules, trajectories)
     return [_named(renumbered(rule)) for rule in rules]
 
 
@@ -95,6 +98,13 @@ def _named(rule: Rule) -> Rule:
     return dataclasses.replace(
         rule, name=name, provenance=rule.provenance | ({"singular": where} if where else {})
     )
+
+
+def _following(config: DistillConfig, folder: Path) -> str:
+    """The command that goes on from here."""
+    if config.select == "rollout":
+        return f"python -m {config.backend}_impl.tune {folder / 'best.json'}"
+    return f"python -m {config.backend}_impl.select {folder}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     for split in ("valid", "test")
                 )
                 print(f"{mark} {rule.complexity:3d} nodes  R2 {r2}")
-            print(f"best: {Path(config.out or Path(config.trajectories).parent / 'rules') / 'best.json'}")
+            folder = Path(config.out or Path(config.trajectories).parent / "rules")
+            print(told(best, folder / "best.json", _following(config, folder)))
 
     return run_command(
         DistillConfig,

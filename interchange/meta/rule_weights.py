@@ -11,6 +11,7 @@ from common.errors import L2OError
 from interchange.backend import Task
 from interchange.rule.decay import split
 from interchange.rule.rule import Rule
+from interchange.rule.safety import guards
 
 KINDS = ("matrix", "kernel", "vector")  # of dense layers, of convolutions, all other tensors
 
@@ -40,11 +41,11 @@ class RuleWeights:
         self.tree, self._decay = split(rule)
         self.rule, self._problem, self._kinds = rule, "", kinds
         self._place: np.ndarray | None = None
-        self._decays = frozenset(rule.decay_constants)
+        self._decays, self._guards = frozenset(rule.decay_constants), frozenset(guards(rule))
         factors = dict.fromkeys(map(_factor, problems), 0.0)
         self.starts = {name: self._start(name, value) for name, value in (rule.constants | factors).items()}
         self.rates = {
-            name: 1.0 if name in self._decays else max(abs(value), 1e-3)
+            name: 1.0 if name in self._decays else value if name in self._guards else max(abs(value), 1e-3)
             for name, value in rule.constants.items()
         } | dict.fromkeys(factors, 1.0)
 
@@ -118,6 +119,8 @@ class RuleWeights:
         numbers = {n: float(np.asarray(w)[kind] if np.ndim(w) else w) for n, w in weights.items()}
         starts = {n: v[0] if isinstance(v, list) else v for n, v in self.starts.items()}
         moved = {n: v for n, v in numbers.items() if n in self.rule.constants and v != starts[n]}
+        # What keeps a denominator above 0 stays there; a step may have taken it below.
+        moved = {n: v for n, v in moved.items() if n not in self._guards or v > 0.0}
         edge = 1e-9  # a logit far out rounds to a decay of 0 or 1
         for name in moved.keys() & self._decays:
             moved[name] = min(max(self.decay_of(moved[name]), edge), 1.0 - edge)

@@ -1,4 +1,4 @@
-"""``python -m interchange.rule``: show a rule, compare two, check one before trusting it."""
+"""``python -m interchange.rule``: show or explain a rule, compare two, check one before trusting it."""
 
 import dataclasses
 import sys
@@ -12,10 +12,12 @@ from interchange.language.simplify import simplified
 from interchange.rule.compare import compare, size, undefined
 from interchange.rule.diagnose import descent, domain_scan
 from interchange.rule.gallery import NAMED
+from interchange.rule.nearest import nearest
 from interchange.rule.rule import Rule, zero_update
 from interchange.rule.safety import singular
+from interchange.rule.words import definitions, readable
 
-ACTIONS = ("show", "diff", "check")
+ACTIONS = ("show", "explain", "diff", "check")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class RuleConfig:
             raise L2OError("--rehash: expected with check only; leave it out")
         if self.action == "diff" and len(self.rules) != 2:
             raise L2OError(f"diff: expected two rules, got {len(self.rules)}; name the files to compare")
-        if self.action == "check" and not self.rules:
+        if self.action in ("check", "explain") and not self.rules:
             raise L2OError("RULE is missing; see python -m interchange.rule --help")
 
 
@@ -82,6 +84,24 @@ def findings(rule: Rule) -> list[str]:
     return lines
 
 
+def explain(rule: Rule) -> str:
+    """The equation with its definitions, and the hand-made optimizers it is nearest to."""
+    matches = nearest(rule)
+    lines = [f"{rule.name}:  u = {readable(rule)}", *definitions(rule), f"  {size(rule)}", ""]
+    width = max(len(match.name) for match in matches)
+    for match in matches:
+        values = {name: f"{value:.4g}" for name, value in match.rule.constants.items()}
+        shown = ", ".join(f"{name} {value}" for name, value in values.items())
+        lines.append(f"  {match.name:<{width}}  R2 {match.r2:8.4f}  {shown}")
+    best = matches[0]
+    share = (
+        f"explains {100.0 * best.r2:.1f} % of its updates"
+        if best.r2 > 0.0
+        else "explains none of its updates"
+    )
+    return "\n".join([*lines, f"  nearest: {best.name}, which {share}"])
+
+
 def _gallery() -> str:
     lines = []
     for name, row in NAMED.items():
@@ -93,6 +113,9 @@ def _gallery() -> str:
 def _body(config: RuleConfig) -> int:
     if config.action == "show":
         print("\n\n".join(show(Rule.load(path)) for path in config.rules) or _gallery())
+        return 0
+    if config.action == "explain":
+        print("\n\n".join(explain(Rule.load(path)) for path in config.rules))
         return 0
     if config.action == "diff":
         text, same = compare(*map(Rule.load, config.rules))
@@ -117,8 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _body,
         argv,
         prog="python -m interchange.rule",
-        description="Show a rule, compare two (exit code 1 if they differ), or check one: its hash, where it "
-        "overflows or jumps, what it does at zero gradient, whether it descends.",
+        description="Show a rule; explain it: definitions and the nearest hand-made optimizers; compare two "
+        "(exit code 1 if they differ); or check one: its hash, where it is not finite (exit code 1 for "
+        "gradients of 0 or of usual size) or jumps, what it does at zero gradient, whether it descends.",
         positional=("action", "rules"),
         required=("action",),
     )

@@ -13,7 +13,7 @@ from interchange.language.checks import RuleError
 from interchange.language.expression import to_text
 from interchange.rule.rule import Rule
 
-FRONT_COLUMNS = ("file", "complexity", "loss", "r2", "expression")
+FRONT_COLUMNS = ("file", "complexity", "loss", "behind", "r2", "expression")
 
 
 def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
@@ -21,8 +21,8 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
 
     Rules of a longer front that was there before are removed.
 
-    The columns r2 and loss are ``provenance["r2"]["valid"]`` and ``provenance["loss"]["valid"]``, empty
-    where absent.
+    The columns r2, loss and behind are ``provenance["r2"]["valid"]`` and ``["valid"]`` and ``["behind"]`` of
+    ``provenance["loss"]``, empty where absent.
     """
     for stale in Path(folder).glob("rule_*.json"):
         if re.fullmatch(r"rule_\d{3,6}\.json", stale.name) and int(stale.stem[5:]) >= len(rules):
@@ -33,7 +33,8 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
     for index, rule in enumerate(rules):
         file = f"rule_{index:03d}.json"
         rule.save(Path(folder, file))
-        scores = [_score(rule.provenance.get(key)) for key in ("loss", "r2")]
+        pairs = (("loss", "valid"), ("loss", "behind"), ("r2", "valid"))
+        scores = [_score(rule.provenance.get(key), part) for key, part in pairs]
         rows.writerow([file, rule.complexity, *scores, to_text(rule.expression)])
     atomic_write(Path(folder, "front.csv"), table.getvalue().encode())
 
@@ -52,6 +53,8 @@ def read_front(folder: str | os.PathLike[str]) -> list[Rule]:
     return rules
 
 
-def _score(value: Any) -> Any:
-    value = value.get("valid", "") if isinstance(value, dict) else value
+def _score(value: Any, part: str) -> Any:
+    if not isinstance(value, dict):  # one number, of a hall of fame
+        return value if value is not None and part == "valid" else ""
+    value = value.get(part)
     return "" if value is None else value

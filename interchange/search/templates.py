@@ -30,6 +30,8 @@ SCHEDULES = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 _FUNCTIONS = ("square", "exp", "tanh", "abs", "cube", "sign", "cbrt")
 _FUNCTION_LAGS = 6
 _EPS, _EPS_KERAS = 1e-8, 1e-7
+_FOUND = 1e-9  # of the squares: what leaves less is the optimizer
+_AVERAGES = ("ema", "ema_hat")
 _DECAYS = (1e-2, 1e-3, 1e-4)  # c of g + c theta, which is what L2 decay makes of g
 _BEST_ROOTS = 4  # of the fits of sqrt(S + c)
 _FADING, _CORRECTION = (1.6e-4, 0.04), 0.47  # of NAdam in torch and in Keras; a refit finds others
@@ -120,9 +122,13 @@ def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_
     if step and np.allclose(size[size > 0.0], step, rtol=_ONE_SIZE):
         for form, wrong in sign_forms(filtered, columns, y, data.features, rows):
             yield _Fit(4.0 * wrong, (form,), (1.0,), link="sign", factor=step)
-    inputs = _Inputs(names, columns, y, t, data.features, rows, most_terms)
-    yield from _quotients(inputs, SCHEDULES[:1])
-    yield from _nesterov_adam(inputs)
+    inputs = _Inputs(names, filtered, columns, y, t, data.features, rows, most_terms)
+    least = np.inf
+    for fit in itertools.chain(_quotients(inputs, SCHEDULES[:1]), _nesterov_adam(inputs)):
+        least = min(least, fit.error)
+        yield fit
+    if "theta" in data.features and least > _FOUND:
+        yield from _with_l2_decay(inputs)
     for link, factor, z in _links(y):
         for chosen, weights, error in pursuit(columns, z, 5):
             yield _Fit(error, tuple(filtered[i] for i in chosen), weights, link=link, factor=factor)
@@ -137,19 +143,14 @@ def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_
         for chosen, weights, error in pursuit(np.where(family[:, None], x * weight, np.nan), y * weight, 8):
             yield _Fit(error, tuple(with_functions[i] for i in chosen), weights)
     yield from _quotients(inputs, SCHEDULES[1:])
-    if "theta" in data.features:
-        for decay in _DECAYS:
-            with_decay = [ex.call("add", x, ex.call("mul", ex.number(decay), _THETA)) for x in names]
-            columns = _values([node for x in with_decay for node in numerators(x)], data.features, rows)
-            inputs = dataclasses.replace(inputs, names=with_decay, columns=columns)
-            yield from _quotients(inputs, SCHEDULES[:1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Inputs:
-    """Inputs, the values of their ``numerators`` as ``columns`` [numerators, n], and the target y [n]."""
+    """Inputs, terms of them, the terms' values as ``columns`` [terms, n], and the target y [n]."""
 
     names: Sequence[Node]
+    terms: Sequence[Node]
     columns: np.ndarray
     y: np.ndarray
     t: np.ndarray
@@ -160,10 +161,6 @@ class _Inputs:
     def values(self, nodes: Sequence[Node]) -> np.ndarray:
         """[nodes, n]"""
         return _values(nodes, self.features, self.rows)
-
-    def terms(self) -> list[Node]:
-        """What ``columns`` are the values of."""
-        return [node for x in self.names for node in numerators(x)]
 
     def theta(self) -> np.ndarray:
         """[1, n], or [0, n] where it was not recorded."""
@@ -180,18 +177,29 @@ class _Inputs:
 
 
 def _quotients(inputs: _Inputs, schedules: Sequence[float]) -> Iterator[_Fit]:
-    """Sums of the inputs' ``numerators`` over running sizes of the inputs, less some theta."""
-    terms = inputs.terms()
+    """Sums of the terms over running sizes of the inputs, less some theta."""
     for size, divisor in inputs.divisors():
         x = Columns(np.concatenate([inputs.columns / divisor, inputs.theta()]), np.isfinite(inputs.y))
         for schedule in schedules:
             count = inputs.most_terms if size is None and not schedule else 4
             for found in x.pursuit(inputs.y * (1.0 + schedule * inputs.t), count):
-                yield from _quotient(terms, *found, size, schedule)
+                yield from _quotient(inputs.terms, *found, size, schedule)
+
+
+def _with_l2_decay(inputs: _Inputs) -> Iterator[_Fit]:
+    """The same of g + c theta in place of g, which is what L2 decay makes of the gradient."""
+    for decay in _DECAYS:
+        names = [ex.call("add", x, ex.call("mul", ex.number(decay), _THETA)) for x in inputs.names]
+        terms = [
+            *names,
+            *(ex.call(op, x, ex.number(b)) for x in names for b in FORMS.decays for op in _AVERAGES),
+        ]
+        own = dataclasses.replace(inputs, names=names, terms=terms, columns=inputs.values(terms))
+        yield from _quotients(own, SCHEDULES[:1])
 
 
 def _quotient(
-    terms: list[Node],
+    terms: Sequence[Node],
     chosen: list[int],
     weights: tuple[float, ...],
     error: float,
