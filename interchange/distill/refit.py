@@ -168,7 +168,7 @@ def _from_free(value: float, form: str) -> float:
 
 
 def improve(
-    rule: Rule, data: dict[str, Sequences], deadline: float, max_size: int, allow_singular: bool
+    rule: Rule, data: dict[str, Sequences], deadline: float, max_size: int, allow_singular: bool = False
 ) -> list[Rule]:
     """Refit, then prune node by node; the versions of at most ``max_size`` nodes with their R2.
 

@@ -34,15 +34,17 @@ def compare(a: Rule, b: Rule) -> tuple[str, bool]:
     if apart <= SAME:
         return "\n".join([*lines, f"the same updates, to {apart:.1e}"]), True
     usual = difference(a, b, above=ABOVE)
-    where = "one is finite where the other is not" if np.isinf(apart) else f"by {apart:.3g} of the largest"
+    where = "one is finite where the other is not"
+    if np.isfinite(apart):
+        where = f"updates differ by {apart:.3g} of the largest"
     if usual <= ALIKE:
         lines.append(
-            f"the same update within {ALIKE:.0e} wherever abs(g) > {ABOVE:.0e}; differs where abs(g) is near "
-            f"eps or 0: {where}"
+            f"the same update within {ALIKE:.0e} wherever abs(g) > {ABOVE:.0e}; where abs(g) is near eps or "
+            f"0 {where}"
         )
         return "\n".join(lines), True
     kind = "the same equation with other constants" if alike else "another equation"
-    lines.append(f"{kind}; updates differ: {where}")
+    lines.append(f"{kind}; {where}")
     return "\n".join(lines), False
 
 

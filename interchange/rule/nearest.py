@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from common.metrics import r2
 from interchange.language import expression as ex
@@ -55,6 +54,8 @@ def _gradients() -> np.ndarray:
 
 def _fitted(name: str, g: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Match:
     """Fitted on every other column, judged on the rest."""
+    from scipy.optimize import least_squares
+
     named = Rule.named(name)
     tree = ex.call("mul", ex.name(_GAIN), named.expression)
     named = dataclasses.replace(named, expression=tree, constants={_GAIN: 1.0} | named.constants)

@@ -42,7 +42,9 @@ FORMS = Grid(
 RATIO_DECAYS = (0.5, 0.8, 0.9, 0.95, 0.99)  # of what is divided by a running size, or whose sign is taken
 POWERS = (0.5, 1.5, 3.0)  # p of (ema |x|^p)^(1/p), beside 1 and 2
 _FUNCTIONS = ("sign", "abs", "square", "tanh")
-_EPS = 1e-12
+_EPS = 1e-12  # of columns, which engines see in any unit
+EPS, EPS_KERAS = 1e-8, 1e-7  # of optimizers, as torch and Keras have it
+_OF_LAGS, _LAGS = ("square", "exp", "tanh", "abs", "cube", "sign", "cbrt"), 6
 
 
 def wide_dictionary(features: Sequence[str]) -> list[Node]:
@@ -83,6 +85,44 @@ def _ratios(x: Node) -> Iterator[Node]:
         size = ex.call("sqrt", ex.call("ema_hat", ex.call("square", x), ex.number(b)))
         size = ex.call("add", size, ex.number(_EPS))
         yield from (ex.call("div", top, size) for top in tops)
+
+
+def numerators(x: Node) -> list[Node]:
+    """x, its lags, its moving averages, and those of a step ago."""
+    lags = [ex.call("lag", x, ex.number(k)) for k in FORMS.lags]
+    averages = [ex.call(op, x, ex.number(b)) for b in FORMS.decays for op in ("ema", "ema_hat")]
+    return [
+        x,
+        *lags,
+        *averages,
+        *(ex.call("lag", ex.call("ema", x, ex.number(b)), ex.number(1)) for b in FORMS.decays),
+    ]
+
+
+def running_sizes(x: Node) -> list[Node]:
+    """What optimizers divide by: running root mean squares and magnitudes, with their eps."""
+    square, one = ex.call("square", x), ex.number(1.0)
+    nodes = [ex.call("sqrt", ex.call("cumsum", square))]
+    for b in map(ex.number, FORMS.size_decays):
+        for op in ("ema", "ema_hat"):
+            nodes += [ex.call("sqrt", ex.call(op, square, b)), ex.call(op, ex.call("abs", x), b)]
+        nodes.append(
+            ex.call(
+                "sqrt", ex.call("div", ex.call("cummax", ex.call("ema", square, b)), ex.call("ema", one, b))
+            )
+        )
+    nodes = [ex.call("add", node, ex.number(EPS)) for node in nodes]
+    for b in map(ex.number, FORMS.size_decays):  # Keras adds eps before the correction
+        for average in (ex.call("ema", square, b), ex.call("cummax", ex.call("ema", square, b))):
+            size = ex.call("add", ex.call("sqrt", average), ex.number(EPS_KERAS))
+            nodes.append(ex.call("div", size, ex.call("sqrt", ex.call("ema", one, b))))
+    return nodes
+
+
+def functions_of_lags(x: Node) -> list[Node]:
+    """Simple functions of the input and its first lags."""
+    lags = [x, *(ex.call("lag", x, ex.number(k)) for k in range(1, _LAGS))]
+    return [ex.call(op, lag) for op in _OF_LAGS for lag in lags]
 
 
 def screen(

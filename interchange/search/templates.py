@@ -21,15 +21,12 @@ import numpy as np
 from common.rng import rng
 from interchange.language import expression as ex
 from interchange.language.expression import Node
-from interchange.search.dictionary import FORMS
+from interchange.search.dictionary import EPS, FORMS, functions_of_lags, numerators, running_sizes
 from interchange.search.pursuit import Columns, pursuit
 from interchange.search.samples import Rows, Sequences, row_values
 from interchange.search.signs import sign_forms
 
 SCHEDULES = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
-_FUNCTIONS = ("square", "exp", "tanh", "abs", "cube", "sign", "cbrt")
-_FUNCTION_LAGS = 6
-_EPS, _EPS_KERAS = 1e-8, 1e-7
 _FOUND = 1e-9  # of the squares: what leaves less is the optimizer
 _AVERAGES = ("ema", "ema_hat")
 _DECAYS = (1e-2, 1e-3, 1e-4)  # c of g + c theta, which is what L2 decay makes of g
@@ -224,7 +221,7 @@ def _nesterov_adam(inputs: _Inputs) -> Iterator[_Fit]:
         square = ex.call("square", x)
         for b in (0.99, 0.999):
             size = ex.call("sqrt", ex.call("ema_hat", square, ex.number(b)))
-            size = ex.call("add", size, ex.number(_EPS))
+            size = ex.call("add", size, ex.number(EPS))
             size = ex.call("mul", size, ex.call("ema", ex.number(1.0), ex.number(_CORRECTION)))
             (divisor,) = inputs.values([size])
             for fade in fading:
@@ -259,52 +256,15 @@ def _roots(x: Node, inputs: _Inputs) -> list[tuple[Node, np.ndarray]]:
         used = np.isfinite(ratio) & (ratio > 0.0)
         for node, value in zip(sums, values, strict=True):
             pair = np.stack([ratio * value, ratio])[:, used]
-            (a, b), (error, *_), *_ = np.linalg.lstsq(pair.T, np.ones(used.sum()), rcond=None)
+            a, b = np.linalg.lstsq(pair.T, np.ones(used.sum()), rcond=None)[0]
             if a > 0.0 and b > 0.0:
-                found.append((float(error), float(b / a), node, value))
+                error = float(np.square(a * pair[0] + b * pair[1] - 1.0).sum())
+                found.append((error, float(b / a), node, value))
     found.sort(key=lambda row: row[0])
     return [
         (ex.call("sqrt", ex.call("add", node, ex.number(c))), np.sqrt(value + c))
         for _, c, node, value in found[:_BEST_ROOTS]
     ]
-
-
-def numerators(x: Node) -> list[Node]:
-    """x, its lags, its moving averages, and those of a step ago."""
-    lags = [ex.call("lag", x, ex.number(k)) for k in FORMS.lags]
-    averages = [ex.call(op, x, ex.number(b)) for b in FORMS.decays for op in ("ema", "ema_hat")]
-    return [
-        x,
-        *lags,
-        *averages,
-        *(ex.call("lag", ex.call("ema", x, ex.number(b)), ex.number(1)) for b in FORMS.decays),
-    ]
-
-
-def running_sizes(x: Node) -> list[Node]:
-    """What optimizers divide by: running root mean squares and magnitudes, with their eps."""
-    square, one = ex.call("square", x), ex.number(1.0)
-    nodes = [ex.call("sqrt", ex.call("cumsum", square))]
-    for b in map(ex.number, FORMS.size_decays):
-        for op in ("ema", "ema_hat"):
-            nodes += [ex.call("sqrt", ex.call(op, square, b)), ex.call(op, ex.call("abs", x), b)]
-        nodes.append(
-            ex.call(
-                "sqrt", ex.call("div", ex.call("cummax", ex.call("ema", square, b)), ex.call("ema", one, b))
-            )
-        )
-    nodes = [ex.call("add", node, ex.number(_EPS)) for node in nodes]
-    for b in map(ex.number, FORMS.size_decays):  # Keras adds eps before the correction
-        for average in (ex.call("ema", square, b), ex.call("cummax", ex.call("ema", square, b))):
-            size = ex.call("add", ex.call("sqrt", average), ex.number(_EPS_KERAS))
-            nodes.append(ex.call("div", size, ex.call("sqrt", ex.call("ema", one, b))))
-    return nodes
-
-
-def functions_of_lags(x: Node) -> list[Node]:
-    """Simple functions of the input and its first lags."""
-    lags = [x, *(ex.call("lag", x, ex.number(k)) for k in range(1, _FUNCTION_LAGS))]
-    return [ex.call(op, lag) for op in _FUNCTIONS for lag in lags]
 
 
 def _links(y: np.ndarray) -> Iterator[tuple[str, float, np.ndarray]]:

@@ -46,6 +46,7 @@ BOUNDARIES = {
             "matplotlib": "an extra, and slow to import",
             "onnx": "an extra",
             "onnxruntime": "an extra",
+            "scipy": "slow to import",
             "sklearn": "slow to import",
         },
         places={
