@@ -9,7 +9,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow lint reference clean
 
 install: $(STAMP)
 
@@ -44,6 +44,15 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The API's pages, made from docstrings.
+REFERENCE ?= build/reference
+MODULES = find common interchange torch_impl tf_impl -name '*.py' ! -name __main__.py \
+  | sed 's:/__init__.py$$::; s:\.py$$::; s:/:.:g' | sort
+
+reference: $(STAMP)
+	@$(BIN)/python -W ignore -m pdoc --docformat google --output-directory $(REFERENCE) $$($(MODULES))
+	@echo "$(REFERENCE)/index.html"
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .coverage coverage.xml

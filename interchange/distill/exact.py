@@ -15,33 +15,12 @@ from interchange.files.trajectories import Trajectories
 from interchange.language import expression as ex
 from interchange.rule.rule import Rule
 from interchange.rule.safety import EPS, guards, singular
-from interchange.search.samples import Sequences, going, outputs
+from interchange.search.samples import Sequences, rounding
 
 WITHIN = 3.0  # times the rounding: operations add up
-_OPERATIONS = 32.0  # roundings of the optimizer's own arithmetic: 1 - b^t in float32 alone takes many
 _PLAIN, _PLAIN_WITHIN = 3, 1.5  # digits of most constants; times the rounding that such a one may leave
 _DIGITS = 6  # of a constant that an author wrote, at most
 _LIKELY = 16.0  # of squared residuals over their variance that a constant's last digits may cost: 4 sigma
-
-
-def rounding(trajectories: Trajectories, split: str) -> np.ndarray:
-    """Standard deviation [T, N] of the targets' rounding, cell by cell as ``samples.sequences``.
-
-    Args:
-        split: ``train``, ``valid`` or ``test``, of recorded runs.
-    """
-    runs = going(trajectories, split)
-    steps = min(len(run.step) for run in runs)
-    parts = []
-    for run in runs:
-        y = np.abs(outputs(run, trajectories)[:steps])
-        size = y + np.sqrt(np.square(y).mean(0))  # terms that cancel are rounded by their own size
-        deviation = _OPERATIONS * np.finfo(run.y.dtype).eps * size
-        if run.theta is not None and run.lr is not None:
-            spacing = np.spacing(np.abs(run.theta[:steps])).astype(np.float64)
-            deviation = np.hypot(deviation, spacing / np.sqrt(12.0) / run.lr[:steps])
-        parts.append(np.maximum(deviation, np.finfo(np.float64).tiny))
-    return np.concatenate(parts, axis=1)
 
 
 def excess(rule: Rule, data: Sequences, deviation: np.ndarray) -> float:

@@ -144,8 +144,10 @@ def _normal_equations(
         inputs = {name: x[:, part] for name, x in features.items()}
         with np.errstate(all="ignore"):
             out, tangents = evaluate_with_tangents(program, inputs | values, names)
-            residual = (data.target[:, part] - out).reshape(-1)
-            jacobian = tangents.reshape(len(names), -1)
+            residual = data.target[:, part] - out
+            if data.precision is not None:
+                residual, tangents = residual * data.precision[:, part], tangents * data.precision[:, part]
+            residual, jacobian = residual.reshape(-1), tangents.reshape(len(names), -1)
             for k, (name, form) in enumerate(forms.items()):
                 if form != "plain":
                     jacobian[k] *= values[name] * (1.0 - values[name] if form == "logit" else 1.0)

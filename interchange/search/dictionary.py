@@ -103,7 +103,7 @@ def running_sizes(x: Node) -> list[Node]:
     """What optimizers divide by: running root mean squares and magnitudes, with their eps."""
     square, one = ex.call("square", x), ex.number(1.0)
     nodes = [ex.call("sqrt", ex.call("cumsum", square))]
-    for b in map(ex.number, FORMS.size_decays):
+    for b in map(ex.number, FORMS.size_decays[::-1]):
         for op in ("ema", "ema_hat"):
             nodes += [ex.call("sqrt", ex.call(op, square, b)), ex.call(op, ex.call("abs", x), b)]
         nodes.append(
@@ -112,7 +112,7 @@ def running_sizes(x: Node) -> list[Node]:
             )
         )
     nodes = [ex.call("add", node, ex.number(EPS)) for node in nodes]
-    for b in map(ex.number, FORMS.size_decays):  # Keras adds eps before the correction
+    for b in map(ex.number, FORMS.size_decays[::-1]):  # Keras adds eps before the correction
         for average in (ex.call("ema", square, b), ex.call("cummax", ex.call("ema", square, b))):
             size = ex.call("add", ex.call("sqrt", average), ex.number(EPS_KERAS))
             nodes.append(ex.call("div", size, ex.call("sqrt", ex.call("ema", one, b))))

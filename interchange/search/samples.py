@@ -22,6 +22,8 @@ BLOCKS = {"train": (0.0, 0.85), "valid": (0.0, 0.85), "test": (0.85, 1.0)}
 PHASES = (0.1, 0.5)  # of the steps: where early and middle end
 TAILS = 0.02  # of the rows, about: the largest |y| and |x|, shared among target and features
 _PER_STRATUM = 8  # rows; with fewer on average the strata are too fine
+_OPERATIONS = 32.0  # roundings of an optimizer's own arithmetic: 1 - b^t in float32 alone takes many
+_LOST = 1e-2  # of the usual y: rounding above it hides what the optimizer does
 _CHUNK = 200 << 20  # bytes of columns computed at once
 
 _log = logging.getLogger(__name__)
@@ -36,24 +38,29 @@ class Sequences:
             as ``g`` where the runs were recorded, the parameter as ``theta`` where that was recorded too.
         target: float64 [T, N], the output before ``scale`` and learning rate.
         layers: int [N], which tensor a coordinate belongs to, numbered over all problems; None if unknown.
+        precision: float64 [T, N], at most 1, what fits multiply residuals by; None where all count alike.
     """
 
     features: dict[str, np.ndarray]
     target: np.ndarray
     layers: np.ndarray | None = None
+    precision: np.ndarray | None = None
 
     def part(self, columns: np.ndarray) -> "Sequences":
         """The given coordinates only."""
         features = {name: x[:, columns] for name, x in self.features.items()}
         return Sequences(
-            features, self.target[:, columns], None if self.layers is None else self.layers[columns]
+            features,
+            self.target[:, columns],
+            None if self.layers is None else self.layers[columns],
+            None if self.precision is None else self.precision[:, columns],
         )
 
     def only(self, names: Iterable[str]) -> "Sequences":
         """The given features, gradient and parameter, where they are there; no array is copied."""
         kept = (*names, "g", "theta")
         features = {name: self.features[name] for name in kept if name in self.features}
-        return Sequences(features, self.target, self.layers)
+        return Sequences(features, self.target, self.layers, self.precision)
 
     def joined(self, other: "Sequences") -> "Sequences":
         """Both, coordinate after coordinate, cut to the shorter; the other's tensors count as new ones."""
@@ -114,7 +121,7 @@ def sequences(trajectories: Trajectories, split: str) -> Sequences:
         )
     if not runs:
         raise L2OError(f"expected runs in split {split!r} that did not diverge, got none; record more runs")
-    steps = min(len(run.step) for run in runs)
+    steps = _steps(runs, trajectories)
     features = {
         name: np.concatenate([run.x[:steps, :, k] for run in runs], axis=1).astype(np.float64)
         for k, name in enumerate(trajectories.features)
@@ -124,7 +131,11 @@ def sequences(trajectories: Trajectories, split: str) -> Sequences:
     if all(run.theta is not None for run in runs):
         features["theta"] = np.concatenate([run.theta[:steps] for run in runs], axis=1).astype(np.float64)
     target = np.concatenate([outputs(run, trajectories)[:steps] for run in runs], axis=1)
-    return Sequences(features, target, _layers(runs))
+    precision = None
+    if "theta" in features and all(run.lr is not None for run in runs):
+        deviation = rounding(trajectories, split)
+        precision = np.minimum(1.0, np.median(deviation) / deviation)
+    return Sequences(features, target, _layers(runs), precision)
 
 
 def going(trajectories: Trajectories, split: str) -> list[Run]:
@@ -137,6 +148,37 @@ def outputs(run: Run, trajectories: Trajectories) -> np.ndarray:
     """float64 [step, coordinate]: y without the learning rate, also where it was recorded with it."""
     y = run.y.astype(np.float64)
     return y / run.lr if trajectories.config.get("include_lr") and run.lr is not None else y
+
+
+def rounding(trajectories: Trajectories, split: str) -> np.ndarray:
+    """Standard deviation [T, N] of the targets' rounding, cell by cell as ``sequences``: that of an optimizer
+    which computed in the recording's dtype, and of the differences of theta where y was made of them.
+    """
+    runs = going(trajectories, split)
+    steps = _steps(runs, trajectories)
+    return np.concatenate([_rounding(run, trajectories)[:steps] for run in runs], axis=1)
+
+
+def _rounding(run: Run, trajectories: Trajectories) -> np.ndarray:
+    y = np.abs(outputs(run, trajectories))
+    size = y + np.sqrt(np.square(y).mean(0))  # terms that cancel are rounded by their own size
+    deviation = _OPERATIONS * np.finfo(run.y.dtype).eps * size
+    if run.theta is not None and run.lr is not None:
+        spacing = np.spacing(np.abs(run.theta)).astype(np.float64)
+        deviation = np.hypot(deviation, spacing / np.sqrt(12.0) / run.lr)
+    return np.maximum(deviation, np.finfo(np.float64).tiny)
+
+
+def _steps(runs: Sequence[Run], trajectories: Trajectories) -> int:
+    """Steps that all runs have, without a last part whose rate was so small that y is rounding."""
+    steps = min(len(run.step) for run in runs)
+    for run in runs:
+        if run.theta is not None and run.lr is not None:
+            y, error = outputs(run, trajectories)[:steps], _rounding(run, trajectories)[:steps]
+            size = np.sqrt(np.square(y).mean(1))
+            told = np.flatnonzero(np.sqrt(np.square(error).mean(1)) < _LOST * np.median(size[size > 0.0]))
+            steps = min(steps, int(told[-1]) + 1 if len(told) else steps)
+    return steps
 
 
 def _layers(runs: Sequence[Run]) -> np.ndarray:

@@ -2,12 +2,12 @@
 
     python tests/benchmarks/recovery.py --backends torch tf --models mlp conv --seconds 20
 
-Each optimizer of the framework trains a small network on the embedded digits outside this project, 3 runs of
-150 steps, watched by ``Recorder``. Pixels that are 0 in all images give gradients of exactly 0. Columns: whether
-the offered rule is the optimizer (``rule diff``; for NAdam, whose momentum varies with t, R2 of held-out runs of
-at least 0.9999), its nodes, 1 - R2, its residual over the recording's rounding, how far the loss of the last 20
-steps with the rule in the optimizer's place is from the optimizer's own (relative, the worst of 3 runs), how many
-rules of the front are not finite where gradients are 0, and the rule.
+Each optimizer of the framework trains a small network on the embedded digits outside this project, 3 runs
+of 150 steps, watched by ``Recorder``. Pixels that are 0 in all images give gradients of exactly 0. Columns:
+whether the offered rule is the optimizer (``rule diff``; for NAdam, whose momentum varies with t, R2 of
+held-out runs of at least 0.9999), its nodes, 1 - R2, its residual over the recording's rounding, how far
+the loss of the last 20 steps with the rule in the optimizer's place is from the optimizer's own (relative,
+the worst of 3 runs), how many rules of the front are not finite where gradients are 0, and the rule.
 """
 
 import argparse
@@ -62,6 +62,9 @@ RATES = {
 }  # fmt: skip
 
 
+Maker = Callable[[Any], Any]  # parameters -> optimizer
+
+
 def batches(seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images f4 [batch, 8, 8] in [0, 1] and labels i8 [batch], one batch per step."""
     digits, rng = load_digits(), np.random.default_rng(seed)
@@ -95,8 +98,8 @@ class Torch:
         kind, options = kinds[name]
         return getattr(torch.optim, kind)(parameters, lr=RATES[name], **options)
 
-    def train(self, model: str, seed: int, make: Callable[[Any], Any], watch: Callable[[Any], None]) -> float:
-        """Mean loss of the last steps; ``make`` makes the optimizer and ``watch`` sees it before the first."""
+    def train(self, model: str, seed: int, make: Maker, watch: Callable[[Any], None]) -> float:
+        """Mean loss of the last steps; ``watch`` sees the optimizer before the first."""
         import torch
         from torch import nn
 
@@ -120,7 +123,7 @@ class Torch:
             losses.append(float(loss.detach()))
         return float(np.mean(losses[-LAST:]))
 
-    def rule(self, rule: Rule, name: str) -> Callable[[Any], Any]:
+    def rule(self, rule: Rule, name: str) -> Maker:
         """What makes the rule's optimizer."""
         from torch_impl import SymbolicOptimizer
 
@@ -174,7 +177,7 @@ class Keras:
         kind, options = kinds[name]
         return getattr(keras.optimizers, kind)(learning_rate=RATES[name], **options)
 
-    def train(self, model: str, seed: int, make: Callable[[Any], Any], watch: Callable[[Any], None]) -> float:
+    def train(self, model: str, seed: int, make: Maker, watch: Callable[[Any], None]) -> float:
         """As in torch."""
         import keras
         import tensorflow as tf
@@ -204,7 +207,7 @@ class Keras:
         losses = [float(step(tf.constant(x[..., None]), tf.constant(y))) for x, y in batches(seed)]
         return float(np.mean(losses[-LAST:]))
 
-    def rule(self, rule: Rule, name: str) -> Callable[[Any], Any]:
+    def rule(self, rule: Rule, name: str) -> Maker:
         """What makes the rule's optimizer."""
         from tf_impl import SymbolicOptimizer
 

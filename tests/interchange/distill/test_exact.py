@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from interchange.distill.config import DistillConfig
-from interchange.distill.exact import as_written, excess, rounding, settled
+from interchange.distill.exact import as_written, excess, settled
 from interchange.distill.rate import schedule
 from interchange.distill.run import search_front
 from interchange.files.trajectories import Run, Trajectories
@@ -14,7 +14,7 @@ from interchange.language.execute import compile_program, evaluate
 from interchange.rule.choice import exact
 from interchange.rule.rule import Rule
 from interchange.rule.safety import singular
-from interchange.search.samples import sequences
+from interchange.search.samples import rounding, sequences
 
 STEPS, COORDINATES, LR = 80, 40, 0.01
 ADAM = Rule.from_text(
@@ -28,7 +28,8 @@ def recorded(rule: Rule, include_lr: np.ndarray | None = None) -> Trajectories:
     runs = {}
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        g = (rng.normal(size=(STEPS, COORDINATES)) * np.exp(rng.normal(size=COORDINATES))).astype(np.float32)
+        sizes = np.exp(rng.normal(size=COORDINATES))
+        g = (rng.normal(size=(STEPS, COORDINATES)) * sizes).astype(np.float32)
         g[:, :5] = 0.0  # dead units
         theta = rng.normal(size=COORDINATES).astype(np.float32)
         rates = np.full(STEPS, LR) if include_lr is None else include_lr
@@ -42,7 +43,8 @@ def recorded(rule: Rule, include_lr: np.ndarray | None = None) -> Trajectories:
         y, lr = np.stack(y), np.repeat(rates[:, None], COORDINATES, 1)
         runs[f"{seed:06d}"] = Run(
             name=f"{seed:06d}", problem="user", problem_json="{}", source_kind="user", source_json="{}",
-            source_sha256="", seed=seed, init_seed=seed, num_steps=STEPS, scale=1.0, diverged=False, outcome="ok",
+            source_sha256="", seed=seed, init_seed=seed, num_steps=STEPS, scale=1.0, diverged=False,
+            outcome="ok",
             x=g[..., None], g=g, y=y, loss=np.ones(STEPS), step=np.arange(1, STEPS + 1),
             param_index=np.zeros(COORDINATES, np.int32), flat_index=np.arange(COORDINATES, dtype=np.int32),
             params_names=("w",), params_shapes=((COORDINATES,),), theta=np.stack(before), lr=lr,
@@ -112,7 +114,7 @@ def test_a_recorded_optimizer_is_found_and_every_rule_of_its_front_is_finite_at_
     best = exact(front)
     assert best is not None and not any(map(singular, front))
     g = np.random.default_rng(9).normal(size=(60, 20))
-    np.testing.assert_allclose(best.evaluate({"g": g}), truth.evaluate({"g": g}), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(best.evaluate({"g": g}), truth.evaluate({"g": g}), rtol=1e-4, atol=1e-4)
 
 
 def test_a_rate_in_the_recording_comes_back_as_a_schedule():

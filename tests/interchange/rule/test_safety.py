@@ -43,7 +43,7 @@ def test_a_size_that_can_be_zero_gets_a_small_constant(name: str):
     assert singular(mended) == "" and EPS in mended.constants.values()
     g = np.random.default_rng(0).normal(size=(50, 20))
     g += np.sign(g)  # far above eps
-    np.testing.assert_allclose(mended.evaluate({"g": g}), rule.evaluate({"g": g}), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(mended.evaluate({"g": g}), rule.evaluate({"g": g}), rtol=1e-4, atol=1e-6)
     assert guards(mended)
 
 
