@@ -16,8 +16,8 @@ ALIKE, ABOVE = 1e-6, 1e-7  # of it too, where all gradients are above ABOVE
 def compare(a: Rule, b: Rule) -> tuple[str, bool]:
     """What differs between two rules, and whether they are the same optimizer.
 
-    They are where updates are equal to 1e-9, or to 1e-6 wherever abs(g) > 1e-7: an eps that no gradient comes
-    near makes no other optimizer.
+    They are where updates are equal to 1e-9, or to 1e-6 wherever abs(g) > 1e-7 and finite in the same places:
+    an eps that no gradient comes near makes no other optimizer.
     """
     lines = [f"- {a.name}:  {a.scale:g} * ({to_text(a.expression)})   {size(a)}"]
     lines.append(f"+ {b.name}:  {b.scale:g} * ({to_text(b.expression)})   {size(b)}")
@@ -37,7 +37,7 @@ def compare(a: Rule, b: Rule) -> tuple[str, bool]:
     where = "one is finite where the other is not"
     if np.isfinite(apart):
         where = f"updates differ by {apart:.3g} of the largest"
-    if usual <= ALIKE:
+    if usual <= ALIKE and np.isfinite(apart):
         lines.append(
             f"the same update within {ALIKE:.0e} wherever abs(g) > {ABOVE:.0e}; where abs(g) is near eps or "
             f"0 {where}"

@@ -175,8 +175,9 @@ def test_parts_of_the_coordinates_give_the_same_fit_and_the_same_predictions(spl
     begin, data = TRUE.with_constants({"c0": -0.5, "c3": 0.5}), splits["train"]
     whole, found = predict(begin, data), refit(begin, data, iterations=12)
     assert score(found, data) > score(begin, data) + 0.01
-    names, point = ["c0", "c1", "c2", "c3"], np.array([-0.5, 0.7, 1.6, 0.3])
-    asked = (compile_program([TRUE.expression]), names, [False, False, False, True], point, data, math.inf)
+    forms = dict.fromkeys(("c0", "c1", "c2"), "plain") | {"c3": "logit"}
+    point = np.array([-0.5, 0.7, 1.6, 0.3])
+    asked = (compile_program([TRUE.expression]), forms, point, data, math.inf)
     sums = module._normal_equations(*asked)
     monkeypatch.setattr(module, "_CHUNK", 1)  # one coordinate at a time
     np.testing.assert_array_equal(predict(begin, data), whole)
@@ -194,7 +195,7 @@ def test_many_sequences_are_fitted_in_part_first_and_never_worse(splits, monkeyp
     equations = module._normal_equations
 
     def noted(*arguments: object) -> object:
-        seen.append(arguments[4].target.shape[1])
+        seen.append(arguments[3].target.shape[1])
         return equations(*arguments)
 
     monkeypatch.setattr(module, "_normal_equations", noted)
