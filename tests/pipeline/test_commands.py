@@ -498,9 +498,14 @@ def test_the_commands_run_as_modules_and_say_what_they_wrote(front, rule, tmp_pa
     assert process.returncode == 0 and "Traceback" not in err and "WARNING" not in err, err
     lines = iter(out.splitlines())
     assert next(lines) == f"trajectories: {trajectories}" and next(lines) == "exit 0"
-    assert next(lines).startswith("chosen: ") and next(lines) == "exit 0"
+    chosen = list(iter(lines.__next__, "exit 0"))
+    assert "behind the lowest" in chosen[0] and any(line.startswith("  u = ") for line in chosen)
+    assert chosen[-2] == f"rule: {front}/best.json" and chosen[-1].startswith(
+        "next: python -m torch_impl.tune "
+    )
     assert next(lines).startswith("validation loss ")
-    assert list(iter(lines.__next__, "exit 0"))[-1] == f"tuned rule: {tuned}"
+    *_, file, following = iter(lines.__next__, "exit 0")
+    assert file == f"rule: {tuned}" and following.startswith("next: python -m torch_impl.evaluate ")
     table = [line for line in lines if line]
     own = f"rule:{rule}"
     assert [line.split()[0] for line in table[2:]] == ["sgd", own, f"{own}:", "evaluation:", "exit"]

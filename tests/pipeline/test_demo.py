@@ -109,7 +109,7 @@ def test_each_file_names_the_one_it_was_made_from(output, folder):
     assert tuned.provenance["tuned"]["from_sha256"] == best.sha256
     front = read_front(folder / "rules")
     assert all("valid" in rule.provenance["loss"] for rule in front)
-    assert best in front and best.provenance["loss"]["final"] > 0.0  # the lowest, or a shorter one as good
+    assert best in front and best.provenance["loss"]["valid"] > 0.0  # the lowest, or a shorter one as good
 
 
 def test_the_evaluation_gave_every_optimizer_the_same_number_of_trials(output, folder):
