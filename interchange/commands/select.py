@@ -5,6 +5,7 @@ into the front's files, where ``interchange`` reads them.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from interchange.rule.rule import Rule
 
 _FINALISTS = 8
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,8 +109,12 @@ def _figures(
 
 
 def _roll_out(rule: "Rule", numbers: range, config: SelectConfig, backend: "Backend") -> list[float]:
-    """The loss of one rule on each task; what the worker processes run."""
-    network = backend.rule_network(rule, config.device)
+    """The loss of one rule on each task, inf if it cannot run; what the worker processes run."""
+    try:
+        network = backend.rule_network(rule, config.device)
+    except L2OError as error:  # the others of the front can be compared
+        _log.warning("%s is not rolled out: %s", rule.name, error)
+        return [math.inf] * len(numbers)
     tasks = (backend.table_task(config, "validation", number) for number in numbers)
     return [backend.mean_loss_at([task], network, config.steps) for task in tasks]
 

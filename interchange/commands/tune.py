@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from interchange.meta.workers import Workers
     from interchange.rule.rule import Rule
 
+_OF_CONSTANTS = ("r2", "loss", "exact", "singular")  # of a distilled rule, nothing about other constants
 _INFINITE = 1e308  # how a rule file, which is JSON, says that a rollout diverged
 
 
@@ -94,8 +95,7 @@ def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers
         record["factors"] = {
             name.partition("/")[2]: math.exp(float(w)) for name, w in best.items() if "/" in name
         }
-    # The R2 of the rule that was distilled says nothing about other constants.
-    provenance = {k: v for k, v in rule.provenance.items() if k not in ("r2", "loss")} | {"tuned": record}
+    provenance = {k: v for k, v in rule.provenance.items() if k not in _OF_CONSTANTS} | {"tuned": record}
     tuned = dataclasses.replace(tuned, name=f"{rule.name}, tuned"[:200], provenance=provenance)
     if workers.leads:
         tuned.save(output_file(config))

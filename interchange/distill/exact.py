@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from interchange.distill.refit import predict, refit, scored
+from interchange.distill.refit import few, predict, refit, scored
 from interchange.files.trajectories import Trajectories
 from interchange.language import expression as ex
 from interchange.rule.rule import Rule
@@ -18,68 +18,76 @@ from interchange.rule.safety import EPS, guards, singular
 from interchange.search.samples import Sequences, rounding
 
 WITHIN = 3.0  # times the rounding: operations add up
+_CLEARLY = 1.5  # times the least that a rule of the front leaves
+_TELLS = 1e-2  # of the size of what was recorded
+_CELLS = 100_000  # of the sequences that constants are written by
 _PLAIN, _PLAIN_WITHIN = 3, 1.5  # digits of most constants; times the rounding that such a one may leave
 _DIGITS = 6  # of a constant that an author wrote, at most
 _LIKELY = 16.0  # of squared residuals over their variance that a constant's last digits may cost: 4 sigma
 
 
-def excess(rule: Rule, data: Sequences, deviation: np.ndarray) -> float:
-    """Root mean square of the rule's residuals over their rounding; infinite where it is not finite."""
+def excess(rule: Rule, data: Sequences) -> float:
+    """Root mean square of the rule's residuals over ``data.rounding``; infinite where it is not finite."""
     with np.errstate(all="ignore"):
-        value = float(np.sqrt(np.mean(np.square((data.target - predict(rule, data)) / deviation))))
+        value = float(np.sqrt(np.mean(np.square((data.target - predict(rule, data)) / data.rounding))))
     return value if np.isfinite(value) else np.inf
 
 
-def smallest_exact(
-    rules: Sequence[Rule], trajectories: Trajectories, data: dict[str, Sequences]
-) -> Rule | None:
-    """The smallest rule that leaves only rounding on the runs for validation and for test; None without one.
+def smallest_exact(rules: Sequence[Rule], held_out: Sequence[Sequences]) -> Rule | None:
+    """The smallest rule that leaves only rounding wherever it was not fitted; None without one.
+
+    Where a longer rule leaves clearly less, the shorter one has left something out that is no rounding. A
+    recording whose rounding is more than a hundredth of what was recorded tells nothing.
 
     Args:
         rules: shortest first.
+        held_out: sequences for validation and for test, with their rounding.
     """
-    held_out = {split: rounding(trajectories, split) for split in ("valid", "test")}
-    for rule in rules:
-        if all(excess(rule, data[split], deviation) <= WITHIN for split, deviation in held_out.items()):
-            return rule
-    return None
+    if any(_size(part.rounding) > _TELLS * _size(part.target) for part in held_out):
+        return None
+    left = {k: max(excess(rule, part) for part in held_out) for k, rule in enumerate(rules)}
+    limit = min(WITHIN, _CLEARLY * min(left.values(), default=np.inf))
+    return next((rules[k] for k, value in left.items() if value <= limit), None)
 
 
-def as_written(rule: Rule, data: Sequences, deviation: np.ndarray) -> Rule:
+def _size(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values).mean()))
+
+
+def as_written(rule: Rule, data: Sequences) -> Rule:
     """The rule with constants of few digits, as far as the data cannot tell them from the fitted ones.
 
-    One constant after another is set to the shortest number that costs no more than 4 standard deviations
-    of its own, or no more than rounding where it has 3 digits at most: an optimizer in float32 does not work
-    with exactly its own constants. The others are fitted again. What data say nothing about, as an eps that
-    all gradients are far above, becomes 1e-8.
+    One constant after another is set to the shortest number that costs no more than 4 standard deviations, or
+    leaves no more than 1.5 times the rounding where it has 3 digits at most: an optimizer in float32 does not
+    work with exactly its own constants. The others are fitted again. What data say nothing about, as an eps
+    that all gradients are far above, becomes 1e-8.
+
+    Args:
+        data: sequences with their rounding.
     """
     current, free = rule, list(rule.constants)
-    cells = float(data.target.size)
-
-    def squares(candidate: Rule) -> float:
-        return cells * excess(candidate, data, deviation) ** 2
-
-    least = squares(rule)
+    cells, sound = float(data.target.size), not singular(rule)
+    least = cells * excess(rule, data) ** 2
     limit = _LIKELY * max(1.0, least / cells)
-    for place, name in enumerate(rule.constants):
+    for name in rule.constants:
         free = [other for other in free if other != name]
-        for value in _shorter(current.constants[name], name in guards(current)):
-            candidate = current.with_constants({name: value})
-            fitted = _refitted(candidate, free, data)
-            now = squares(fitted)
-            likely = now - least <= limit * (place + 1)
-            plain = float(f"{value:.{_PLAIN}g}") == value and now <= _PLAIN_WITHIN**2 * cells
-            if (likely or plain) and not singular(fitted):
-                current = fitted
+        eps = name in guards(current)
+        values = _shorter(current.constants[name], decay=name in rule.decay_constants)
+        for value in [EPS] * eps + values:
+            fitted = _refitted(current.with_constants({name: value}), free, data)
+            now = cells * excess(fitted, data) ** 2
+            plain = value != EPS and float(f"{value:.{_PLAIN}g}") == value
+            allowed = now - least <= limit or (plain and now <= _PLAIN_WITHIN**2 * cells)
+            if allowed and not (sound and singular(fitted)):
+                current, least = fitted, max(least, now)
                 break
     return current
 
 
-def _shorter(value: float, guard: bool) -> list[float]:
-    """The number with 1, 2, ... digits; 1e-8 first of all where it keeps a denominator above 0."""
+def _shorter(value: float, decay: bool) -> list[float]:
+    """The number with 1, 2, ... digits; a decay stays below 1."""
     rounded = [float(f"{value:.{digits}g}") for digits in range(1, _DIGITS + 1)]
-    inside = [v for v in rounded if not 0.0 < value < 1.0 or 0.0 < v < 1.0]
-    return [EPS] * guard + list(dict.fromkeys(inside))
+    return list(dict.fromkeys(number for number in rounded if not decay or 0.0 < number < 1.0))
 
 
 def _refitted(rule: Rule, free: Sequence[str], data: Sequences) -> Rule:
@@ -101,14 +109,18 @@ def settled(rules: Sequence[Rule], trajectories: Trajectories, data: dict[str, S
     That rule gets constants as they were written, and ``provenance["exact"]``: its residual on the runs for
     validation, in units of their rounding.
     """
-    exact = smallest_exact(rules, trajectories, data)
+    known = {
+        split: dataclasses.replace(part, rounding=rounding(trajectories, split))
+        for split, part in data.items()
+    }
+    held_out = [known["valid"], known["test"]]
+    exact = smallest_exact(rules, held_out)
     if exact is None:
         return list(rules)
-    written = as_written(exact, data["train"], rounding(trajectories, "train"))
-    if smallest_exact([written], trajectories, data) is None:
+    written = as_written(exact, few(known["train"], _CELLS))
+    if smallest_exact([written], held_out) is None:
         written = exact
-    found = excess(written, data["valid"], rounding(trajectories, "valid"))
     written = scored(written, data) or exact
-    record = written.provenance | {"exact": found}
+    record = written.provenance | {"exact": excess(written, known["valid"])}
     shorter = [rule for rule in rules if rule.complexity < exact.complexity]
     return [*shorter, dataclasses.replace(written, provenance=record)]

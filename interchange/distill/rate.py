@@ -27,6 +27,8 @@ def recorded_rate(trajectories: Trajectories) -> np.ndarray | None:
     The runs are those of a ``Recorder`` with ``include_lr``.
     """
     rates = [run.lr for run in trajectories.runs.values() if not run.diverged]
+    if any(rate is None for rate in rates):
+        return None
     steps = min(len(rate) for rate in rates)
     together = np.concatenate([rate[:steps] for rate in rates], axis=1)
     common = together[:, 0]
@@ -54,7 +56,7 @@ def _forms(relative: np.ndarray, since: np.ndarray) -> Iterator[tuple[str, dict[
         return
     late = slice(1, None)
     with np.errstate(all="ignore"):
-        yield "1 + slope * (t - 1)", {"slope": _middle((relative - 1.0)[late] / since[late])}
+        yield "relu(1 + slope * (t - 1))", {"slope": _middle((relative - 1.0)[late] / since[late])}
         yield "exp(rate * (t - 1))", {"rate": _middle(np.log(relative)[late] / since[late])}
         yield "1 / (1 + slowing * (t - 1))", {"slowing": _middle((1.0 / relative - 1.0)[late] / since[late])}
         squares = (1.0 / np.square(relative) - 1.0)[late] / since[late]
@@ -121,8 +123,11 @@ def rated(rules: list[Rule], trajectories: Trajectories) -> list[Rule]:
 def _with_rate(rule: Rule, first: float, tree: Node, constants: dict[str, float]) -> Rule:
     """The rule times the rate of the first step and the schedule."""
     if tree == ex.number(1.0):
-        return dataclasses.replace(rule, scale=first * rule.scale)
-    expression = ex.call("mul", tree, rule.expression)
+        tree, constants = None, {}
     return dataclasses.replace(
-        rule, expression=expression, constants=constants | rule.constants, scale=first * rule.scale
+        rule,
+        expression=rule.expression if tree is None else ex.call("mul", tree, rule.expression),
+        constants=constants | rule.constants,
+        scale=first * rule.scale,
+        provenance=rule.provenance | {"include_lr": True},
     )

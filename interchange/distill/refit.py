@@ -47,7 +47,7 @@ def _parts(data: Sequences, arrays: int) -> list[slice]:
     return [slice(start, start + width) for start in range(0, coordinates, width)]
 
 
-def _few(data: Sequences, cells: int, least: int = 1) -> Sequences:
+def few(data: Sequences, cells: int, least: int = 1) -> Sequences:
     """About so many cells: whole sequences, spread evenly over the coordinates."""
     steps, coordinates = data.target.shape
     count = max(least, -(-cells // steps))
@@ -64,6 +64,8 @@ def refit(
 ) -> Rule:
     """The rule with constants that minimise the squared error on ``data``; never worse than before.
 
+    Cells whose rounding is known and larger than what the rule leaves count less, as they tell less.
+
     Args:
         iterations: at most so many steps of Levenberg-Marquardt; where sequences are many, so many on few of
             them and then on all.
@@ -71,7 +73,7 @@ def refit(
         deadline: ``time.monotonic()`` from which on no step is taken.
     """
     if data.target.size > 2 * _FEW:
-        near = _fitted(rule, _few(data, _FEW), iterations, tolerance, deadline)
+        near = _fitted(rule, few(data, _FEW), iterations, tolerance, deadline)
         rule = near if score(near, data) > score(rule, data) else rule
     return _fitted(rule, data, iterations, tolerance, deadline)
 
@@ -82,9 +84,9 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
         return rule
     forms = _forms(rule)
     logits, logs = (np.array([form == kind for form in forms.values()]) for kind in ("logit", "log"))
-    program = compile_program([rule.expression])
+    program, weights = compile_program([rule.expression]), _weights(rule, data)
     point = np.array([_to_free(rule.constants[n], form) for n, form in forms.items()])
-    error, normal, slope = _normal_equations(program, forms, point, data, deadline)
+    error, normal, slope = _normal_equations(program, forms, point, data, weights, deadline)
     damping = 1e-3
     for _ in range(iterations):
         if not math.isfinite(error):
@@ -102,7 +104,7 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
             break
         candidate[logits] = np.clip(candidate[logits], -_LARGEST_LOGIT, _LARGEST_LOGIT)
         candidate[logs] = np.clip(candidate[logs], *_LOGS)
-        new = _normal_equations(program, forms, candidate, data, deadline)
+        new = _normal_equations(program, forms, candidate, data, weights, deadline)
         if time.monotonic() > deadline:
             break
         if math.isfinite(new[0]) and new[0] < error:
@@ -118,6 +120,16 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
     return rule.with_constants({n: _from_free(v, f) for (n, f), v in zip(forms.items(), point, strict=True)})
 
 
+def _weights(rule: Rule, data: Sequences) -> np.ndarray | None:
+    """[T, N], 1 where rounding is far below what the rule leaves; None where rounding is not known."""
+    if data.rounding is None:
+        return None
+    with np.errstate(all="ignore"):
+        left = float(np.sqrt(np.square(data.target - predict(rule, data)).mean()))
+        left = max(left if math.isfinite(left) else math.inf, float(np.median(data.rounding)))
+        return 1.0 / np.hypot(1.0, data.rounding / left)
+
+
 def _forms(rule: Rule) -> dict[str, str]:
     """Constant -> the form it is fitted in: "logit", "log" or "plain"."""
     kinds = dict.fromkeys(rule.constants, "plain") | dict.fromkeys(guards(rule), "log")
@@ -129,9 +141,14 @@ def _normal_equations(
     forms: dict[str, str],
     point: np.ndarray,
     data: Sequences,
+    weights: np.ndarray | None,
     deadline: float,
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Squared error, J J^T [k, k] and J r [k] at ``point`` [k]; an infinite error past the deadline."""
+    """Squared error, J J^T [k, k] and J r [k] at ``point`` [k]; an infinite error past the deadline.
+
+    Args:
+        weights: [T, N], what residuals are multiplied by.
+    """
     names = list(forms)
     values = {n: _from_free(v, form) for (n, form), v in zip(forms.items(), point, strict=True)}
     used = {ins.name for ins in program.instructions if ins.op == "input"}
@@ -145,8 +162,8 @@ def _normal_equations(
         with np.errstate(all="ignore"):
             out, tangents = evaluate_with_tangents(program, inputs | values, names)
             residual = data.target[:, part] - out
-            if data.precision is not None:
-                residual, tangents = residual * data.precision[:, part], tangents * data.precision[:, part]
+            if weights is not None:
+                residual, tangents = residual * weights[:, part], tangents * weights[:, part]
             residual, jacobian = residual.reshape(-1), tangents.reshape(len(names), -1)
             for k, (name, form) in enumerate(forms.items()):
                 if form != "plain":
@@ -174,8 +191,9 @@ def improve(
 ) -> list[Rule]:
     """Refit, then prune node by node; the versions of at most ``max_size`` nodes with their R2.
 
-    Without ``allow_singular`` all of them are finite where gradients are 0: a draft that is not is mended, or
-    left out, and no cut is made that a version would not be finite after.
+    Without ``allow_singular`` all of them are finite for gradients of 0 and of usual size
+    (``rule.safety``): a draft that is not is mended, or pruned until it is, and no sound version is cut or
+    fitted to one that is not.
 
     Many cells are thinned out: what is worth keeping gets its last fit from ``polish``.
 
@@ -184,11 +202,11 @@ def improve(
         deadline: ``time.monotonic()`` after which nothing new is begun; the draft itself is then scored
             as it came.
     """
-    train = _few(data["train"], _FEW_FOR_PRUNING, 64)
+    train = few(data["train"], _FEW_FOR_PRUNING, 64)
     versions: list[Rule] = []
-    current: Rule | None = rule if allow_singular else repaired(rule)
-    if current is not None and time.monotonic() <= deadline:
-        current = refit(current, train, deadline=deadline)
+    current: Rule | None = rule if allow_singular else repaired(rule) or rule
+    if time.monotonic() <= deadline:
+        current = _sound(refit(current, train, deadline=deadline), current, allow_singular)
     while current is not None:
         if current.complexity <= max_size and (allow_singular or not singular(current)):
             judged = scored(current, data)
@@ -197,14 +215,17 @@ def improve(
     return versions
 
 
+def _sound(fitted: Rule, before: Rule, allow_singular: bool) -> Rule:
+    """The fit, unless it has made a rule singular that was not."""
+    return before if not allow_singular and singular(fitted) and not singular(before) else fitted
+
+
 def polish(rule: Rule, data: dict[str, Sequences], deadline: float) -> Rule:
     """The rule fitted to all of ``train``, with its R2 of every part of ``data``.
 
     A fit that is not finite where gradients are 0, where the rule was, is not taken.
     """
-    fitted = refit(rule, data["train"], deadline=deadline)
-    if singular(fitted) and not singular(rule):
-        return rule
+    fitted = _sound(refit(rule, data["train"], deadline=deadline), rule, allow_singular=False)
     return scored(fitted, data) or rule
 
 
@@ -224,26 +245,27 @@ def _best_cut(rule: Rule, data: Sequences, deadline: float, allow_singular: bool
     the target, which a new factor and offset would reach, are refitted and compared. None if none is left,
     or if the deadline came before all were tried.
     """
-    few = _few(data, _FEW_FOR_CUTS, 64)
+    cells, anything = few(data, _FEW_FOR_CUTS, 64), allow_singular or bool(singular(rule))
     shorter = [_restrict(rule, node) for node in dict.fromkeys(_cuts(rule.expression))]
-    whole, nodes = _correlation(rule, few), rule.complexity
+    whole, nodes = _correlation(rule, cells), rule.complexity
     cuts = [
-        ((_correlation(cut, few) - whole) / (nodes - cut.complexity), cut)
+        ((_correlation(cut, cells) - whole) / (nodes - cut.complexity), cut)
         for cut in shorter
-        if cut is not None and (allow_singular or not singular(cut))
+        if cut is not None and (anything or not singular(cut))
     ]
-    whole, best = score(rule, few), (-math.inf, 0)
+    whole, best = score(rule, cells), (-math.inf, 0)
     chosen: Rule | None = None
     for _, cut in sorted(cuts, key=lambda pair: pair[0], reverse=True)[:_TRIED]:
         if time.monotonic() > deadline:
             return None
-        value = score(refit(cut, few, iterations=2), few)
+        value = score(refit(cut, cells, iterations=2), cells)
         worth = ((value - whole) / (nodes - cut.complexity), -cut.complexity)
         if math.isfinite(value) and worth > best:
             best, chosen = worth, cut
     if chosen is None:
         return None
-    return refit(chosen, data, iterations=_PRUNED_ITERATIONS, tolerance=1e-5, deadline=deadline)
+    fitted = refit(chosen, data, iterations=_PRUNED_ITERATIONS, tolerance=1e-5, deadline=deadline)
+    return _sound(fitted, chosen, allow_singular)
 
 
 def _correlation(rule: Rule, data: Sequences) -> float:

@@ -100,8 +100,10 @@ def _named(rule: Rule) -> Rule:
     )
 
 
-def _following(config: DistillConfig, folder: Path) -> str:
+def _following(best: Rule, config: DistillConfig, folder: Path) -> str:
     """The command that goes on from here."""
+    if "exact" in best.provenance or any(tree is None for tree in best.features.values()):
+        return f"python -m interchange.rule show {folder / 'best.json'}"
     if config.select == "rollout":
         return f"python -m {config.backend}_impl.tune {folder / 'best.json'}"
     return f"python -m {config.backend}_impl.select {folder}"
@@ -122,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
                 print(f"{mark} {rule.complexity:3d} nodes  R2 {r2}")
             folder = Path(config.out or Path(config.trajectories).parent / "rules")
-            print(told(best, folder / "best.json", _following(config, folder)))
+            print(told(best, folder / "best.json", _following(best, config, folder)))
 
     return run_command(
         DistillConfig,

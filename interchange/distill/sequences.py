@@ -208,7 +208,8 @@ def polish_all(
 
 def _read(rule: Rule, data: "Mapping[str, Sequences]") -> "dict[str, Sequences]":
     """What the rule reads: no more is sent to a process."""
-    return {split: part.only(rule.features) for split, part in data.items()}
+    names = (*rule.features, *(["theta"] if "theta" in ex.names(rule.expression) else []))
+    return {split: part.only(names) for split, part in data.items()}
 
 
 def _deadline(config: "DistillConfig", started: float, share: float) -> float:

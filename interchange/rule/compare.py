@@ -50,11 +50,10 @@ def compare(a: Rule, b: Rule) -> tuple[str, bool]:
 
 def _constants(a: Rule, b: Rule, in_order: bool) -> list[str]:
     """Constants that are not equal, side by side: in the order of reading, or by name."""
-    if in_order and len(a.constants) == len(b.constants):
-        ordered = ([name for name in names(rule.expression) if name in rule.constants] for rule in (a, b))
-        pairs = list(zip(*ordered, strict=True))
-    else:
-        pairs = [(name, name) for name in dict.fromkeys((*a.constants, *b.constants))]
+    left, right = ([name for name in names(rule.expression) if name in rule.constants] for rule in (a, b))
+    pairs = [(name, name) for name in dict.fromkeys((*a.constants, *b.constants))]
+    if in_order and len(left) == len(right):
+        pairs = list(zip(left, right, strict=True))
     return [
         f"  constant {left}{'' if left == right else f' | {right}'}: "
         f"{a.constants.get(left, 'absent')} | {b.constants.get(right, 'absent')}"

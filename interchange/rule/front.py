@@ -13,7 +13,7 @@ from interchange.language.checks import RuleError
 from interchange.language.expression import to_text
 from interchange.rule.rule import Rule
 
-FRONT_COLUMNS = ("file", "complexity", "loss", "behind", "r2", "expression")
+FRONT_COLUMNS = ("file", "complexity", "loss", "tasks", "behind", "r2", "expression")
 
 
 def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
@@ -21,8 +21,8 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
 
     Rules of a longer front that was there before are removed.
 
-    The columns r2, loss and behind are ``provenance["r2"]["valid"]`` and ``["valid"]`` and ``["behind"]`` of
-    ``provenance["loss"]``, empty where absent.
+    The columns loss, tasks and behind are ``valid``, ``tasks`` and ``behind`` of ``provenance["loss"]``; r2
+    is ``provenance["r2"]["valid"]``. Empty where absent.
     """
     for stale in Path(folder).glob("rule_*.json"):
         if re.fullmatch(r"rule_\d{3,6}\.json", stale.name) and int(stale.stem[5:]) >= len(rules):
@@ -33,7 +33,7 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
     for index, rule in enumerate(rules):
         file = f"rule_{index:03d}.json"
         rule.save(Path(folder, file))
-        pairs = (("loss", "valid"), ("loss", "behind"), ("r2", "valid"))
+        pairs = (("loss", "valid"), ("loss", "tasks"), ("loss", "behind"), ("r2", "valid"))
         scores = [_score(rule.provenance.get(key), part) for key, part in pairs]
         rows.writerow([file, rule.complexity, *scores, to_text(rule.expression)])
     atomic_write(Path(folder, "front.csv"), table.getvalue().encode())

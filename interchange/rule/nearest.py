@@ -8,7 +8,7 @@ import numpy as np
 from common.metrics import r2
 from interchange.language import expression as ex
 from interchange.language.execute import compile_program, evaluate_with_tangents
-from interchange.rule.rule import Rule
+from interchange.rule.rule import Rule, RuleError
 from interchange.rule.safety import guards
 
 HAND_MADE = ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "amsgrad", "lion")
@@ -33,10 +33,16 @@ def nearest(rule: Rule) -> list[Match]:
     to the size of a coordinate's. Each optimizer has its lr and all its constants free.
 
     Raises:
-        RuleError: a feature of the rule has no definition over g.
+        RuleError: a feature of the rule has no definition over g, or its updates are hardly ever finite.
     """
     g = _gradients()
     target = rule.evaluate({"g": g, "theta": np.zeros_like(g)})
+    finite = np.isfinite(target).all(0)
+    if finite.sum() < 4:
+        raise RuleError(
+            f"rule {rule.name!r}: expected finite updates to compare, got hardly any; check it first"
+        )
+    g, target = g[:, finite], target[:, finite]
     size = np.sqrt(np.square(target).mean(0))
     weight = 1.0 / np.where(size > 0.0, size, 1.0)
     matches = [_fitted(name, g, target * weight, weight) for name in HAND_MADE]

@@ -5,7 +5,7 @@ while or for ever. A rule that divides by a running size without a small constan
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -23,7 +23,7 @@ _KEEPS_SIGN = ("ema", "ema_hat", "lag", "cumsum", "cummax", "cbrt", "log1p")  # 
 
 
 def singular(rule: Rule, expression: Node | None = None) -> str:
-    """Where the rule's update or state is not finite, in words; "" where it always is.
+    """Where the rule's update or state is not finite, in words; "" where it is in all that is tried.
 
     Sequences of gradients of 0 and of every size from 1e-30 to 1e10: steady, after zeros, before zeros, once
     in calm, and by turns with zeros; theta is 1. A rule with a feature that has no definition over g cannot
@@ -80,25 +80,29 @@ def repaired(rule: Rule) -> Rule | None:
         if not singular(rule):
             return rule
         name = next(f"eps{k}" for k in range(len(rule.constants) + 1) if f"eps{k}" not in rule.constants)
-        for tree in _with_eps(rule.expression, ex.name(name)):
+        for tree in _with_eps(rule.expression, ex.name(name), rule.constants):
             mended = dataclasses.replace(rule, expression=tree, constants=rule.constants | {name: EPS})
             if not singular(mended):
                 return mended
-        tree = next(_with_eps(rule.expression, ex.name(name)), None)
+        tree = next(_with_eps(rule.expression, ex.name(name), rule.constants), None)
         if tree is None:
             return None
         rule = dataclasses.replace(rule, expression=tree, constants=rule.constants | {name: EPS})
     return rule if not singular(rule) else None
 
 
-def _with_eps(node: Node, eps: Node) -> Iterator[Node]:
+def _with_eps(node: Node, eps: Node, constants: Mapping[str, float]) -> Iterator[Node]:
     """The tree with ``eps`` added in one of the places where it divides by a size without one."""
-    if node.op == "div" and not_negative(node.args[1]) and not _has_guard(node.args[1]):
+    if node.op == "div" and not_negative(node.args[1], constants) and not _has_guard(node.args[1]):
         yield ex.call("div", node.args[0], ex.call("add", node.args[1], eps))
-    if node.op in ("pow", "powabs") and not_negative(node.args[0]) and not _has_guard(node.args[0]):
+    if (
+        node.op in ("pow", "powabs")
+        and not_negative(node.args[0], constants)
+        and not _has_guard(node.args[0])
+    ):
         yield ex.call(node.op, ex.call("add", node.args[0], eps), node.args[1])
     for k, arg in enumerate(node.args):
-        for tree in _with_eps(arg, eps):
+        for tree in _with_eps(arg, eps, constants):
             yield dataclasses.replace(node, args=(*node.args[:k], tree, *node.args[k + 1 :]))
 
 
@@ -106,17 +110,20 @@ def _has_guard(node: Node) -> bool:
     return node.op == "add" and any(arg.op in ("number", "name") for arg in node.args)
 
 
-def not_negative(node: Node) -> bool:
-    """Whether the structure alone says that a value is 0 or more; constants are not looked at."""
+def not_negative(node: Node, constants: Mapping[str, float]) -> bool:
+    """Whether structure and the values of constants alone say that a value is 0 or more."""
     if node.op == "number":
         return node.value >= 0.0
+    if node.op == "name" and node.name in constants:
+        return constants[node.name] >= 0.0
     if node.op in _NOT_NEGATIVE or node == ex.name("t"):
         return True
     if node.op in _KEEPS_SIGN:
-        return not_negative(node.args[0])
+        return not_negative(node.args[0], constants)
+    signs = [not_negative(arg, constants) for arg in node.args]
     if node.op in ("add", "mul", "div", "min"):
-        return all(map(not_negative, node.args))
-    return node.op == "max" and any(map(not_negative, node.args))
+        return all(signs)
+    return node.op == "max" and any(signs)
 
 
 def guards(rule: Rule) -> tuple[str, ...]:
@@ -126,12 +133,13 @@ def guards(rule: Rule) -> tuple[str, ...]:
     def visit(node: Node, below: bool) -> None:
         if below and node.op == "add":
             for own, other in (node.args, node.args[::-1]):
-                if rule.constants.get(own.name, 0.0) > 0.0 and not_negative(other):
+                if rule.constants.get(own.name, 0.0) > 0.0 and not_negative(other, rule.constants):
                     found[own.name] = None
         through = below and node.op in ("add", "sqrt", "abs", "mul", "powabs", "pow")
         for k, arg in enumerate(node.args):
             base = node.op in ("pow", "powabs") and k == 0
-            visit(arg, through or base or (node.op == "div" and k == 1))
+            top = below and node.op == "div" and k == 0  # eps over a bias correction, as Keras has it
+            visit(arg, through or base or top or (node.op == "div" and k == 1))
 
     visit(rule.expression, False)
     uses = [node.name for node in ex.walk(rule.expression) if node.op == "name"]

@@ -6,6 +6,7 @@ from interchange.rule.compare import size
 from interchange.rule.rule import Rule
 
 _RAW = {"g": "the gradient", "t": "the step, from 1", "theta": "the parameter"}
+_ARGUMENTS = {"lag": "x, k", "ema": "x, b", "ema_hat": "x, b", "cumsum": "x", "cummax": "x"}
 _PLAIN = ("add", "sub", "mul", "div", "neg", "square", "cube", "abs")  # what no reader asks about
 
 
@@ -16,46 +17,36 @@ def told(rule: Rule, file: object, following: str = "") -> str:
         file: where the rule is.
         following: the next command; none is named if "".
     """
-    lines = [
-        "",
-        f"  u = {readable(rule)}        theta <- theta + lr u",
-        *definitions(rule),
-        f"  {_facts(rule)}",
-    ]
+    step = "theta <- theta + u" if rule.provenance.get("include_lr") else "theta <- theta + lr u"
+    lines = ["", f"  u = {readable(rule)}        {step}", *definitions(rule), f"  {_facts(rule)}"]
     lines.append(f"rule: {file}")
     return "\n".join(lines + [f"next: {following}"] * bool(following))
 
 
 def readable(rule: Rule) -> str:
     """The right-hand side with its numbers, to 4 digits."""
-    numbers = {name: ex.number(float(f"{value:.4g}")) for name, value in rule.constants.items()}
+    rounded = {name: float(f"{value:.4g}") for name, value in rule.constants.items()}
+    rounded |= {name: rule.constants[name] for name in rule.decay_constants if not 0.0 < rounded[name] < 1.0}
+    numbers = {name: ex.number(value) for name, value in rounded.items()}
     text = ex.to_text(ex.substitute(rule.expression, numbers)).replace(" + -", " - ")
     return text if rule.scale == 1.0 else f"{rule.scale:.4g} * ({text})"
 
 
 def definitions(rule: Rule) -> list[str]:
     """A line for every feature, input and operator of the expression that is not plain arithmetic."""
-    used = list(ex.walk(rule.expression))
     trees = [tree for name, tree in rule.features.items() if tree is not None and name != "g"]
-    inputs = dict.fromkeys(name for tree in (rule.expression, *trees) for name in ex.names(tree))
+    nodes = [node for tree in (rule.expression, *trees) for node in ex.walk(tree)]
     entries = {
         name: "not defined over g" if tree is None else ex.to_text(tree)
         for name, tree in rule.features.items()
         if name != "g"
     }
-    entries |= {name: _RAW[name] for name in _RAW if name in inputs}
-    operators = dict.fromkeys(
-        node.op for tree in (*used, *(n for t in trees for n in ex.walk(t))) for node in (tree,)
-    )
-    for op in operators:
-        if op in OPERATORS and op not in _PLAIN and OPERATORS[op].note:
-            arguments = {
-                1: "a" if "a" in OPERATORS[op].note else "x",
-                2: "x, b" if op.startswith("ema") else "a, b",
-            }
-            if op == "lag":
-                arguments[2] = "x, k"
-            entries[f"{op}({arguments[OPERATORS[op].arity]})"] = OPERATORS[op].note
+    read = {node.name for node in nodes}
+    entries |= {name: meaning for name, meaning in _RAW.items() if name in read}
+    for op in dict.fromkeys(node.op for node in nodes if node.op in OPERATORS):
+        row = OPERATORS[op]
+        if op not in _PLAIN and row.note:
+            entries[f"{op}({_ARGUMENTS.get(op, 'a, b'[: 3 * row.arity - 2])})"] = row.note
     width = max(map(len, entries), default=0)
     return [f"    {name:<{width}}  {meaning}" for name, meaning in entries.items()]
 

@@ -99,6 +99,11 @@ def numerators(x: Node) -> list[Node]:
     ]
 
 
+def is_lag(terms: Sequence[Node], inputs: Sequence[Node]) -> np.ndarray:
+    """Which of the inputs' ``numerators`` are the inputs themselves or lags of them."""
+    return np.arange(len(terms)) % (len(terms) // len(inputs)) <= len(FORMS.lags)
+
+
 def running_sizes(x: Node) -> list[Node]:
     """What optimizers divide by: running root mean squares and magnitudes, with their eps."""
     square, one = ex.call("square", x), ex.number(1.0)

@@ -38,13 +38,13 @@ class Sequences:
             as ``g`` where the runs were recorded, the parameter as ``theta`` where that was recorded too.
         target: float64 [T, N], the output before ``scale`` and learning rate.
         layers: int [N], which tensor a coordinate belongs to, numbered over all problems; None if unknown.
-        precision: float64 [T, N], at most 1, what fits multiply residuals by; None where all count alike.
+        rounding: float64 [T, N], standard deviation of the target's; None where it is not known cell by cell.
     """
 
     features: dict[str, np.ndarray]
     target: np.ndarray
     layers: np.ndarray | None = None
-    precision: np.ndarray | None = None
+    rounding: np.ndarray | None = None
 
     def part(self, columns: np.ndarray) -> "Sequences":
         """The given coordinates only."""
@@ -53,14 +53,14 @@ class Sequences:
             features,
             self.target[:, columns],
             None if self.layers is None else self.layers[columns],
-            None if self.precision is None else self.precision[:, columns],
+            None if self.rounding is None else self.rounding[:, columns],
         )
 
     def only(self, names: Iterable[str]) -> "Sequences":
-        """The given features, gradient and parameter, where they are there; no array is copied."""
-        kept = (*names, "g", "theta")
+        """The given features and the raw gradient, where they are there; no array is copied."""
+        kept = (*names, "g")
         features = {name: self.features[name] for name in kept if name in self.features}
-        return Sequences(features, self.target, self.layers, self.precision)
+        return Sequences(features, self.target, self.layers, self.rounding)
 
     def joined(self, other: "Sequences") -> "Sequences":
         """Both, coordinate after coordinate, cut to the shorter; the other's tensors count as new ones."""
@@ -81,9 +81,14 @@ class Sequences:
             for part in (self, other)
         )
         layers = np.concatenate([own, theirs + own.max(initial=-1) + 1])
-        return Sequences(
-            features, np.concatenate([self.target[:steps], other.target[:steps]], axis=1), layers
-        )
+        target = np.concatenate([self.target[:steps], other.target[:steps]], axis=1)
+        if self.rounding is None and other.rounding is None:
+            return Sequences(features, target, layers)
+        parts = [
+            np.zeros((steps, part.target.shape[1])) if part.rounding is None else part.rounding[:steps]
+            for part in (self, other)
+        ]
+        return Sequences(features, target, layers, np.concatenate(parts, axis=1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,14 +133,16 @@ def sequences(trajectories: Trajectories, split: str) -> Sequences:
     }
     if "g" not in features:
         features["g"] = np.concatenate([run.g[:steps] for run in runs], axis=1).astype(np.float64)
-    if all(run.theta is not None for run in runs):
+    if _all_have(trajectories, "theta"):
         features["theta"] = np.concatenate([run.theta[:steps] for run in runs], axis=1).astype(np.float64)
     target = np.concatenate([outputs(run, trajectories)[:steps] for run in runs], axis=1)
-    precision = None
-    if "theta" in features and all(run.lr is not None for run in runs):
-        deviation = rounding(trajectories, split)
-        precision = np.minimum(1.0, np.median(deviation) / deviation)
-    return Sequences(features, target, _layers(runs), precision)
+    known = "theta" in features and _all_have(trajectories, "lr")
+    return Sequences(features, target, _layers(runs), rounding(trajectories, split) if known else None)
+
+
+def _all_have(trajectories: Trajectories, name: str) -> bool:
+    """Whether an array that may be missing is there in every run: what only some have is not used."""
+    return all(getattr(run, name) is not None for run in trajectories.runs.values())
 
 
 def going(trajectories: Trajectories, split: str) -> list[Run]:
@@ -170,14 +177,15 @@ def _rounding(run: Run, trajectories: Trajectories) -> np.ndarray:
 
 
 def _steps(runs: Sequence[Run], trajectories: Trajectories) -> int:
-    """Steps that all runs have, without a last part whose rate was so small that y is rounding."""
+    """Steps that all runs have, without a last part in which rounding hides y: its rate was too small."""
     steps = min(len(run.step) for run in runs)
     for run in runs:
         if run.theta is not None and run.lr is not None:
             y, error = outputs(run, trajectories)[:steps], _rounding(run, trajectories)[:steps]
             size = np.sqrt(np.square(y).mean(1))
-            told = np.flatnonzero(np.sqrt(np.square(error).mean(1)) < _LOST * np.median(size[size > 0.0]))
-            steps = min(steps, int(told[-1]) + 1 if len(told) else steps)
+            usual = np.median(size[size > 0.0]) if size.any() else 0.0
+            seen = np.flatnonzero(np.sqrt(np.square(error).mean(1)) < _LOST * usual)
+            steps = min(steps, int(seen[-1]) + 1 if len(seen) else steps)
     return steps
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from common.rng import rng
 from interchange.language import expression as ex
 from interchange.language.expression import Node
-from interchange.search.dictionary import EPS, FORMS, functions_of_lags, numerators, running_sizes
+from interchange.search.dictionary import EPS, FORMS, functions_of_lags, is_lag, numerators, running_sizes
 from interchange.search.pursuit import Columns, pursuit
 from interchange.search.samples import Rows, Sequences, row_values
 from interchange.search.signs import sign_forms
@@ -110,35 +110,24 @@ def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_
     names = [ex.name(name) for name in inputs]
     filtered = [node for name in names for node in numerators(name)]
     columns = _values(filtered, data.features, rows)
-    lags = np.arange(len(filtered)) % (len(filtered) // len(names)) <= len(FORMS.lags)
+    lags = is_lag(filtered, names)
     for family in (lags, ~lags | (np.arange(len(filtered)) % (len(filtered) // len(names)) == 0)):
         for chosen, weights, error in pursuit(np.where(family[:, None], columns, np.nan), y, most_terms):
             yield _Fit(error, tuple(filtered[i] for i in chosen), weights)
-    size = np.abs(y)
-    step = float(np.median(size[size > 0.0])) if size.max() > 0.0 else 0.0
-    if step and np.allclose(size[size > 0.0], step, rtol=_ONE_SIZE):
+    size = np.abs(y[y != 0.0])
+    step = float(np.median(size)) if len(size) else 0.0
+    if step and np.allclose(size, step, rtol=_ONE_SIZE):
         for form, wrong in sign_forms(filtered, columns, y, data.features, rows):
             yield _Fit(4.0 * wrong, (form,), (1.0,), link="sign", factor=step)
     inputs = _Inputs(names, filtered, columns, y, t, data.features, rows, most_terms)
-    least = np.inf
+    mine, least = "theta" in data.features, np.inf  # recorded of a loop: hand-made, so a quotient, probably
+    yield from () if mine else _links_and_functions(inputs)
     for fit in itertools.chain(_quotients(inputs, SCHEDULES[:1]), _nesterov_adam(inputs)):
         least = min(least, fit.error)
         yield fit
-    if "theta" in data.features and least > _FOUND:
+    if mine and least > _FOUND:
         yield from _with_l2_decay(inputs)
-    for link, factor, z in _links(y):
-        for chosen, weights, error in pursuit(columns, z, 5):
-            yield _Fit(error, tuple(filtered[i] for i in chosen), weights, link=link, factor=factor)
-    functions = [node for name in names for node in functions_of_lags(name)]
-    with_functions = [*filtered, *functions, ex.number(1.0)]
-    x = np.concatenate([columns, _values(functions, data.features, rows), np.ones((1, len(y)))])
-    # A few huge values would be all that a sum of squares sees.
-    weight = 1.0 / (size + np.median(size) + 1e-300)
-    # An average that holds several terms at once leads the pursuit astray.
-    plain = np.concatenate([lags, np.ones(len(with_functions) - len(lags), bool)])
-    for family in (plain, np.ones_like(plain)):
-        for chosen, weights, error in pursuit(np.where(family[:, None], x * weight, np.nan), y * weight, 8):
-            yield _Fit(error, tuple(with_functions[i] for i in chosen), weights)
+    yield from _links_and_functions(inputs) if mine else ()
     yield from _quotients(inputs, SCHEDULES[1:])
 
 
@@ -171,6 +160,25 @@ class _Inputs:
             sizes = running_sizes(x)
             yield from zip(sizes, self.values(sizes), strict=True)
             yield from _roots(x, self)
+
+
+def _links_and_functions(inputs: _Inputs) -> Iterator[_Fit]:
+    """Sums behind tanh, and sums of the terms and of simple functions of lags."""
+    y, size = inputs.y, np.abs(inputs.y)
+    for link, factor, z in _links(y):
+        for chosen, weights, error in pursuit(inputs.columns, z, 5):
+            yield _Fit(error, tuple(inputs.terms[i] for i in chosen), weights, link=link, factor=factor)
+    functions = [node for name in inputs.names for node in functions_of_lags(name)]
+    with_functions = [*inputs.terms, *functions, ex.number(1.0)]
+    x = np.concatenate([inputs.columns, inputs.values(functions), np.ones((1, len(y)))])
+    # A few huge values would be all that a sum of squares sees.
+    weight = 1.0 / (size + np.median(size) + 1e-300)
+    # An average that holds several terms at once leads the pursuit astray.
+    lags = is_lag(inputs.terms, inputs.names)
+    plain = np.concatenate([lags, np.ones(len(with_functions) - len(lags), bool)])
+    for family in (plain, np.ones_like(plain)):
+        for chosen, weights, error in pursuit(np.where(family[:, None], x * weight, np.nan), y * weight, 8):
+            yield _Fit(error, tuple(with_functions[i] for i in chosen), weights)
 
 
 def _quotients(inputs: _Inputs, schedules: Sequence[float]) -> Iterator[_Fit]:

@@ -178,7 +178,9 @@ def test_files_that_are_no_equations_are_one_clear_line(tmp_path, write):
     with pytest.raises(L2OError, match="cannot read"):
         import_hall_of_fame(tmp_path / "missing.csv")
     with pytest.raises(L2OError, match="table of a front"):
-        import_hall_of_fame(write("file,complexity,loss,behind,r2,expression\nrule_000.json,1,,,c0 * x\n"))
+        import_hall_of_fame(
+            write("file,complexity,loss,tasks,behind,r2,expression\nrule_000.json,1,,,c0 * x\n")
+        )
 
 
 def test_a_fitted_regressors_front_keeps_every_digit():

@@ -177,7 +177,7 @@ def test_parts_of_the_coordinates_give_the_same_fit_and_the_same_predictions(spl
     assert score(found, data) > score(begin, data) + 0.01
     forms = dict.fromkeys(("c0", "c1", "c2"), "plain") | {"c3": "logit"}
     point = np.array([-0.5, 0.7, 1.6, 0.3])
-    asked = (compile_program([TRUE.expression]), forms, point, data, math.inf)
+    asked = (compile_program([TRUE.expression]), forms, point, data, None, math.inf)
     sums = module._normal_equations(*asked)
     monkeypatch.setattr(module, "_CHUNK", 1)  # one coordinate at a time
     np.testing.assert_array_equal(predict(begin, data), whole)

@@ -59,6 +59,7 @@ def test_what_no_constant_mends_is_given_up(name: str):
         ("-g / (sqrt(ema(square(g), 0.9)) + c)", ("c",)),
         ("-g / sqrt(ema(square(g), 0.9) + c)", ("c",)),
         ("-g / ((sqrt(ema(square(g), 0.9)) + c) * (1 + t))", ("c",)),
+        ("-g / ((sqrt(ema(square(g), 0.9)) + c) / sqrt(ema(1, 0.9)))", ("c",)),
         ("-g * powabs(ema(square(g), 0.9) + c, -0.5)", ("c",)),
         ("-g / (ema(g, 0.9) + c)", ()),  # which may cross 0 whatever c is
         ("-g * (square(g) + c)", ()),  # no denominator
@@ -83,4 +84,6 @@ def test_signs_are_known_from_the_structure():
         "max(g, abs(g))": True,
         "g * g": False,
     }.items():
-        assert not_negative(parse(text)) is sure
+        assert not_negative(parse(text), {}) is sure
+    assert not_negative(parse("c * abs(g)", ("g", "c")), {"c": 0.1})
+    assert not not_negative(parse("c * abs(g)", ("g", "c")), {"c": -0.1})
