@@ -23,10 +23,12 @@ class SummaryRow:
 
     Attributes:
         horizon: step at which the loss is read.
-        mean, low, high: mean over seeds of the loss at ``horizon`` and its 95 % interval. A diverged
-            seed makes the mean infinite and the bounds nan: divergence is counted, never dropped.
+        mean, low, high: mean over seeds of the loss at ``horizon`` and its 95 % interval; of losses that are
+            all positive the geometric mean, so that no bound is negative. A diverged seed makes the mean
+            infinite and the bounds nan: divergence is counted, never dropped.
         seeds: number of runs; ``diverged`` of them diverged, or failed: their outcome says how.
         lr: the tuned learning rate or multiplier; None where there is none.
+        schedule: what it follows; "" where that is not known.
         ms_per_step: median over seeds, milliseconds.
         floats_per_parameter: floats of optimizer state per optimized parameter.
         trials: settings tried when tuning.
@@ -53,6 +55,7 @@ class SummaryRow:
     accuracy: float = math.nan
     validation: float = math.nan
     trained_on: bool = False
+    schedule: str = ""
 
 
 def r2(target: np.ndarray, prediction: np.ndarray) -> float:
@@ -123,6 +126,17 @@ def interval(values: Iterable[float]) -> tuple[float, float, float]:
         return mean, math.nan, math.nan
     half = t_quantile(len(numbers) - 1) * statistics.stdev(numbers) / math.sqrt(len(numbers))
     return mean, mean - half, mean + half
+
+
+def loss_interval(values: Iterable[float]) -> tuple[float, float, float]:
+    """As ``interval``; of values that are all positive and finite by their logarithms: the geometric mean.
+
+    Losses of seeds differ by factors, and the bounds of what is positive are positive.
+    """
+    numbers = [float(value) for value in values]
+    if not numbers or not all(math.isfinite(value) and value > 0.0 for value in numbers):
+        return interval(numbers)
+    return tuple(math.exp(value) for value in interval(map(math.log, numbers)))
 
 
 def smooth(losses: np.ndarray, window: int) -> np.ndarray:
@@ -207,6 +221,7 @@ def summary_text(summary: Sequence[SummaryRow]) -> str:
         "seeds",
         "diverged",
         "lr",
+        "schedule",
         "trials",
         "ms/step",
         "floats/param",
@@ -220,6 +235,7 @@ def summary_text(summary: Sequence[SummaryRow]) -> str:
             str(row.seeds),
             str(row.diverged),
             number(row.lr),
+            row.schedule or "–",
             str(row.trials),
             number(row.ms_per_step, ".3f"),
             number(row.floats_per_parameter, ".3g"),
@@ -242,7 +258,7 @@ def _summary(problem: str, horizon: int, optimizer: str, group: list[Any], windo
     if len(set(seeds)) < len(seeds):
         raise L2OError(f"{optimizer} on {problem}: expected one run per seed, got the seeds {seeds}")
     figures = tuple(_figure_of(row, horizon, window) for row in group)
-    mean, low, high = interval(figures)
+    mean, low, high = loss_interval(figures)
     settings = _field(group[0], "settings", {})
     lr, validation = settings.get("lr"), settings.get("validation")
     return SummaryRow(
@@ -263,6 +279,7 @@ def _summary(problem: str, horizon: int, optimizer: str, group: list[Any], windo
         accuracy=_mean_of(group, "accuracy"),
         validation=math.nan if validation is None else float(validation),
         trained_on=bool(_field(group[0], "trained_on", False)),
+        schedule=str(settings.get("schedule", "")),
     )
 
 

@@ -259,7 +259,7 @@ class Backend(Protocol):
         """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
 
     def rollout_job(
-        self, config: Any, source: "Source", lr: float, stream: str, number: int, steps: int
+        self, config: Any, source: "Source", lr: float, stream: str, number: int, steps: int, schedule: str
     ) -> Rollout:
         """One rollout of a comparison, on the stream ``validation`` or ``test``; worker processes run it."""
 

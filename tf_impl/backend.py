@@ -113,7 +113,7 @@ def fit(source: Source, task: ProblemTask, steps: int, stop: Callable[[float], b
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started = time.perf_counter()
     with borrowed(source, task, source.spec.lr or source.spec.middle) as loop:
-        losses, outcome = descend(task, loop, steps, stop, source.spec.cosine)
+        losses, outcome = descend(task, loop, steps, stop, source.spec.schedule or "constant")
         seconds = time.perf_counter() - started
         theta = tf.concat([tf.reshape(p, [-1]) for p in loop.parameters], 0)
         arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, loop.parameters, strict=True)}

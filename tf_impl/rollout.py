@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.metrics import DIVERGED
-from common.tables.baselines import falling
+from common.tables.schedules import SCHEDULES
 from interchange.backend import Rollout
 from tf_impl.loops import Loop, borrowed
 from tf_impl.optimizers.guard import GuardedOptimizer
@@ -21,13 +21,15 @@ from tf_impl.tensors import unflatten
 INTERRUPTED = "interrupted"
 
 
-def rollout_job(config: Any, source: Source, lr: float, stream: str, number: int, steps: int) -> Rollout:
+def rollout_job(
+    config: Any, source: Source, lr: float, stream: str, number: int, steps: int, schedule: str
+) -> Rollout:
     """One rollout; what the worker processes run. Test images are looked at on the stream ``test`` only."""
     if config.jobs > 1 or config.cluster:
         with contextlib.suppress(RuntimeError):  # a worker that has begun keeps its threads
             tf.config.threading.set_intra_op_parallelism_threads(1)
             tf.config.threading.set_inter_op_parallelism_threads(1)
-    return rollout(source, lr, task(config, stream, number), steps, stream == "test")
+    return rollout(source, lr, task(config, stream, number), steps, schedule, stream == "test")
 
 
 def task(config: Any, stream: str, number: int) -> ProblemTask:
@@ -35,15 +37,18 @@ def task(config: Any, stream: str, number: int) -> ProblemTask:
     return table_task(config, f"evaluate_{stream}", number, config.split)
 
 
-def rollout(source: Source, lr: float, task: ProblemTask, steps: int, score: bool = True) -> Rollout:
+def rollout(
+    source: Source, lr: float, task: ProblemTask, steps: int, schedule: str = "constant", score: bool = True
+) -> Rollout:
     """Optimize a task with a native optimizer over its own parameter tensors.
 
     Args:
+        schedule: row of ``common.tables.schedules`` that the learning rate follows.
         score: look at the test images at the end.
     """
     started = time.perf_counter()
     with borrowed(source, task, lr) as loop:
-        losses, outcome = descend(task, loop, steps, cosine=source.spec.cosine)
+        losses, outcome = descend(task, loop, steps, schedule=schedule)
         seconds = time.perf_counter() - started
         if outcome == DIVERGED or not score:
             return Rollout(losses, outcome, math.nan, seconds=seconds)
@@ -62,20 +67,20 @@ def descend(
     loop: Loop,
     steps: int,
     stop: Callable[[float], bool] | None = None,
-    cosine: bool = False,
+    schedule: str = "constant",
 ) -> tuple[np.ndarray, str]:
     """The training loop: losses [step] before each update, and the outcome; the parameters are changed.
 
     Args:
         loop: with parameters and optimizer, at its beginning.
         stop: asked after every step with its loss; True ends the loop with the outcome ``interrupted``.
-        cosine: the learning rate falls to 0 as a cosine over ``steps``.
+        schedule: row of ``common.tables.schedules`` that the learning rate follows.
     """
-    rate = float(loop.optimizer.learning_rate)
+    rate, factor = float(loop.optimizer.learning_rate), SCHEDULES[schedule].factor
     losses: list[float] = []
     for step in range(steps):
-        if cosine:
-            loop.optimizer.learning_rate = rate * falling(step, steps)
+        if schedule != "constant":
+            loop.optimizer.learning_rate = rate * factor(step, steps)
         loss, moved = loop.step(task, step)
         if math.isfinite(loss):
             losses.append(loss)

@@ -100,7 +100,9 @@ def fit(source: Source, task: ProblemTask, steps: int, stop: Callable[[float], b
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started, parameters = time.perf_counter(), rollout.leaves(task)
     optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle)
-    losses, outcome = rollout.descend(task, parameters, optimizer, steps, stop, source.spec.cosine)
+    losses, outcome = rollout.descend(
+        task, parameters, optimizer, steps, stop, source.spec.schedule or "constant"
+    )
     seconds, theta = time.perf_counter() - started, torch.cat([p.detach().reshape(-1) for p in parameters])
     if not bool(torch.isfinite(theta).all()):  # the last step may have ruined it
         outcome = DIVERGED

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from common.metrics import DIVERGED
-from common.tables.baselines import falling
+from common.tables.schedules import SCHEDULES
 from interchange.backend import Rollout
 from torch_impl.optimizers.guard import GuardedOptimizer
 from torch_impl.optimizers.optimizers import NonFiniteError
@@ -21,11 +21,13 @@ from torch_impl.threads import fitting
 INTERRUPTED = "interrupted"
 
 
-def rollout_job(config: Any, source: Source, lr: float, stream: str, number: int, steps: int) -> Rollout:
+def rollout_job(
+    config: Any, source: Source, lr: float, stream: str, number: int, steps: int, schedule: str
+) -> Rollout:
     """One rollout; what the worker processes run. Test images are looked at on the stream ``test`` only."""
     if config.jobs > 1 or config.cluster:
         torch.set_num_threads(1)
-    return rollout(source, lr, task(config, stream, number), steps, stream == "test")
+    return rollout(source, lr, task(config, stream, number), steps, schedule, stream == "test")
 
 
 def task(config: Any, stream: str, number: int) -> ProblemTask:
@@ -33,15 +35,18 @@ def task(config: Any, stream: str, number: int) -> ProblemTask:
     return table_task(config, f"evaluate_{stream}", number, config.split)
 
 
-def rollout(source: Source, lr: float, task: ProblemTask, steps: int, score: bool = True) -> Rollout:
+def rollout(
+    source: Source, lr: float, task: ProblemTask, steps: int, schedule: str = "constant", score: bool = True
+) -> Rollout:
     """Optimize a task with a native optimizer over its own parameter tensors.
 
     Args:
+        schedule: row of ``common.tables.schedules`` that the learning rate follows.
         score: look at the test images at the end.
     """
     started, parameters = time.perf_counter(), leaves(task)
     optimizer = source.optimizer(parameters, lr)
-    losses, outcome = descend(task, parameters, optimizer, steps, cosine=source.spec.cosine)
+    losses, outcome = descend(task, parameters, optimizer, steps, schedule=schedule)
     seconds = time.perf_counter() - started
     if outcome == DIVERGED or not score:
         return Rollout(losses, outcome, math.nan, seconds=seconds)
@@ -61,16 +66,16 @@ def descend(
     optimizer: torch.optim.Optimizer,
     steps: int,
     stop: Callable[[float], bool] | None = None,
-    cosine: bool = False,
+    schedule: str = "constant",
 ) -> tuple[np.ndarray, str]:
     """The training loop: losses [step] before each update, and the outcome; ``parameters`` are changed.
 
     Args:
         stop: asked after every step with its loss; True ends the loop with the outcome ``interrupted``.
-        cosine: the learning rate falls to 0 as a cosine over ``steps``.
+        schedule: row of ``common.tables.schedules`` that the learning rate follows.
     """
     with fitting(task):
-        losses, outcome = _descend(task, parameters, optimizer, steps, stop, cosine)
+        losses, outcome = _descend(task, parameters, optimizer, steps, stop, schedule)
     # Losses that stay as they are because nothing can move are no result.
     stuck = outcome == "ok" and isinstance(optimizer, GuardedOptimizer) and optimizer.stuck()
     return np.asarray(losses), DIVERGED if stuck else outcome
@@ -82,18 +87,18 @@ def _descend(
     optimizer: torch.optim.Optimizer,
     steps: int,
     stop: Callable[[float], bool] | None,
-    cosine: bool,
+    schedule: str,
 ) -> tuple[list[float], str]:
-    rates = [group["lr"] for group in optimizer.param_groups]
+    rates, factor = [group["lr"] for group in optimizer.param_groups], SCHEDULES[schedule].factor
     losses: list[float] = []
     for step in range(steps):
         loss = task.loss(parameters, step)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             return losses[:-1], DIVERGED
-        if cosine:
+        if schedule != "constant":
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * falling(step, steps)
+                group["lr"] = rate * factor(step, steps)
         optimizer.zero_grad()
         loss.backward()
         try:

@@ -6,13 +6,15 @@ decay decoupled where there is one. Lion and Schedule-Free AdamW are not among t
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from common.errors import L2OError
 from common.registry import Registry
+from common.tables.schedules import SCHEDULES
+
+_SCHEDULE = "schedule="
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Spec:
         target: the baseline's name, the run or the file.
         lr: learning rate if the SPEC fixes it, else None; for teachers and rules a multiplier.
         options: further hyper-parameters.
-        cosine: the learning rate falls to 0 as a cosine over the steps of a run.
+        schedule: row of ``common.tables.schedules`` if the SPEC fixes it, else "".
     """
 
     text: str
@@ -99,7 +101,7 @@ class Spec:
     target: str
     lr: float | None
     options: dict[str, float]
-    cosine: bool = False
+    schedule: str = ""
 
     @property
     def middle(self) -> float:
@@ -108,26 +110,35 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Read ``name[:key=value,...]``, ``teacher:RUN[,lr=X]`` or ``rule:FILE[,lr=X]``; ``cosine=1`` too."""
+    """Read ``name[:key=value,...]``, ``teacher:RUN[,lr=X]`` or ``rule:FILE[,lr=X]``; schedule=NAME too."""
     head, _, rest = text.partition(":")
     if head in ("teacher", "rule"):
         target, *pairs = rest.split(",")
         if not target:
             raise L2OError(f"optimizer {text!r}: expected {head}:PATH")
+        schedule, pairs = _schedule(pairs)
         options = _pairs(text, pairs, {})
-        return Spec(text, head, target, options.pop("lr", None), options, options.pop("cosine", 0.0) == 1.0)
+        return Spec(text, head, target, options.pop("lr", None), options, schedule)
     row = BASELINES[head]
-    options = _pairs(text, rest.split(",") if rest else [], row.options)
-    lr, falls = options.pop("lr", None), options.pop("cosine", 0.0) == 1.0
-    return Spec(text, "baseline", head, lr, row.options | options, falls)
+    schedule, pairs = _schedule(rest.split(",") if rest else [])
+    options = _pairs(text, pairs, row.options)
+    return Spec(text, "baseline", head, options.pop("lr", None), row.options | options, schedule)
+
+
+def _schedule(pairs: Sequence[str]) -> tuple[str, list[str]]:
+    """The schedule that the pairs fix, "" for none, and the other pairs."""
+    named = [pair.removeprefix(_SCHEDULE) for pair in pairs if pair.startswith(_SCHEDULE)]
+    for name in named:
+        SCHEDULES[name]  # an unknown one is an error that names the known
+    return (named or [""])[-1], [pair for pair in pairs if not pair.startswith(_SCHEDULE)]
 
 
 def _pairs(text: str, pairs: Sequence[str], known: dict[str, float]) -> dict[str, float]:
     values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if key not in known and key not in ("lr", "cosine"):
-            names = ", ".join(["lr", *known, "cosine"])
+        if key not in known and key != "lr":
+            names = ", ".join(["lr", *known, "schedule"])
             raise L2OError(f"optimizer {text!r}: unknown option {key!r}; known: {names}")
         try:
             values[key] = float(value)
@@ -136,14 +147,7 @@ def _pairs(text: str, pairs: Sequence[str], known: dict[str, float]) -> dict[str
         if not equals or not 0.0 <= values[key] < float("inf") or (key == "lr" and not values[key]):
             bound = "above 0" if key == "lr" else "not negative"
             raise L2OError(f"optimizer {text!r}: expected {key}=NUMBER, {bound}, got {pair!r}")
-        if key == "cosine" and values[key] not in (0.0, 1.0):
-            raise L2OError(f"optimizer {text!r}: expected cosine=1, or 0 for a constant lr, got {pair!r}")
     return values
-
-
-def falling(step: int, steps: int) -> float:
-    """The factor of the learning rate before ``step`` (from 0) of ``steps``: a cosine from 1 to 0."""
-    return 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
 def parse_specs(texts: Sequence[str], backend: str = "torch") -> list[Spec]:

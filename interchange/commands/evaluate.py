@@ -1,9 +1,9 @@
 """The fair comparison of optimizers: ``evaluate``.
 
-Every optimizer is tuned with the same number of learning rates, a factor 2 apart, its best not at an
-edge, chosen on validation seeds for each problem and horizon and reported on test seeds (MATH.md section 6).
-Teachers and rules tune the multiplier on their update. What is finished is kept (``cells``): the same
-command again goes on where an earlier one was stopped.
+Every optimizer is tuned with the same number of learning rates, a factor 2 apart, its best not at an edge,
+and the same schedules, chosen on validation seeds for each problem and horizon and reported on test seeds
+(MATH.md section 6). Teachers and rules tune the multiplier on their update. What is finished is kept
+(``cells``): the same command again goes on where an earlier one was stopped.
 """
 
 import dataclasses
@@ -161,8 +161,8 @@ def _rows(
 
     rows = []
     for (text, horizon, number), rollout in tested.rollouts.items():
-        grid = tested.grids[text]
-        lowest = grid.lowest(horizon)
+        tuned = tested.tuned[text]
+        (lr, schedule), lowest = tuned.best(horizon), tuned.lowest(horizon)
         validation = lowest if math.isfinite(lowest) else None
         rows.append(
             EvaluationRow(
@@ -178,11 +178,12 @@ def _rows(
                 floats_per_parameter=times[text][1],
                 outcome=rollout.outcome,
                 settings={
-                    "lr": grid.best(horizon),
+                    "lr": lr,
+                    "schedule": schedule,
                     "sha256": loaded[text].sha256,
                     "validation": validation,
                 },
-                trials=len(grid.figures),
+                trials=tuned.trials,
                 horizon=horizon,
                 trained_on=trained_on[problem, horizon],
             )
@@ -222,9 +223,10 @@ def _times(
     """Milliseconds of a step and floats of state per parameter; nan where an optimizer cannot be built."""
     steppers = {}
     for text, source in loaded.items():
-        grid = tested.grids[text]
+        tuned = tested.tuned[text]
+        longest = max(next(iter(tuned.grids.values())).horizons)
         try:
-            steppers[text] = backend.stepper(source, grid.best(max(grid.horizons)), task)
+            steppers[text] = backend.stepper(source, tuned.best(longest)[0], task)
         except Exception as error:  # its cells have failed and say so; the others' times are wanted
             _LOG.warning("%s is not timed on %s: %s", text, task.instance.problem.name, error)
     return dict.fromkeys(loaded, (math.nan, math.nan)) | time_optimizers(steppers)

@@ -84,8 +84,8 @@ def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
     place = Path(config.source)
     kind = "rule" if place.suffix == ".json" else "teacher"
     spec = parse_spec(config.source if ":" in config.source or not place.exists() else f"{kind}:{place}")
-    if spec.cosine:  # outputs are recorded before the learning rate
-        raise L2OError(f"{config.source}: expected a constant lr to record at; leave cosine out")
+    if spec.schedule not in ("", "constant"):  # outputs are recorded before the learning rate
+        raise L2OError(f"{config.source}: expected a constant lr to record at; leave the schedule out")
     if spec.kind == "baseline" and not BASELINES[spec.target].coordinatewise:
         raise L2OError(f"{config.source}: expected an optimizer that works coordinate by coordinate")
     run = Path(spec.target if spec.kind == "teacher" else "runs")

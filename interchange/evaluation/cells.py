@@ -39,6 +39,7 @@ class Cell:
     Attributes:
         optimizer: text of its SPEC.
         stream: ``validation`` or ``test``; ``number`` is the seed's place in it.
+        schedule: row of ``common.tables.schedules`` that the learning rate follows.
     """
 
     optimizer: str
@@ -47,6 +48,7 @@ class Cell:
     stream: str
     number: int
     steps: int
+    schedule: str = "constant"
 
 
 class Store:
@@ -137,7 +139,7 @@ def _identity(source: "Source") -> dict[str, Any]:
     """An optimizer by its content: a file that was moved is the same, one that was edited is not."""
     spec = source.spec
     target = source.sha256 or spec.target
-    return {"kind": spec.kind, "target": target, "options": spec.options, "cosine": spec.cosine}
+    return {"kind": spec.kind, "target": target, "options": spec.options}
 
 
 def _hash_of(path: str, suffix: str = "") -> str:

@@ -5,6 +5,11 @@ from typing import get_args
 
 from common.data.datasets import Split
 from common.run.config import OnProblem, option
+from common.tables.schedules import SCHEDULES
+
+
+def _schedules() -> tuple[str, ...]:
+    return (*SCHEDULES, "all")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,9 @@ class EvaluateConfig(OnProblem):
     seeds: int = option(5, "test seeds", low=1)
     validation_seeds: int = option(3, "validation seeds for the choice of the learning rate", low=1)
     trials: int = option(7, "learning rates tried per optimizer, factor 2 apart (0: no tuning)", low=0)
+    schedules: tuple[str, ...] = option(
+        ("constant",), "schedules that every optimizer chooses from; all for every one", choices=_schedules
+    )
     jobs: int = option(1, "processes", low=1)
     cluster: str = option("", "dask, dask:tcp://HOST:PORT, ray or ray:HOST:PORT instead of the local pool")
     report: bool = option(True, "write report.html too")

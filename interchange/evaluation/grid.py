@@ -19,6 +19,7 @@ from common.metrics import FAILED, loss_at
 from common.run.cli import Progress
 from common.run.parallel import Run
 from common.tables.baselines import Spec
+from common.tables.schedules import SCHEDULES
 from interchange.backend import Rollout
 from interchange.evaluation.cells import Cell, Store
 from interchange.evaluation.config import EvaluateConfig
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from interchange.rule.source import Source
 
 _LOG = logging.getLogger(__name__)
+_OTHERS = 3  # learning rates tried with every schedule but the first
 _FARTHEST = 14  # factors of 2 from the middle at which widening a grid ends
 
 Results = Mapping[Cell, Rollout]
@@ -74,59 +76,109 @@ class Grid:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tested:
-    """One problem's part of a comparison: the grids, and the test rollouts by (SPEC, horizon, seed)."""
+class Tuned:
+    """What was tried of one optimizer on one problem: a grid per schedule."""
 
     grids: dict[str, Grid]
+
+    def best(self, horizon: int) -> tuple[float, str]:
+        """Learning rate and schedule with the smallest figure at ``horizon``; the first without any."""
+        lowest = {name: grid.lowest(horizon) for name, grid in self.grids.items()}
+        tried = {name: figure for name, figure in lowest.items() if not math.isnan(figure)}
+        name = min(tried or lowest, key=lambda name: tried.get(name, 0.0))
+        return self.grids[name].best(horizon), name
+
+    def lowest(self, horizon: int) -> float:
+        """The smallest figure at ``horizon``; nan where nothing was tried."""
+        return self.grids[self.best(horizon)[1]].lowest(horizon)
+
+    @property
+    def trials(self) -> int:
+        """Settings that were tried."""
+        return sum(len(grid.figures) for grid in self.grids.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """One problem's part of a comparison: what was tuned, and the test rollouts by (SPEC, horizon, seed)."""
+
+    tuned: dict[str, Tuned]
     rollouts: dict[tuple[str, int, int], Rollout]
 
 
 Course = Generator[list[Cell], Results, Tested]
+Arm = tuple[str, str]  # SPEC and schedule
 
 
 def course(
     specs: Mapping[str, Spec], problem: str, horizons: tuple[int, ...], config: EvaluateConfig
 ) -> Course:
     """Tune every optimizer on one problem, then test each at every horizon."""
-    grids = yield from tuning(specs, problem, horizons, config)
-    cells = {
-        (text, horizon, number): Cell(text, problem, grids[text].best(horizon), "test", number, horizon)
-        for text in specs
-        for horizon in horizons
-        for number in range(config.seeds)
-    }
+    tuned = yield from tuning(specs, problem, horizons, config)
+    cells = {}
+    for text, horizon, number in itertools.product(specs, horizons, range(config.seeds)):
+        lr, schedule = tuned[text].best(horizon)
+        cells[text, horizon, number] = Cell(text, problem, lr, "test", number, horizon, schedule)
     results = yield list(cells.values())
-    return Tested(grids, {place: results[cell] for place, cell in cells.items()})
+    return Tested(tuned, {place: results[cell] for place, cell in cells.items()})
 
 
 def tuning(
     specs: Mapping[str, Spec], problem: str, horizons: tuple[int, ...], config: EvaluateConfig
-) -> Generator[list[Cell], Results, dict[str, Grid]]:
-    """A grid per optimizer, all of one size; an optimizer whose SPEC fixes lr has none."""
-    grids = {text: Grid(s.lr or s.middle, {}, horizons) for text, s in specs.items()}
-    free = [text for text, s in specs.items() if s.lr is None and config.trials]
-    trials = config.trials
+) -> Generator[list[Cell], Results, dict[str, Tuned]]:
+    """Learning rate and schedule of every optimizer, all with as many trials.
+
+    First a grid of learning rates with the first schedule, then a shorter one with each other schedule, about
+    twice the best of the first, as a rate that falls may begin higher. A SPEC that fixes its schedule has
+    that alone, one that fixes lr the first.
+    """
+    names = tuple(SCHEDULES) if "all" in config.schedules else config.schedules
+    of = {
+        text: (spec.schedule,) if spec.schedule else names[: None if spec.lr is None else 1]
+        for text, spec in specs.items()
+    }
+    first = {(text, of[text][0]): Grid(s.lr or s.middle, {}, horizons) for text, s in specs.items()}
+    yield from _tuned(first, specs, problem, config, config.trials)
+    longest = max(horizons)
+    others = {
+        (text, name): Grid(2.0 * first[text, of[text][0]].best(longest), {}, horizons)
+        for text in specs
+        for name in of[text][1:]
+    }
+    if config.trials:
+        yield from _tuned(others, specs, problem, config, min(_OTHERS, config.trials))
+    arms = first | others
+    return {text: Tuned({name: arms[text, name] for name in of[text]}) for text in specs}
+
+
+def _tuned(
+    grids: dict[Arm, Grid], specs: Mapping[str, Spec], problem: str, config: EvaluateConfig, trials: int
+) -> Generator[list[Cell], Results, None]:
+    """Fill grids, all of one size, none of which has its best at an edge."""
+    free = [arm for arm in grids if specs[arm[0]].lr is None and trials]
     while True:
-        places = [(text, k) for text in free for k in grids[text].missing(trials)]
+        places = [(arm, k) for arm in free for k in grids[arm].missing(trials)]
         if not places:
-            widest = max((len(grids[text].figures) for text in free), default=0)
+            widest = max((len(grids[arm].figures) for arm in free), default=0)
             if widest <= trials:
-                return grids
+                return
             trials = widest
             continue
 
-        def cells(text: str, k: int, horizon: int) -> list[Cell]:
+        def cells(arm: Arm, k: int, horizon: int) -> list[Cell]:
+            text, schedule = arm
             # A run to the longest horizon passes through the others, unless its schedule ends at its own.
-            steps = horizon if specs[text].cosine else max(horizons)
-            lr = grids[text].middle * 2.0**k
-            return [Cell(text, problem, lr, "validation", n, steps) for n in range(config.validation_seeds)]
+            steps = horizon if SCHEDULES[schedule].ends else max(grids[arm].horizons)
+            lr = grids[arm].middle * 2.0**k
+            numbers = range(config.validation_seeds)
+            return [Cell(text, problem, lr, "validation", n, steps, schedule) for n in numbers]
 
-        results = yield list(
-            dict.fromkeys(c for text, k in places for h in horizons for c in cells(text, k, h))
-        )
-        for text, k in places:
-            grids[text].figures[k] = [
-                float(np.mean([loss_at_or_inf(results[c], h) for c in cells(text, k, h)])) for h in horizons
+        wanted = (c for arm, k in places for h in grids[arm].horizons for c in cells(arm, k, h))
+        results = yield list(dict.fromkeys(wanted))
+        for arm, k in places:
+            grids[arm].figures[k] = [
+                float(np.mean([loss_at_or_inf(results[c], h) for c in cells(arm, k, h)]))
+                for h in grids[arm].horizons
             ]
 
 
@@ -221,7 +273,7 @@ def run_cell(
 ) -> tuple[Cell, Rollout]:
     """One cell; what the worker processes run. An error is an outcome: other cells must not be lost by it."""
     try:
-        return cell, backend_job(config, source, cell.lr, cell.stream, cell.number, cell.steps)
+        return cell, backend_job(config, source, cell.lr, cell.stream, cell.number, cell.steps, cell.schedule)
     except Exception as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return cell, Rollout(np.zeros(0), FAILED + told, math.nan)

@@ -137,7 +137,7 @@ def _matrix(compared: Sequence[Compared], names: Mapping[str, str], learned: Seq
 
 def _cell(c: Compared) -> str:
     value, row = c.ratio.value, c.row
-    spread = f" ± {number((row.high - row.low) / 2, '.2g')}" if math.isfinite(row.low) else ""
+    spread = f" ({number(row.low, '.3g')} to {number(row.high, '.3g')})" if math.isfinite(row.low) else ""
     lost = f" {row.diverged} of {row.seeds} diverged" if row.diverged else ""
     own = "best" if row.optimizer == c.best else f"× {number(value, '.3f')}" if not math.isnan(value) else ""
     return (

@@ -20,8 +20,9 @@ from common.data import datasets
 from common.errors import L2OError
 from common.rng import derived_seed
 from common.run.cli import Progress
-from common.tables.baselines import falling, parse_spec
+from common.tables.baselines import parse_spec
 from common.tables.problems import PROBLEMS, Instance
+from common.tables.schedules import SCHEDULES
 from common.tables.suites import SUITES, Entry
 from interchange.backend import Rollout
 from interchange.evaluation import grid
@@ -48,9 +49,9 @@ def counted(monkeypatch) -> list[tuple]:
     seen = []
     run = backend.rollout_job
 
-    def spy(config, source, lr, stream, number, steps):
+    def spy(config, source, lr, stream, number, steps, schedule):
         seen.append((config.problem, source.spec.text, lr, stream, number, steps))
-        return run(config, source, lr, stream, number, steps)
+        return run(config, source, lr, stream, number, steps, schedule)
 
     monkeypatch.setattr(backend, "rollout_job", spy)
     return seen
@@ -192,10 +193,10 @@ def test_own_data_of_another_content_are_other_cells(tmp_path):
 def test_a_failure_is_an_outcome_is_told_and_is_tried_again(tmp_path, monkeypatch, caplog):
     config, run = config_of(tmp_path, problem="quadratic"), backend.rollout_job
 
-    def job(config, source, lr, stream, number, steps):
+    def job(config, source, lr, stream, number, steps, schedule):
         if source.spec.text == "adam" and stream == "test" and number == 1:
             raise MemoryError("no\nmemory")
-        return run(config, source, lr, stream, number, steps)
+        return run(config, source, lr, stream, number, steps, schedule)
 
     monkeypatch.setattr(backend, "rollout_job", job)
     rows = evaluate(config)
@@ -231,7 +232,7 @@ def evaluate_of(backend: str) -> Callable:
 
 @pytest.mark.parametrize("package", ["torch", pytest.param("tf", marks=pytest.mark.slow)])
 def test_cosine_lets_the_learning_rate_fall_to_nothing_over_each_horizon(package, tmp_path):
-    config = config_of(tmp_path, problem="quadratic", optimizers=("sgd:lr=0.3,cosine=1",), seeds=1)
+    config = config_of(tmp_path, problem="quadratic", optimizers=("sgd:lr=0.3,schedule=cosine",), seeds=1)
     for row in evaluate_of(package)(config):
 
         def move(theta, g, step, horizon=row.horizon):
@@ -239,13 +240,12 @@ def test_cosine_lets_the_learning_rate_fall_to_nothing_over_each_horizon(package
 
         instance = Instance(PROBLEMS["quadratic"], derived_seed(0, "evaluate_test", 0), "evaluation")
         np.testing.assert_allclose(row.losses, descended(instance, row.horizon, move)[0], rtol=1e-9)
-    assert falling(0, 6) == 1.0 and falling(3, 6) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("package", ["torch", "tf"])
 def test_a_rule_with_cosine_and_the_test_loss(package, tmp_path):
     """Both backends: same losses to the last test image, validation runs have no score."""
-    spec = rule_spec(tmp_path, "c0 * ema(g, 0.9)", c0=-0.5) + ",cosine=1"
+    spec = rule_spec(tmp_path, "c0 * ema(g, 0.9)", c0=-0.5) + ",schedule=cosine"
     settings = {"problem": "digits-mlp", "optimizers": (spec,), "seeds": 1, "steps": (8,), "trials": 1}
     config = config_of(tmp_path / package, **settings)
     (row,) = evaluate_of(package)(config)
@@ -259,16 +259,35 @@ def test_a_rule_with_cosine_and_the_test_loss(package, tmp_path):
 
 
 def test_a_schedule_is_tuned_for_each_horizon_in_runs_of_its_own(counted, tmp_path):
-    evaluate(config_of(tmp_path, problem="quadratic", optimizers=("sgd", "adam:cosine=1")))
+    evaluate(config_of(tmp_path, problem="quadratic", optimizers=("sgd", "adam:schedule=cosine")))
     tried = {(text, steps) for _, text, _, stream, _, steps in counted if stream == "validation"}
-    assert tried == {("sgd", 12), ("adam:cosine=1", 6), ("adam:cosine=1", 12)}
+    assert tried == {("sgd", 12), ("adam:schedule=cosine", 6), ("adam:schedule=cosine", 12)}
 
 
-def test_cosine_is_refused_where_it_makes_no_sense():
-    with pytest.raises(L2OError, match="expected cosine=1"):
-        parse_spec("adam:cosine=0.5")
-    assert parse_spec("adam:cosine=1,beta1=0.8").options.keys() == parse_spec("adam").options.keys()
-    assert parse_spec("rule:r.json,cosine=1").cosine and not parse_spec("adam:cosine=0").cosine
+def test_a_spec_fixes_a_schedule_of_the_table_and_no_other():
+    with pytest.raises(L2OError, match="unknown schedule 'wave'"):
+        parse_spec("adam:schedule=wave")
+    assert parse_spec("adam:schedule=cosine,beta1=0.8").options.keys() == parse_spec("adam").options.keys()
+    assert parse_spec("rule:r.json,schedule=cosine").schedule == "cosine" and not parse_spec("adam").schedule
+
+
+def test_every_schedule_begins_at_1_and_only_falls():
+    for row in SCHEDULES.values():
+        factors = [row.factor(step, 50) for step in range(51)]
+        assert factors[0] == 1.0 and factors == sorted(factors, reverse=True)
+        assert (abs(factors[-1]) < 1e-12) == row.ends
+
+
+@pytest.mark.parametrize("package", ["torch", pytest.param("tf", marks=pytest.mark.slow)])
+def test_rate_and_schedule_are_chosen_with_equal_trials_for_all(package, tmp_path):
+    rule = rule_spec(tmp_path, "c0 * ema(g, 0.9)", c0=-0.5)
+    chosen = {"problem": "quadratic", "optimizers": ("sgd", rule, "adam:schedule=linear"), "seeds": 1}
+    config = config_of(tmp_path / package, **chosen, schedules=("constant", "root-0.01", "cosine"), trials=3)
+    rows = {row.optimizer: row for row in evaluate_of(package)(config)}
+    assert rows["adam:schedule=linear"].settings["schedule"] == "linear"
+    assert rows["sgd"].trials == rows[rule].trials >= 9
+    tried = {json.loads(path.read_text())["key"]["schedule"] for path in cells_of(config)}
+    assert tried == {"constant", "root-0.01", "cosine", "linear"}
 
 
 def fake_pool(tmp_path: Path, seconds: dict[str, int]) -> list[Cell]:
@@ -327,13 +346,13 @@ def test_a_worker_that_is_killed_ends_in_one_line_and_its_cells_can_be_run_again
     assert kept > 0 and len(evaluate(config)) == 8
 
 
-def _killed_at_the_test(config, source, lr, stream, number, steps):
+def _killed_at_the_test(config, source, lr, stream, number, steps, schedule):
     from torch_impl.rollout import rollout_job
 
     if stream == "test":
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
-    return rollout_job(config, source, lr, stream, number, steps)
+    return rollout_job(config, source, lr, stream, number, steps, schedule)
 
 
 def test_cells_of_other_data_or_other_code_are_not_reused(tmp_path, monkeypatch):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from common.metrics import DIVERGED
-from common.tables.baselines import falling, parse_spec
+from common.tables.baselines import parse_spec
 from common.tables.problems import Instance, problem_row
+from common.tables.schedules import SCHEDULES
 from interchange.files.weights import Teacher
 from interchange.rule.rule import Rule
 
@@ -59,7 +60,7 @@ def plainly(source: Source, lr: float, task: ProblemTask, cosine: bool = False) 
             tape.watch(values)
             loss = task.loss(values, step)
         losses.append(float(loss))
-        optimizer.learning_rate = lr * (falling(step, STEPS) if cosine else 1.0)
+        optimizer.learning_rate = lr * (SCHEDULES["cosine"].factor(step, STEPS) if cosine else 1.0)
         optimizer.apply(tape.gradient(loss, values), parameters)
     return np.array(losses)
 
@@ -68,12 +69,12 @@ def plainly(source: Source, lr: float, task: ProblemTask, cosine: bool = False) 
 def test_a_graph_is_made_once_and_every_rollout_is_as_if_it_were_alone(name, problem):
     source, lr = SOURCES[name], rate(name)
     kinds = [(0, lr), (1, lr), (0, 3.0 * lr), (0, lr)]
-    together = [rollout(source, rate, task_of(problem, seed), STEPS, False) for seed, rate in kinds]
+    together = [rollout(source, rate, task_of(problem, seed), STEPS, score=False) for seed, rate in kinds]
     (loop,) = loops._kept.values()
     assert loop.graph.traces == 1
     for (seed, rate_), found in zip(kinds, together, strict=True):
         loops._kept.clear()
-        alone = rollout(source, rate_, task_of(problem, seed), STEPS, False)
+        alone = rollout(source, rate_, task_of(problem, seed), STEPS, score=False)
         assert found.outcome == alone.outcome == "ok" and len(found.losses) == STEPS
         np.testing.assert_array_equal(found.losses, alone.losses)
     assert len({found.losses.tobytes() for found in together}) == 3
@@ -81,7 +82,7 @@ def test_a_graph_is_made_once_and_every_rollout_is_as_if_it_were_alone(name, pro
 
 @pytest.mark.parametrize(("name", "problem"), PAIRS)
 def test_losses_are_those_of_the_plain_loop(name, problem):
-    found = rollout(SOURCES[name], rate(name), task_of(problem), STEPS, False)
+    found = rollout(SOURCES[name], rate(name), task_of(problem), STEPS, score=False)
     assert found.seconds > 0.0
     np.testing.assert_allclose(found.losses, plainly(SOURCES[name], rate(name), task_of(problem)), rtol=1e-9)
 
@@ -91,8 +92,8 @@ def test_running_values_of_batch_norm_are_the_tasks_own():
     for kept in (False, True):
         task = task_of("mnist-conv", 1)
         if kept:
-            rollout(SOURCES["adam"], 0.01, task_of("mnist-conv", 2), STEPS, False)
-        rollout(SOURCES["adam"], 0.01, task, STEPS, False)
+            rollout(SOURCES["adam"], 0.01, task_of("mnist-conv", 2), STEPS, score=False)
+        rollout(SOURCES["adam"], 0.01, task, STEPS, score=False)
         found.append({name: value.numpy() for name, value in task.buffers.items()})
     assert found[0] and all((found[0][name] == found[1][name]).all() for name in found[0])
     assert any(np.abs(value - 1.0).max() > 0.1 for name, value in found[0].items() if name.endswith("var"))
@@ -100,10 +101,10 @@ def test_running_values_of_batch_norm_are_the_tasks_own():
 
 def test_a_rollout_that_diverged_leaves_nothing():
     source = SOURCES["adam"]
-    before = rollout(source, 0.01, task_of("quadratic"), STEPS, False)
-    ruined = rollout(source, 1e200, task_of("quadratic"), STEPS, False)
+    before = rollout(source, 0.01, task_of("quadratic"), STEPS, score=False)
+    ruined = rollout(source, 1e200, task_of("quadratic"), STEPS, score=False)
     assert ruined.outcome == DIVERGED and len(ruined.losses) < STEPS and np.isfinite(ruined.losses).all()
-    after = rollout(source, 0.01, task_of("quadratic"), STEPS, False)
+    after = rollout(source, 0.01, task_of("quadratic"), STEPS, score=False)
     np.testing.assert_array_equal(after.losses, before.losses)
     (loop,) = loops._kept.values()
     assert loop.graph.traces == 1
@@ -114,7 +115,7 @@ def test_updates_that_stay_non_finite_are_a_divergence_and_every_loss_is_kept(mo
     monkeypatch.setattr("tf_impl.optimizers.guard._LOOK_EVERY", 1)  # so that ten steps are ten looks
     source = Source(parse_spec("rule:breaks.json"), BREAKS)
     for _ in range(2):
-        found = rollout(source, 1.0, task_of("quadratic-k10"), STEPS, False)
+        found = rollout(source, 1.0, task_of("quadratic-k10"), STEPS, score=False)
         assert found.outcome == DIVERGED and len(found.losses) == 10
         expected = plainly(SOURCES["adam"], 0.0, task_of("quadratic-k10"))  # nothing has moved
         np.testing.assert_allclose(found.losses, expected[:10], rtol=1e-12)
@@ -125,18 +126,18 @@ def test_other_errors_of_a_graph_are_no_divergence(monkeypatch):
     images, labels = task._data
     monkeypatch.setattr(task, "_data", (images, labels + 100))
     with pytest.raises(tf.errors.InvalidArgumentError, match="label"):
-        rollout(SOURCES["adam"], 0.01, task, STEPS, False)
+        rollout(SOURCES["adam"], 0.01, task, STEPS, score=False)
     assert not loops._kept
 
 
 def test_the_rate_falls_as_a_cosine_and_is_whole_again_in_the_next_rollout():
-    whole = rollout(SOURCES["adam"], 0.01, task_of("quadratic"), STEPS, False)
-    falls = Source(parse_spec("adam:cosine=1"), None)
-    found = rollout(falls, 0.01, task_of("quadratic"), STEPS, False)
+    whole = rollout(SOURCES["adam"], 0.01, task_of("quadratic"), STEPS, score=False)
+    falls = SOURCES["adam"]
+    found = rollout(falls, 0.01, task_of("quadratic"), STEPS, "cosine", score=False)
     np.testing.assert_allclose(
         found.losses, plainly(falls, 0.01, task_of("quadratic"), cosine=True), rtol=1e-9
     )
-    again = rollout(SOURCES["adam"], 0.01, task_of("quadratic"), STEPS, False)
+    again = rollout(SOURCES["adam"], 0.01, task_of("quadratic"), STEPS, score=False)
     np.testing.assert_array_equal(again.losses, whole.losses)
 
 
@@ -145,7 +146,7 @@ def test_a_loop_can_be_stopped_after_any_step():
     with loops.borrowed(SOURCES["adam"], task, 0.01) as loop:
         losses, outcome = descend(task, loop, STEPS, lambda loss: len(seen) == 4 or bool(seen.append(loss)))
     assert outcome == INTERRUPTED and len(losses) == 5 and seen == losses[:4].tolist()
-    whole = rollout(SOURCES["adam"], 0.01, task_of("digits-mlp"), STEPS, False)
+    whole = rollout(SOURCES["adam"], 0.01, task_of("digits-mlp"), STEPS, score=False)
     np.testing.assert_array_equal(whole.losses[:5], losses)
 
 

@@ -75,7 +75,7 @@ def test_baselines_rules_and_hostile_names_have_a_page(names):
 
 
 def test_labels_are_short_where_that_is_clear():
-    names = [RULE, "rule:b/best.json", "rule:b/other.json,cosine=1", "teacher:runs/rp", "adam:lr=1"]
+    names = [RULE, "rule:b/best.json", "rule:b/other.json,schedule=cosine", "teacher:runs/rp", "adam:lr=1"]
     assert list(comparison.labels(names).values()) == [
-        RULE, "rule:b/best.json", "rule other,cosine=1", "teacher rp", "adam:lr=1",
+        RULE, "rule:b/best.json", "rule other,schedule=cosine", "teacher rp", "adam:lr=1",
     ]  # fmt: skip
