@@ -214,18 +214,9 @@ def number(value: float | None, spec: str = ".4g") -> str:
 def summary_text(summary: Sequence[SummaryRow]) -> str:
     """The summary as an aligned plain-text table."""
     head = (
-        "optimizer",
-        "steps",
-        "loss",
-        "95 % interval",
-        "seeds",
-        "diverged",
-        "lr",
-        "schedule",
-        "trials",
-        "ms/step",
-        "floats/param",
-    )
+        "optimizer", "steps", "loss", "95 % interval", "seeds", "diverged", "lr", "schedule", "trials",
+        "ms/step", "floats/param",
+    )  # fmt: skip
     cells = [
         (
             row.optimizer,

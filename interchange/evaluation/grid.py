@@ -83,9 +83,8 @@ class Tuned:
 
     def best(self, horizon: int) -> tuple[float, str]:
         """Learning rate and schedule with the smallest figure at ``horizon``; the first without any."""
-        lowest = {name: grid.lowest(horizon) for name, grid in self.grids.items()}
-        tried = {name: figure for name, figure in lowest.items() if not math.isnan(figure)}
-        name = min(tried or lowest, key=lambda name: tried.get(name, 0.0))
+        tried = {name: grid.lowest(horizon) for name, grid in self.grids.items() if grid.figures}
+        name = min(tried, key=tried.__getitem__, default=next(iter(self.grids)))
         return self.grids[name].best(horizon), name
 
     def lowest(self, horizon: int) -> float:
@@ -133,10 +132,8 @@ def tuning(
     that alone, one that fixes lr the first.
     """
     names = tuple(SCHEDULES) if "all" in config.schedules else config.schedules
-    of = {
-        text: (spec.schedule,) if spec.schedule else names[: None if spec.lr is None else 1]
-        for text, spec in specs.items()
-    }
+    few = {text: names[:1] if spec.lr else names for text, spec in specs.items()}
+    of = {text: (spec.schedule,) if spec.schedule else few[text] for text, spec in specs.items()}
     first = {(text, of[text][0]): Grid(s.lr or s.middle, {}, horizons) for text, s in specs.items()}
     yield from _tuned(first, specs, problem, config, config.trials)
     longest = max(horizons)
@@ -147,8 +144,7 @@ def tuning(
     }
     if config.trials:
         yield from _tuned(others, specs, problem, config, min(_OTHERS, config.trials))
-    arms = first | others
-    return {text: Tuned({name: arms[text, name] for name in of[text]}) for text in specs}
+    return {text: Tuned({name: (first | others)[text, name] for name in of[text]}) for text in specs}
 
 
 def _tuned(

@@ -305,7 +305,7 @@ def tuned(config, optima: dict[str, float], diverges_from: float = 6.0) -> dict[
         try:
             cells = going.send(results)
         except StopIteration as end:
-            return end.value
+            return {text: found.grids["constant"] for text, found in end.value.items()}
         results = {cell: rolled_out(cell) for cell in cells}
 
 

@@ -157,10 +157,10 @@ def test_a_loop_in_use_is_nobody_elses_and_few_numbers_are_kept(monkeypatch):
         assert one is not two and not loops._kept
     monkeypatch.setattr(loops, "_MOST", 2)
     for name in ("nesterov", "adam", "rule"):
-        rollout(SOURCES[name], 0.01, task, 2, False)
+        rollout(SOURCES[name], 0.01, task, 2, score=False)
     assert len(loops._kept) == 2
     monkeypatch.setattr(loops, "_NUMBERS", 100)
-    rollout(SOURCES["adam"], 0.01, task, 2, False)
+    rollout(SOURCES["adam"], 0.01, task, 2, score=False)
     assert not loops._kept
 
 
@@ -173,7 +173,7 @@ def test_other_weights_and_other_constants_are_other_optimizers():
     ]
     for one, other, text in pairs:
         first, second = (
-            rollout(Source(parse_spec(text), loaded), 1.0, task_of("digits-mlp"), 3, False)
+            rollout(Source(parse_spec(text), loaded), 1.0, task_of("digits-mlp"), 3, score=False)
             for loaded in (one, other)
         )
         assert first.losses[0] == second.losses[0] and first.losses[2] != second.losses[2]

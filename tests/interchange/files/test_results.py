@@ -60,12 +60,14 @@ def test_summary(tmp_path):
     save_evaluation(tmp_path / "e.h5", given, {})
     assert sorted(os.listdir(tmp_path)) == ["e.h5", "summary.csv"]
     adam, rule = table(tmp_path)
-    columns = """optimizer problem horizon loss_mean low high seeds diverged lr ms_per_step
+    columns = """optimizer problem horizon loss_mean low high seeds diverged lr schedule ms_per_step
         floats_per_parameter trials test_loss accuracy trained_on best_baseline ratio ratio_low ratio_high
         target steps_to_target seconds_to_target"""
     assert list(adam) == columns.split()
     assert (adam["optimizer"], rule["optimizer"]) == ("adam:lr=0.1", "rule:best.json")
-    assert float(adam["loss_mean"]) == pytest.approx(np.mean([row.losses[10:].mean() for row in given[:3]]))
+    assert float(adam["loss_mean"]) == pytest.approx(
+        np.exp(np.mean([np.log(row.losses[10:].mean()) for row in given[:3]]))  # the geometric mean
+    )
     assert float(adam["low"]) < float(adam["loss_mean"]) < float(adam["high"])
     numbers = {"horizon": 30, "seeds": 3, "diverged": 0, "lr": 0.1, "ms_per_step": 2.5, "trials": 9}
     assert {key: float(adam[key]) for key in numbers} == numbers
