@@ -156,8 +156,8 @@ def test_best_of_each_column_is_marked_by_more_than_colour(page):
     assert adam[1] == star.format("0.07538") and rule[1] == "0.1306"
     assert adam[6] == rule[6] == star.format("4.00") and cells(page, "teacher")[6] == "7.00"
     assert rule[0] == "<strong>rule</strong>" and adam[0] == "adam"
-    # Two seeds 0.0533 apart: half of that, times t(1) = 12.706, on both sides of 0.13325.
-    assert rule[2:6] == ["−0.2054 to 0.4719", "none", "0.125", "7"]
+    # Two seeds, 0.1066 and 0.1599: half the difference of their logarithms, times t(1) = 12.706, both ways.
+    assert rule[2:6] == ["0.009933 to 1.716", "none", "0.125", "7"]
     head = re.findall(r'<th scope="col">(.*?)</th>', page)
     columns = ["optimizer", "loss", "95 % interval", "diverged", "learning rate", "trials"]
     assert head[3:11] == [*columns, "ms/step", "floats/parameter"]
