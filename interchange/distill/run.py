@@ -102,8 +102,10 @@ def _named(rule: Rule) -> Rule:
 
 def _following(best: Rule, config: DistillConfig, folder: Path) -> str:
     """The command that goes on from here."""
-    if "exact" in best.provenance or any(tree is None for tree in best.features.values()):
+    if any(tree is None for tree in best.features.values()):
         return f"python -m interchange.rule show {folder / 'best.json'}"
+    if "exact" in best.provenance or "user_sha256" in best.provenance:  # of a problem that no row describes
+        return f"python -m interchange.rule explain {folder / 'best.json'}"
     if config.select == "rollout":
         return f"python -m {config.backend}_impl.tune {folder / 'best.json'}"
     return f"python -m {config.backend}_impl.select {folder}"
