@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from interchange.rule.rule import Rule
 
-BETTER, LEAST_BETTER = 1e-6, 1e-10  # R2 that a longer rule must add: usually, and where hardly any is missing
+BETTER, LEAST_BETTER = 1e-6, 1e-15  # R2 that a longer rule must add: usually, and at least: rounding
 WITHIN = 0.01  # a shorter rule is preferred if its R2 is no further below the best (MATH.md section 5)
 TIMES = 3.0  # and it leaves no more than so many times what the best leaves, where that is hardly anything
 
