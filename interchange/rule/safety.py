@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from interchange.language import expression as ex
-from interchange.language.execute import compile_program, evaluate
+from interchange.language.execute import evaluate
 from interchange.language.expression import Node
 from interchange.rule.rule import Rule
 
@@ -22,20 +22,16 @@ _NOT_NEGATIVE = ("abs", "square", "sqrt", "exp", "cosh", "powabs", "sigmoid", "r
 _KEEPS_SIGN = ("ema", "ema_hat", "lag", "cumsum", "cummax", "cbrt", "log1p")  # of what is not negative
 
 
-def singular(rule: Rule, expression: Node | None = None) -> str:
+def singular(rule: Rule) -> str:
     """Where the rule's update or state is not finite, in words; "" where it is in all that is tried.
 
     Sequences of gradients of 0 and of every size from 1e-30 to 1e10: steady, after zeros, before zeros, once
     in calm, and by turns with zeros; theta is 1. A rule with a feature that has no definition over g cannot
     run, and is not judged.
-
-    Args:
-        expression: in place of the rule's own, over the same features and constants.
     """
     if any(tree is None for tree in rule.features.values()):
         return ""
-    defined = {name: tree for name, tree in rule.features.items() if tree is not None}
-    program = compile_program([ex.substitute(expression or rule.expression, defined)])
+    program = rule.program()
     whole = dataclasses.replace(program, outputs=program.outputs + program.writes)
     g, names = _gradients()
     for dtype in (np.float32, np.float64):
