@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from interchange.language.expression import Node, number, substitute
 from interchange.language.operators import OPERATORS
 from interchange.language.simplify import folded
+from interchange.language.view import SIZES
 
 DIGITS = 4
 ACCENTS = ("tilde", "hat", "bar")
@@ -175,7 +176,7 @@ def _lag(x: Node, steps: Node) -> Box:
 def _average(x: Node, decay: Node, hat: bool) -> Box:
     head = Box("word", text="ema")
     head = Box("accent", (head,), "hat") if hat else head
-    index = _number(decay.value) if decay.op == "number" else _name(decay.name)
+    index = _name(decay.name) if decay.op == "name" else layout(decay)
     return _row(Box("sub", (head, index)), _fence(layout(x)))
 
 
@@ -248,6 +249,8 @@ def _name(name: str) -> Box:
 def _indexed(name: str, lag: int) -> Box:
     if name == "t":
         return Box("letter", text="t")
+    if name in SIZES:
+        return Box("name", text=name)
     rest = [Box("name", text=part) for part in name.split("_")[1:] if part and part not in ACCENTS]
     index = [piece for part in rest for piece in (part, _symbol(","))]
     return Box("sub", (_name(name), _row(*index, _time(lag))))

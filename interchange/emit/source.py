@@ -17,13 +17,29 @@ from interchange.language.checks import RAW
 from interchange.language.equation import Equation
 from interchange.language.execute import Instruction, Program
 from interchange.language.expression import to_text
-from interchange.language.operators import OPERATORS
+from interchange.language.operators import OPERATORS, TENSOR
 
 
 def pointwise_operators(program: Program, infix: Iterable[str]) -> tuple[str, ...]:
     """The operators of a program that need a function: pointwise and not written infix."""
     used = dict.fromkeys(ins.op for ins in program.instructions)
     return tuple(op for op in used if op in OPERATORS and OPERATORS[op].numpy and op not in infix)
+
+
+def tensor_operators(programs: Iterable[Program]) -> tuple[str, ...]:
+    """The operators of programs that see whole tensors."""
+    return tuple(dict.fromkeys(ins.op for p in programs for ins in p.instructions if ins.op in TENSOR))
+
+
+def branches(rule: Equation) -> tuple[Program, ...]:
+    """The rule's programs: one, or those for tensors with and without a matrix view where they differ."""
+    both = rule.program(has_matrix=True), rule.program(has_matrix=False)
+    return both[:1] if both[0] == both[1] else both
+
+
+def kept(program: Program) -> str:
+    """What every slot of state has an axis for, (rows, columns), as a literal (``axes.kept_shape``)."""
+    return repr([("rows" in kind, "columns" in kind) for kind in program.slot_kinds])
 
 
 def copied_source(module: str, functions: Iterable[str]) -> str:
@@ -82,18 +98,83 @@ def body(program: Program, write: Callable[[Instruction, list[str], str], str], 
     """One assignment per instruction, ``x0 = ...``; numbers and constants are written where they are used.
 
     Args:
-        write: (instruction, texts of its arguments, text of b for "ema" and "unbias") -> right-hand side.
+        write: (instruction, texts of its arguments, text of b for "ema" and "unbias", "" where the arguments
+            have it because it changes with t) -> right-hand side.
     """
     lines, texts = [], []
     for ins in program.instructions:
         args = [texts[arg] for arg in ins.args]
-        decay = _decay(program.instructions[ins.args[1]]) if ins.op in ("ema", "unbias") else ""
+        fixed = ins.op == "unbias" or (ins.op == "ema" and len(args) == 2)
+        decay = _decay(program.instructions[ins.args[1]]) if fixed else ""
         text = write(ins, args, decay)
         if ins.op != "number" and (ins.op != "input" or ins.name in RAW):
             lines.append(f"{indent}x{len(lines)} = {text}")
             text = f"x{len(lines) - 1}"
         texts.append(text)
     return Body("\n".join(lines), tuple(texts))
+
+
+def steps(
+    rule: Equation,
+    write: Callable[[Instruction, list[str], str], str],
+    indent: str,
+    results: Callable[[Program, Body], str],
+) -> str:
+    """The lines of a step that end in ``results = [...]``, update first and then the slots.
+
+    Where tensors with a matrix view take another way than others, ``axes[0]`` says which one is taken.
+    """
+    programs, texts = branches(rule), []
+    for program in programs:
+        deeper = indent + " " * 4 * (len(programs) - 1)
+        code = body(program, write, deeper)
+        ending = f"{deeper}results = [{results(program, code)}]"
+        texts.append(f"{code.lines}\n{ending}" if code.lines else ending)
+    return texts[0] if len(texts) == 1 else f"{indent}if axes[0]:\n{texts[0]}\n{indent}else:\n{texts[1]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """What a generated file has more where its rule sees tensors; all "" where it does not.
+
+    Attributes:
+        functions: what axes are (``emit.axes``), and the shapes that every slot of state has.
+        parameter: the further parameter of ``init`` and ``update``.
+        axes: the line, indented by 4, that finds the axes of ``theta``.
+        told: what the parameter is, for docstrings.
+    """
+
+    functions: str = ""
+    parameter: str = ""
+    axes: str = ""
+    told: str = ""
+
+
+def sight(rule: Equation, usual: str) -> Sight:
+    """Args:
+    usual: the axes of rows of two axes or more where nobody says, as a literal.
+    """
+    if not rule.program().sees_tensors and not rule.program(has_matrix=False).sees_tensors:
+        return Sight()
+    programs = branches(rule)
+    chosen = (
+        kept(programs[0])
+        if len(programs) == 1
+        else f"{kept(programs[0])} if axes[0] else {kept(programs[1])}"
+    )
+    slots = (
+        "def slot_shapes(shape, axes):\n"
+        f"    kept = {chosen}\n"
+        "    return [kept_shape(shape, axes, own) for own in kept]"
+    )
+    names = ["axes_of", "size_of", "kept_shape"]
+    return Sight(
+        copied_source("interchange.emit.axes", names) + "\n\n\n" + slots + "\n\n\n",
+        ", rows=None",
+        f"    axes = axes_of(theta.shape, rows, {usual})\n",
+        ".\n\n    ``rows``: the axes that number the outputs, () for what is no matrix (vectors, ...);\n"
+        f"    None is {usual} for two axes or more",
+    )
 
 
 def _decay(ins: Instruction) -> str:

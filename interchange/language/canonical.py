@@ -12,7 +12,8 @@ from typing import Any
 from interchange.language import expression as ex
 from interchange.language.expression import Node
 
-_ODD = frozenset({"tanh", "asinh", "sinh", "sin", "atan", "cbrt", "softsign"})
+_ODD = frozenset({"tanh", "asinh", "sinh", "sin", "atan", "cbrt", "softsign", "polar"})
+_HOMOGENEOUS = frozenset({"mean", "row_mean", "col_mean", "orth"})  # f(c x) = c f(x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,8 @@ def _simplify(tree: Any, columns: Sequence[Node]) -> _Scaled:
         return _Scaled(abs(parts[0].factor), ex.call("abs", parts[0].node))
     if op == "aq" and parts[0].node is not None:
         return _Scaled(parts[0].factor, ex.call("aq", parts[0].node, parts[1].plain()))
+    if op in _HOMOGENEOUS and parts[0].node is not None:
+        return _Scaled(parts[0].factor, ex.call(op, parts[0].node))
     if op in _ODD and parts[0].factor == -1.0 and parts[0].node is not None:
         return _Scaled(-1.0, ex.call(op, parts[0].node))
     return _Scaled(1.0, ex.call(op, *(part.plain() for part in parts)))
@@ -153,6 +156,8 @@ def name_constants(node: Node) -> tuple[Node, dict[str, float]]:
             if key not in decays:
                 decays[key] = fresh(n.args[1].value)
             return ex.call(n.op, inner, decays[key])
+        if n.op == "ema":  # a decay of t alone has no constants
+            return ex.call("ema", visit(n.args[0]), n.args[1])
         return ex.call(n.op, *map(visit, n.args)) if n.args else n
 
     return visit(node), values

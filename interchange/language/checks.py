@@ -12,10 +12,12 @@ from interchange.language import expression as ex
 from interchange.language.expression import Node
 from interchange.language.operators import OPERATORS
 from interchange.language.parse import NAME
+from interchange.language.view import SIZES
 
 FORMAT = "l2o-rule"
-FORMAT_VERSION = "1.0.0"
-RAW = ("g", "t", "theta")
+FORMAT_VERSION = "1.1.0"
+BEFORE_TENSORS = "1.0.0"  # of files that hold nothing newer, so that an older reader takes them
+RAW = ("g", "t", "theta", *SIZES)
 
 
 FIELDS = {
@@ -112,7 +114,11 @@ def check_names(rule: RuleParts) -> None:
 
 
 def check_decays(rule: RuleParts) -> None:
-    """Every constant used as a decay is used as nothing else and lies in (0, 1)."""
+    """Every constant used as a decay is used as nothing else and lies in (0, 1); one of t is in [0, 1)."""
+    for tree in (rule.expression, *rule.features.values()):
+        for node in ex.walk(tree) if tree is not None else ():
+            if node.op == "ema" and node.args[1].op not in ("name", "number"):
+                _check_course(node.args[1])
     decays = decay_names(rule.expression)
     uses = Counter(node.name for node in ex.walk(rule.expression) if node.op == "name")
     for key, count in decays.items():
@@ -120,6 +126,27 @@ def check_decays(rule: RuleParts) -> None:
             raise RuleError(f"constant {key!r} is a decay and used elsewhere too; give each use its own")
         if not 0.0 < rule.constants[key] < 1.0:
             raise RuleError(f"constant {key!r} is a decay: expected 0 < b < 1, got {rule.constants[key]!r}")
+
+
+def _check_course(decay: Node) -> None:
+    """A decay that changes with t, at the first steps and at some far ones."""
+    t = np.concatenate([np.arange(1.0, 1001.0), 10.0 ** np.arange(4, 10)])
+    with np.errstate(all="ignore"):
+        values = np.broadcast_to(_value(decay, t), t.shape)
+    wrong = ~((values >= 0.0) & (values < 1.0))
+    if wrong.any():
+        step = int(wrong.argmax())
+        raise RuleError(
+            f"ema(x, b): expected a decay with 0 <= b < 1 at every step, got {ex.to_text(decay)}, which is "
+            f"{values[step]:.6g} at t = {t[step]:g}"
+        )
+
+
+def _value(node: Node, t: np.ndarray) -> Any:
+    """An expression of t alone."""
+    if node.op == "number":
+        return np.float64(node.value)
+    return t if node.op == "name" else OPERATORS[node.op].numpy(*(_value(arg, t) for arg in node.args))
 
 
 def decay_names(tree: Node) -> Counter[str]:

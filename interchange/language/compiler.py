@@ -6,22 +6,32 @@ emitters. Equal sub-expressions become one register; equal running state becomes
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from common.errors import L2OError
-from interchange.language.expression import Node, to_text
-from interchange.language.operators import OPERATORS
+from interchange.language.expression import Node, call, number, of_t_alone, to_text
+from interchange.language.operators import OPERATORS, TENSOR
+from interchange.language.view import FULL, SIZES
+
+_REDUCES = {
+    "mean": FULL,
+    "row_mean": frozenset({"columns"}),
+    "row_max": frozenset({"columns"}),
+    "col_mean": frozenset({"rows"}),
+    "col_max": frozenset({"rows"}),
+}
 
 
 @dataclass(frozen=True)
 class Instruction:
     """One step; its result is the register of the same index.
 
-    ``op`` is "input" (name), "number" (value), a pointwise operator, or one of
+    ``op`` is "input" (name), "number" (value), a pointwise operator, a tensor operator, or one of
 
     * "read": the OLD value of ``slot``;
-    * "ema" (args x, b): b*s + (1-b)*x, where s is the old value of ``slot``;
+    * "ema" (args x, b): b*s + (1-b)*x, where s is the old value of ``slot``; with a third argument, 1-b,
+      where b changes with t, so that no dtype has to take 1-b of a b near 1;
     * "unbias" (args ema register, b): ema / (1 - b**t);
     * "cumsum" (args x): s + x;
     * "cummax" (args x): the larger of s and x; at t = 1 it is x.
@@ -41,14 +51,52 @@ class Program:
     Attributes:
         instructions: the result of instruction i is register i; arguments come before their use.
         outputs: one register per compiled root.
-        inputs: names read: features, constants, "g", "t", "theta".
+        inputs: names read: features, constants, "g", "t", "theta", sizes of the tensor.
         writes: per state slot the register whose value it takes at the end of the step.
+        numbers: inputs that are numbers, no arrays, where that is known; only ``kinds`` asks.
     """
 
     instructions: tuple[Instruction, ...]
     outputs: tuple[int, ...]
     inputs: tuple[str, ...]
     writes: tuple[int, ...]
+    numbers: frozenset[str] = frozenset()
+
+    @functools.cached_property
+    def kinds(self) -> tuple[frozenset[str] | None, ...]:
+        """Per register over what of a tensor it varies: "rows", "columns", "parts"; None for plain numbers.
+
+        All three is a value for every coordinate, none of them one for the tensor (``View.reduced``).
+        """
+        kinds: list[frozenset[str] | None] = []
+        for ins in self.instructions:
+            given = [kinds[arg] for arg in ins.args]
+            if ins.op == "input":
+                kind = None if ins.name in self.numbers else FULL
+            elif ins.op == "read":
+                kind = kinds[self.writes[ins.slot]] or FULL
+            elif ins.op in _REDUCES:
+                kind = None if given[0] is None else given[0] - _REDUCES[ins.op]
+            elif ins.op in TENSOR:
+                kind = FULL
+            else:
+                known = [kind for kind in given if kind is not None]
+                kind = frozenset().union(*known) if known else None
+                # State of a plain number is kept for every coordinate, as it always was.
+                kind = FULL if kind is None and ins.slot >= 0 else kind
+            kinds.append(kind)
+        return tuple(kinds)
+
+    @property
+    def slot_kinds(self) -> tuple[frozenset[str], ...]:
+        """Per state slot the kind of the value it keeps."""
+        kinds = self.kinds
+        return tuple(FULL if kinds[register] is None else kinds[register] for register in self.writes)
+
+    @functools.cached_property
+    def sees_tensors(self) -> bool:
+        """Whether a step has to know the tensor's view."""
+        return any(ins.op in TENSOR for ins in self.instructions) or not SIZES.keys().isdisjoint(self.inputs)
 
     @functools.cached_property
     def _key(self) -> str:
@@ -84,6 +132,8 @@ class _Compiler:
             return self._add("input", name=node.name)
         if node.op == "lag":
             return self._lag(self.compile(node.args[0]), int(node.args[1].value))
+        if node.op == "by_matrix":
+            raise L2OError("by_matrix: expected the tree of one of its cases, as expression.branch gives")
         args = tuple(self.compile(arg) for arg in node.args)
         if node.op in ("ema", "ema_hat"):
             return self._average(node, args)
@@ -93,7 +143,9 @@ class _Compiler:
 
     def _average(self, node: Node, args: tuple[int, ...]) -> int:
         if self.instructions[args[1]].op not in ("number", "input"):
-            raise L2OError(f"expected a number or a name as decay, got {to_text(node.args[1])}")
+            if node.op != "ema" or not of_t_alone(node.args[1]):
+                raise L2OError(f"expected a number or a name as decay, got {to_text(node.args[1])}")
+            return self._stateful("ema", (*args, self.compile(_complement(node.args[1]))))
         if node.args[0].op == "number":  # known at every step, 1 - b**t of it, so it needs no state
             if node.op == "ema_hat":
                 return args[0]
@@ -133,10 +185,23 @@ class _Compiler:
         return self._known[key]
 
 
-def compile_program(roots: Sequence[Node]) -> Program:
-    """One program for all roots, in order. Roots come from ``expression`` or the parser."""
+def _complement(decay: Node) -> Node:
+    """1 - b."""
+    if decay.op == "sub" and decay.args[0] == number(1.0):
+        return decay.args[1]
+    return call("sub", number(1.0), decay)
+
+
+def compile_program(roots: Sequence[Node], constants: Collection[str] = ()) -> Program:
+    """One program for all roots, in order.
+
+    Args:
+        roots: from ``expression`` or the parser, without ``by_matrix`` (``expression.branch``).
+        constants: names that stand for numbers, which ``Program.kinds`` has to know.
+    """
     compiler = _Compiler()
     outputs = tuple(compiler.compile(root) for root in roots)
     instructions = tuple(compiler.instructions)
     inputs = tuple(ins.name for ins in instructions if ins.op == "input")
-    return Program(instructions, outputs, inputs, tuple(compiler.writes))
+    numbers = frozenset((*constants, "t", *SIZES)).intersection(inputs)
+    return Program(instructions, outputs, inputs, tuple(compiler.writes), numbers)

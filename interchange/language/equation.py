@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from common.errors import L2OError
 from common.run.storage import atomic_write, canonical_json, content_hash, loads_json
 from interchange.language import expression as ex
 from interchange.language.checks import (
+    BEFORE_TENSORS,
     FORMAT,
     FORMAT_VERSION,
     RAW,
@@ -28,9 +29,10 @@ from interchange.language.checks import (
     decay_names,
     finite,
 )
-from interchange.language.execute import Program, compile_program, evaluate
+from interchange.language.execute import Program, compile_program, evaluate_trees
 from interchange.language.expression import Node
 from interchange.language.parse import parse
+from interchange.language.view import FULL, View, of_shapes, trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Equation:
     def _payload(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self._is_new() else BEFORE_TENSORS,
             "name": self.name,
             "expression": ex.to_text(self.expression),
             "constants": self.constants,
@@ -128,6 +130,13 @@ class Equation:
             "complexity": self.complexity,
             "provenance": self.provenance,
         }
+
+    def _is_new(self) -> bool:
+        """Whether a reader of version 1.0 would not know it."""
+        trees = [self.expression, *(tree for tree in self.features.values() if tree is not None)]
+        nodes = [node for tree in trees for node in ex.walk(tree)]
+        courses = [n for n in nodes if n.op == "ema" and n.args[1].op not in ("name", "number")]
+        return bool(courses) or any(map(ex.sees_tensors, trees))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the rule file atomically."""
@@ -151,8 +160,27 @@ class Equation:
 
     @property
     def state_floats(self) -> int:
-        """Floats of state per parameter when run as an optimizer; ``t`` is per tensor and not counted."""
-        return len(self.program().writes)
+        """Floats of state per parameter when run as an optimizer; ``t`` is per tensor and not counted.
+
+        Of a rule that sees tensors: for a tensor with a matrix view, without what is kept once for a row, a
+        column or the tensor (``state_size``).
+        """
+        return sum(kind == FULL for kind in self.program().slot_kinds)
+
+    def state_size(self, shape: Sequence[int] | View) -> int:
+        """Floats of state for one tensor, of a shape in canonical layout or as its view has it."""
+        (view,) = of_shapes([shape])
+        kinds = self.program(view.matrix).slot_kinds
+        return sum(int(np.prod(view.reduced(kind))) for kind in kinds)
+
+    @property
+    def sees_tensors(self) -> bool:
+        """Whether it holds tensor operators or sizes, so that coordinates of a tensor are not independent."""
+        trees = (self.expression, *(self.features[name] for name in self._used() if self.features[name]))
+        return any(map(ex.sees_tensors, trees))
+
+    def _used(self) -> list[str]:
+        return [key for key in ex.names(self.expression) if key in self.features]
 
     def inlined(self) -> Node:
         """The expression over ``g``, ``t``, ``theta``, constants; refused if a feature has no definition."""
@@ -160,7 +188,7 @@ class Equation:
 
     def _over(self, given: tuple[str, ...] | Mapping[str, Any]) -> Node:
         """The expression with every feature inlined that is not given as data."""
-        needed = [key for key in ex.names(self.expression) if key in self.features and key not in given]
+        needed = [key for key in self._used() if key not in given]
         missing = [key for key in needed if self.features[key] is None]
         if missing:
             raise RuleError(
@@ -169,11 +197,20 @@ class Equation:
             )
         return ex.substitute(self.expression, {key: self.features[key] for key in needed})
 
-    def program(self) -> Program:
-        """``inlined()`` compiled; its output is u / scale."""
-        return compile_program([self.inlined()])
+    def program(self, has_matrix: bool = True) -> Program:
+        """``inlined()`` compiled; its output is u / scale.
 
-    def evaluate(self, inputs: Mapping[str, Any], dtype: Any = np.float64) -> np.ndarray:
+        Args:
+            has_matrix: for tensors with, or without, a matrix view (``by_matrix``).
+        """
+        return compile_program([ex.branch(self.inlined(), has_matrix)], tuple(self.constants))
+
+    def evaluate(
+        self,
+        inputs: Mapping[str, Any],
+        dtype: Any = np.float64,
+        shapes: Sequence[Sequence[int] | View] | None = None,
+    ) -> np.ndarray:
         """u (with ``scale``) over whole sequences, from zero state.
 
         Args:
@@ -181,17 +218,29 @@ class Equation:
                 computed from ``g``; constants may be overridden by name. For a rule without temporal
                 operators the rows may as well be independent samples.
             dtype: of the computation.
+            shapes: of the tensors whose coordinates the N columns are, one tensor after another, in canonical
+                layout ([in, out], [kh, kw, in, out]: rows are the last axis) or as their views
+                (interchange.language.view). Needed by a rule that sees tensors.
 
         Returns:
             Array [T, N].
+
+        Raises:
+            RuleError: an input is unknown, or a feature has no definition.
+            L2OError: the rule sees tensors and the shapes are missing or do not make up N.
         """
         unknown = [key for key in inputs if key not in (*self.features, *self.constants, *RAW)]
         if unknown:
             known = ", ".join((*self.features, *self.constants, *RAW))
             raise RuleError(f"rule {self.name!r}: unknown input {unknown[0]!r}; known: {known}")
-        program = compile_program([self._over(inputs)])
         dtype = np.dtype(dtype)
-        return dtype.type(self.scale) * evaluate(program, {**self.constants, **inputs}, dtype)[0]
+        given = {**self.constants, **inputs}
+        return dtype.type(self.scale) * evaluate_trees([self._over(inputs)], given, dtype, shapes)[0]
+
+    def tried(self, inputs: Mapping[str, Any], dtype: Any = np.float64) -> np.ndarray:
+        """``evaluate``; of a rule that sees tensors the columns are small matrices and a vector."""
+        count = np.shape(inputs["g"])[1]
+        return self.evaluate(inputs, dtype, trial(count) if self.sees_tensors else None)
 
     def with_constants(self, values: Mapping[str, float]) -> Self:
         """The rule with some constants changed; an unknown one raises ``L2OError``."""
@@ -211,6 +260,6 @@ def zero_update(rule: Equation) -> float:
 
     Other than 0 it moves weights that have no gradient; what is rounding counts as 0.
     """
-    zeros = {name: np.zeros((100, 1)) for name in ("g", "theta")}
-    largest = float(np.abs(rule.evaluate(zeros)).max())
+    zeros = {name: np.zeros((100, 16)) for name in ("g", "theta")}
+    largest = float(np.abs(rule.tried(zeros)).max())
     return 0.0 if largest <= 1e-12 * abs(rule.scale) else largest

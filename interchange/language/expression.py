@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from common.errors import L2OError
-from interchange.language.operators import OPERATORS
+from interchange.language.operators import OPERATORS, TEMPORAL, TENSOR
+from interchange.language.view import SIZES
 
 MAX_LAG = 100
 
@@ -57,9 +58,10 @@ def call(op: str, *args: Node) -> Node:
         raise L2OError(f"{op} takes {arity} argument{'s'[: arity != 1]}, got {len(args)}")
     if op == "lag" and not _is_lag_count(args[1]):
         raise L2OError(f"lag(x, k) needs a literal integer k from 0 to {MAX_LAG}, got {to_text(args[1])}")
-    if op in ("ema", "ema_hat") and not _is_decay(args[1]):
+    if op in ("ema", "ema_hat") and not (_is_decay(args[1]) or (op == "ema" and of_t_alone(args[1]))):
         raise L2OError(
-            f"{op}(x, b) needs a literal b with 0 < b < 1 or the name of a constant, got {to_text(args[1])}"
+            f"{op}(x, b) needs a literal b with 0 < b < 1 or the name of a constant"
+            f"{', or for ema an expression of t alone' * (op == 'ema')}, got {to_text(args[1])}"
         )
     return Node(op, args)
 
@@ -70,6 +72,33 @@ def _is_lag_count(node: Node) -> bool:
 
 def _is_decay(node: Node) -> bool:
     return node.op == "name" or (node.op == "number" and 0.0 < node.value < 1.0)
+
+
+def of_t_alone(node: Node) -> bool:
+    """Whether it is an expression whose value is a number that depends on t, without memory."""
+    if node.op in TEMPORAL or node.op in TENSOR or node.op == "by_matrix":
+        return False
+    return node == Node("name", name="t") or (
+        bool(node.args)
+        and names(node) == ("t",)
+        and all(arg.op == "number" or of_t_alone(arg) for arg in node.args)
+    )
+
+
+def sees_tensors(node: Node) -> bool:
+    """Whether it has to know the whole tensor of a coordinate: a tensor operator, or a size of the tensor."""
+    return any(
+        part.op in TENSOR or part.op == "by_matrix" or (part.op == "name" and part.name in SIZES)
+        for part in walk(node)
+    )
+
+
+def branch(node: Node, has_matrix: bool) -> Node:
+    """The tree for tensors with, or without, a matrix view: ``by_matrix`` gives way to what it chooses."""
+    if node.op == "by_matrix":
+        return branch(node.args[0 if has_matrix else 1], has_matrix)
+    args = tuple(branch(arg, has_matrix) for arg in node.args)
+    return node if all(new is old for new, old in zip(args, node.args, strict=True)) else Node(node.op, args)
 
 
 def walk(node: Node) -> Iterator[Node]:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from common.registry import Registry
+from interchange.language import matrix
 
 Array = np.ndarray
 
@@ -28,8 +29,9 @@ class Operator:
     """One row.
 
     Attributes:
-        numpy: the oracle on arrays; None for temporal operators, which interchange.language.execute executes.
-        derivative: ``(*args, out) -> partials``; None for temporal operators.
+        numpy: the oracle on arrays; None for temporal and tensor operators (language.execute).
+        derivative: ``(*args, out) -> partials``; None where ``numpy`` is.
+        tensor: ``(x, axes)``, the oracle of an operator that sees the whole tensor (language.matrix).
         symbol: name to print in LaTeX and MathML as a function; "" where the notation is special.
         sympy: SymPy class with exactly this meaning; "" where the SymPy emitter has a rule of its own.
     """
@@ -41,6 +43,7 @@ class Operator:
     symbol: str = ""
     sympy: str = ""
     note: str = ""
+    tensor: Callable[..., Array] | None = None
 
 
 def op_add(a: Array, b: Array) -> Array:
@@ -274,7 +277,19 @@ OPERATORS: Registry[Operator] = Registry(
         Operator("ema_hat", 2, symbol="ema", note="ema(x, b) / (1 - b**t)"),
         Operator("cumsum", 1, symbol="cumsum", note="running sum"),
         Operator("cummax", 1, symbol="cummax", note="running maximum"),
+        Operator("mean", 1, symbol="mean", tensor=matrix.op_mean, note="mean over the tensor"),
+        Operator("row_mean", 1, tensor=matrix.op_row_mean, note="mean over a row, all inputs of one output"),
+        Operator("col_mean", 1, tensor=matrix.op_col_mean, note="mean over a column; x itself of one row"),
+        Operator("row_max", 1, tensor=matrix.op_row_max, note="maximum over a row"),
+        Operator("col_max", 1, tensor=matrix.op_col_max, note="maximum over a column; x itself of one row"),
+        Operator("polar", 1, symbol="polar", tensor=matrix.op_polar, note=matrix.POLAR),
+        Operator(
+            "orth", 1, symbol="orth", tensor=matrix.op_orth, note="polar(x) at the RMS of x; one row: x"
+        ),
+        Operator("by_matrix", 2, note="a where the tensor has a matrix view, b elsewhere"),
     ),
 )
 
+POINTWISE = tuple(name for name, row in OPERATORS.items() if row.numpy)
+TENSOR = frozenset(name for name, row in OPERATORS.items() if row.tensor)
 TEMPORAL = frozenset({"lag", "ema", "ema_hat", "cumsum", "cummax"})

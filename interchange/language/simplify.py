@@ -15,12 +15,14 @@ from interchange.language import expression as ex
 from interchange.language.canonical import to_node
 from interchange.language.checks import RuleError
 from interchange.language.equation import Equation, zero_update
-from interchange.language.execute import compile_program, evaluate
+from interchange.language.execute import evaluate_trees
 from interchange.language.expression import Node
-from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.language.operators import OPERATORS, TEMPORAL, TENSOR
+from interchange.language.view import trial
 
 E = TypeVar("E", bound=Equation)
 _TOLERANCE = 1e-9  # relative to the largest value of a column
+_MEANS = frozenset({"mean", "row_mean", "col_mean", "row_max", "col_max"})  # a number's are itself
 
 
 def folded(node: Node) -> Node:
@@ -34,6 +36,8 @@ def folded(node: Node) -> Node:
         return first if first.op == "number" else node
     if node.op in TEMPORAL:  # lag and ema start at 0, so only a 0 stays what it is
         return first if first == ex.number(0.0) else node
+    if node.op in TENSOR or node.op == "by_matrix":
+        return first if node.op in _MEANS and first.op == "number" else node
     if all(arg.op == "number" for arg in args):
         with np.errstate(all="ignore"):
             value = float(OPERATORS[node.op].numpy(*(np.float64(arg.value) for arg in args)))
@@ -106,6 +110,8 @@ def _reduced(node: Node) -> Node:
             return x
         case ("pow", x, Node(op="number", value=3.0)):
             return Node("cube", (x,))
+        case (op, Node(op=inner)) if op == inner and op in _MEANS:
+            return args[0]
         case ("lag", x, Node(op="number", value=0.0)):
             return x
         case ("lag", Node(op="lag", args=(x, inner)), outer) if inner.value + outer.value <= ex.MAX_LAG:
@@ -144,15 +150,17 @@ def probes(columns: int = 48, steps: int = 60) -> dict[str, np.ndarray]:
 def _agrees(rule: Equation, expression: Node) -> bool:
     """Whether an expression has the rule's values on ``probes``; features without definition are noise."""
     given: dict[str, Any] = dict(probes())
+    shapes = trial(given["g"].shape[1])
     rng = np.random.default_rng(1)
     for name, tree in rule.features.items():
         given[name] = (
             rng.normal(size=given["g"].shape) * given["g"] ** 0
             if tree is None
-            else evaluate(compile_program([tree]), probes())[0]
+            else evaluate_trees([tree], probes(), shapes=shapes)[0]
         )
     inputs = given | rule.constants
-    old, new = (evaluate(compile_program([tree]), inputs)[0] for tree in (rule.expression, expression))
+    trees = (rule.expression, expression)
+    old, new = (evaluate_trees([tree], inputs, shapes=shapes)[0] for tree in trees)
     return bool(_close(old, new).all())
 
 

@@ -1,13 +1,13 @@
 """What to know of a rule before it gets weights: where it breaks, where it jumps, whether it descends."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from interchange.language.execute import evaluate
 from interchange.language.simplify import probes
 from interchange.rule.rule import Rule
+from interchange.rule.safety import apart
 
 _STEPS = 64
 _CORRELATIONS = (0.0, 0.5, 0.9)
@@ -54,8 +54,6 @@ def domain_scan(rule: Rule) -> Domain:
     Sequences of 64 steps: a steady gradient, and one that comes once after 32 steps of 1e-3.
     """
     faults = []
-    program = rule.program()
-    whole = dataclasses.replace(program, outputs=program.outputs + program.writes)
     for dtype, lowest, highest in ((np.float32, -45, 38), (np.float64, -300, 300)):
         sizes = np.concatenate(
             [[0.0], 10.0 ** np.arange(lowest, highest + 0.1, 1.0 if highest < 100 else 4.0)]
@@ -64,24 +62,17 @@ def domain_scan(rule: Rule) -> Domain:
             g = np.broadcast_to(np.concatenate([sizes, -sizes]), (_STEPS, 2 * len(sizes))).astype(dtype)
             if after_calm:
                 g = np.where(np.arange(_STEPS)[:, None] == _STEPS // 2, g, dtype(1e-3))
-            u, *state = evaluate(whole, {"g": g, "theta": np.ones_like(g), **rule.constants}, dtype)
+            u, lost = apart(rule, g, dtype)
             with np.errstate(all="ignore"):
                 u = dtype(rule.scale) * u
-            faults += _faults(u, state, sizes, np.dtype(dtype).name, after_calm)
+            faults += _faults(u, lost & np.isfinite(u), sizes, np.dtype(dtype).name, after_calm)
     known = {(fault.kind, fault.dtype) for fault in faults if not fault.after_calm}
     kept = [fault for fault in faults if not fault.after_calm or (fault.kind, fault.dtype) not in known]
     return Domain(tuple(kept), _jumps(rule))
 
 
-def _faults(
-    u: np.ndarray, state: Sequence[np.ndarray], sizes: np.ndarray, dtype: str, after_calm: bool
-) -> list[Fault]:
+def _faults(u: np.ndarray, lost: np.ndarray, sizes: np.ndarray, dtype: str, after_calm: bool) -> list[Fault]:
     found = []
-    lost = (
-        np.any([~np.isfinite(slot) for slot in state], axis=0) & np.isfinite(u)
-        if state
-        else np.zeros_like(u, bool)
-    )
     for kind, wrong in (("overflow", np.isinf(u)), ("nan", np.isnan(u)), ("state", lost)):
         both = wrong[:, : len(sizes)] | wrong[:, len(sizes) :]
         columns = np.flatnonzero(both.any(0))
@@ -104,7 +95,7 @@ def _jumps(rule: Rule) -> tuple[float, ...]:
 
 def _at_step(rule: Rule, g: np.ndarray, step: int) -> np.ndarray:
     steady = np.broadcast_to(g, (step, len(g)))
-    return rule.evaluate({"g": steady, "theta": np.ones_like(steady)})[-1]
+    return rule.scale * apart(rule, steady, np.float64)[0][-1]
 
 
 def _bisected(f: Callable[[np.ndarray], np.ndarray], grid: np.ndarray) -> list[float]:
@@ -146,7 +137,7 @@ def descent(rule: Rule) -> dict[float, float]:
         for t in range(1, len(g)):
             g[t] = rho * g[t - 1] + np.sqrt(1.0 - rho**2) * noise[t]
         g = g * scale
-        u = rule.evaluate({"g": g, "theta": np.zeros_like(g)})
+        u = rule.tried({"g": g, "theta": np.zeros_like(g)})
         with np.errstate(all="ignore"):
             dots = -(u * g).sum(1) / (np.linalg.norm(u, axis=1) * np.linalg.norm(g, axis=1))
         cosines[rho] = float(np.where(np.abs(u).max(1) == 0.0, 0.0, dots).mean())
@@ -168,7 +159,7 @@ def difference(a: Rule, b: Rule, above: float = 0.0) -> float:
             "g": np.where(g < 0.0, -1.0, 1.0) * np.clip(np.abs(g), above, 1e10),
             "theta": given["theta"][:, 8:],
         }
-    u, v = (rule.evaluate(given) for rule in (a, b))
+    u, v = (rule.tried(given) for rule in (a, b))
     both = np.isfinite(u) & np.isfinite(v)
     if (np.isfinite(u) != np.isfinite(v)).any():
         return float("inf")

@@ -36,7 +36,7 @@ def nearest(rule: Rule) -> list[Match]:
         RuleError: a feature of the rule has no definition over g, or its updates are hardly ever finite.
     """
     g = _gradients()
-    target = rule.evaluate({"g": g, "theta": np.zeros_like(g)})
+    target = rule.tried({"g": g, "theta": np.zeros_like(g)})
     finite = np.isfinite(target).all(0)
     if finite.sum() < 4:
         raise RuleError(

@@ -6,12 +6,14 @@ while or for ever. A rule that divides by a running size without a small constan
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from interchange.language import expression as ex
 from interchange.language.execute import evaluate
 from interchange.language.expression import Node
+from interchange.language.view import View, canonical, vector
 from interchange.rule.rule import Rule
 
 SMALLEST, LARGEST = 1e-30, 1e10  # abs(g), beside 0, for which an update must be finite
@@ -19,7 +21,10 @@ EPS = 1e-8
 _HALF = 20  # steps of either half of a sequence
 _REPAIRS = 4
 _NOT_NEGATIVE = ("abs", "square", "sqrt", "exp", "cosh", "powabs", "sigmoid", "relu", "greater")
-_KEEPS_SIGN = ("ema", "ema_hat", "lag", "cumsum", "cummax", "cbrt", "log1p")  # of what is not negative
+_KEEPS_SIGN = (  # of what is not negative
+    *("ema", "ema_hat", "lag", "cumsum", "cummax", "cbrt", "log1p"),
+    *("mean", "row_mean", "col_mean", "row_max", "col_max"),
+)
 
 
 def singular(rule: Rule) -> str:
@@ -31,18 +36,47 @@ def singular(rule: Rule) -> str:
     """
     if any(tree is None for tree in rule.features.values()):
         return ""
-    program = rule.program()
-    whole = dataclasses.replace(program, outputs=program.outputs + program.writes)
     g, names = _gradients()
     for dtype in (np.float32, np.float64):
-        given = {"g": g.astype(dtype), "theta": np.ones_like(g, dtype), **rule.constants}
-        wrong = ~np.isfinite(np.stack(evaluate(whole, given, dtype))).all(0)
+        u, lost = apart(rule, g.astype(dtype), dtype)
+        wrong = lost | ~np.isfinite(u)
         if wrong.any():
             column = int(wrong.any(0).argmax())
             size, kind = names[column]
             step = int(wrong[:, column].argmax()) + 1
             return f"not finite in {np.dtype(dtype).name} at step {step} of gradients of {size:g} {kind}"
     return ""
+
+
+def apart(rule: Rule, g: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What a rule makes of gradients [T, K], each column an experiment of its own; theta is 1.
+
+    A rule that sees tensors gets of each column a matrix and a vector whose coordinates are multiples of it;
+    the answer is one of their coordinates, one that is not finite if there is any.
+
+    Returns:
+        The expression [T, K] before ``scale``, and where state is not finite [T, K].
+    """
+    if not rule.sees_tensors:
+        u, *state = _with_state(rule, g, dtype, None)
+        return u, np.any([~np.isfinite(x) for x in state], axis=0) if state else np.zeros(u.shape, bool)
+    u, lost = np.zeros_like(g), np.zeros(g.shape, bool)
+    for view in (canonical((4, 3)), vector((3,))):
+        factors = np.cos(np.arange(view.sizes["numel"])).reshape(view.shape)
+        given = np.multiply.outer(g, factors).astype(dtype)
+        out, *state = (x.reshape(*g.shape, -1) for x in _with_state(rule, given, dtype, view))
+        lost |= np.any([~np.isfinite(x).all(-1) for x in state], axis=0) if state else False
+        worst = np.argmax(~np.isfinite(out), axis=-1)
+        found = np.take_along_axis(out, worst[..., None], -1)[..., 0]
+        u = np.where(np.isfinite(u), found, u)
+    return u, lost
+
+
+def _with_state(rule: Rule, g: np.ndarray, dtype: Any, view: View | None) -> tuple[np.ndarray, ...]:
+    """The expression and all of its state over a sequence."""
+    program = rule.program(view is None or view.matrix)
+    whole = dataclasses.replace(program, outputs=program.outputs + program.writes)
+    return evaluate(whole, {"g": g, "theta": np.ones_like(g), **rule.constants}, dtype, view)
 
 
 def _gradients() -> tuple[np.ndarray, list[tuple[float, str]]]:

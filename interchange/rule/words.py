@@ -2,10 +2,11 @@
 
 from interchange.language import expression as ex
 from interchange.language.operators import OPERATORS
+from interchange.language.view import SIZES
 from interchange.rule.compare import size
 from interchange.rule.rule import Rule
 
-_RAW = {"g": "the gradient", "t": "the step, from 1", "theta": "the parameter"}
+_RAW = {"g": "the gradient", "t": "the step, from 1", "theta": "the parameter", **SIZES}
 _ARGUMENTS = {"lag": "x, k", "ema": "x, b", "ema_hat": "x, b", "cumsum": "x", "cummax": "x"}
 _PLAIN = ("add", "sub", "mul", "div", "neg", "square", "cube", "abs")  # what no reader asks about
 

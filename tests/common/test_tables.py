@@ -25,7 +25,8 @@ from common.tables.teachers import INITIAL_WEIGHTS, TEACHERS, TeacherRow, initia
 from interchange.emit import TARGETS
 from interchange.files.weights import SHIPPED
 from interchange.language.expression import to_text
-from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.language.matrix import DERIVATIVES
+from interchange.language.operators import OPERATORS, POINTWISE, TEMPORAL, TENSOR
 from interchange.language.parse import parse
 from interchange.rule.rule import Rule
 
@@ -44,7 +45,6 @@ ALL = (
 )
 KINDS = ("problem", "teacher", "feature", "optimizer", "data set", "operator", "target", "initial weights")
 TABLES = dict(zip((*KINDS, "shipped teacher", "suite"), ALL, strict=True))
-POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
 SETTINGS = {"beta1": 0.95, "beta2": 0.999, "eps": 1e-12, "p": 10.0}
 
 
@@ -196,8 +196,9 @@ def test_a_baseline_is_complete_and_can_be_written_as_a_spec(name):
 def test_an_operator_is_complete(name):
     row = OPERATORS[name]
     assert row.arity in (1, 2)
-    assert (row.numpy is None) == (row.derivative is None) == (name in TEMPORAL)
-    assert set(OPERATORS) >= TEMPORAL
+    kinds = [name in POINTWISE, name in TEMPORAL, name in TENSOR, name == "by_matrix"]
+    assert sum(kinds) == 1 and (row.numpy is None) == (row.derivative is None)
+    assert set(OPERATORS) >= TEMPORAL and set(DERIVATIVES) == TENSOR
     assert not row.sympy or issubclass(getattr(sympy, row.sympy), sympy.Basic)
 
 

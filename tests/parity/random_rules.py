@@ -4,7 +4,7 @@ import numpy as np
 
 from interchange.language import expression as ex
 from interchange.language.expression import Node
-from interchange.language.operators import OPERATORS
+from interchange.language.operators import OPERATORS, POINTWISE, TEMPORAL
 from interchange.language.parse import parse
 from interchange.rule.rule import Rule
 
@@ -23,6 +23,9 @@ _LEAVES = ("g", "g", "g", "feature", "feature", "constant", "constant", "literal
 _NASTY = np.array([0.0, -0.0, 1e-12, -1e-12, 1e6, -1e6, 1.0, -1.0, 0.3, -2.5])
 
 
+COORDINATEWISE = [*POINTWISE, *(op for op in OPERATORS if op in TEMPORAL)]
+
+
 class _Draw:
     """One random expression; constants are collected on the way."""
 
@@ -34,7 +37,7 @@ class _Draw:
         """At most ``depth`` levels, with ``op`` at the root where given."""
         if not op and (depth == 1 or self.rng.random() < 0.12):
             return self._leaf()
-        op = op or str(self.rng.choice(list(OPERATORS)))
+        op = op or str(self.rng.choice(COORDINATEWISE))
         first = self.tree(depth - 1)
         if OPERATORS[op].arity == 1:
             return ex.call(op, first)
@@ -74,7 +77,7 @@ def random_rule(seed: int, index: int) -> tuple[Rule, int]:
 
     A draft is refused that does not read ``g``, or of whose updates in float32 less than half are finite.
     """
-    ops = list(OPERATORS)
+    ops = COORDINATEWISE
     g, theta = nasty_inputs(np.float32, seed)
     for draft in range(1000):
         rng = np.random.default_rng((seed, index, draft))
@@ -96,7 +99,7 @@ def random_rule(seed: int, index: int) -> tuple[Rule, int]:
 def _around(draw: _Draw, tree: Node, depth: int) -> Node:
     """``tree`` inside of operators, up to ``depth`` levels."""
     while ex.depth(tree) < depth:
-        op = str(draw.rng.choice(list(OPERATORS)))
+        op = str(draw.rng.choice(COORDINATEWISE))
         if OPERATORS[op].arity == 1:
             tree = ex.call(op, tree)
         elif op == "lag":

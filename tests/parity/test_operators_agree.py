@@ -16,13 +16,12 @@ from interchange.emit.c_loops import declared, loops
 from interchange.emit.c_source import write_step
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
-from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.language.operators import OPERATORS, POINTWISE
 from interchange.rule.rule import Rule
 from tests.parity.needs import need
 from tests.parity.rule_runners import onnx_file
 
 Array = np.ndarray
-POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
 BINARY = [name for name in POINTWISE if OPERATORS[name].arity == 2]
 NASTY = (0.0, 1e-12, 0.3, 0.5, 1.0, 2.0, 2.5, 1e6)
 

@@ -16,6 +16,7 @@ import pytest
 
 from common.errors import L2OError
 from interchange.emit import TARGETS
+from interchange.language.checks import RAW
 from interchange.language.operators import OPERATORS
 from interchange.language.parse import NAME, ParseError, parse
 from interchange.rule.rule import Rule
@@ -184,7 +185,7 @@ def test_names_of_the_template_may_be_names_of_constants_and_features(target):
     text = TARGETS[target].emit(Rule.named("adam"))
     used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
     used |= {node.arg for node in ast.walk(ast.parse(text)) if isinstance(node, ast.arg)}
-    used = {name for name in used if NAME.fullmatch(name) and name not in ("g", "t", "theta")}
+    used = {name for name in used if NAME.fullmatch(name) and name not in RAW}
     assert len(used) > 10
     for name in sorted(used - {*OPERATORS} - {*keyword.kwlist}):
         plain = Rule.from_text("c * f", {"c": 2.0}, {"f": "tanh(g)"})

@@ -1,8 +1,19 @@
 """A rule as one standalone NumPy file: constants, ``init``, and a pure ``update``."""
 
-from interchange.emit.source import body, constant, copied_source, header, pointwise_operators
+from interchange.emit.source import (
+    Body,
+    branches,
+    constant,
+    copied_source,
+    header,
+    pointwise_operators,
+    sight,
+    steps,
+    tensor_operators,
+)
 from interchange.language.equation import Equation
-from interchange.language.execute import Instruction
+from interchange.language.execute import Instruction, Program
+from interchange.language.operators import TENSOR
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
@@ -18,40 +29,53 @@ import numpy as np
 {header}
 
 
-{functions}def init(theta):
-    """Zero state for one parameter array; float32 at least."""
+{functions}def init(theta{parameter}):
+    """Zero state for one parameter array; float32 at least{told}."""
     dtype = np.result_type(theta, np.float32)
-    return {{"t": 0, "slots": tuple(np.zeros(np.shape(theta), dtype) for _ in range({slots}))}}
+{axes}    return {{"t": 0, "slots": tuple({zeros})}}
 
 
-def update(g, state, theta, constants=CONSTANTS):
-    """One step from the gradient ``g``: the update u, to be scaled by a learning rate, and the new state."""
+def update(g, state, theta, constants=CONSTANTS{parameter}):
+    """One step from the gradient ``g``: the update u, before any learning rate, and the new state{told}."""
     dtype = np.result_type(theta, np.float32)
     t = state["t"] + 1
     slots = state["slots"]
-    with np.errstate(all="ignore"):
+{axes}    with np.errstate(all="ignore"):
 {body}
-        u = np.broadcast_to(dtype.type(SCALE) * {output}, np.shape(theta))
-    slots = tuple(np.array(np.broadcast_to(x, np.shape(theta)), dtype) for x in [{writes}])
-    return u, {{"t": t, "slots": slots}}
+        u = np.broadcast_to(dtype.type(SCALE) * results[0], np.shape(theta))
+    pairs = zip(results[1:], slots)
+    return u, {{"t": t, "slots": tuple(np.array(np.broadcast_to(x, old.shape), dtype) for x, old in pairs)}}
 '''
 
 
 def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
-    program = rule.program()
-    needed = pointwise_operators(program, (*_INFIX, "neg"))
-    functions = copied_source("interchange.language.operators", [f"op_{op}" for op in needed])
-    code = body(program, _write, " " * 8)
+    seen, programs = sight(rule, "(0,)"), branches(rule)
+    needed = dict.fromkeys(op for p in programs for op in pointwise_operators(p, (*_INFIX, "neg")))
+    sources = [
+        copied_source(f"interchange.language.{module}", [f"op_{op}" for op in ops])
+        for module, ops in (("operators", needed), ("matrix", tensor_operators(programs)))
+        if ops
+    ]
+    functions = "".join(text + "\n\n\n" for text in sources) + seen.functions
+    code = steps(rule, _write, " " * 8, _results)
+    slots = len(programs[0].writes)
+    shapes = f"np.zeros({'shape' if seen.axes else 'np.shape(theta)'}, dtype)"
+    places = "shape in slot_shapes(np.shape(theta), axes)" if seen.axes else f"_ in range({slots})"
     return _FILE.format(
-        imports="\nimport math\n" if "math." in functions + code.lines else "",
+        imports="\nimport math\n" if "math." in functions + code else "",
         header=header(rule),
-        functions=functions + "\n\n\n" if functions else "",
-        slots=len(program.writes),
-        body=code.lines,
-        output=code.texts[program.outputs[0]],
-        writes=", ".join(code.texts[register] for register in program.writes),
+        functions=functions,
+        zeros=f"{shapes} for {places}",
+        body=code,
+        parameter=seen.parameter,
+        axes=seen.axes.replace("theta.shape", "np.shape(theta)"),
+        told=seen.told,
     )
+
+
+def _results(program: Program, code: Body) -> str:
+    return ", ".join(code.texts[register] for register in (*program.outputs, *program.writes))
 
 
 def _write(ins: Instruction, args: list[str], decay: str) -> str:
@@ -59,12 +83,18 @@ def _write(ins: Instruction, args: list[str], decay: str) -> str:
         return _INPUTS.get(ins.name) or f"dtype.type({constant(ins.name)})"
     if ins.op in _INFIX:
         return f"{args[0]} {_INFIX[ins.op]} {args[1]}"
+    if ins.op in TENSOR:
+        whole = f"np.broadcast_to({args[0]}, np.shape(theta))" if ins.op in ("polar", "orth") else args[0]
+        return f"op_{ins.op}({whole}, axes)"
     slot, first = f"slots[{ins.slot}]", args[0] if args else ""
+    average = f"dtype.type({decay}) * {slot} + dtype.type(1.0 - {decay}) * {first}"
+    if ins.op == "ema" and not decay:
+        average = f"{args[1]} * {slot} + {args[2]} * {first}"
     forms = {
         "number": f"dtype.type({ins.value!r})",
         "neg": f"-{first}",
         "read": slot,
-        "ema": f"dtype.type({decay}) * {slot} + dtype.type(1.0 - {decay}) * {first}",
+        "ema": average,
         "unbias": f"{first} / dtype.type(-math.expm1(t * math.log({decay})))",
         "cumsum": f"{slot} + {first}",
         "cummax": f"{first} if t == 1 else np.maximum({slot}, {first})",
@@ -72,4 +102,11 @@ def _write(ins: Instruction, args: list[str], decay: str) -> str:
     return forms.get(ins.op) or f"op_{ins.op}({', '.join(args)})"
 
 
-_INPUTS = {"g": "np.asarray(g, dtype)[()]", "theta": "np.asarray(theta, dtype)[()]", "t": "dtype.type(t)"}
+_INPUTS = {
+    "g": "np.asarray(g, dtype)[()]",
+    "theta": "np.asarray(theta, dtype)[()]",
+    "t": "dtype.type(t)",
+    "rows": "dtype.type(size_of(np.shape(theta), axes[0]))",
+    "cols": "dtype.type(size_of(np.shape(theta), axes[1]))",
+    "numel": "dtype.type(np.size(theta))",
+}

@@ -10,18 +10,14 @@ from interchange.emit import TARGETS
 from interchange.emit.source import copied_source
 from interchange.emit.targets.to_sympy import build, from_sympy
 from interchange.language.expression import to_text
-from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.language.operators import OPERATORS, POINTWISE
 from interchange.language.parse import parse
 from interchange.rule.rule import Rule
 from tests.parity.rule_conformance import HAND_MADE, RNNPROP, rule_of
 from tests.parity.rule_runners import load
 
 LION = Rule.named("lion")
-OPERATIONS = [
-    Rule.from_text(f"{op}({', '.join(['g', 'theta'][: row.arity])})")
-    for op, row in OPERATORS.items()
-    if op not in TEMPORAL
-]
+OPERATIONS = [Rule.from_text(f"{op}({', '.join(['g', 'theta'][: OPERATORS[op].arity])})") for op in POINTWISE]
 RULES = HAND_MADE + OPERATIONS + [rule_of(index) for index in range(20)]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule.expression))
 

@@ -12,7 +12,7 @@ from interchange.emit import TARGETS
 from interchange.files.weights import SHIPPED, Teacher
 from interchange.inspect import __main__ as inspect
 from interchange.inspect.onnx import _OPERATORS, read_onnx
-from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.language.operators import OPERATORS, POINTWISE
 from interchange.rule.rule import Rule
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: extra [onnx]")
@@ -195,7 +195,7 @@ def test_a_teacher_with_other_weights_than_its_row_needs_is_refused(write):
 
 def test_every_operator_written_is_on_the_list_and_none_else():
     used = set()
-    for name in (name for name in OPERATORS if name not in TEMPORAL):
+    for name in POINTWISE:
         text = f"{name}({', '.join(['g', 'theta'][: OPERATORS[name].arity])}) + ema_hat(g, 0.5) * cummax(t)"
         used |= {node.op_type for node in model(TARGETS["onnx"].emit(Rule.from_text(text))).functions[0].node}
     for name in SHIPPED:

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.language.operators import OPERATORS, POINTWISE
 
-POINTWISE = [name for name in OPERATORS if name not in TEMPORAL]
 NAN, INF = math.nan, math.inf
 
 
