@@ -151,12 +151,14 @@ def _recur(decay: Any, drive: Array, time_axis: int) -> Array:
 
 
 def of_tensor(op: str, x: Any, view: View | None, shape: tuple[int, ...]) -> Any:
-    """A tensor operator on a register; of arrays without elements nothing."""
+    """A tensor operator on a register; an array without elements has values that broadcast to nothing."""
     if view is None:
         raise L2OError(f"{op} sees tensors: it needs their shapes, as evaluate(..., shapes=[(64, 32)])")
     if op in ("polar", "orth"):
         x = np.broadcast_to(x, shape)
-    return OPERATORS[op].tensor(x, view.axes) if np.size(x) else x
+    if not np.size(x):
+        x = np.zeros([max(1, n) for n in np.shape(x)], x.dtype)
+    return OPERATORS[op].tensor(x, view.axes)
 
 
 def split(inputs: Mapping[str, Any], view: View | None) -> Mapping[str, Any]:

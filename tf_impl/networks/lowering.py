@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from interchange.language.compiler import Instruction, Program
+from interchange.language.view import FULL, View
+from tf_impl.networks.matrix import TENSOR
 from tf_impl.networks.operators import OPERATORS, as_tensor, op_add, op_div, op_max, op_mul
 
 Scalar = float | tf.Tensor
@@ -24,6 +26,24 @@ def _one_minus_power(b: Scalar, t: Scalar) -> Scalar:
     return -tf.math.expm1(t * tf.math.log(b))
 
 
+def _reshaped(x: Scalar, shape: tuple[int, ...], to: tuple[int, ...]) -> Scalar:
+    """An array [..., *shape] as [..., *to]; numbers, and state of another shape, as they are."""
+    n = len(shape)
+    if shape == to or not tf.is_tensor(x) or tuple(x.shape[x.shape.rank - n :]) != shape:
+        return x
+    return tf.reshape(x, tf.concat([tf.shape(x)[: x.shape.rank - n], to], 0))
+
+
+def _of_tensor(op: str, x: Scalar, view: View, like: tf.Tensor) -> tf.Tensor:
+    """A tensor operator on a value; a tensor without elements has values that broadcast to nothing."""
+    if op in ("polar", "orth"):
+        x = tf.broadcast_to(tf.cast(as_tensor(x), like.dtype), tf.shape(like))
+        x = tf.ensure_shape(x, like.shape)
+    if tf.is_tensor(x) and 0 in x.shape:
+        x = tf.zeros([max(1, n) for n in x.shape], x.dtype)
+    return TENSOR[op](x, view.axes)
+
+
 class Lowered:
     """A program as a pure function of inputs, state and step count.
 
@@ -34,12 +54,22 @@ class Lowered:
     def __init__(self, program: Program) -> None:
         self.program = program
 
-    def initial_state(self, like: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """One zero array per state slot, shaped as ``like``."""
-        return tuple(tf.zeros_like(like) for _ in self.program.writes)
+    def initial_state(self, like: tf.Tensor, view: View | None = None) -> tuple[tf.Tensor, ...]:
+        """One zero array per state slot, as ``like``; with a view, those of rows as small as they are."""
+        if view is None:
+            return tuple(tf.zeros_like(like) for _ in self.program.writes)
+        lead = like.shape[: like.shape.rank - len(view.shape)]
+        return tuple(
+            tf.zeros_like(like) if kind == FULL else tf.zeros((*lead, *view.reduced(kind)), like.dtype)
+            for kind in self.program.slot_kinds
+        )
 
     def step(
-        self, inputs: Mapping[str, Scalar], state: tuple[tf.Tensor, ...], t: Scalar
+        self,
+        inputs: Mapping[str, Scalar],
+        state: tuple[tf.Tensor, ...],
+        t: Scalar,
+        view: View | None = None,
     ) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
         """One step.
 
@@ -47,10 +77,15 @@ class Lowered:
             inputs: every name the program reads but ``t``; arrays of one shape, constants 0-dim.
             state: one array per slot.
             t: the number of this step, from 1.
+            view: of the tensor that the arrays are, which programs that see tensors need; the arrays may have
+                leading axes (lanes).
 
         Returns:
             The program's outputs and the new state.
         """
+        if view is not None:
+            inputs = {n: _reshaped(x, view.shape, view.split) for n, x in inputs.items()} | view.sizes
+            whole, state = state, tuple(_reshaped(s, view.shape, view.split) for s in state)
         values: list[Scalar] = []
         for ins in self.program.instructions:
             args = [values[i] for i in ins.args]
@@ -62,8 +97,9 @@ class Lowered:
                 value = state[ins.slot]
             elif ins.op == "ema":
                 x, b = args[0], _float64(args[1])
+                rest = args[2] if len(args) == 3 else 1.0 - b
                 kept = op_mul(*self._matched(b, state[ins.slot]))
-                value = op_add(*self._matched(kept, op_mul(*self._matched(1.0 - b, x))))
+                value = op_add(*self._matched(kept, op_mul(*self._matched(rest, x))))
             elif ins.op == "unbias":
                 value = self._unbiased(*self._matched(args[0], _one_minus_power(args[1], t)))
             elif ins.op == "cumsum":
@@ -72,6 +108,8 @@ class Lowered:
                 old = state[ins.slot]
                 x = tf.cast(as_tensor(args[0]), old.dtype)
                 value = tf.where(tf.equal(t, 1), x, op_max(old, x))
+            elif ins.op in TENSOR:
+                value = _of_tensor(ins.op, args[0], view, inputs["g"])
             else:
                 value = self._pointwise(ins, self._matched(*args))
             values.append(value)
@@ -79,6 +117,10 @@ class Lowered:
         new_state = tuple(
             self._kept(values[i], old) for i, old in zip(self.program.writes, state, strict=True)
         )
+        if view is not None and view.split != view.shape:
+            outputs = tuple(_reshaped(out, view.split, view.shape) for out in outputs)
+            pairs = zip(new_state, whole, strict=True)
+            new_state = tuple(tf.reshape(new, tf.shape(old)) for new, old in pairs)
         return outputs, new_state
 
     def _matched(self, *args: Scalar) -> Sequence[Scalar]:

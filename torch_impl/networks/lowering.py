@@ -6,7 +6,9 @@ from collections.abc import Mapping
 import torch
 
 from interchange.language.compiler import Program
+from interchange.language.view import FULL, View
 from torch_impl.networks.compiled import transformed
+from torch_impl.networks.matrix import TENSOR
 from torch_impl.networks.operators import OPERATORS, as_tensor
 
 Scalar = float | torch.Tensor
@@ -29,6 +31,23 @@ def _unbiased(average: Scalar, factor: Scalar) -> Scalar:
     return average * (1.0 / factor).reshape(1).cumsum(0).reshape(())
 
 
+def _reshaped(x: Scalar, shape: tuple[int, ...], to: tuple[int, ...]) -> Scalar:
+    """An array [..., *shape] as [..., *to]; numbers, and state of another shape, as they are."""
+    n = len(shape)
+    if shape == to or not isinstance(x, torch.Tensor) or tuple(x.shape[x.dim() - n :]) != shape:
+        return x
+    return x.reshape(*x.shape[: x.dim() - n], *to)
+
+
+def _of_tensor(op: str, x: Scalar, view: View, like: torch.Tensor) -> torch.Tensor:
+    """A tensor operator on a value; a tensor without elements has values that broadcast to nothing."""
+    if op in ("polar", "orth"):
+        x = as_tensor(x).to(like.dtype).expand(like.shape)
+    if isinstance(x, torch.Tensor) and not x.numel():
+        x = x.new_zeros([max(1, n) for n in x.shape])
+    return TENSOR[op](x, view.axes)
+
+
 class Lowered:
     """A program as a pure function of inputs, state and step count.
 
@@ -39,12 +58,22 @@ class Lowered:
     def __init__(self, program: Program) -> None:
         self.program = program
 
-    def initial_state(self, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One zero array per state slot, shaped as ``like``."""
-        return tuple(torch.zeros_like(like) for _ in self.program.writes)
+    def initial_state(self, like: torch.Tensor, view: View | None = None) -> tuple[torch.Tensor, ...]:
+        """One zero array per state slot, as ``like``; with a view, those of rows as small as they are."""
+        if view is None:
+            return tuple(torch.zeros_like(like) for _ in self.program.writes)
+        lead = like.shape[: like.dim() - len(view.shape)]
+        return tuple(
+            torch.zeros_like(like) if kind == FULL else like.new_zeros((*lead, *view.reduced(kind)))
+            for kind in self.program.slot_kinds
+        )
 
     def step(
-        self, inputs: Mapping[str, Scalar], state: tuple[torch.Tensor, ...], t: Scalar
+        self,
+        inputs: Mapping[str, Scalar],
+        state: tuple[torch.Tensor, ...],
+        t: Scalar,
+        view: View | None = None,
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """One step.
 
@@ -52,10 +81,15 @@ class Lowered:
             inputs: every name the program reads but ``t``; arrays of one shape, constants 0-dim.
             state: one array per slot.
             t: the number of this step, from 1.
+            view: of the tensor that the arrays are, which programs that see tensors need; the arrays may have
+                leading axes (lanes).
 
         Returns:
             The program's outputs and the new state.
         """
+        if view is not None:
+            inputs = {n: _reshaped(x, view.shape, view.split) for n, x in inputs.items()} | view.sizes
+            whole, state = state, tuple(_reshaped(s, view.shape, view.split) for s in state)
         values: list[Scalar] = []
         for ins in self.program.instructions:
             args = [values[i] for i in ins.args]
@@ -66,8 +100,8 @@ class Lowered:
             elif ins.op == "read":
                 value = state[ins.slot]
             elif ins.op == "ema":
-                x, b = args
-                kept, new = self._apply("mul", b, state[ins.slot]), self._apply("mul", 1.0 - b, x)
+                x, b, rest = args if len(args) == 3 else (*args, 1.0 - args[1])
+                kept, new = self._apply("mul", b, state[ins.slot]), self._apply("mul", rest, x)
                 value = self._apply("add", kept, new)
             elif ins.op == "unbias":
                 value = _unbiased(*self._matched(args[0], _one_minus_power(args[1], t)))
@@ -79,6 +113,8 @@ class Lowered:
                     value = torch.where(t == 1, args[0], value)
                 elif t == 1:
                     value = args[0]
+            elif ins.op in TENSOR:
+                value = _of_tensor(ins.op, args[0], view, inputs["g"])
             else:
                 value = self._apply(ins.op, *args)
             values.append(value)
@@ -86,6 +122,9 @@ class Lowered:
         new_state = tuple(
             self._kept(i, values[i], old) for i, old in zip(self.program.writes, state, strict=True)
         )
+        if view is not None and view.split != view.shape:
+            outputs = tuple(_reshaped(out, view.split, view.shape) for out in outputs)
+            new_state = tuple(new.reshape(old.shape) for new, old in zip(new_state, whole, strict=True))
         return outputs, new_state
 
     def _apply(self, operator: str, *args: Scalar) -> Scalar:
