@@ -83,9 +83,19 @@ class Lowered:
         Returns:
             The program's outputs and the new state.
         """
-        if view is not None:
-            inputs = {n: _reshaped(x, view.shape, view.split) for n, x in inputs.items()} | view.sizes
-            whole, state = state, tuple(_reshaped(s, view.shape, view.split) for s in state)
+        if view is None:
+            return self._step(inputs, state, t, None)
+        inputs = {n: _reshaped(x, view.shape, view.split) for n, x in inputs.items()} | view.sizes
+        split = tuple(_reshaped(s, view.shape, view.split) for s in state)
+        outputs, new_state = self._step(inputs, split, t, view)
+        outputs = tuple(_reshaped(out, view.split, view.shape) for out in outputs)
+        pairs = zip(new_state, state, strict=True)
+        return outputs, tuple(tf.reshape(new, tf.shape(old)) for new, old in pairs)
+
+    def _step(
+        self, inputs: Mapping[str, Scalar], state: tuple[tf.Tensor, ...], t: Scalar, view: View | None
+    ) -> tuple[tuple[Scalar, ...], tuple[tf.Tensor, ...]]:
+        """``step`` of arrays in the shape that the view looks at."""
         values: list[Scalar] = []
         for ins in self.program.instructions:
             args = [values[i] for i in ins.args]
@@ -117,10 +127,6 @@ class Lowered:
         new_state = tuple(
             self._kept(values[i], old) for i, old in zip(self.program.writes, state, strict=True)
         )
-        if view is not None and view.split != view.shape:
-            outputs = tuple(_reshaped(out, view.split, view.shape) for out in outputs)
-            pairs = zip(new_state, whole, strict=True)
-            new_state = tuple(tf.reshape(new, tf.shape(old)) for new, old in pairs)
         return outputs, new_state
 
     def _matched(self, *args: Scalar) -> Sequence[Scalar]:

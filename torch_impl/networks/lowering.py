@@ -87,9 +87,18 @@ class Lowered:
         Returns:
             The program's outputs and the new state.
         """
-        if view is not None:
-            inputs = {n: _reshaped(x, view.shape, view.split) for n, x in inputs.items()} | view.sizes
-            whole, state = state, tuple(_reshaped(s, view.shape, view.split) for s in state)
+        if view is None:
+            return self._step(inputs, state, t, None)
+        inputs = {n: _reshaped(x, view.shape, view.split) for n, x in inputs.items()} | view.sizes
+        split = tuple(_reshaped(s, view.shape, view.split) for s in state)
+        outputs, new_state = self._step(inputs, split, t, view)
+        outputs = tuple(_reshaped(out, view.split, view.shape) for out in outputs)
+        return outputs, tuple(new.reshape(old.shape) for new, old in zip(new_state, state, strict=True))
+
+    def _step(
+        self, inputs: Mapping[str, Scalar], state: tuple[torch.Tensor, ...], t: Scalar, view: View | None
+    ) -> tuple[tuple[Scalar, ...], tuple[torch.Tensor, ...]]:
+        """``step`` of arrays in the shape that the view looks at."""
         values: list[Scalar] = []
         for ins in self.program.instructions:
             args = [values[i] for i in ins.args]
@@ -122,9 +131,6 @@ class Lowered:
         new_state = tuple(
             self._kept(i, values[i], old) for i, old in zip(self.program.writes, state, strict=True)
         )
-        if view is not None and view.split != view.shape:
-            outputs = tuple(_reshaped(out, view.split, view.shape) for out in outputs)
-            new_state = tuple(new.reshape(old.shape) for new, old in zip(new_state, whole, strict=True))
         return outputs, new_state
 
     def _apply(self, operator: str, *args: Scalar) -> Scalar:
