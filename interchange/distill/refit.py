@@ -16,8 +16,9 @@ from common.metrics import r2
 from interchange.language import expression as ex
 from interchange.language.execute import Program, compile_program, evaluate_with_tangents
 from interchange.language.expression import Node
+from interchange.rule.forms import forms, from_free, slope, to_free
 from interchange.rule.rule import RAW, Rule
-from interchange.rule.safety import guards, repaired, singular
+from interchange.rule.safety import repaired, singular
 from interchange.search.samples import Sequences
 
 _LARGEST_LOG_STEP, _LOGS = 2.0, (-80.0, 80.0)
@@ -82,11 +83,11 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
     names = list(rule.constants)
     if not names:
         return rule
-    forms = _forms(rule)
-    logits, logs = (np.array([form == kind for form in forms.values()]) for kind in ("logit", "log"))
+    kinds = forms(rule)
+    logits, logs = (np.array([form == kind for form in kinds.values()]) for kind in ("logit", "log"))
     program, weights = compile_program([rule.expression]), _weights(rule, data)
-    point = np.array([_to_free(rule.constants[n], form) for n, form in forms.items()])
-    error, normal, slope = _normal_equations(program, forms, point, data, weights, deadline)
+    point = np.array([to_free(rule.constants[n], form) for n, form in kinds.items()])
+    error, normal, gradient = _normal_equations(program, kinds, point, data, weights, deadline)
     damping = 1e-3
     for _ in range(iterations):
         if not math.isfinite(error):
@@ -94,7 +95,7 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
         diagonal = np.diag(normal).copy()
         diagonal[diagonal <= 0.0] = 1.0
         try:
-            move = np.linalg.solve(normal + damping * np.diag(diagonal), slope)
+            move = np.linalg.solve(normal + damping * np.diag(diagonal), gradient)
         except np.linalg.LinAlgError:
             damping *= 10.0
             continue
@@ -104,12 +105,12 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
             break
         candidate[logits] = np.clip(candidate[logits], -_LARGEST_LOGIT, _LARGEST_LOGIT)
         candidate[logs] = np.clip(candidate[logs], *_LOGS)
-        new = _normal_equations(program, forms, candidate, data, weights, deadline)
+        new = _normal_equations(program, kinds, candidate, data, weights, deadline)
         if time.monotonic() > deadline:
             break
         if math.isfinite(new[0]) and new[0] < error:
             gain = (error - new[0]) / error if error else 0.0
-            point, (error, normal, slope) = candidate, new
+            point, (error, normal, gradient) = candidate, new
             damping = max(damping / 5.0, 1e-12)
             if gain < tolerance:
                 break
@@ -117,7 +118,7 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
             damping *= 4.0
             if damping > 1e12:
                 break
-    return rule.with_constants({n: _from_free(v, f) for (n, f), v in zip(forms.items(), point, strict=True)})
+    return rule.with_constants({n: from_free(v, f) for (n, f), v in zip(kinds.items(), point, strict=True)})
 
 
 def _weights(rule: Rule, data: Sequences) -> np.ndarray | None:
@@ -130,15 +131,9 @@ def _weights(rule: Rule, data: Sequences) -> np.ndarray | None:
         return 1.0 / np.hypot(1.0, data.rounding / left)
 
 
-def _forms(rule: Rule) -> dict[str, str]:
-    """Constant -> the form it is fitted in: "logit", "log" or "plain"."""
-    kinds = dict.fromkeys(rule.constants, "plain") | dict.fromkeys(guards(rule), "log")
-    return kinds | dict.fromkeys(rule.decay_constants, "logit")
-
-
 def _normal_equations(
     program: Program,
-    forms: dict[str, str],
+    kinds: dict[str, str],
     point: np.ndarray,
     data: Sequences,
     weights: np.ndarray | None,
@@ -149,15 +144,15 @@ def _normal_equations(
     Args:
         weights: [T, N], what residuals are multiplied by.
     """
-    names = list(forms)
-    values = {n: _from_free(v, form) for (n, form), v in zip(forms.items(), point, strict=True)}
+    names = list(kinds)
+    values = {n: from_free(v, form) for (n, form), v in zip(kinds.items(), point, strict=True)}
     used = {ins.name for ins in program.instructions if ins.op == "input"}
     features = {name: x for name, x in data.features.items() if name in used}
-    error, normal, slope = 0.0, np.zeros((len(names), len(names))), np.zeros(len(names))
+    error, normal, gradient = 0.0, np.zeros((len(names), len(names))), np.zeros(len(names))
     arrays = round(len(program.instructions) * (1.0 + 0.5 * len(names)))
     for part in _parts(data, arrays):
         if time.monotonic() > deadline:
-            return math.inf, normal, slope
+            return math.inf, normal, gradient
         inputs = {name: x[:, part] for name, x in features.items()}
         with np.errstate(all="ignore"):
             out, tangents = evaluate_with_tangents(program, inputs | values, names)
@@ -165,25 +160,13 @@ def _normal_equations(
             if weights is not None:
                 residual, tangents = residual * weights[:, part], tangents * weights[:, part]
             residual, jacobian = residual.reshape(-1), tangents.reshape(len(names), -1)
-            for k, (name, form) in enumerate(forms.items()):
+            for k, (name, form) in enumerate(kinds.items()):
                 if form != "plain":
-                    jacobian[k] *= values[name] * (1.0 - values[name] if form == "logit" else 1.0)
+                    jacobian[k] *= slope(values[name], form)
             error += float(residual @ residual)
             normal += jacobian @ jacobian.T
-            slope += jacobian @ residual
-    return error, normal, slope
-
-
-def _to_free(value: float, form: str) -> float:
-    if form == "logit":
-        return math.log(value / (1.0 - value))
-    return math.log(value) if form == "log" else value
-
-
-def _from_free(value: float, form: str) -> float:
-    if form == "logit":
-        return float(1.0 / (1.0 + math.exp(-value)))
-    return math.exp(value) if form == "log" else float(value)
+            gradient += jacobian @ residual
+    return error, normal, gradient
 
 
 def improve(

@@ -102,7 +102,7 @@ def _named(rule: Rule) -> Rule:
 
 def _following(best: Rule, config: DistillConfig, folder: Path) -> str:
     """The command that goes on from here."""
-    if any(tree is None for tree in best.features.values()):
+    if best.undefined:
         return f"python -m interchange.rule show {folder / 'best.json'}"
     if "exact" in best.provenance or "user_sha256" in best.provenance:  # of a problem that no row describes
         return f"python -m interchange.rule explain {folder / 'best.json'}"

@@ -153,6 +153,11 @@ class Equation:
         return ex.complexity(self.expression)
 
     @property
+    def undefined(self) -> list[str]:
+        """Features without a definition over g: the rule evaluates on arrays of them, and is no optimizer."""
+        return [name for name, tree in self.features.items() if tree is None]
+
+    @property
     def decay_constants(self) -> tuple[str, ...]:
         """Constants used as b of ``ema`` or ``ema_hat``, in the order of ``constants``."""
         used = decay_names(self.expression)

@@ -9,7 +9,7 @@ from common.run.cli import run as run_command
 from common.run.config import check, option
 from interchange.language.expression import to_text
 from interchange.language.simplify import simplified
-from interchange.rule.compare import compare, size, undefined
+from interchange.rule.compare import compare, size
 from interchange.rule.diagnose import descent, domain_scan
 from interchange.rule.gallery import NAMED
 from interchange.rule.nearest import nearest
@@ -65,7 +65,7 @@ def _short(value: object) -> str:
 
 def findings(rule: Rule) -> list[str]:
     """What ``check`` has to say, one line each: zeros, zero gradient, domain, jumps, descent."""
-    if undefined(rule):
+    if rule.undefined:
         return []
     lines = []
     if where := singular(rule):

@@ -27,7 +27,7 @@ def compare(a: Rule, b: Rule) -> tuple[str, bool]:
         left, right = _texts(a).get(name, "absent"), _texts(b).get(name, "absent")
         if left != right:
             lines.append(f"  feature {name}: {left} | {right}")
-    if undefined(a) or undefined(b):
+    if a.undefined or b.undefined:
         same = a == dataclasses.replace(b, name=a.name, provenance=a.provenance)
         return "\n".join([*lines, "the same text" if same else "another text"]), same
     apart = difference(a, b)
@@ -68,11 +68,6 @@ def _texts(rule: Rule) -> dict[str, str]:
 
 def size(rule: Rule) -> str:
     """Nodes, and floats of state per parameter."""
-    if undefined(rule):
-        return f"{rule.complexity} nodes; no optimizer, as {undefined(rule)[0]!r} has no definition over g"
+    if rule.undefined:
+        return f"{rule.complexity} nodes; no optimizer, as {rule.undefined[0]!r} has no definition over g"
     return f"{rule.complexity} nodes, {rule.state_floats} floats of state per parameter"
-
-
-def undefined(rule: Rule) -> list[str]:
-    """Features without a definition over g."""
-    return [name for name, tree in rule.features.items() if tree is None]

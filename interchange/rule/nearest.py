@@ -8,8 +8,8 @@ import numpy as np
 from common.metrics import r2
 from interchange.language import expression as ex
 from interchange.language.execute import compile_program, evaluate_with_tangents
+from interchange.rule.forms import forms, from_free, slope, to_free
 from interchange.rule.rule import Rule, RuleError
-from interchange.rule.safety import guards
 
 HAND_MADE = ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "amsgrad", "lion")
 _STEPS, _COLUMNS = 200, 40
@@ -66,12 +66,12 @@ def _fitted(name: str, g: np.ndarray, target: np.ndarray, weight: np.ndarray) ->
     tree = ex.call("mul", ex.name(_GAIN), named.expression)
     named = dataclasses.replace(named, expression=tree, constants={_GAIN: 1.0} | named.constants)
     program, names = compile_program([tree]), list(named.constants)
-    logits = np.array([constant in named.decay_constants for constant in names])
-    logs = np.array([constant in guards(named) for constant in names])
+    kinds = list(forms(named).values())
+    bounded = np.array([kind != "plain" for kind in kinds])
 
     def constants(point: np.ndarray) -> np.ndarray:
-        point = np.where(logits | logs, np.clip(point, -_EDGE, _EDGE), point)
-        return np.where(logits, 1.0 / (1.0 + np.exp(-point)), np.where(logs, np.exp(point), point))
+        point = np.where(bounded, np.clip(point, -_EDGE, _EDGE), point)
+        return np.array(list(map(from_free, point, kinds)))
 
     def values(point: np.ndarray, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         given = dict(zip(names, map(float, constants(point)), strict=True)) | {"g": g[:, columns]}
@@ -83,13 +83,10 @@ def _fitted(name: str, g: np.ndarray, target: np.ndarray, weight: np.ndarray) ->
         return (values(point, slice(0, None, 2))[0] - target[:, ::2]).ravel()
 
     def jacobian(point: np.ndarray) -> np.ndarray:
-        b = constants(point)
-        inner = np.where(logits, b * (1.0 - b), np.where(logs, b, 1.0))
+        inner = np.array(list(map(slope, constants(point), kinds)))
         return (values(point, slice(0, None, 2))[1] * inner[:, None, None]).reshape(len(names), -1).T
 
-    start = np.array(list(named.constants.values()))
-    start = np.where(logits, np.log(start / (1.0 - np.where(logits, start, 0.0))), start)
-    start[logs] = np.log(start[logs])
+    start = np.array(list(map(to_free, named.constants.values(), kinds)))
     unit = values(start, slice(0, None, 2))[0]
     start[0] = float((unit * target[:, ::2]).sum() / max(np.square(unit).sum(), 1e-300))
     found = least_squares(residual, start, jacobian, max_nfev=60).x

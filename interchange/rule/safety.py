@@ -34,7 +34,7 @@ def singular(rule: Rule) -> str:
     in calm, and by turns with zeros; theta is 1. A rule with a feature that has no definition over g cannot
     run, and is not judged.
     """
-    if any(tree is None for tree in rule.features.values()):
+    if rule.undefined:
         return ""
     g, names = _gradients()
     for dtype in (np.float32, np.float64):
