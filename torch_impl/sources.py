@@ -6,11 +6,12 @@ from collections.abc import Iterable
 import torch
 
 from common.errors import L2OError
-from common.tables.baselines import Spec
+from common.tables.baselines import BASELINES, Spec
 from interchange.files.weights import Teacher
 from interchange.rule import source
 from interchange.rule.rule import Rule
 from torch_impl.optimizers import baselines
+from torch_impl.optimizers.muon import canonical_groups
 from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 
 
@@ -18,13 +19,19 @@ class Source(source.Source):
     """A SPEC with its file read: what can be run again and again with other learning rates."""
 
     def optimizer(self, params: Iterable[torch.Tensor], lr: float) -> torch.optim.Optimizer:
-        """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update."""
+        """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update.
+
+        Args:
+            params: in canonical layout, as a task's.
+        """
         if isinstance(self.loaded, Rule):
             with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
                 warnings.simplefilter("ignore", RuntimeWarning)
                 return SymbolicOptimizer(params, self.loaded, lr)
         if isinstance(self.loaded, Teacher):
             return LearnedOptimizer(params, self.loaded, lr)
+        if not BASELINES[self.spec.target].coordinatewise:
+            params = canonical_groups(params)
         return baselines.make(self.spec.target, params, lr, self.spec.options)
 
 
