@@ -25,7 +25,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	echo "installing into .venv with $$found; the first time takes a few minutes"; \
 	$$found -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_OPTIONS) \
-	  -c constraints.txt -e ".[torch,tf,operon,pysr,dask,onnx,bench,report,dev]"
+	  -c constraints.txt -e ".[torch,tf,operon,pysr,dask,onnx,optimizers,bench,report,dev]"
 	@touch $@
 
 demo: $(STAMP)

@@ -15,8 +15,8 @@ from interchange.search import ENGINES
 
 PACKAGES = (
     "symbolic-l2o", "numpy", "scipy", "h5py", "sympy", "scikit-learn", "torch", "tensorflow", "keras",
-    "pyoperon", "pysr", "juliacall", "onnx", "onnxruntime", "jax", "optax", "matplotlib", "joblib", "dask",
-    "ray",
+    "pyoperon", "pysr", "juliacall", "onnx", "onnxruntime", "jax", "optax", "matplotlib",
+    "pytorch-optimizer", "joblib", "dask", "ray",
 )  # fmt: skip
 
 
@@ -66,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(found, indent=1))
             return
         for name, version in versions().items():
-            print(f"{name:14} {version or '-'}")
+            print(f"{name:17} {version or '-'}")
         print()
         for name, reason in engines().items():
-            print(f"{name:14} {reason or 'runs here: ' + ENGINES[name].note}")
-        print(f"{'compiled code':14} {without_kernels() or 'runs here, ' + which()}")
+            print(f"{name:17} {reason or 'runs here: ' + ENGINES[name].note}")
+        print(f"{'compiled code':17} {without_kernels() or 'runs here, ' + which()}")
 
     return run_command(
         DoctorConfig,

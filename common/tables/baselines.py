@@ -2,10 +2,12 @@
 
 Formulas and defaults are torch.optim 2.13's in both backends (MATH.md section 6): Adam with
 m_hat / (sqrt(v_hat) + eps), RMSprop with eps outside the root, momentum without dampening, weight
-decay decoupled where there is one. Lion and Schedule-Free AdamW are not among torch.optim's.
+decay decoupled where there is one. Lion and Schedule-Free AdamW are not among torch.optim's; the rows with a
+package are that package's.
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,16 +26,27 @@ class Baseline:
     Attributes:
         lr: middle of the grid of learning rates.
         options: hyper-parameters a SPEC may set, with their defaults.
+        knob: the option that ``evaluate --knob`` tunes beside the learning rate, a decay in (0, 1); "" for
+            none.
         backends: those that have it.
         coordinatewise: every coordinate is updated by its own gradients alone.
+        package: what must be importable for it; "" for what every installation has.
     """
 
     name: str
     lr: float
     options: dict[str, float]
     source: str
+    knob: str = ""
     backends: tuple[str, ...] = ("torch", "tf")
     coordinatewise: bool = True
+    package: str = ""
+
+
+def _packaged(
+    name: str, lr: float, options: dict[str, float], source: str, knob: str, coordinatewise: bool = False
+) -> Baseline:
+    return Baseline(name, lr, options, source, knob, ("torch",), coordinatewise, "pytorch_optimizer")
 
 
 BASELINES: Registry[Baseline] = Registry(
@@ -42,37 +55,92 @@ BASELINES: Registry[Baseline] = Registry(
         row.name: row
         for row in (
             Baseline("sgd", 0.32, {"momentum": 0.0}, "Robbins and Monro 1951"),
-            Baseline("momentum", 0.04, {"momentum": 0.9}, "Polyak 1964"),
-            Baseline("nesterov", 0.04, {"momentum": 0.9}, "Nesterov 1983; Sutskever et al. 2013"),
-            Baseline("rmsprop", 0.004, {"alpha": 0.99, "eps": 1e-8}, "Tieleman and Hinton 2012"),
+            Baseline("momentum", 0.04, {"momentum": 0.9}, "Polyak 1964", "momentum"),
+            Baseline("nesterov", 0.04, {"momentum": 0.9}, "Nesterov 1983; Sutskever et al. 2013", "momentum"),
+            Baseline("rmsprop", 0.004, {"alpha": 0.99, "eps": 1e-8}, "Tieleman and Hinton 2012", "alpha"),
             Baseline("adagrad", 0.02, {"eps": 1e-10}, "Duchi et al. 2011"),
-            Baseline("adam", 0.008, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, "Kingma and Ba 2015"),
+            Baseline(
+                "adam", 0.008, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, "Kingma and Ba 2015", "beta1"
+            ),
             Baseline(
                 "adamw",
                 0.008,
                 {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
                 "Loshchilov and Hutter 2019",
+                "beta1",
             ),
             Baseline(
                 "nadamw",
                 0.004,
                 {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "momentum_decay": 0.004},
                 "Dozat 2016, with decoupled weight decay",
+                "beta1",
             ),
-            Baseline("lion", 0.001, {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0}, "Chen et al. 2023"),
+            Baseline(
+                "lion",
+                0.001,
+                {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0},
+                "Chen et al. 2023",
+                "beta1",
+            ),
             Baseline(
                 "schedule-free",
                 0.005,
                 {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
                 "AdamW of Defazio et al. 2024",
+                "beta1",
             ),
             Baseline(
                 "muon",
                 0.008,
                 {"momentum": 0.95, "weight_decay": 0.0},
                 "Jordan et al. 2024; AdamW on vectors",
+                "momentum",
                 backends=("torch",),
                 coordinatewise=False,
+            ),
+            _packaged(
+                "normuon",
+                0.008,
+                {"momentum": 0.95, "beta2": 0.95, "weight_decay": 0.0},
+                "Li et al. 2025; AdamW on vectors",
+                "momentum",
+            ),
+            _packaged(
+                "soap",
+                0.008,
+                {"beta1": 0.95, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "max_dim": 1024},
+                "Vyas et al. 2024; wider sides as they are",
+                "beta1",
+            ),
+            _packaged(
+                "ademamix",
+                0.008,
+                {
+                    "beta1": 0.9,
+                    "beta2": 0.999,
+                    "beta3": 0.9999,
+                    "alpha": 5.0,
+                    "eps": 1e-8,
+                    "weight_decay": 0.0,
+                },
+                "Pagliardini et al. 2024",
+                "beta1",
+                coordinatewise=True,
+            ),
+            _packaged(
+                "mars",
+                0.008,
+                {"beta1": 0.95, "beta2": 0.99, "gamma": 0.025, "eps": 1e-8, "weight_decay": 0.0},
+                "Yuan et al. 2024, AdamW's form; AdamW on vectors",
+                "beta1",
+            ),
+            _packaged(
+                "psgd",
+                0.008,
+                {"momentum": 0.9, "weight_decay": 0.0, "max_dim": 1024},
+                "Li 2018, Kronecker factors, diagonal ones for wider sides",
+                "momentum",
             ),
         )
     },
@@ -80,8 +148,27 @@ BASELINES: Registry[Baseline] = Registry(
 
 
 def baseline_names(backend: str) -> tuple[str, ...]:
-    """The baselines that ``backend`` (``torch`` or ``tf``) has."""
-    return tuple(name for name, row in BASELINES.items() if backend in row.backends)
+    """The baselines that every installation of ``backend`` (``torch`` or ``tf``) has."""
+    return tuple(name for name, row in BASELINES.items() if backend in row.backends and not row.package)
+
+
+def packaged_names(backend: str) -> dict[str, str]:
+    """The baselines of optional packages -> why they cannot run here, with the remedy; "" where they can."""
+    return {name: missing(name) for name, row in BASELINES.items() if row.package and backend in row.backends}
+
+
+def missing(name: str) -> str:
+    """Why the baseline ``name`` cannot run here, with the remedy; "" where it can."""
+    package = BASELINES[name].package
+    if not package or importlib.util.find_spec(package):
+        return ""
+    return f'needs {package}: pip install "symbolic-l2o[optimizers]"'
+
+
+def absent(texts: Sequence[str], backend: str) -> dict[str, str]:
+    """What ``all`` among ``texts`` does not reach here -> why not, with the remedy."""
+    wanted = packaged_names(backend) if "all" in texts else {}
+    return {name: reason for name, reason in wanted.items() if reason}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +181,7 @@ class Spec:
         lr: learning rate if the SPEC fixes it, else None; for teachers and rules a multiplier.
         options: further hyper-parameters.
         schedule: row of ``common.tables.schedules`` if the SPEC fixes it, else "".
+        knob: the baseline's knob where the SPEC leaves it open, else "".
     """
 
     text: str
@@ -102,6 +190,7 @@ class Spec:
     lr: float | None
     options: dict[str, float]
     schedule: str = ""
+    knob: str = ""
 
     @property
     def middle(self) -> float:
@@ -122,7 +211,8 @@ def parse_spec(text: str) -> Spec:
     row = BASELINES[head]
     schedule, pairs = _schedule(rest.split(",") if rest else [])
     options = _pairs(text, pairs, row.options)
-    return Spec(text, "baseline", head, options.pop("lr", None), row.options | options, schedule)
+    lr, knob = options.pop("lr", None), "" if row.knob in options else row.knob
+    return Spec(text, "baseline", head, lr, row.options | options, schedule, knob)
 
 
 def _schedule(pairs: Sequence[str]) -> tuple[str, list[str]]:
@@ -151,14 +241,14 @@ def _pairs(text: str, pairs: Sequence[str], known: dict[str, float]) -> dict[str
 
 
 def parse_specs(texts: Sequence[str], backend: str = "torch") -> list[Spec]:
-    """All of ``texts``; ``all`` is every baseline of ``backend``, ``front:FOLDER`` every rule of a front."""
+    """All of ``texts``; ``all`` is every baseline of ``backend`` that runs here, ``front:FOLDER`` a front."""
     names = [name for text in texts for name in _expanded(text, backend)]
     return [parse_spec(name) for name in dict.fromkeys(names)]
 
 
 def _expanded(text: str, backend: str) -> Sequence[str]:
     if text == "all":
-        return baseline_names(backend)
+        return (*baseline_names(backend), *(n for n, reason in packaged_names(backend).items() if not reason))
     if not text.startswith("front:"):
         return [text]
     folder = Path(text.removeprefix("front:"))

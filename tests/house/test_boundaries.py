@@ -54,12 +54,16 @@ BOUNDARIES = {
             "interchange/emit/jax_operators.py": frozenset({"jax"}),
         },
     ),
-    "torch_impl": Boundary(always=frozenset({"common", "interchange", "numpy", "torch"})),
+    "torch_impl": Boundary(
+        always=frozenset({"common", "interchange", "numpy", "torch"}),
+        places={"torch_impl/optimizers/packaged.py": frozenset({"pytorch_optimizer"})},
+    ),
     "tf_impl": Boundary(always=frozenset({"common", "interchange", "numpy", "tensorflow", "keras"})),
 }
 
 # Imports by computed name, which reading the source cannot follow.
 COMPUTED = {
+    "common/tables/baselines.py": "asks whether an optimizer's package is there; does not import it",
     "common/run/parallel.py": "asks whether the cluster's package is there; does not import it",
     "interchange/commands/__init__.py": "the backend whose command it is, when it is called",
     "interchange/emit/__init__.py": "its own modules, from the table of targets",

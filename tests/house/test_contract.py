@@ -60,6 +60,7 @@ ALONE = {
     "torch_impl/convert.py": "the ICLR code's checkpoints are torch's",
     "torch_impl/threads.py": "TensorFlow sets its threads once, before the first operation",
     "torch_impl/optimizers/muon.py": "Keras has Muon itself",
+    "torch_impl/optimizers/packaged.py": "the package is torch's",
     "torch_impl/optimizers/resuming.py": "what torch's own load_state_dict loses",
     "tf_impl/loops.py": "a rollout's step as one graph; torch has no graphs to keep",
     "tf_impl/optimizers/torch_formulas.py": "optimizers that Keras lacks or has otherwise than torch",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.tables.baselines import BASELINES
+from common.tables.baselines import BASELINES, baseline_names
 from interchange.distill.config import DistillConfig
 from interchange.distill.run import distill
 from interchange.files.trajectories import Run, load_trajectories
@@ -51,7 +51,7 @@ TORCHS = {
 }
 
 
-SPECS = {name: f"{name}:lr=0.01" for name, row in BASELINES.items() if row.coordinatewise}
+SPECS = {name: f"{name}:lr=0.01" for name in baseline_names("torch") if BASELINES[name].coordinatewise}
 SPECS["adam with another decay"] = "adam:lr=0.01,beta1=0.7"
 
 

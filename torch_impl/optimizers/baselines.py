@@ -1,4 +1,4 @@
-"""Hand-made optimizers by name: torch.optim's own, Lion and Schedule-Free AdamW."""
+"""Hand-made optimizers by name: torch.optim's own, Lion and Schedule-Free AdamW, and other packages'."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from common.tables.baselines import BASELINES
+from common.errors import L2OError
+from common.tables.baselines import BASELINES, missing
 from torch_impl.optimizers.muon import Muon
+from torch_impl.optimizers.packaged import PACKAGED
 
 
 class Lion(torch.optim.Optimizer):
@@ -130,6 +132,7 @@ MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "lion": Lion,
     "schedule-free": ScheduleFree,
     "muon": Muon,
+    **PACKAGED,
 }
 
 
@@ -138,4 +141,6 @@ def make(
 ) -> torch.optim.Optimizer:
     """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults."""
     o = BASELINES[name].options | dict(options or {})
+    if reason := missing(name):
+        raise L2OError(f"expected an optimizer that can run here, got {name}, which {reason}")
     return MAKERS[name](params, lr, **o)
