@@ -29,11 +29,12 @@ class SummaryRow:
         seeds: number of runs; ``diverged`` of them diverged, or failed: their outcome says how.
         lr: the tuned learning rate or multiplier; None where there is none.
         schedule: what it follows; "" where that is not known.
+        knob: the option that was tuned beside it and its value, as ``beta1=0.95``; "" where none was.
         ms_per_step: median over seeds, milliseconds.
         floats_per_parameter: floats of optimizer state per optimized parameter.
         trials: settings tried when tuning.
         figures: the loss at ``horizon`` of every seed, in order of seed; infinite where diverged.
-        test_loss, accuracy: on the test images at the end, mean over the seeds that got there; nan without.
+        test_loss, accuracy: on the test images at the end, as ``mean``, over the seeds that got there.
         validation: the loss at ``horizon`` on the validation seeds, for which ``lr`` was chosen; nan without.
         trained_on: a suite's problem that meta-training may have used.
     """
@@ -56,6 +57,7 @@ class SummaryRow:
     validation: float = math.nan
     trained_on: bool = False
     schedule: str = ""
+    knob: str = ""
 
 
 def r2(target: np.ndarray, prediction: np.ndarray) -> float:
@@ -116,8 +118,7 @@ def interval(values: Iterable[float]) -> tuple[float, float, float]:
     The bounds are nan for a single value and wherever a value is not finite; the mean is then inf
     (nan counts as inf: a run that broke is no better than one that blew up).
     """
-    numbers = [float(value) for value in values]
-    if not numbers:
+    if not (numbers := [float(value) for value in values]):
         return math.nan, math.nan, math.nan
     if not all(map(math.isfinite, numbers)):
         return math.inf, math.nan, math.nan
@@ -133,7 +134,7 @@ def loss_interval(values: Iterable[float]) -> tuple[float, float, float]:
 
     Losses of seeds differ by factors, and the bounds of what is positive are positive.
     """
-    numbers = [float(value) for value in values]
+    numbers = list(map(float, values))
     if not numbers or not all(math.isfinite(value) and value > 0.0 for value in numbers):
         return interval(numbers)
     return tuple(math.exp(value) for value in interval(map(math.log, numbers)))
@@ -174,7 +175,7 @@ def summarise(rows: Iterable[Any], horizons: Sequence[int] = (), window: int = 2
         for horizon in (own,) if own else (horizons or (len(_field(row, "losses")),)):
             key = (_field(row, "problem"), int(horizon), _field(row, "optimizer"))
             groups.setdefault(key, []).append(row)
-    table = [_summary(*key, group, window) for key, group in groups.items()]
+    table = (_summary(*key, group, window) for key, group in groups.items())
     return sorted(table, key=lambda row: (row.problem, row.horizon, row.mean, row.optimizer))
 
 
@@ -212,10 +213,11 @@ def number(value: float | None, spec: str = ".4g") -> str:
 
 
 def summary_text(summary: Sequence[SummaryRow]) -> str:
-    """The summary as an aligned plain-text table."""
+    """The summary as an aligned plain-text table; knobs are shown where any was tuned."""
+    knobs = any(row.knob for row in summary)
     head = (
-        "optimizer", "steps", "loss", "95 % interval", "seeds", "diverged", "lr", "schedule", "trials",
-        "ms/step", "floats/param",
+        "optimizer", "steps", "loss", "95 % interval", "seeds", "diverged", "lr", "schedule",
+        *["knob"] * knobs, "trials", "ms/step", "floats/param",
     )  # fmt: skip
     cells = [
         (
@@ -227,6 +229,7 @@ def summary_text(summary: Sequence[SummaryRow]) -> str:
             str(row.diverged),
             number(row.lr),
             row.schedule or "–",
+            *[row.knob or "–"] * knobs,
             str(row.trials),
             number(row.ms_per_step, ".3f"),
             number(row.floats_per_parameter, ".3g"),
@@ -266,18 +269,17 @@ def _summary(problem: str, horizon: int, optimizer: str, group: list[Any], windo
         floats_per_parameter=float(_field(group[0], "floats_per_parameter")),
         trials=int(_field(group[0], "trials", 0)),
         figures=figures,
-        test_loss=_mean_of(group, "test_loss"),
-        accuracy=_mean_of(group, "accuracy"),
+        test_loss=loss_interval(_known(group, "test_loss"))[0],
+        accuracy=interval(_known(group, "accuracy"))[0],
         validation=math.nan if validation is None else float(validation),
         trained_on=bool(_field(group[0], "trained_on", False)),
         schedule=str(settings.get("schedule", "")),
+        knob=", ".join(f"{name}={value:.6g}" for name, value in settings.get("knob", {}).items()),
     )
 
 
-def _mean_of(group: list[Any], name: str) -> float:
-    values = [float(_field(row, name, math.nan)) for row in group]
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
+def _known(group: list[Any], name: str) -> list[float]:
+    return [x for x in (float(_field(row, name, math.nan)) for row in group) if not math.isnan(x)]
 
 
 def _figure_of(row: Any, horizon: int, window: int) -> float:

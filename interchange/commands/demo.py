@@ -39,7 +39,7 @@ _PROTOCOL = [
     "Loss at step S: mean mini-batch loss, before the update, over the 20 steps up to S.",
     "Every optimizer tries the same number of learning rates, a factor 2 apart, its best not at an edge; "
     "teacher and rules tune the multiplier on their update. Chosen on validation seeds.",
-    "Reported on test seeds: mean and 95 % t-interval. Diverged runs are counted, not dropped.",
+    "Reported on test seeds: geometric mean, 95 % t-interval of logarithms. Diverged runs are counted.",
     "ms/step: median time of one optimizer.step(), optimizers taking turns in one process.",
 ]
 

@@ -1,9 +1,9 @@
 """The fair comparison of optimizers: ``evaluate``.
 
 Every optimizer is tuned with the same number of learning rates, a factor 2 apart, its best not at an edge,
-and the same schedules, chosen on validation seeds for each problem and horizon and reported on test seeds
-(MATH.md section 6). Teachers and rules tune the multiplier on their update. What is finished is kept
-(``cells``): the same command again goes on where an earlier one was stopped.
+the same schedules and as many values of a knob, chosen on validation seeds for each problem and horizon and
+reported on test seeds (MATH.md section 6). Teachers and rules tune the multiplier on their update. What is
+finished is kept (``cells``): the same command again goes on where an earlier one was stopped.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ from common.errors import L2OError
 from common.metrics import summarise, summary_text
 from common.run.cli import Progress
 from common.run.cli import run as run_command
-from common.tables.baselines import parse_specs
+from common.tables.baselines import absent, parse_specs
 from common.tables.suites import Entry, entries
 from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig
-from interchange.evaluation.grid import Pool, Tested, course, loss_at_or_inf, run_grid
+from interchange.evaluation.grid import Pool, Tested, course, run_grid
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
+from interchange.evaluation.tuning import loss_at_or_inf
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Task
@@ -50,6 +51,7 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
     from common.run.parallel import check_cluster
     from common.run.storage import RunLock
 
+    config = config.resolved()
     backend.device_of(config.device)
     check_cluster(config.cluster)
     if config.steps and "suite:" in config.problem:
@@ -69,7 +71,7 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
         if config.overwrite and (folder / "evaluation.h5").exists():  # else the same command goes on
             store.clear()
         rows = _run(wanted, configs, loaded, tasks, store, backend)
-        _write(folder, rows, config, backend)
+        _write(folder, rows, config, backend, code)
     return rows
 
 
@@ -108,13 +110,12 @@ def _run(
     store: Store,
     backend: "Backend",
 ) -> "list[EvaluationRow]":
-    specs = {text: source.spec for text, source in loaded.items()}
     horizons = {p: tuple(sorted(e.steps for e in wanted if e.problem == p)) for p in configs}
-    courses = {p: course(specs, p, horizons[p], configs[p]) for p in configs}
+    courses = {p: course(loaded, p, horizons[p], configs[p]) for p in configs}
     weights = {p: _gradient_seconds(loaded, tasks[p], backend) if len(tasks) > 1 else 1.0 for p in tasks}
 
     def cost(cell: Cell) -> float:
-        slow = _TEACHER if specs[cell.optimizer].kind == "teacher" else 1.0
+        slow = _TEACHER if loaded[cell.optimizer].spec.kind == "teacher" else 1.0
         return weights[cell.problem] * cell.steps * slow
 
     quiet = next(iter(configs.values())).quiet
@@ -128,9 +129,7 @@ def _run(
     return [
         row
         for p in configs
-        for row in _rows(
-            p, configs[p].split, tested[p], loaded, _times(tested[p], loaded, tasks[p], backend), seen
-        )
+        for row in _rows(configs[p], tested[p], loaded, _times(tested[p], loaded, tasks[p], backend), seen)
     ]
 
 
@@ -150,8 +149,7 @@ def _trained_on(source: "Source") -> set[str]:
 
 
 def _rows(
-    problem: str,
-    split: str,
+    config: EvaluateConfig,
     tested: Tested,
     loaded: "Mapping[str, Source]",
     times: Mapping[str, tuple[float, float]],
@@ -162,15 +160,16 @@ def _rows(
     rows = []
     for (text, horizon, number), rollout in tested.rollouts.items():
         tuned = tested.tuned[text]
-        (lr, schedule), lowest = tuned.best(horizon), tuned.lowest(horizon)
+        (lr, arm), lowest = tuned.best(horizon), tuned.lowest(horizon)
+        source = loaded[text].turned(arm.knob)
         validation = lowest if math.isfinite(lowest) else None
         rows.append(
             EvaluationRow(
                 optimizer=text,
-                problem=problem,
+                problem=config.problem,
                 seed=number,
                 losses=rollout.losses,
-                split=split,
+                split=config.split,
                 accuracy=rollout.accuracy,
                 test_loss=rollout.test_loss,
                 seconds=rollout.seconds,
@@ -179,23 +178,30 @@ def _rows(
                 outcome=rollout.outcome,
                 settings={
                     "lr": lr,
-                    "schedule": schedule,
+                    "schedule": arm.schedule,
+                    "knob": {source.knob: source.knob_value} if config.knob and source.knob else {},
                     "sha256": loaded[text].sha256,
                     "validation": validation,
                 },
-                trials=tuned.trials,
+                trials=tuned.trials(horizon),
                 horizon=horizon,
-                trained_on=trained_on[problem, horizon],
+                trained_on=trained_on[config.problem, horizon],
             )
         )
     return rows
 
 
-def _write(folder: Path, rows: "Sequence[EvaluationRow]", config: EvaluateConfig, backend: "Backend") -> None:
+def _write(
+    folder: Path, rows: "Sequence[EvaluationRow]", config: EvaluateConfig, backend: "Backend", code: str
+) -> None:
+    from common.run.runs import environment
     from common.run.storage import atomic_write
     from interchange.files.results import save_evaluation, standings_csv
 
-    save_evaluation(folder / "evaluation.h5", rows, dataclasses.asdict(config), backend.CREATED_BY)
+    missing = absent(config.optimizers, backend.NAME)
+    record = {"backend": backend.NAME, "code": code, "absent": missing}
+    record["versions"] = {"python": environment()["python"], **environment()["versions"]}
+    save_evaluation(folder / "evaluation.h5", rows, dataclasses.asdict(config) | record, backend.CREATED_BY)
     compared = compare(summarise(rows), rows)
     atomic_write(folder / "standings.csv", standings_csv(standing_groups(compared)))
     if not config.report:
@@ -203,7 +209,7 @@ def _write(folder: Path, rows: "Sequence[EvaluationRow]", config: EvaluateConfig
     from interchange.report.comparison import write_comparison
 
     try:
-        write_comparison(folder / "report.html", compared, rows, config.problem)
+        write_comparison(folder / "report.html", compared, rows, config.problem, missing)
     except ImportError as error:
         _LOG.warning("report.html is not written: %s; install matplotlib, or give --no-report", error)
 
@@ -224,7 +230,7 @@ def _times(
     steppers = {}
     for text, source in loaded.items():
         tuned = tested.tuned[text]
-        longest = max(next(iter(tuned.grids.values())).horizons)
+        longest = max(next(iter(tuned.grids)).horizons)
         try:
             steppers[text] = backend.stepper(source, tuned.best(longest)[0], task)
         except Exception as error:  # its cells have failed and say so; the others' times are wanted
@@ -268,6 +274,10 @@ def main(command: Callable[[EvaluateConfig], Any], name: str, argv: Sequence[str
         for problem in problems:
             heading = f"{problem}\n" if len(problems) > 1 else ""
             print(heading + summary_text([row for row in summary if row.problem == problem]) + "\n")
+        if missing := absent(config.optimizers, name):
+            print(
+                "\n".join(f"{optimizer}: not here, {reason}" for optimizer, reason in missing.items()) + "\n"
+            )
         if text := standings_text(standing_groups(compare(summary, rows))):
             print(text + "\n")
         print(f"evaluation: {folder_of(config) / 'evaluation.h5'}")

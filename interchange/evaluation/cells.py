@@ -1,8 +1,8 @@
 """Cells: the single rollouts of a comparison, kept on disk one by one so that none is run twice.
 
 A cell's file is named by the hash of everything that determines its result: optimizer and content of its
-file, problem, data, learning rate, seeds, steps, arithmetic, and the versions and code that computed it. A
-file that is damaged, or of another configuration, counts as not there.
+file, problem, data, learning rate, schedule, knob, seeds, steps, arithmetic, and the versions and code that
+computed it. A file that is damaged, or of another configuration, counts as not there.
 """
 
 import dataclasses
@@ -40,6 +40,7 @@ class Cell:
         optimizer: text of its SPEC.
         stream: ``validation`` or ``test``; ``number`` is the seed's place in it.
         schedule: row of ``common.tables.schedules`` that the learning rate follows.
+        knob: value of the optimizer's knob; None leaves it as it is.
     """
 
     optimizer: str
@@ -49,6 +50,7 @@ class Cell:
     number: int
     steps: int
     schedule: str = "constant"
+    knob: float | None = None
 
 
 class Store:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import get_args
 
 from common.data.datasets import Split
+from common.errors import L2OError
 from common.run.config import OnProblem, option
 from common.tables.schedules import SCHEDULES
 
@@ -33,6 +34,20 @@ class EvaluateConfig(OnProblem):
     schedules: tuple[str, ...] = option(
         ("constant",), "schedules that every optimizer chooses from; all for every one", choices=_schedules
     )
+    knob: bool = option(
+        False,
+        "then try two other values of each momentum, beta1 or alpha, and of a rule's first decay, three "
+        "learning rates each",
+    )
+    fair: bool = option(False, "the whole protocol: --schedules all --knob; some 28 settings instead of 7")
     jobs: int = option(1, "processes", low=1)
     cluster: str = option("", "dask, dask:tcp://HOST:PORT, ray or ray:HOST:PORT instead of the local pool")
     report: bool = option(True, "write report.html too")
+
+    def resolved(self) -> "EvaluateConfig":
+        """The same with ``fair`` written out."""
+        if not self.fair:
+            return self
+        if self.schedules not in (type(self).schedules, ("all",)):
+            raise L2OError("--fair tries every schedule; leave --schedules out")
+        return dataclasses.replace(self, fair=False, schedules=("all",), knob=True)

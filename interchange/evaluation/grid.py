@@ -15,86 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.metrics import FAILED, loss_at
+from common.metrics import FAILED
 from common.run.cli import Progress
 from common.run.parallel import Run
-from common.tables.baselines import Spec
-from common.tables.schedules import SCHEDULES
 from interchange.backend import Rollout
 from interchange.evaluation.cells import Cell, Store
 from interchange.evaluation.config import EvaluateConfig
+from interchange.evaluation.tuning import Results, Tuned, tuning
 
 if TYPE_CHECKING:
     from interchange.backend import Backend
     from interchange.rule.source import Source
 
 _LOG = logging.getLogger(__name__)
-_OTHERS = 3  # learning rates tried with every schedule but the first
-_FARTHEST = 14  # factors of 2 from the middle at which widening a grid ends
-
-Results = Mapping[Cell, Rollout]
-
-
-@dataclasses.dataclass
-class Grid:
-    """Learning rates ``middle * 2**k`` tried for one optimizer.
-
-    Attributes:
-        figures: k -> figure at each horizon, averaged over the validation seeds; inf where one diverged.
-    """
-
-    middle: float
-    figures: dict[int, list[float]]
-    horizons: tuple[int, ...]
-
-    def best_place(self, horizon: int) -> int:
-        """The k with the smallest figure at ``horizon``."""
-        column = self.horizons.index(horizon)
-        return min(self.figures, key=lambda k: (self.figures[k][column], abs(k)))
-
-    def best(self, horizon: int) -> float:
-        """The learning rate with the smallest figure at ``horizon``."""
-        return self.middle * 2.0 ** self.best_place(horizon) if self.figures else self.middle
-
-    def lowest(self, horizon: int) -> float:
-        """The smallest figure at ``horizon``; nan where nothing was tried."""
-        if not self.figures:
-            return math.nan
-        return self.figures[self.best_place(horizon)][self.horizons.index(horizon)]
-
-    def missing(self, trials: int) -> list[int]:
-        """Places to try next: beyond an edge that is best, then until there are ``trials``."""
-        if not self.figures:
-            return list(range(-(trials // 2), trials - trials // 2))
-        low, high = min(self.figures), max(self.figures)
-        best = {self.best_place(h) for h in self.horizons}
-        beyond = [low - 1] * (low in best) + [high + 1] * (high in best)
-        beyond = [k for k in beyond if abs(k) <= _FARTHEST]
-        if beyond or len(self.figures) >= trials:
-            return beyond
-        return [high + 1 if high < -low else low - 1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuned:
-    """What was tried of one optimizer on one problem: a grid per schedule."""
-
-    grids: dict[str, Grid]
-
-    def best(self, horizon: int) -> tuple[float, str]:
-        """Learning rate and schedule with the smallest figure at ``horizon``; the first without any."""
-        tried = {name: grid.lowest(horizon) for name, grid in self.grids.items() if grid.figures}
-        name = min(tried, key=tried.__getitem__, default=next(iter(self.grids)))
-        return self.grids[name].best(horizon), name
-
-    def lowest(self, horizon: int) -> float:
-        """The smallest figure at ``horizon``; nan where nothing was tried."""
-        return self.grids[self.best(horizon)[1]].lowest(horizon)
-
-    @property
-    def trials(self) -> int:
-        """Settings that were tried."""
-        return sum(len(grid.figures) for grid in self.grids.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,81 +39,20 @@ class Tested:
 
 
 Course = Generator[list[Cell], Results, Tested]
-Arm = tuple[str, str]  # SPEC and schedule
 
 
 def course(
-    specs: Mapping[str, Spec], problem: str, horizons: tuple[int, ...], config: EvaluateConfig
+    sources: "Mapping[str, Source]", problem: str, horizons: tuple[int, ...], config: EvaluateConfig
 ) -> Course:
     """Tune every optimizer on one problem, then test each at every horizon."""
-    tuned = yield from tuning(specs, problem, horizons, config)
+    tuned = yield from tuning(sources, problem, horizons, config)
     cells = {}
-    for text, horizon, number in itertools.product(specs, horizons, range(config.seeds)):
-        lr, schedule = tuned[text].best(horizon)
-        cells[text, horizon, number] = Cell(text, problem, lr, "test", number, horizon, schedule)
+    for text, horizon, number in itertools.product(sources, horizons, range(config.seeds)):
+        lr, arm = tuned[text].best(horizon)
+        place = text, horizon, number
+        cells[place] = Cell(text, problem, lr, "test", number, horizon, arm.schedule, arm.knob)
     results = yield list(cells.values())
     return Tested(tuned, {place: results[cell] for place, cell in cells.items()})
-
-
-def tuning(
-    specs: Mapping[str, Spec], problem: str, horizons: tuple[int, ...], config: EvaluateConfig
-) -> Generator[list[Cell], Results, dict[str, Tuned]]:
-    """Learning rate and schedule of every optimizer, all with as many trials.
-
-    First a grid of learning rates with the first schedule, then a shorter one with each other schedule, about
-    twice the best of the first, as a rate that falls may begin higher. A SPEC that fixes its schedule has
-    that alone, one that fixes lr the first.
-    """
-    names = tuple(SCHEDULES) if "all" in config.schedules else config.schedules
-    few = {text: names[:1] if spec.lr else names for text, spec in specs.items()}
-    of = {text: (spec.schedule,) if spec.schedule else few[text] for text, spec in specs.items()}
-    first = {(text, of[text][0]): Grid(s.lr or s.middle, {}, horizons) for text, s in specs.items()}
-    yield from _tuned(first, specs, problem, config, config.trials)
-    longest = max(horizons)
-    others = {
-        (text, name): Grid(2.0 * first[text, of[text][0]].best(longest), {}, horizons)
-        for text in specs
-        for name in of[text][1:]
-    }
-    if config.trials:
-        yield from _tuned(others, specs, problem, config, min(_OTHERS, config.trials))
-    return {text: Tuned({name: (first | others)[text, name] for name in of[text]}) for text in specs}
-
-
-def _tuned(
-    grids: dict[Arm, Grid], specs: Mapping[str, Spec], problem: str, config: EvaluateConfig, trials: int
-) -> Generator[list[Cell], Results, None]:
-    """Fill grids, all of one size, none of which has its best at an edge."""
-    free = [arm for arm in grids if specs[arm[0]].lr is None and trials]
-    while True:
-        places = [(arm, k) for arm in free for k in grids[arm].missing(trials)]
-        if not places:
-            widest = max((len(grids[arm].figures) for arm in free), default=0)
-            if widest <= trials:
-                return
-            trials = widest
-            continue
-
-        def cells(arm: Arm, k: int, horizon: int) -> list[Cell]:
-            text, schedule = arm
-            # A run to the longest horizon passes through the others, unless its schedule ends at its own.
-            steps = horizon if SCHEDULES[schedule].ends else max(grids[arm].horizons)
-            lr = grids[arm].middle * 2.0**k
-            numbers = range(config.validation_seeds)
-            return [Cell(text, problem, lr, "validation", n, steps, schedule) for n in numbers]
-
-        wanted = (c for arm, k in places for h in grids[arm].horizons for c in cells(arm, k, h))
-        results = yield list(dict.fromkeys(wanted))
-        for arm, k in places:
-            grids[arm].figures[k] = [
-                float(np.mean([loss_at_or_inf(results[c], h) for c in cells(arm, k, h)]))
-                for h in grids[arm].horizons
-            ]
-
-
-def loss_at_or_inf(rollout: Any, horizon: int) -> float:
-    """Loss at ``horizon`` (mean of the 20 losses before it); inf if the run did not get there."""
-    return float(loss_at(rollout.losses, horizon)) if len(rollout.losses) >= horizon else math.inf
 
 
 class Pool:
@@ -293,7 +165,7 @@ def run_grid(
     from common.run.parallel import parallel
 
     def job(cell: Cell) -> tuple[Any, ...]:
-        return backend.rollout_job, configs[cell.problem], sources[cell.optimizer], cell
+        return backend.rollout_job, configs[cell.problem], sources[cell.optimizer].turned(cell.knob), cell
 
     any_of_them = next(iter(configs.values()))
     with parallel(any_of_them.jobs, any_of_them.cluster) as run:

@@ -20,7 +20,7 @@ from interchange.files.schema import EVALUATION, validate
 
 _COLUMNS = (
     "optimizer", "problem", "horizon", "mean", "low", "high", "seeds", "diverged", "lr", "schedule",
-    "ms_per_step", "floats_per_parameter", "trials", "test_loss", "accuracy", "trained_on",
+    "knob", "ms_per_step", "floats_per_parameter", "trials", "test_loss", "accuracy", "trained_on",
 )  # fmt: skip
 _BESIDE = (
     "best_baseline", "ratio", "ratio_low", "ratio_high", "target", "steps_to_target", "seconds_to_target",

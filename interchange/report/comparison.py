@@ -26,7 +26,8 @@ from interchange.report.page import chart, escape, page, section, table
 _COLOURED = 6  # optimizers with a colour of their own in the curves
 _NOTE = (
     "Every optimizer tried the same number of learning rates, a factor 2 apart, its best not at an edge, "
-    "chosen on validation seeds for each problem and horizon; shown are test seeds. Loss: mean of the last "
+    "the same schedules and, where knobs were tuned, as many values of its own; chosen on validation seeds "
+    "for each problem and horizon (listed under In full); shown are test seeds. Loss: mean of the last "
     "20 mini-batch losses before the update. A ratio is to the baseline with the lowest loss on these test "
     "seeds, paired by seed: geometric mean and 95 % t-interval. Diverged runs are counted, not dropped."
 )
@@ -37,7 +38,11 @@ _TARGET_NOTE = (
 
 
 def write_comparison(
-    path: str | os.PathLike[str], compared: Sequence[Compared], runs: Sequence[Any], problem: str
+    path: str | os.PathLike[str],
+    compared: Sequence[Compared],
+    runs: Sequence[Any],
+    problem: str,
+    absent: Mapping[str, str],
 ) -> None:
     """Write the page to ``path``, atomically.
 
@@ -45,12 +50,15 @@ def write_comparison(
         compared: as ``interchange.evaluation.profiles.compare`` makes them of ``runs``.
         runs: objects with ``optimizer, problem, horizon, seed, losses``.
         problem: what was asked for, for the title.
+        absent: optimizers that could not run -> why not.
     """
-    text = render_comparison(compared, runs, problem)
+    text = render_comparison(compared, runs, problem, absent)
     atomic_write(path, text.encode(errors="replace"))
 
 
-def render_comparison(compared: Sequence[Compared], runs: Sequence[Any], problem: str) -> str:
+def render_comparison(
+    compared: Sequence[Compared], runs: Sequence[Any], problem: str, absent: Mapping[str, str]
+) -> str:
     """The page as HTML text; the same data gives the same text."""
     groups = standing_groups(compared)
     names = labels(list(dict.fromkeys(c.row.optimizer for c in compared)))
@@ -62,6 +70,7 @@ def render_comparison(compared: Sequence[Compared], runs: Sequence[Any], problem
         _curves(compared, runs, names, learned),
         _profiles(compared, names, learned),
         _ends(compared, names),
+        _absent(absent),
     )
     title = f"Optimizers on {problem}"
     return page(title, _headline(groups, names) or title, parts)
@@ -197,7 +206,7 @@ def _curves(
     shown = [*learned[:3], *rivals][:_COLOURED]
     svg = grid_plots.panels(curves, shown, learned[:3], names=names)
     note = (
-        "Means over seeds, smoothed over 20 steps, with 95 % intervals; × where a run ended before its time."
+        "Geometric means over seeds, smoothed over 20 steps, with 95 % intervals; × where a run ended early."
     )
     return section("Loss curves", chart(svg, note, "wide"))
 
@@ -228,6 +237,8 @@ def _ends(compared: Sequence[Compared], names: Mapping[str, str]) -> str:
             number(c.row.test_loss),
             number(c.row.accuracy, ".4f"),
             number(c.row.lr, ".3g"),
+            escape(c.row.schedule or "–"),
+            escape(c.row.knob or "–"),
             str(c.row.trials),
             number(c.steps, "g") if math.isfinite(c.steps) else "–",
             number(c.row.ms_per_step, ".3g"),
@@ -235,6 +246,14 @@ def _ends(compared: Sequence[Compared], names: Mapping[str, str]) -> str:
         ]
         for c in compared
     ]
-    head = ("problem, steps", "optimizer", "test loss", "test accuracy", "lr", "trials", "steps to target")
-    text = table((*head, "ms/step", "floats/parameter"), cells, "At the end of every run")
+    head = (
+        "problem, steps", "optimizer", "test loss", "test accuracy", "lr", "schedule", "knob", "trials",
+        "steps to target", "ms/step", "floats/parameter",
+    )  # fmt: skip
+    text = table(head, cells, "What was chosen, and the end of every run")
     return section("In full", f"<details><summary>{len(cells)} rows</summary>{text}</details>")
+
+
+def _absent(absent: Mapping[str, str]) -> str:
+    cells = [(escape(name), escape(reason)) for name, reason in absent.items()]
+    return section("Not compared", table(("optimizer", "why"), cells, "Optimizers not here")) if cells else ""

@@ -167,15 +167,23 @@ def _results(data: ReportData) -> str:
     parts = []
     if data.curves:
         parts.append(
-            chart(plots.loss_curves(data.curves, strong), "Smoothed means over seeds, 95 % intervals.")
+            chart(
+                plots.loss_curves(data.curves, strong), "Smoothed geometric means over seeds, 95 % intervals."
+            )
         )
-    head = ("optimizer", "loss", "95 % interval", "diverged", "learning rate", "trials", "ms/step")
+    head = ("optimizer", "loss", "95 % interval", "diverged", "learning rate", "schedule", "knob", "trials")
     for horizon in sorted({row.horizon for row in data.summary}, reverse=True):
         rows = sorted((r for r in data.summary if r.horizon == horizon), key=lambda r: (r.mean, r.optimizer))
         title = f"Loss at step {horizon} on {data.problem}, {max(r.seeds for r in rows)} seeds"
         cells = [_result_cells(row, rows, strong) for row in rows]
-        dots = chart(plots.final_losses(rows, strong), "Dots are means over seeds, bars 95 % intervals.")
-        parts += [f"<h3>{escape(title)}</h3>", table((*head, "floats/parameter"), cells, title), dots]
+        dots = chart(
+            plots.final_losses(rows, strong), "Dots are geometric means over seeds, bars 95 % intervals."
+        )
+        parts += [
+            f"<h3>{escape(title)}</h3>",
+            table((*head, "ms/step", "floats/parameter"), cells, title),
+            dots,
+        ]
     return section("How well it optimizes", *parts)
 
 
@@ -192,8 +200,9 @@ def _result_cells(row: SummaryRow, rows: Sequence[SummaryRow], strong: Sequence[
     name = f"<strong>{escape(row.optimizer)}</strong>" if row.optimizer in strong else escape(row.optimizer)
     spread = f"{number(row.low, '#.4g')} to {number(row.high, '#.4g')}" if math.isfinite(row.low) else "–"
     diverged = f"{row.diverged} of {row.seeds}" if row.diverged else "none"
-    settings = [number(row.lr, ".3g"), str(row.trials), marked("ms_per_step", "#.3g")]
-    return [name, marked("mean", "#.4g"), spread, diverged, *settings, marked("floats_per_parameter", "g")]
+    chosen = [number(row.lr, ".3g"), escape(row.schedule or "–"), escape(row.knob or "–"), str(row.trials)]
+    costs = [marked("ms_per_step", "#.3g"), marked("floats_per_parameter", "g")]
+    return [name, marked("mean", "#.4g"), spread, diverged, *chosen, *costs]
 
 
 def _front(data: ReportData) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import interval, smooth
+from common.metrics import loss_interval, smooth
 from interchange.report import plots
 
 _COLUMNS = 3
@@ -24,7 +24,7 @@ def panels(
     window: int = 20,
     prefix: str = "",
 ) -> str:
-    """Smoothed losses with the bands of their 95 % intervals, a panel for each problem, one legend for all.
+    """Smoothed means over seeds (``loss_interval``) with 95 % bands, a panel per problem, one legend for all.
 
     Args:
         curves: panel's title -> optimizer -> losses [seeds, steps], nan after a run's end.
@@ -78,7 +78,7 @@ def _draw(
         smoothed = smooth(np.atleast_2d(losses), window)
         steps = max(steps, smoothed.shape[1])
         x = np.unique(np.linspace(0, smoothed.shape[1] - 1, plots.POINTS // 2).astype(int))
-        mean, low, high = np.array([interval(column) for column in smoothed.T[x]]).T
+        mean, low, high = np.array([loss_interval(column) for column in smoothed.T[x]]).T
         bad = ~np.isfinite(mean)
         stop = int(bad.argmax()) if bad.any() else len(mean)
         if stop == 0:

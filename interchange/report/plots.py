@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
-from common.metrics import SummaryRow, interval, number, smooth
+from common.metrics import SummaryRow, loss_interval, number, smooth
 
 # After Okabe and Ito, "Color universal design" (2008); lightness moved to suit both backgrounds.
 PALETTE = ("#d55e00", "#1f7fc4", "#00996f", "#c26d9c", "#b07a00", "#808080")
@@ -148,7 +148,7 @@ def pareto_front(points: Sequence[tuple[int, float]], chosen: int | None = None,
 def loss_curves(
     curves: Mapping[str, np.ndarray], highlight: Sequence[str] = (), *, window: int = 20, prefix: str = ""
 ) -> str:
-    """Smoothed loss over steps: mean over seeds and the band of its 95 % interval, log scale if positive.
+    """Smoothed loss over steps: mean over seeds (``loss_interval``) and its 95 % band, log scale if positive.
 
     Args:
         curves: name -> losses [seeds, steps]; a curve ends where its first seed diverges.
@@ -163,7 +163,7 @@ def loss_curves(
         smoothed = smooth(np.atleast_2d(losses), window)
         steps = max(steps, smoothed.shape[1])
         x = np.unique(np.linspace(0, smoothed.shape[1] - 1, POINTS).astype(int))
-        mean, low, high = np.array([interval(column) for column in smoothed.T[x]]).T
+        mean, low, high = np.array([loss_interval(column) for column in smoothed.T[x]]).T
         bad = ~np.isfinite(mean)
         stop = int(bad.argmax()) if bad.any() else len(mean)
         if stop == 0:

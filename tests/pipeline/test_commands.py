@@ -17,9 +17,7 @@ from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS
 from interchange.commands.record import RecordConfig
 from interchange.commands.select import SelectConfig
-from interchange.evaluation.cells import Cell
 from interchange.evaluation.config import EvaluateConfig
-from interchange.evaluation.grid import Grid, tuning
 from interchange.files.results import load_evaluation
 from interchange.files.trajectories import Run, load_trajectories
 from interchange.files.weights import load_weights
@@ -36,7 +34,7 @@ import torch
 from torch_impl.evaluate import evaluate
 from torch_impl.problems.tasks import ProblemTask
 from torch_impl.record import record
-from torch_impl.rollout import Rollout, rollout, task
+from torch_impl.rollout import rollout, task
 from torch_impl.select import select
 from torch_impl.sources import load
 from torch_impl.tune import tune
@@ -288,54 +286,6 @@ def test_a_rule_that_diverges_throughout_is_not_called_tuned(tmp_path, refused):
     path = saved_rule(tmp_path, c0=5000.0)
     assert "diverged in every validation" in refused(f"torch_impl.tune {path} {tiny}")
     assert not (tmp_path / "tuned.json").exists()
-
-
-def tuned(config, optima: dict[str, float], diverges_from: float = 6.0) -> dict[str, Grid]:
-    """Grids over stand-ins for rollouts, whose loss grows with the factors of 2 from an optimum."""
-
-    def rolled_out(cell: Cell) -> Rollout:
-        loss = abs(math.log2(cell.lr / optima[cell.optimizer])) + 0.01 * cell.number
-        assert cell.stream == "validation" and cell.steps == max(config.steps)
-        ok = loss < diverges_from
-        return Rollout(np.full(cell.steps if ok else 3, loss), "ok" if ok else DIVERGED, math.nan)
-
-    specs = {text: parse_spec(text) for text in optima}
-    going, results = tuning(specs, config.problem, config.steps, config), None
-    while True:
-        try:
-            cells = going.send(results)
-        except StopIteration as end:
-            return {text: found.grids["constant"] for text, found in end.value.items()}
-        results = {cell: rolled_out(cell) for cell in cells}
-
-
-@pytest.mark.parametrize("trials", [1, 2, 5, 7])
-def test_every_optimizer_gets_as_many_trials_and_its_best_is_not_at_an_edge(trials):
-    """Even where one optimum is far from the middle of its grid: then all grids grow."""
-    config = EvaluateConfig(steps=(10, 20), trials=trials, quiet=True)
-    optima = {"sgd": 0.32, "adam": 0.008 * 2**5, "lion": 0.001 / 4}
-    grids = tuned(config, optima)
-    assert len({len(grid.figures) for grid in grids.values()}) == 1
-    assert len(grids["sgd"].figures) >= max(trials, 7)
-    for text, grid in grids.items():
-        for horizon in config.steps:
-            assert grid.best(horizon) == pytest.approx(optima[text])
-            assert grid.lowest(horizon) == pytest.approx(0.01)  # the mean of three seeds' 0, 0.01 and 0.02
-            assert min(grid.figures) < grid.best_place(horizon) < max(grid.figures)
-        assert sorted(grid.figures) == list(range(min(grid.figures), max(grid.figures) + 1))
-
-
-def test_an_optimizer_that_always_diverges_does_not_widen_the_grid_for_ever():
-    config = EvaluateConfig(steps=(10,), quiet=True)
-    grids = tuned(config, {"sgd": 1e30, "adam": 0.008})
-    assert len(grids["sgd"].figures) == len(grids["adam"].figures) == config.trials
-    assert grids["sgd"].best(10) == BASELINES["sgd"].lr
-
-
-def test_a_grid_whose_losses_fall_without_end_ends_and_so_do_the_others():
-    config = EvaluateConfig(steps=(10,), trials=3, quiet=True)
-    grids = tuned(config, {"sgd": 1e30, "adam": 0.008}, diverges_from=math.inf)
-    assert max(grids["sgd"].figures) == 14 and len(grids["sgd"].figures) == len(grids["adam"].figures)
 
 
 EVALUATE = {

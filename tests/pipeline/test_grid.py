@@ -20,7 +20,7 @@ from common.data import datasets
 from common.errors import L2OError
 from common.rng import derived_seed
 from common.run.cli import Progress
-from common.tables.baselines import parse_spec
+from common.tables.baselines import BASELINES, absent, baseline_names, packaged_names, parse_spec
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.schedules import SCHEDULES
 from common.tables.suites import SUITES, Entry
@@ -290,6 +290,69 @@ def test_rate_and_schedule_are_chosen_with_equal_trials_for_all(package, tmp_pat
     assert tried == {"constant", "root-0.01", "cosine", "linear"}
 
 
+@pytest.mark.parametrize("package", ["torch", pytest.param("tf", marks=pytest.mark.slow)])
+def test_the_knob_that_was_chosen_is_run_kept_and_shown(package, tmp_path, capsys):
+    """The losses of a test cell are those of the optimizer with this knob, for a baseline and a rule."""
+    rule = rule_spec(tmp_path, "c0 * ema(g, c1)", c0=-0.5, c1=0.9)
+    line = f"{package}_impl.evaluate --problem quadratic --steps 12 --seeds 1 --validation-seeds 1 --trials 3"
+    line += f" --knob --dtype float64 --no-report --optimizers momentum sgd {rule} --out"
+    assert call(line, tmp_path / "e") == 0
+    table = capsys.readouterr().out
+    kept = {row.optimizer: row for row in load_evaluation(tmp_path / "e" / "evaluation.h5").rows}
+    shown = {row["optimizer"]: row["knob"] for row in csv_rows(tmp_path / "e" / "summary.csv")}
+    instance = Instance(PROBLEMS["quadratic"], derived_seed(0, "evaluate_test", 0), "evaluation")
+    for text, name, dampening in (("momentum", "momentum", 1.0), (rule, "c1", 0.5)):
+        ((knob, b),), lr = kept[text].settings["knob"].items(), kept[text].settings["lr"]
+        assert knob == name and b in (0.95, 0.8, 0.9)
+        assert shown[text] == f"{knob}={b:.6g}" and shown[text] in table
+        m = [0.0]
+
+        def move(theta, g, step, b=b, lr=lr, m=m, scale=1.0 if name == "momentum" else 1.0 - b, c=dampening):
+            m[0] = b * m[0] + scale * g
+            return theta - lr * c * m[0]
+
+        np.testing.assert_allclose(kept[text].losses, descended(instance, 12, move)[0], rtol=1e-9)
+    assert shown["sgd"] == "" and kept["sgd"].settings["knob"] == {}
+    assert kept["momentum"].trials == kept[rule].trials >= kept["sgd"].trials + 6
+    keys = [json.loads(path.read_text())["key"] for path in (tmp_path / "e" / "cells").rglob("*.json")]
+    assert {key["knob"] for key in keys} == {None, 0.95, 0.8}
+
+
+def test_cells_of_other_knobs_are_other_cells_and_are_found_again(tmp_path, counted):
+    config = config_of(tmp_path, problem="quadratic", optimizers=("adam",), knob=True)
+    before = losses(evaluate(config))
+    assert counted and len(set(counted)) < len(counted)  # same rate, other knob
+    counted.clear()
+    Path(config.out, "evaluation.h5").unlink()
+    assert losses(evaluate(config)) == before and not counted
+    with pytest.raises(L2OError, match="only more optimizers or seeds may be added"):
+        evaluate(dataclasses.replace(config, knob=False))
+
+
+def test_what_all_does_not_reach_is_named_with_the_remedy(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    names = list(packaged_names("torch"))
+    for name in names:
+        missing = dataclasses.replace(BASELINES[name], package="no_such_package")
+        monkeypatch.setitem(BASELINES._rows, name, missing)
+    reason = 'needs no_such_package: pip install "symbolic-l2o[optimizers]"'
+    line = f"torch_impl.evaluate --problem quadratic --steps 3 --seeds 1 --trials 0 --out {tmp_path / 'e'}"
+    assert call(f"{line} --optimizers all") == 0
+    said = capsys.readouterr().out
+    assert all(f"{name}: not here, {reason}\n" in said for name in names)
+    kept = load_evaluation(tmp_path / "e" / "evaluation.h5")
+    assert kept.config["absent"] == dict.fromkeys(names, reason)
+    assert {row.optimizer for row in kept.rows} == {*baseline_names("torch")}
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "Not compared" in page and all(f'<th scope="row">{name}</th>' in page for name in names)
+    assert "no_such_package" not in (tmp_path / "e" / "summary.csv").read_text()
+    with pytest.raises(
+        L2OError, match=r"^soap: expected .*, got soap, which needs no_such_package: pip inst"
+    ):
+        evaluate(config_of(tmp_path / "f", optimizers=("soap",)))
+    assert not absent(["adam"], "torch") and not absent(["all"], "tf")
+
+
 def fake_pool(tmp_path: Path, seconds: dict[str, int]) -> list[Cell]:
     """The order in which two problems' cells are run, with stand-ins for rollouts."""
     config = config_of(tmp_path, trials=1)
@@ -300,9 +363,9 @@ def fake_pool(tmp_path: Path, seconds: dict[str, int]) -> list[Cell]:
             order.append(cell)
             yield cell, Rollout(np.ones(cell.steps), "ok", math.nan)
 
-    specs = {"sgd": parse_spec("sgd")}
-    store = Store(tmp_path / "cells", config, {"sgd": load(specs["sgd"])}, "1")
-    courses = {p: grid.course(specs, p, (6,), config) for p in seconds}
+    sources = {"sgd": load(parse_spec("sgd"))}
+    store = Store(tmp_path / "cells", config, sources, "1")
+    courses = {p: grid.course(sources, p, (6,), config) for p in seconds}
     with Progress("evaluate", 0, quiet=True) as progress:
         pool = grid.Pool(store, lambda cell: seconds[cell.problem] * cell.steps, progress)
         tested = pool.run(courses, run, lambda cell: (None, None, None, cell))
