@@ -39,7 +39,8 @@ _BASELINES = """
 ## Baselines
 
 `name[:key=value,...]` wherever an optimizer is named; torch.optim's formulas, with Lion and Schedule-Free
-AdamW beside them.
+AdamW beside them. Those of `pytorch_optimizer` need `pip install "symbolic-l2o[optimizers]"`.
+`evaluate --knob` tunes the knob beside the learning rate.
 """
 _TEACHERS = """
 ## Teachers
@@ -67,8 +68,8 @@ def page() -> str:
         _table(("feature", "expression"), ((f"`{name}`", f"`{text}`") for name, text in FEATURES.items())),
         _BASELINES,
         _table(
-            ("optimizer", "lr (middle of its grid)", "options", "source"),
-            ((f"`{b.name}`", f"{b.lr:g}", _options(b.options), _source(b)) for b in BASELINES.values()),
+            ("optimizer", "lr (middle of its grid)", "options", "knob", "source"),
+            map(_baseline, BASELINES.values()),
         ),
         "\n## Data sets\n\nRead from local files only, but for `digits`, which is embedded.\n",
         _table(
@@ -125,8 +126,13 @@ def _teacher(row: TeacherRow) -> Iterator[str]:
     yield row.source
 
 
-def _source(row: Baseline) -> str:
-    return row.source if len(row.backends) > 1 else f"{row.source} ({row.backends[0]} only)"
+def _baseline(row: Baseline) -> Iterator[str]:
+    only = f" ({row.backends[0]} only)" if len(row.backends) == 1 else ""
+    yield f"`{row.name}`"
+    yield f"{row.lr:g}"
+    yield _options(row.options)
+    yield f"`{row.knob}`" if row.knob else "-"
+    yield row.source + (f" (torch with `{row.package}`)" if row.package else only)
 
 
 def _options(options: dict[str, float]) -> str:

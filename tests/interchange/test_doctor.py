@@ -24,5 +24,5 @@ def test_what_is_not_installed_is_said_with_the_remedy(capsys, monkeypatch):
     assert doctor.engines()["operon"] == "needs pyoperon: pip install symbolic-l2o[operon]"
     assert doctor.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "numpy          -" in lines
-    assert any(line.startswith("linear         runs here: ") for line in lines)
+    assert "numpy             -" in lines
+    assert any(line.startswith("linear            runs here: ") for line in lines)

@@ -60,9 +60,9 @@ def test_summary(tmp_path):
     save_evaluation(tmp_path / "e.h5", given, {})
     assert sorted(os.listdir(tmp_path)) == ["e.h5", "summary.csv"]
     adam, rule = table(tmp_path)
-    columns = """optimizer problem horizon loss_mean low high seeds diverged lr schedule ms_per_step
-        floats_per_parameter trials test_loss accuracy trained_on best_baseline ratio ratio_low ratio_high
-        target steps_to_target seconds_to_target"""
+    columns = """optimizer problem horizon loss_mean low high seeds diverged lr schedule knob
+        ms_per_step floats_per_parameter trials test_loss accuracy trained_on best_baseline ratio ratio_low
+        ratio_high target steps_to_target seconds_to_target"""
     assert list(adam) == columns.split()
     assert (adam["optimizer"], rule["optimizer"]) == ("adam:lr=0.1", "rule:best.json")
     assert float(adam["loss_mean"]) == pytest.approx(

@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib")
 from interchange.report import comparison
 
 RULE, EVIL = "rule:runs/a/best.json", "rule:<script>alert(1)<b>.json"
+EMPTY: dict[str, str] = {}
 LEVELS = {
     RULE: {"one": 0.5, "two": 1.5, "three": math.inf},
     "adam": {"one": 1.0, "two": 1.0, "three": 1.0},
@@ -23,16 +24,17 @@ LEVELS = {
 }
 
 
-def page(levels=LEVELS, trained_on=("one",)) -> str:
+def page(levels=LEVELS, trained_on=("one",), absent=EMPTY) -> str:
     runs = []
     for optimizer, problem, level in ((o, p, level) for o in levels for p, level in levels[o].items()):
         lost = math.isinf(level)
         losses = np.linspace(5.0, 1.0 if lost else level, 60)[: 9 if lost else 60]
         settings = {"horizon": 60, "outcome": "diverged" if lost else "ok", "ms_per_step": 0.1}
         settings |= {"floats_per_parameter": 2.0, "trained_on": problem in trained_on}
+        settings["settings"] = {"lr": 0.5, "schedule": "cosine", "knob": {"beta1": 0.95}}
         for seed in range(3):
             runs.append(EvaluationRow(optimizer, problem, seed, losses * (1.0 + 0.01 * seed), **settings))
-    return comparison.render_comparison(compare(summarise(runs), runs), runs, "suite:<core>")
+    return comparison.render_comparison(compare(summarise(runs), runs), runs, "suite:<core>", absent)
 
 
 def cells(text: str, row: str) -> list[str]:
@@ -72,6 +74,13 @@ def test_baselines_rules_and_hostile_names_have_a_page(names):
     read = Page(page({name: LEVELS.get(name, LEVELS[RULE]) for name in names}))
     assert not read.open and "Problem by problem" in read.said
     assert "script" not in read.tags and ("alert(1)" in read.said) == (EVIL in names)
+
+
+def test_what_was_chosen_is_listed_and_what_could_not_run_is_named():
+    text = page(absent={"soap": "needs <a> package"})
+    full = text[text.index("In full") :]
+    assert full.count("<td>cosine</td><td>beta1=0.95</td>") == 9
+    assert "<td>needs &lt;a&gt; package</td>" in text and "Not compared" not in page()
 
 
 def test_labels_are_short_where_that_is_clear():

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import L2OError
 from common.metrics import SummaryRow
-from interchange.report import plots
+from interchange.report import grid_plots, plots
 
 HOSTILE = '$x^{ $<b>&"#000000" url(#a)\x00\ud800'
 
@@ -126,17 +126,21 @@ def test_end_labels_do_not_overlap():
     assert max(heights) < float(ElementTree.fromstring(svg).get("viewBox").split()[3])
 
 
-def test_band_is_the_interval():
-    """Seeds at 9.9, 10 and 10.1: the band is 10 +- 0.1 * 4.303 / sqrt(3).
+@pytest.mark.parametrize("spread", [1.01, 3.0])
+def test_band_is_the_interval_of_logarithms(spread):
+    """Seeds at 10 / spread, 10 and 10 * spread: of far ones too the lower bound is positive.
 
     The log axis spans 10 / 1.15 to 2 * 10 * 1.15 over 3.9 - 0.58 inches of 72 points.
     """
-    svg = plots.loss_curves({"a": np.array([[9.9] * 9, [10.0] * 9, [10.1] * 9])}, window=1)
-    band = max(re.findall(r'd="([^"]*z)', svg), key=len)
-    heights = np.array(re.findall(r"-?\d[\d.]*", band), dtype=float)[1::2]
-    half = 0.1 * 4.3026527 / np.sqrt(3)
-    points = np.log((10 + half) / (10 - half)) / np.log(2 * 1.15**2) * (3.9 - 0.58) * 72
-    assert np.ptp(heights) == pytest.approx(points, abs=0.05)
+    losses = np.array([[10.0 / spread] * 9, [10.0] * 9, [10.0 * spread] * 9])
+    half = np.log(spread) * 4.3026527 / np.sqrt(3)
+    for height, svg in (
+        (np.log(2 * 1.15**2) / (3.9 - 0.58), plots.loss_curves({"a": losses}, window=1)),
+        (np.log(2 * 1.15**2) / (1.95 - 0.66), grid_plots.panels({"p": {"a": losses}}, ["a"], window=1)),
+    ):
+        band = max(re.findall(r'd="([^"]*z)', svg), key=len)
+        heights = np.array(re.findall(r"-?\d[\d.]*", band), dtype=float)[1::2]
+        assert np.ptp(heights) == pytest.approx(2.0 * half / height * 72, rel=2e-3, abs=0.05)
 
 
 def test_long_runs_stay_small_and_long_names_are_cut():
