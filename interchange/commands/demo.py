@@ -167,6 +167,8 @@ def command_line(module: str, config: Any) -> str:
         flag = "--" + field.name.replace("_", "-")
         if field.name == positional.get(module.partition(".")[2]):
             words.insert(1, shown)
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
         else:
             words.append(f"{flag} {shown}")
     return " ".join(words)

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from common.errors import L2OError
 from common.metrics import summarise, summary_text
 from common.run.cli import Progress
 from common.run.cli import run as run_command
-from common.tables.baselines import absent, parse_specs
+from common.tables.baselines import BASELINES, absent, parse_specs
 from common.tables.suites import Entry, entries
 from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig
@@ -200,7 +201,9 @@ def _write(
 
     missing = absent(config.optimizers, backend.NAME)
     record = {"backend": backend.NAME, "code": code, "absent": missing}
-    record["versions"] = {"python": environment()["python"], **environment()["versions"]}
+    names = {row.optimizer.partition(":")[0] for row in rows} & BASELINES.keys()
+    packages = {package: metadata.version(package) for name in names if (package := BASELINES[name].package)}
+    record["versions"] = {"python": environment()["python"], **environment()["versions"], **packages}
     save_evaluation(folder / "evaluation.h5", rows, dataclasses.asdict(config) | record, backend.CREATED_BY)
     compared = compare(summarise(rows), rows)
     atomic_write(folder / "standings.csv", standings_csv(standing_groups(compared)))

@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from common.data import datasets
 from common.errors import L2OError
 from common.metrics import FAILED
 from common.run.storage import atomic_write, canonical_json, content_hash, read_json
+from common.tables.baselines import BASELINES
 from common.tables.problems import Problem, problem_row
 from interchange.backend import Rollout
 from interchange.evaluation.config import EvaluateConfig
@@ -140,8 +142,9 @@ def code_of(*folders: Path) -> str:
 def _identity(source: "Source") -> dict[str, Any]:
     """An optimizer by its content: a file that was moved is the same, one that was edited is not."""
     spec = source.spec
-    target = source.sha256 or spec.target
-    return {"kind": spec.kind, "target": target, "options": spec.options}
+    package = BASELINES[spec.target].package if spec.kind == "baseline" else ""
+    target, version = source.sha256 or spec.target, metadata.version(package) if package else ""
+    return {"kind": spec.kind, "target": target, "options": spec.options, "package": version}
 
 
 def _hash_of(path: str, suffix: str = "") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import SummaryRow, interval, loss_at, number, smooth
+from common.metrics import SummaryRow, interval, loss_at, loss_interval, number, smooth
 from common.tables.baselines import BASELINES
 
 REACHED_AT = 0.8  # share of the horizon at which the best baseline's loss is the target
@@ -128,7 +128,7 @@ def target(rows: Sequence[SummaryRow], losses: Mapping[str, Sequence[np.ndarray]
     if math.isnan(chosen.validation):
         chosen = min(hand_made, key=lambda r: r.mean)
     runs = losses[chosen.optimizer]
-    goal = float(np.mean([loss_at(run, step, _WINDOW) for run in runs]))
+    goal = loss_interval(loss_at(run, step, _WINDOW) for run in runs)[0]
     return goal if math.isfinite(goal) else math.nan
 
 
@@ -260,7 +260,7 @@ def standing_groups(compared: Sequence[Compared]) -> dict[str, list[Standing]]:
     learned = [name for name in names if not is_baseline(name)]
     if len(learned) == len(names):
         return {}
-    alike = _coordinatewise(compared)
+    alike = coordinatewise(compared)
     found = {}
     for rows, suffix in ((compared, ""), (alike, ", coordinate-wise baselines")):
         if suffix and len(alike) == len(compared):
@@ -276,7 +276,7 @@ def standing_groups(compared: Sequence[Compared]) -> dict[str, list[Standing]]:
     return found
 
 
-def _coordinatewise(compared: Sequence[Compared]) -> list[Compared]:
+def coordinatewise(compared: Sequence[Compared]) -> list[Compared]:
     """The rows without baselines that mix coordinates, compared anew."""
     kept = [
         c

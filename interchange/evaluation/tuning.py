@@ -9,9 +9,7 @@ import math
 from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from common.metrics import loss_at
+from common.metrics import loss_at, loss_interval
 from common.tables.schedules import SCHEDULES
 from interchange.backend import Rollout
 from interchange.evaluation.cells import Cell
@@ -32,7 +30,8 @@ class Grid:
     """Learning rates ``middle * 2**k`` tried for one optimizer.
 
     Attributes:
-        figures: k -> figure at each horizon, averaged over the validation seeds; inf where one diverged.
+        figures: k -> figure at each horizon, the mean over validation seeds as ``loss_interval`` takes it;
+            inf where one diverged.
     """
 
     middle: float
@@ -195,7 +194,7 @@ def _filled(
         results = yield list(dict.fromkeys(wanted))
         for place, k in places:
             grids[place].figures[k] = [
-                float(np.mean([loss_at_or_inf(results[c], h) for c in cells(place, k, h)]))
+                loss_interval(loss_at_or_inf(results[c], h) for c in cells(place, k, h))[0]
                 for h in grids[place].horizons
             ]
 
