@@ -11,7 +11,7 @@ from common.kernels import missing as without_kernels
 from common.kernels import which
 from common.run.cli import run as run_command
 from common.run.config import check, option
-from interchange.search import ENGINES
+from interchange.search import ENGINES, needs
 
 PACKAGES = (
     "symbolic-l2o", "numpy", "scipy", "h5py", "sympy", "scikit-learn", "torch", "tensorflow", "keras",
@@ -51,9 +51,7 @@ def engines() -> dict[str, str]:
 
             found[name] = missing()
         else:
-            here = not row.package or _version(row.package)
-            remedy = row.install or f"symbolic-l2o[{name}]"
-            found[name] = "" if here else f"needs {row.package}: pip install {remedy}"
+            found[name] = needs(row)
     return found
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from common.errors import L2OError
 from common.run.cli import run as run_command
-from common.run.storage import atomic_write, open_regular
+from common.run.storage import atomic_write
 from interchange.emit import TARGETS
+from interchange.rule.gallery import NAMED
 from interchange.rule.rule import Rule
 
 if TYPE_CHECKING:
     from interchange.files.weights import Teacher
-
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class ExportConfig:
     )
     to: str = field(default="", metadata={"help": "target", "choices": lambda: TARGETS})
     out: str = field(default="", metadata={"help": "file to write; without it the text is printed"})
+    quiet: bool = field(default=False, metadata={"help": "print nothing but errors"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the file that is there"})
 
 
 def export(source: "Rule | Teacher", target: str) -> str | bytes:
@@ -42,16 +43,17 @@ def export(source: "Rule | Teacher", target: str) -> str | bytes:
 def load(source: str) -> "Rule | Teacher":
     """What ``source`` names: ``rule:FILE``, ``teacher:RUN``, or either without the word.
 
-    Without it a folder, an HDF5 file and the name of a shipped teacher are a teacher, anything else a rule.
+    Without it a run folder, an HDF5 file and the name of a shipped teacher are a teacher, anything else a rule.
     """
     kind, colon, rest = source.partition(":")
     if colon and kind in ("rule", "teacher"):
         return Rule.load(rest) if kind == "rule" else _teacher(rest)
-    if os.path.isdir(source) or _is_hdf5(source):
-        return _teacher(source)
-    from interchange.files.weights import shipped_file
+    from interchange.rule.source import spelled_out
 
-    return _teacher(source) if shipped_file(source) else Rule.load(source)
+    if source in NAMED and not os.path.exists(source):  # adam is a baseline elsewhere, and has an equation
+        return Rule.named(source)
+    kind, _, rest = spelled_out(source).partition(":")
+    return Rule.load(rest) if kind == "rule" else _teacher(rest)
 
 
 def _teacher(source: str) -> "Teacher":
@@ -60,18 +62,16 @@ def _teacher(source: str) -> "Teacher":
     return load_weights(source)
 
 
-def _is_hdf5(path: str) -> bool:
-    try:
-        with open_regular(path) as file:
-            return file.read(len(_HDF5)) == _HDF5
-    except (OSError, L2OError):
-        return False  # whoever opens it next says why
-
-
 def _body(config: ExportConfig) -> int:
     content = export(load(config.source), config.to)
     if config.out:
+        if os.path.exists(config.out) and not config.overwrite:
+            raise L2OError(
+                f"--out {config.out} is there already; replace it with --overwrite or choose another"
+            )
         atomic_write(config.out, content)
+        if not config.quiet:
+            print(f"{config.to}: {config.out}")
     elif isinstance(content, bytes):
         name = f"NAME{TARGETS[config.to].suffix}"
         raise L2OError(f"--to {config.to}: expected a file to write, because it is no text; add -o {name}")

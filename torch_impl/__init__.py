@@ -3,44 +3,22 @@
 Names are imported when first used, so that importing the package stays cheap.
 """
 
-import importlib
-import sys
-import types
-from typing import Any
+import interchange  # noqa: F401  # first: it says so where a folder of the user's own hides one of ours
+from common.lazy import offer
 
-_EXPORTS = {
-    "LearnedOptimizer": "torch_impl.optimizers.optimizers",
-    "SymbolicOptimizer": "torch_impl.optimizers.optimizers",
-    "NonFiniteError": "torch_impl.optimizers.optimizers",
-    "ModuleTask": "torch_impl.problems.tasks",
-    "train": "torch_impl.train",
-    "Recorder": "torch_impl.recording.recorder",
-    "record": "torch_impl.record",
-    "optimize": "torch_impl.optimize",
-    "tune": "torch_impl.tune",
-    "select": "torch_impl.select",
-    "evaluate": "torch_impl.evaluate",
-}
-
-__all__ = list(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
-
-
-class _Package(types.ModuleType):
-    """Keeps ``torch_impl.train`` the function: importing the submodule would set it to the module."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _EXPORTS and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = offer(
+    __name__,
+    {
+        "LearnedOptimizer": "torch_impl.optimizers.optimizers",
+        "SymbolicOptimizer": "torch_impl.optimizers.optimizers",
+        "NonFiniteError": "torch_impl.optimizers.optimizers",
+        "ModuleTask": "torch_impl.problems.tasks",
+        "train": "torch_impl.train",
+        "Recorder": "torch_impl.recording.recorder",
+        "record": "torch_impl.record",
+        "optimize": "torch_impl.optimize",
+        "tune": "torch_impl.tune",
+        "select": "torch_impl.select",
+        "evaluate": "torch_impl.evaluate",
+    },
+)

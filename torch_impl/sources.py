@@ -24,6 +24,10 @@ class Source(source.Source):
         Args:
             params: in canonical layout, as a task's.
         """
+        params = list(params)
+        largest = min(torch.finfo(p.dtype).max for p in params)
+        if lr > largest:  # torch would say so at the first step only
+            raise L2OError(f"expected lr of at most {largest:.3g}, got {lr:g}; lower it")
         if isinstance(self.loaded, Rule):
             with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
                 warnings.simplefilter("ignore", RuntimeWarning)

@@ -5,18 +5,24 @@ one line on stderr and exit code 2.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
 import sys
+import threading
 import time
 import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from common import __version__
 from common.errors import L2OError
+from common.extras import missing
 from common.run.config import resolve
+
+SILENCE = 10.0  # seconds without a line of progress, at most
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,6 +45,7 @@ def parser_for(
         short: field -> one-letter flag.
     """
     parser = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"symbolic-l2o {__version__}")
     parser.add_argument("--config", default="", metavar="FILE", help="TOML or JSON file with any of these")
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -116,11 +123,17 @@ def run(
         # Frameworks read it when they are imported, in body. Waiting OpenMP threads spin by default, and on
         # a machine shared with other work that made meta-training fifty times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        return body(config) or 0
+        with _heartbeat(prog, getattr(config, "quiet", False)):
+            return body(config) or 0
     except L2OError as error:
         if not getattr(error, "told", False):  # as by another of several processes
             print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except ModuleNotFoundError as error:
+        if not (told := missing(error.name)):
+            raise
+        print(f"{prog}: error: this {told}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader has what it wanted, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -129,19 +142,70 @@ def run(
         return 130
 
 
+class _Pulse:
+    """When anything was shown last, and what to show where nothing was for ``SILENCE``."""
+
+    shown = time.monotonic()
+    line: Callable[[], str] | None = None
+
+
+@contextlib.contextmanager
+def _heartbeat(prog: str, quiet: bool) -> Iterator[None]:
+    """A line where nothing was shown for ``SILENCE``: a command at work must not look like one that hangs."""
+    stop, started = threading.Event(), time.monotonic()
+    _Pulse.shown, _Pulse.line = started, None
+
+    def beat() -> None:
+        while not stop.wait(0.5):
+            if time.monotonic() - _Pulse.shown > SILENCE:
+                line = _Pulse.line
+                say(line() if line else f"{prog}: at work, {span(time.monotonic() - started)}")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    if not quiet:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if thread.is_alive():
+            thread.join()
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    _Pulse.shown = time.monotonic()
+    if line:
+        print(line, file=sys.stderr, flush=True)
+
+
+def span(seconds: float) -> str:
+    """A time for people: ``42 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 120.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60.0:.0f} min" if seconds < 7200.0 else f"{seconds / 3600.0:.1f} h"
+
+
 class Progress:
-    """A progress bar on a terminal, about ten plain lines elsewhere, nothing when quiet.
+    """A progress bar on a terminal, plain lines with the time left elsewhere, nothing when quiet.
 
     Use as a context manager and call ``advance(**values)`` once per unit of work.
+
+    Args:
+        total: units of work; an estimate where ``about``, which ``expect`` raises where there are more.
+        done: units that were done before.
     """
 
     _PLAIN_LINES = 10
 
-    def __init__(self, label: str, total: int, *, quiet: bool = False, done: int = 0) -> None:
+    def __init__(
+        self, label: str, total: int, *, quiet: bool = False, done: int = 0, about: bool = False
+    ) -> None:
         self.label, self.total, self.quiet, self.done = label, total, quiet, done
+        self._about, self._expected, self._begun = about, 0, done
         self._bar: Any = None
         self._start = time.perf_counter()
-        self._shown = -1
+        self._shown, self._text = -1, ""
 
     def __enter__(self) -> "Progress":
         if not self.quiet and sys.stderr.isatty():
@@ -159,7 +223,14 @@ class Progress:
             )
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, values="")
+        if not self.quiet:
+            _Pulse.line = (lambda: "") if self._bar is not None else self._line  # a bar moves by itself
         return self
+
+    def expect(self, more: int) -> None:
+        """So many units are wanted, beside those expected before."""
+        self._expected += more
+        self.total = max(self.total, self._expected)
 
     def advance(self, **values: float | str) -> None:
         """One more unit is done; ``values`` are shown beside the bar."""
@@ -167,19 +238,27 @@ class Progress:
         if self.quiet:
             return
         text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        self._text = text
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, total=self.total, values=text)
             return
         part = self.done * self._PLAIN_LINES // max(self.total, 1)
         if part > self._shown or self.done == self.total:
             self._shown = part
-            seconds = time.perf_counter() - self._start
-            print(
-                f"{self.label}: {self.done}/{self.total}  {seconds:.0f} s  {text}",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(self._line())
+
+    def _line(self) -> str:
+        """What is done, how long it took and about how long the rest will take."""
+        seconds = time.perf_counter() - self._start
+        new, rest = self.done - self._begun, self.total - self.done
+        left = f", about {span(seconds * rest / new)} left" if new > 0 and rest > 0 else ""
+        many = f"{self.done}/{'~' * (self._about and rest > 0)}{self.total}"
+        return f"{self.label}: {many}  {span(seconds)}{left}  {self._text}".rstrip()
 
     def __exit__(self, *exception: object) -> None:
+        _Pulse.line = None
         if self._bar is not None:
             self._bar.stop()
+        elif self._about and self.done < self.total and not self.quiet and not any(exception):
+            self.total = self.done  # fewer than estimated
+            say(self._line())

@@ -15,11 +15,13 @@ import os
 import re
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from common.errors import L2OError
+from common.extras import missing
 from common.machine import cores
 
 _AHEAD = 2  # jobs for each of Dask's workers at once
@@ -52,7 +54,7 @@ def check_cluster(cluster: str) -> tuple[str, str]:
         )
     package = _PACKAGES[kind]
     if importlib.util.find_spec(package) is None:
-        raise L2OError(f"cluster {cluster!r} needs {package}: pip install symbolic-l2o[{kind}]")
+        raise L2OError(f"cluster {cluster!r} {missing(package)}")
     return kind, address
 
 
@@ -79,6 +81,8 @@ def parallel(jobs: int, cluster: str = "", *, ordered: bool = False) -> Iterator
     """
     from joblib import Parallel, delayed
 
+    # A worker that had idled, or had grown, went as a job came: another one takes the job.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     kind, address = check_cluster(cluster)
     with contextlib.ExitStack() as stack:
         if kind == "dask":

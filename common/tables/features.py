@@ -32,6 +32,8 @@ FEATURES: Registry[str] = Registry(
     },
 )
 
+# Settings of the rows of ``common.tables.teachers`` that give no others.
+DEFAULTS = {"beta1": 0.95, "beta2": 0.95, "eps": 1e-8, "p": 10.0}
 ALIASES = {"mt": "m_tilde", "gt": "g_tilde"}
 
 
@@ -51,3 +53,8 @@ def expression(name: str, *, beta1: float, beta2: float, eps: float, p: float) -
     return text.format(
         beta1=repr(float(beta1)), beta2=repr(float(beta2)), eps=repr(float(eps)), p=repr(float(p))
     )
+
+
+def default_expression(name: str) -> str:
+    """The text of one feature with the default settings."""
+    return expression(name, **DEFAULTS)

@@ -41,10 +41,10 @@ class TeacherRow:
     pre: int = 0
     output: Literal["tanh", "linear"] = "tanh"
     scale: float = 0.01
-    beta1: float = 0.95
-    beta2: float = 0.95
-    eps: float = 1e-8
-    p: float = 10.0
+    beta1: float = features.DEFAULTS["beta1"]
+    beta2: float = features.DEFAULTS["beta2"]
+    eps: float = features.DEFAULTS["eps"]
+    p: float = features.DEFAULTS["p"]
     source: str = ""
 
     def expressions(self) -> dict[str, str]:

@@ -21,13 +21,14 @@ from common.errors import L2OError
 from common.metrics import summarise, summary_text
 from common.run.cli import Progress
 from common.run.cli import run as run_command
-from common.tables.baselines import BASELINES, absent, parse_specs
+from common.tables.baselines import BASELINES, absent
 from common.tables.suites import Entry, entries
 from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig
 from interchange.evaluation.grid import Pool, Tested, course, run_grid
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
 from interchange.evaluation.tuning import loss_at_or_inf
+from interchange.rule.source import find_specs
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Task
@@ -58,7 +59,7 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
     if config.steps and "suite:" in config.problem:
         raise L2OError(f"--problem {config.problem}: a suite has its own horizons; leave --steps out")
     wanted = entries(config.problem, config.steps or _HORIZONS)
-    loaded = {spec.text: backend.load_source(spec) for spec in parse_specs(config.optimizers, backend.NAME)}
+    loaded = {spec.text: backend.load_source(spec) for spec in find_specs(config.optimizers, backend.NAME)}
     folder = folder_of(config)
     _check_existing(folder / "evaluation.h5", config, loaded)
     configs = {e.problem: dataclasses.replace(config, problem=e.problem) for e in wanted}
@@ -120,7 +121,7 @@ def _run(
         return weights[cell.problem] * cell.steps * slow
 
     quiet = next(iter(configs.values())).quiet
-    with Progress("evaluate", 0, quiet=quiet) as progress:
+    with Progress("evaluate", _expected(loaded, horizons, configs), quiet=quiet, about=True) as progress:
         pool = Pool(store, cost, progress)
         tested = run_grid(courses, pool, configs, loaded, backend)
     if pool.found and not quiet:
@@ -132,6 +133,19 @@ def _run(
         for p in configs
         for row in _rows(configs[p], tested[p], loaded, _times(tested[p], loaded, tasks[p], backend), seen)
     ]
+
+
+def _expected(
+    loaded: "Mapping[str, Source]",
+    horizons: Mapping[str, tuple[int, ...]],
+    configs: Mapping[str, EvaluateConfig],
+) -> int:
+    """About how many runs there will be: grids may grow, and some runs may be there already."""
+    config = next(iter(configs.values()))
+    tuned = (
+        sum(source.spec.lr is None for source in loaded.values()) * config.trials * config.validation_seeds
+    )
+    return sum(tuned + len(loaded) * len(own) * config.seeds for own in horizons.values())
 
 
 def _trained_on(source: "Source") -> set[str]:
@@ -284,6 +298,8 @@ def main(command: Callable[[EvaluateConfig], Any], name: str, argv: Sequence[str
         if text := standings_text(standing_groups(compare(summary, rows))):
             print(text + "\n")
         print(f"evaluation: {folder_of(config) / 'evaluation.h5'}")
+        if (report := folder_of(config) / "report.html").exists() and config.report:
+            print(f"report: {report}")
 
     return run_command(
         EvaluateConfig,

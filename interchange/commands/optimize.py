@@ -16,8 +16,9 @@ from common.metrics import DIVERGED
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, option
-from common.tables.baselines import Spec, parse_spec
+from common.tables.baselines import Spec
 from interchange.backend import Trained
+from interchange.rule.source import find_spec
 
 if TYPE_CHECKING:
     from common.run.runs import RunFolder
@@ -30,7 +31,9 @@ _LOSSES = "losses.csv"
 class OptimizeConfig(OnProblem):
     """Plain training of optimizees."""
 
-    optimizer: str = option("", "teacher:RUN, rule:FILE or a baseline such as adam:lr=0.01")
+    optimizer: str = option(
+        "", "a run or shipped teacher, a rule (file or name), or a baseline such as adam:lr=0.01"
+    )
     steps: int = option(200, "steps of a run", low=1)
     runs: int = option(1, "runs, each on a fresh optimizee", low=1)
     split: str = option("meta_train", "part of the data", choices=lambda: get_args(Split))
@@ -68,7 +71,7 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
     """
     from common.run.runs import Interrupt, RunFolder
 
-    spec = parse_spec(config.optimizer)
+    spec = find_spec(config.optimizer)
     backend.device_of(config.device)
     source = backend.load_source(spec)
     _task(config, backend, 0)  # missing data are found before anything is written

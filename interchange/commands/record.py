@@ -17,9 +17,10 @@ from common.errors import L2OError
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, from_dict, option
-from common.tables.baselines import BASELINES, Spec, parse_spec
+from common.tables.baselines import BASELINES, Spec
 from common.tables.problems import coordinate_table
 from interchange.meta.config import TrainConfig
+from interchange.rule.source import find_spec
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Network
@@ -33,7 +34,9 @@ _FILE = "trajectories.h5"
 class RecordConfig(OnProblem):
     """Recording of trajectories (FORMATS.md section 1)."""
 
-    source: str = option("", "a training run, teacher:RUN, rule:FILE or a baseline such as adam:lr=0.01")
+    source: str = option(
+        "", "a training run, a shipped teacher, a rule (file or name), or a baseline such as adam:lr=0.01"
+    )
     problem: str = option("", "row of the problem table; the run's own if not given")
     steps: int = option(300, "inner steps of a trajectory", low=2)
     runs: int = option(8, "number of trajectories, each on a fresh optimizee", low=3)
@@ -49,10 +52,10 @@ def record(config: RecordConfig, backend: "Backend") -> Path:
     from interchange.files.trajectories import Trajectories, save_trajectories
 
     spec, config, out = _resolve(config)
-    if out.exists() and not config.overwrite:
-        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
     backend.device_of(config.device)
     source = backend.load_source(spec)
+    if out.exists() and not config.overwrite:
+        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
     runs: dict[str, Run] = {}
     features: dict[str, str] = {}
     with Progress(f"record {spec.kind}", config.runs, quiet=config.quiet) as progress:
@@ -79,11 +82,9 @@ def record(config: RecordConfig, backend: "Backend") -> Path:
 def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
     """The source, the configuration with the problem filled in, and the output file.
 
-    A bare path is a rule where it ends in ``.json``, else a teacher; its run names the problem and its data.
+    A teacher's run names the problem and its data.
     """
-    place = Path(config.source)
-    kind = "rule" if place.suffix == ".json" else "teacher"
-    spec = parse_spec(config.source if ":" in config.source or not place.exists() else f"{kind}:{place}")
+    spec = find_spec(config.source)
     if spec.schedule not in ("", "constant"):  # outputs are recorded before the learning rate
         raise L2OError(f"{config.source}: expected a constant lr to record at; leave the schedule out")
     if spec.kind == "baseline" and not BASELINES[spec.target].coordinatewise:

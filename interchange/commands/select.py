@@ -18,6 +18,7 @@ from common.metrics import t_quantile
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, option
+from interchange.rule.front import front_folder
 from interchange.rule.words import told
 
 if TYPE_CHECKING:
@@ -58,14 +59,14 @@ def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
 
     rules = read_front(config.front)
     backend.table_task(config, "validation", 0)  # missing data are found before the work begins
-    with Progress("select", len(rules), quiet=config.quiet) as progress:
+    with _progress(rules, config) as progress:
         first = _figures(rules, range(config.tasks), config, backend, progress)
         if not np.isfinite(first).all(1).any():
             raise L2OError(
                 f"{config.front}: every rule diverges on {config.problem}; distill with another seed"
             )
         places = hopeful(first) if config.more else list(np.flatnonzero(np.isfinite(first).all(1)))
-        progress.total += len(places) if len(places) > 1 else 0
+        progress.expect(len(places) if len(places) > 1 else 0)
         more = range(config.tasks, config.tasks + config.more * (len(places) > 1))
         last = _figures([rules[k] for k in places], more, config, backend, progress)
     final = np.concatenate([first[places], last], axis=1)
@@ -85,11 +86,19 @@ def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
     chosen = places[choose(final, [rules[k].complexity for k in places])]
     true = exact(scored)  # what leaves only the recording's rounding is the optimizer that was recorded
     best = scored[chosen] if true is None or rollout_loss(true) == math.inf else true
-    folder = config.out or config.front
+    folder = config.out or front_folder(config.front)
     with RunLock(folder):
         write_front(folder, scored)
         best.save(Path(folder, "best.json"))
     return [best, *sorted((rule for rule in scored if rule is not best), key=_behind)]
+
+
+def _progress(rules: "Sequence[Rule]", config: SelectConfig) -> Progress:
+    """Of every rule, and of as many finalists as there may be."""
+    most = len(rules) + min(_FINALISTS, len(rules)) * (config.more > 0)
+    progress = Progress("select", most, quiet=config.quiet, about=True)
+    progress.expect(len(rules))
+    return progress
 
 
 def _figures(
@@ -202,7 +211,7 @@ def main(command: Callable[[SelectConfig], Any], name: str, argv: Sequence[str] 
         rules = command(config)
         if not config.quiet:
             print(table(rules))
-            file = Path(config.out or config.front) / "best.json"
+            file = Path(config.out or front_folder(config.front)) / "best.json"
             print(told(rules[0], file, f"python -m {name}_impl.tune {file} --problem {config.problem}"))
 
     return run_command(

@@ -125,8 +125,11 @@ def _begin(config: TuneConfig) -> "tuple[Rule, str]":
 
 
 def output_file(config: TuneConfig) -> Path:
-    """``config.out``, or ``tuned.json`` beside the rule."""
-    return Path(config.out or Path(config.rule).parent / "tuned.json")
+    """``config.out``, or ``tuned.json`` beside the rule; below ``runs`` for a rule of the gallery."""
+    rule = Path(config.rule)
+    if config.out or not rule.exists():
+        return Path(config.out or f"runs/{rule.name}-tuned.json")
+    return (rule if rule.is_dir() else rule.parent) / "tuned.json"
 
 
 def _constant(text: str) -> tuple[str, float]:

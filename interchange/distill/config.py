@@ -13,7 +13,7 @@ _SELECT = ("r2", "knee", "rollout")
 class DistillConfig:
     """Distillation (MATH.md section 4)."""
 
-    trajectories: str = option("", "file of recorded trajectories")
+    trajectories: str = option("", "recorded trajectories: the file, or the run's folder")
     engine: str = option("auto", "search engine: auto, operon, linear, pysr, or sklearn:MODULE:CLASS")
     time: float = option(60.0, "seconds in all, search and refit", above=0)
     max_size: int = option(40, "largest rule, in nodes", low=3, high=1000)

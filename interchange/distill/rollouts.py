@@ -14,6 +14,7 @@ import numpy as np
 
 from common.data import datasets
 from common.errors import L2OError
+from common.extras import require
 from common.machine import cores
 from common.rng import derived_seed
 from common.tables.problems import PROBLEMS, problem_row
@@ -27,6 +28,12 @@ _RUNS = 4  # rollouts of every rule
 _SEED = 2**31
 
 _log = logging.getLogger(__name__)
+
+
+def check_backend(config: "DistillConfig") -> None:
+    """Refuse rollouts at once where the framework that would do them is not installed."""
+    framework = {"torch": "torch", "tf": "tensorflow"}[config.backend]
+    require(f"--backend {config.backend}", framework)
 
 
 def find_problem(config: "DistillConfig", trajectories: "Trajectories") -> str:

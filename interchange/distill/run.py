@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from common.errors import L2OError
 from common.run.cli import run as run_command
+from common.run.places import inside
 from common.run.storage import RunLock
 from interchange.distill.config import DistillConfig
 from interchange.rule.choice import exact, knee, shortest_within
-from interchange.rule.front import read_front, write_front
+from interchange.rule.front import Front, read_front, write_front
 from interchange.rule.rule import Rule
 from interchange.rule.safety import singular
 from interchange.rule.words import told
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from interchange.files.trajectories import Trajectories
 
 
-def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
+def distill(config: DistillConfig) -> tuple[Front, Rule]:
     """Distill as ``config`` says; rules, ``front.csv`` and ``best.json`` go to ``config.out``.
 
     Returns:
@@ -39,13 +40,15 @@ def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
     from interchange.files.trajectories import load_trajectories
 
     started = time.monotonic()
-    folder = Path(config.out or Path(config.trajectories).parent / "rules")
+    config = _found(config)
+    trajectories = load_trajectories(config.trajectories)
+    folder = _folder(config)
     if (folder / "front.csv").exists() and not config.overwrite:
         raise L2OError(f"--out {folder} holds a front; replace it with --overwrite or choose another")
-    trajectories = load_trajectories(config.trajectories)
     if config.active:  # what is missing is found before the search
         find_teacher(trajectories, config.teacher, Path(config.trajectories).parent)
     if config.active or config.select == "rollout":
+        rollouts.check_backend(config)
         rollouts.find_problem(config, trajectories)
     with RunLock(folder):  # from the start: two searches for one folder would replace each other's rules
         front = search_front(trajectories, config, started)
@@ -53,9 +56,22 @@ def distill(config: DistillConfig) -> tuple[list[Rule], Rule]:
         write_front(folder, front)
         best.save(folder / "best.json")
     if config.select != "rollout":
-        return front, best
+        return Front(front), best
     rollouts.select(config, trajectories, folder)
     return read_front(folder), Rule.load(folder / "best.json")
+
+
+def _found(config: DistillConfig) -> DistillConfig:
+    """The configuration with the file that a folder stands for."""
+    from interchange.files.trajectories import FILE_NAME
+
+    file = inside(config.trajectories, "recorded trajectories", FILE_NAME)
+    return dataclasses.replace(config, trajectories=str(file))
+
+
+def _folder(config: DistillConfig) -> Path:
+    """Where the rules go."""
+    return Path(config.out or Path(config.trajectories).parent / "rules")
 
 
 def search_front(trajectories: "Trajectories", config: DistillConfig, started: float) -> list[Rule]:
@@ -125,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     for split in ("valid", "test")
                 )
                 print(f"{mark} {rule.complexity:3d} nodes  R2 {r2}")
-            folder = Path(config.out or Path(config.trajectories).parent / "rules")
+            folder = _folder(_found(config))
             print(told(best, folder / "best.json", _following(best, config, folder)))
 
     return run_command(

@@ -114,7 +114,7 @@ class Pool:
         missing = [cell for cell, rollout in known.items() if rollout is None]
         self.total += len(known)
         self.found += len(known) - len(missing)
-        self.progress.total += len(missing)
+        self.progress.expect(len(missing))
         with self._lock:
             for cell in missing:
                 heapq.heappush(self._queue, (-self.cost(cell), next(self._count), cell))

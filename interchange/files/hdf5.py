@@ -17,6 +17,7 @@ import numpy as np
 
 from common.errors import L2OError
 from common.run.storage import ReadError, atomic_write, canonical_json, open_regular
+from interchange.files.kinds import HDF5, kind
 from interchange.files.reader import DamagedFileError, Reader, Tree, VersionError
 from interchange.files.schema import SCHEMAS
 
@@ -168,6 +169,10 @@ def read_hdf5(
         DamagedFileError: not HDF5, truncated, changed, or holding what the project never writes.
         L2OError: another format or major version.
     """
+    if (found := kind(path)) not in ("", HDF5):
+        raise L2OError(
+            f"{path}: expected {_words(format or 'l2o-teacher')}, got {found}; is it the right file?"
+        )
     # A child process with limits, for files of strangers, would wrap exactly this call.
     try:
         with open_regular(path) as stream, _clear_errors(path), h5py.File(stream, "r") as file:
@@ -182,6 +187,16 @@ def read_hdf5(
     elif content_sha256(tree) != tree.sha256:
         raise DamagedFileError(f"{path}: its content has not the SHA-256 {tree.sha256[:64]}; {_DAMAGED}")
     return tree
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """What a file is, in words; "" where nobody knows, or it is damaged."""
+    if (found := kind(path)) != HDF5:
+        return found
+    try:
+        return _words(read_hdf5(path).format)
+    except L2OError:
+        return ""
 
 
 @contextlib.contextmanager
@@ -199,6 +214,11 @@ def _clear_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def _words(format: str) -> str:
+    """What a file of a format is."""
+    return SCHEMAS[format].words if format in SCHEMAS else f"format {format[:60]}"
+
+
 def _check_format(path: Any, root: dict[str, Any], format: str | None, version: str) -> None:
     found, found_version = root.get("format"), root.get("format_version")
     if not isinstance(found, str) or not found.startswith("l2o-"):
@@ -209,7 +229,7 @@ def _check_format(path: Any, root: dict[str, Any], format: str | None, version: 
     if format is None and found in SCHEMAS:
         version = SCHEMAS[found].version
     if format is not None and found != format:
-        raise L2OError(f"{path}: expected format {format}, got {found[:60]}; give a file of that kind")
+        raise L2OError(f"{path}: expected {_words(format)}, got {_words(found)}; give a file of that kind")
     parts = str(found_version).split(".")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 9 for part in parts):
         shown = repr(found_version)[:60]

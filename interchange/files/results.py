@@ -12,6 +12,7 @@ import numpy as np
 
 from common.errors import L2OError
 from common.metrics import SummaryRow, summarise
+from common.run.places import inside
 from common.run.storage import atomic_write, canonical_json, loads_json
 from interchange.evaluation.profiles import Compared, Standing, compare
 from interchange.files.hdf5 import read_hdf5, write_hdf5
@@ -112,7 +113,8 @@ def save_evaluation(
 
 
 def load_evaluation(path: str | os.PathLike[str]) -> Evaluation:
-    """Read what ``save_evaluation`` wrote; ``L2OError`` if it is damaged or something else."""
+    """Read what ``save_evaluation`` wrote, also in a folder; ``L2OError`` if damaged or something else."""
+    path = inside(path, "an evaluation", "evaluation.h5")
     return evaluation_from_tree(read_hdf5(path, EVALUATION.format, EVALUATION.version), path)
 
 

@@ -45,10 +45,11 @@ class Attribute:
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """A format: its name, the version this code writes, its arrays and attributes."""
+    """A format: its name, the version this code writes, what such a file is, its arrays and attributes."""
 
     format: str
     version: str
+    words: str
     arrays: tuple[Array, ...]
     attributes: tuple[Attribute, ...]
 
@@ -63,6 +64,7 @@ SOURCES = ("teacher", "rule", "baseline", "user")
 TRAJECTORIES = Schema(
     "l2o-trajectories",
     "1.0.0",
+    "recorded trajectories",
     (
         Array("features/names", "U", ("/feature",)),
         Array("features/expressions", "U", ("/feature",)),
@@ -97,6 +99,7 @@ _RETRAIN = "take an earlier checkpoint of the teacher, or train it again with a 
 TEACHER = Schema(
     "l2o-teacher",
     "1.0.0",
+    "a teacher",
     (
         Array("lstm_*/w_input", "f", None, finite=True, note="weights", remedy=_RETRAIN),
         Array("lstm_*/w_hidden", "f", None, finite=True, note="weights", remedy=_RETRAIN),
@@ -113,6 +116,7 @@ TEACHER = Schema(
 CHECKPOINT = Schema(
     "l2o-checkpoint",
     "1.0.0",
+    "a checkpoint",
     (Array("**", "fiubUe", None, required=False),),
     _attributes("", meta_json=str),
 )
@@ -120,6 +124,7 @@ CHECKPOINT = Schema(
 EVALUATION = Schema(
     "l2o-evaluation",
     "1.1.0",
+    "an evaluation",
     (Array("rows/*/losses", "f", ("step",)),),
     (
         *_attributes("", created_by=str, config_json=str),

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
+from common.run.places import inside
 from common.run.storage import canonical_json, check_name, loads_json
 from interchange.files.hdf5 import BUDGET, read_hdf5, write_hdf5
 from interchange.files.reader import Tree
 from interchange.files.schema import TRAJECTORIES, validate
 
+FILE_NAME = "trajectories.h5"
 SPLITS = ("train", "valid", "test")
 _ATTRIBUTES = (
     "problem", "problem_json", "source_kind", "source_json", "source_sha256", "seed", "init_seed",
@@ -158,12 +160,16 @@ def save_trajectories(path: str | os.PathLike[str], trajectories: Trajectories) 
 
 
 def load_trajectories(path: str | os.PathLike[str], *, budget: int = BUDGET) -> Trajectories:
-    """Read and check a file of trajectories; ``budget`` is the bytes its arrays may take.
+    """Read and check a file of trajectories, or the one in a folder.
+
+    Args:
+        budget: bytes its arrays may take.
 
     Raises:
         L2OError: no such file, another format, damaged, hostile, incomplete, or values out of the contract
             (NaN in targets or features, steps with gaps, coordinates outside their tensors).
     """
+    path = inside(path, "recorded trajectories", FILE_NAME)
     tree = read_hdf5(path, TRAJECTORIES.format, TRAJECTORIES.version, budget=budget)
     return trajectories_from_tree(tree, path)
 

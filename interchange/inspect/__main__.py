@@ -6,12 +6,15 @@
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import option
+from common.run.places import inside
 from common.run.storage import ReadError, open_regular, read_json
+from interchange.files.kinds import kind
 
 if TYPE_CHECKING:
     from interchange.files.weights import Teacher
@@ -19,6 +22,16 @@ if TYPE_CHECKING:
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ONNX = b"\x08"  # the field every ONNX file opens with, the version of its format
+# What of a folder is described, the first that is there.
+_INSIDE = (
+    "teacher.h5",
+    "evaluation.h5",
+    "trajectories.h5",
+    "tuned.json",
+    "best.json",
+    "rules/best.json",
+    "evaluation/evaluation.h5",
+)
 _SHOWN = 20  # runs, arrays or rows listed one by one
 
 
@@ -26,11 +39,14 @@ _SHOWN = 20  # runs, arrays or rows listed one by one
 class InspectConfig:
     """What ``python -m interchange.inspect`` takes."""
 
-    file: str = option("", "trajectories, weights, checkpoint, evaluation (HDF5), rule (JSON), ONNX")
+    file: str = option(
+        "", "a folder, or a file: trajectories, weights, checkpoint, evaluation (HDF5), rule (JSON), ONNX"
+    )
 
 
 def describe(path: str) -> str:
-    """What is in the file, in lines for people; any fault raises ``L2OError``."""
+    """What is in the file, or in a folder's first one, in lines for people; any fault raises ``L2OError``."""
+    path = str(inside(path, "a file of this project", *_INSIDE))
     try:
         with open_regular(path) as file:
             start = file.read(64)
@@ -43,7 +59,8 @@ def describe(path: str) -> str:
     elif start.startswith(_ONNX):
         lines = _onnx(path)
     else:
-        raise L2OError(f"{path}: expected HDF5, a rule in JSON or ONNX, got none; is it the right file?")
+        found = kind(path) or "something else"
+        raise L2OError(f"{path}: expected HDF5, a rule in JSON or ONNX, got {found}; is it the right file?")
     return "\n".join(_clean(line) for line in lines)
 
 
@@ -210,6 +227,9 @@ def _bytes(size: int) -> str:
 
 def _body(config: InspectConfig) -> int:
     print(describe(config.file))
+    if (folder := Path(config.file)).is_dir():
+        found = [str(folder / name) for name in _INSIDE if (folder / name).is_file()]
+        print(f"{found[0]}; also here: {', '.join(found[1:])}" if found[1:] else found[0])
     return 0
 
 

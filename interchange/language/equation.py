@@ -10,12 +10,13 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
 from common.errors import L2OError
 from common.run.storage import atomic_write, canonical_json, content_hash, loads_json
+from common.tables.features import FEATURES, default_expression
 from interchange.language import expression as ex
 from interchange.language.checks import (
     BEFORE_TENSORS,
@@ -33,6 +34,21 @@ from interchange.language.execute import Program, compile_program, evaluate_tree
 from interchange.language.expression import Node
 from interchange.language.parse import parse
 from interchange.language.view import FULL, View, of_shapes, trial
+
+
+class Constants(dict[str, float]):
+    """Values by name that stay as they are: another program would otherwise run than the rule says."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(
+            "a rule's constants are read-only; make another rule: rule.with_constants({name: value})"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Constants, (dict(self),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +73,7 @@ class Equation:
 
     def __post_init__(self) -> None:
         constants = {key: finite(value, f"constant {key!r}") for key, value in dict(self.constants).items()}
-        object.__setattr__(self, "constants", constants)
+        object.__setattr__(self, "constants", Constants(constants))
         object.__setattr__(self, "features", dict(self.features))
         object.__setattr__(self, "scale", finite(self.scale, "scale"))
         object.__setattr__(self, "provenance", json.loads(canonical_json(self.provenance)))
@@ -79,8 +95,30 @@ class Equation:
         scale: float = 1.0,
         provenance: Mapping[str, Any] | None = None,
     ) -> Self:
-        """A rule from the texts of its expression and features; faults raise ``L2OError``."""
+        """A rule from the texts of its expression and features; faults raise ``L2OError``.
+
+        Args:
+            constants: name -> value.
+            features: name -> expression over ``g``, ``t``, ``theta``. Those of the table of features
+                (``m_tilde``, ``g_tilde`` ...) are known, with the usual decays, where they are not given.
+        """
         constants, features = dict(constants or {}), dict(features or {})
+        for used in ex.names(parse(expression)):
+            if used in FEATURES and used not in (*features, *constants, *RAW):
+                features[used] = default_expression(used)
+        return cls._from_texts(expression, constants, features, name, scale, provenance)
+
+    @classmethod
+    def _from_texts(
+        cls,
+        expression: str,
+        constants: dict[str, float],
+        features: dict[str, str | None],
+        name: str,
+        scale: float,
+        provenance: Mapping[str, Any] | None,
+    ) -> Self:
+        """As ``from_text``, with every name given."""
         known = dict.fromkeys((*features, *constants, *RAW))
         trees = {key: None if text is None else parse(text, RAW) for key, text in features.items()}
         return cls(name, parse(expression, known), constants, trees, scale, dict(provenance or {}))
@@ -101,7 +139,7 @@ class Equation:
                 "if the change is yours, run `python -m interchange.rule check --rehash` on it"
             )
         try:
-            return cls.from_text(
+            return cls._from_texts(
                 payload["expression"],
                 payload["constants"],
                 payload["features"],
@@ -124,7 +162,7 @@ class Equation:
             "format_version": FORMAT_VERSION if self._is_new() else BEFORE_TENSORS,
             "name": self.name,
             "expression": ex.to_text(self.expression),
-            "constants": self.constants,
+            "constants": dict(self.constants),
             "features": {k: None if tree is None else ex.to_text(tree) for k, tree in self.features.items()},
             "scale": self.scale,
             "complexity": self.complexity,

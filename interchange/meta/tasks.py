@@ -39,9 +39,20 @@ class TaskStream:
     def plain(self, stream: str, number: int, problem: str = "") -> Task:
         """The optimizee as the table or the caller has it."""
         if self._own is not None:
-            return self._own(stream, number)
+            return _checked(self._own(stream, number), stream, number)
         problem = problem or self._schedule.problem(number)
         return self._learner.table_task(self._config, stream, number, problem=problem)
+
+
+def _checked(task: object, stream: str, number: int) -> Task:
+    """A task of the caller's own, if it is one."""
+    lacks = [name for name in ("names", "shapes", "initial", "loss") if not hasattr(task, name)]
+    if lacks:
+        raise L2OError(
+            f"tasks({stream!r}, {number}): expected an optimizee such as ModuleTask, got "
+            f"{type(task).__name__} without {', '.join(lacks)}; wrap the model, its loss and its batches in ModuleTask"
+        )
+    return task
 
 
 def table_instance(

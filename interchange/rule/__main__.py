@@ -9,13 +9,13 @@ from common.run.cli import run as run_command
 from common.run.config import check, option
 from interchange.language.expression import to_text
 from interchange.language.simplify import simplified
-from interchange.rule.compare import compare, size
+from interchange.rule.compare import compare
 from interchange.rule.diagnose import descent, domain_scan
 from interchange.rule.gallery import NAMED
 from interchange.rule.nearest import nearest
 from interchange.rule.rule import Rule, zero_update
 from interchange.rule.safety import singular
-from interchange.rule.words import definitions, readable
+from interchange.rule.words import counted, size
 
 ACTIONS = ("show", "explain", "diff", "check")
 
@@ -87,7 +87,7 @@ def findings(rule: Rule) -> list[str]:
 def explain(rule: Rule) -> str:
     """The equation with its definitions, and the hand-made optimizers it is nearest to."""
     matches = nearest(rule)
-    lines = [f"{rule.name}:  u = {readable(rule)}", *definitions(rule), f"  {size(rule)}", ""]
+    lines = [str(rule), ""]
     width = max(len(match.name) for match in matches)
     for match in matches:
         values = {name: f"{value:.4g}" for name, value in match.rule.constants.items()}
@@ -106,7 +106,8 @@ def _gallery() -> str:
     lines = []
     for name, row in NAMED.items():
         rule = Rule.named(name)
-        lines.append(f"{name:<9}{rule.complexity:>4} nodes{rule.state_floats:>4} floats  {row.source}")
+        nodes, floats = counted(rule.complexity, "node"), counted(rule.state_floats, "float")
+        lines.append(f"{name:<13} {nodes:>8}  {floats:>8}  {row.source}")
     return "\n".join(lines)
 
 

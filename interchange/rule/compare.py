@@ -8,6 +8,7 @@ from interchange.language.expression import names, to_text
 from interchange.language.simplify import equal_up_to_constants
 from interchange.rule.diagnose import difference
 from interchange.rule.rule import Rule
+from interchange.rule.words import size
 
 SAME = 1e-9  # of a column's largest update: rounding
 ALIKE, ABOVE = 1e-6, 1e-7  # of it too, where all gradients are above ABOVE
@@ -64,10 +65,3 @@ def _constants(a: Rule, b: Rule, in_order: bool) -> list[str]:
 
 def _texts(rule: Rule) -> dict[str, str]:
     return {name: "not defined" if tree is None else to_text(tree) for name, tree in rule.features.items()}
-
-
-def size(rule: Rule) -> str:
-    """Nodes, and floats of state per parameter."""
-    if rule.undefined:
-        return f"{rule.complexity} nodes; no optimizer, as {rule.undefined[0]!r} has no definition over g"
-    return f"{rule.complexity} nodes, {rule.state_floats} floats of state per parameter"

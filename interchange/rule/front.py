@@ -8,12 +8,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.run.places import inside
 from common.run.storage import JSON_LIMIT, atomic_write, read_file
 from interchange.language.checks import RuleError
 from interchange.language.expression import to_text
 from interchange.rule.rule import Rule
+from interchange.rule.words import readable
 
 FRONT_COLUMNS = ("file", "complexity", "loss", "tasks", "behind", "r2", "expression")
+
+
+class Front(list[Rule]):
+    """A Pareto front, shortest rule first: a list that shows itself as a table."""
+
+    def __str__(self) -> str:
+        width = max((len(str(rule.complexity)) for rule in self), default=1)
+        return "\n".join(
+            f"{rule.complexity:{width}d} nodes  {_r2(rule):>7}  u = {readable(rule)}" for rule in self
+        )
+
+    def _repr_html_(self) -> str:
+        """The table with equations, in notebooks."""
+        rows = "".join(
+            f"<tr><td>{rule.complexity}</td><td>{_r2(rule)}</td><td>{rule.mathml()}</td></tr>"
+            for rule in self
+        )
+        return f"<table><thead><tr><th>nodes</th><th>R² valid</th><th>rule</th></tr></thead>{rows}</table>"
+
+
+def _r2(rule: Rule) -> str:
+    scores = rule.provenance.get("r2")
+    value = scores.get("valid") if isinstance(scores, dict) else None
+    return "" if value is None else f"{value:.4f}"
 
 
 def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
@@ -39,13 +65,18 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
     atomic_write(Path(folder, "front.csv"), table.getvalue().encode())
 
 
-def read_front(folder: str | os.PathLike[str]) -> list[Rule]:
-    """The rules of a folder written by ``write_front``, in its order."""
-    path = Path(folder, "front.csv")
+def front_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of the front that is meant: itself, ``rules`` in a run folder, or that of ``front.csv``."""
+    return inside(path, "a front of rules", "front.csv", "rules/front.csv").parent
+
+
+def read_front(folder: str | os.PathLike[str]) -> Front:
+    """The rules of a folder written by ``write_front``, in its order; ``front_folder`` finds it."""
+    path = Path(folder, "front.csv") if not Path(folder).exists() else front_folder(folder) / "front.csv"
     rows = list(csv.reader(io.StringIO(read_file(path, JSON_LIMIT).decode(errors="replace"))))
     if not rows or tuple(rows[0]) != FRONT_COLUMNS:
         raise RuleError(f"{path}: expected the columns {', '.join(FRONT_COLUMNS)}; is it a front's table?")
-    rules = []
+    rules = Front()
     for line, row in enumerate(rows[1:], 2):
         if not row or not re.fullmatch(r"rule_\d{3,6}\.json", row[0]):
             raise RuleError(f"{path} line {line}: expected a file name such as rule_000.json in column file")

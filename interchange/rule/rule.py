@@ -3,7 +3,9 @@
 import os
 from typing import Any
 
+from common.run.places import inside
 from common.run.storage import read_json
+from interchange.files.kinds import HDF5, JSON, RULE, kind
 from interchange.language.checks import FORMAT, FORMAT_VERSION, RAW, RuleError
 from interchange.language.equation import Equation, zero_update
 from interchange.rule.gallery import NAMED, named
@@ -11,15 +13,34 @@ from interchange.rule.gallery import NAMED, named
 __all__ = ["FORMAT", "FORMAT_VERSION", "RAW", "Rule", "RuleError", "zero_update"]
 
 
+# What stands for a run folder, or a folder of rules, where a rule is meant.
+FILES = ("tuned.json", "rules/best.json", "best.json")
+
+
 class Rule(Equation):
     """An equation that is an optimizer, loaded, shown and simplified."""
+
+    def __str__(self) -> str:
+        from interchange.rule.words import definitions, readable, size
+
+        return "\n".join([f"{self.name}:  u = {readable(self)}", *definitions(self), f"  {size(self)}"])
+
+    def _repr_latex_(self) -> str:
+        """The equation and its features' definitions, in notebooks."""
+        from interchange.emit.targets import to_latex
+
+        used = [(name, tree) for name, tree in self.features.items() if tree is not None and name != "g"]
+        lines = [self.latex(), *(to_latex.emit_feature(name, tree).strip() for name, tree in used)]
+        aligned = r" \\ ".join(line.replace(" = ", " &= ", 1) for line in lines)
+        return rf"$$\begin{{aligned}} {aligned} \end{{aligned}}$$"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> "Rule":
         """Read a rule file; every fault is one ``L2OError`` that names the file.
 
         Args:
-            path: the file; the name of a rule of the gallery is one where no file has it.
+            path: the file, or a folder for the tuned or best rule in it; the name of a rule of the gallery is
+                one where no file has it.
             verify: refuse a file whose SHA-256 does not match; False only to write it anew.
         """
         if not os.path.exists(path):
@@ -27,6 +48,9 @@ class Rule(Equation):
                 return cls.named(os.fspath(path))
             if os.sep not in os.fspath(path) and "." not in os.fspath(path):
                 raise RuleError(f"{path}: no such file, nor a rule of the gallery: {', '.join(NAMED)}")
+        path = inside(path, "a rule", *FILES)
+        if found := _other_kind(path):
+            raise RuleError(f"{path}: expected a rule, got {found}; give the JSON file of a rule")
         return cls._from_payload(read_json(path), os.fspath(path), verify)
 
     @classmethod
@@ -63,3 +87,12 @@ class Rule(Equation):
         from interchange.emit.targets import to_sympy
 
         return to_sympy.build_rule(self)
+
+
+def _other_kind(path: str | os.PathLike[str]) -> str:
+    """What a file that is no JSON is; "" where nobody knows."""
+    if (found := kind(path)) == HDF5:
+        from interchange.files.hdf5 import kind_of
+
+        found = kind_of(path)
+    return "" if found in (RULE, JSON) else found

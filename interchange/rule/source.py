@@ -1,11 +1,17 @@
 """Optimizers named by a SPEC: teachers, rules and baselines, for recording and evaluation."""
 
 import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
-from common.tables.baselines import Spec
-from interchange.files.weights import Teacher, load_weights
-from interchange.rule.rule import Rule
+from common.registry import Registry
+from common.tables.baselines import BASELINES, Spec, parse_spec, parse_specs
+from interchange.files.kinds import RULE, kind
+from interchange.files.weights import FILE_NAME, SHIPPED, Teacher, load_weights
+from interchange.rule.gallery import NAMED
+from interchange.rule.rule import FILES, Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,3 +65,39 @@ def read(spec: Spec) -> Teacher | Rule | None:
     if spec.kind == "teacher":
         return load_weights(spec.target)
     return Rule.load(spec.target) if spec.kind == "rule" else None
+
+
+def find_spec(text: str) -> Spec:
+    """``parse_spec`` of a SPEC, or of the plain name of a shipped teacher, a rule, a run or a file."""
+    return parse_spec(spelled_out(text))
+
+
+def find_specs(texts: Sequence[str], backend: str) -> list[Spec]:
+    """``parse_specs`` of SPECs and plain names."""
+    return parse_specs([spelled_out(text) for text in texts], backend)
+
+
+def spelled_out(text: str) -> str:
+    """The SPEC of a plain name: ``teacher:rp_s`` of ``rp_s``, ``rule:runs/tuned.json`` of its file.
+
+    What follows a comma or the first colon stays. A run folder is its teacher, a folder of rules its best
+    rule, a file what it holds.
+
+    Raises:
+        L2OError: nothing has that name; the message lists what has one.
+    """
+    name = re.split("[:,]", text, maxsplit=1)[0]
+    if name in ("all", "front", "rule", "teacher", *BASELINES):
+        return text
+    rest = text[len(name) + 1 :]
+    place = Path(name)
+    if place.is_dir():
+        rules = not (place / FILE_NAME).is_file() and any((place / file).is_file() for file in FILES)
+        word = "rule" if rules else "teacher"
+    elif place.exists():
+        word = "rule" if place.suffix == ".json" or kind(place) == RULE else "teacher"
+    elif name in SHIPPED or name in NAMED:
+        word = "teacher" if name in SHIPPED else "rule"
+    else:
+        Registry("optimizer", {**BASELINES, **SHIPPED, **NAMED})[name]
+    return f"{word}:{name}" + f",{rest}" * bool(rest)

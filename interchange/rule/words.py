@@ -1,17 +1,16 @@
 """A rule told to a reader: the equation, what is in it, its size, how well it fits, and what to do next."""
 
 from interchange.language import expression as ex
+from interchange.language.equation import Equation
 from interchange.language.operators import OPERATORS
 from interchange.language.view import SIZES
-from interchange.rule.compare import size
-from interchange.rule.rule import Rule
 
 _RAW = {"g": "the gradient", "t": "the step, from 1", "theta": "the parameter", **SIZES}
 _ARGUMENTS = {"lag": "x, k", "ema": "x, b", "ema_hat": "x, b", "cumsum": "x", "cummax": "x"}
 _PLAIN = ("add", "sub", "mul", "div", "neg", "square", "cube", "abs")  # what no reader asks about
 
 
-def told(rule: Rule, file: object, following: str = "") -> str:
+def told(rule: Equation, file: object, following: str = "") -> str:
     """Some lines for the end of a command.
 
     Args:
@@ -24,7 +23,7 @@ def told(rule: Rule, file: object, following: str = "") -> str:
     return "\n".join(lines + [f"next: {following}"] * bool(following))
 
 
-def readable(rule: Rule) -> str:
+def readable(rule: Equation) -> str:
     """The right-hand side with its numbers, to 4 digits."""
     rounded = {name: float(f"{value:.4g}") for name, value in rule.constants.items()}
     rounded |= {name: rule.constants[name] for name in rule.decay_constants if not 0.0 < rounded[name] < 1.0}
@@ -33,7 +32,7 @@ def readable(rule: Rule) -> str:
     return text if rule.scale == 1.0 else f"{rule.scale:.4g} * ({text})"
 
 
-def definitions(rule: Rule) -> list[str]:
+def definitions(rule: Equation) -> list[str]:
     """A line for every feature, input and operator of the expression that is not plain arithmetic."""
     trees = [tree for name, tree in rule.features.items() if tree is not None and name != "g"]
     nodes = [node for tree in (rule.expression, *trees) for node in ex.walk(tree)]
@@ -52,7 +51,7 @@ def definitions(rule: Rule) -> list[str]:
     return [f"    {name:<{width}}  {meaning}" for name, meaning in entries.items()]
 
 
-def _facts(rule: Rule) -> str:
+def _facts(rule: Equation) -> str:
     """Size, R2 and, where it was found, that nothing but rounding is left."""
     facts = [size(rule)]
     scores = rule.provenance.get("r2", {})
@@ -61,3 +60,16 @@ def _facts(rule: Rule) -> str:
     if "exact" in rule.provenance:
         facts.append("exact: it leaves only the recording's rounding")
     return "; ".join(facts)
+
+
+def size(rule: Equation) -> str:
+    """Nodes, and floats of state per parameter."""
+    if rule.undefined:
+        return f"{rule.complexity} nodes; no optimizer, as {rule.undefined[0]!r} has no definition over g"
+    nodes, floats = counted(rule.complexity, "node"), counted(rule.state_floats, "float")
+    return f"{nodes}, {floats} of state per parameter"
+
+
+def counted(number: int, what: str) -> str:
+    """``1 float``, ``2 floats``."""
+    return f"{number} {what}{'s' * (number != 1)}"

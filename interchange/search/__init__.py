@@ -6,12 +6,14 @@ whenever it has something better, so that a limit or Ctrl-C keeps it.
 """
 
 import dataclasses
+import importlib.util
 import re
 from typing import Any
 
 import numpy as np
 
 from common.errors import L2OError
+from common.extras import missing
 from common.registry import Registry
 
 SKLEARN = "sklearn:"
@@ -66,7 +68,6 @@ class Engine:
         sequences: whether it reads ``features`` and ``target``; other engines get the rows alone.
         address_space: whether the memory limit holds for reserved addresses too; a runtime that reserves
             far more than it uses cannot start under one.
-        install: what to install where the package is missing; the extra of the engine's name if not given.
     """
 
     module: str
@@ -74,7 +75,6 @@ class Engine:
     note: str = ""
     sequences: bool = False
     address_space: bool = True
-    install: str = ""
 
 
 ENGINES: Registry[Engine] = Registry(
@@ -88,10 +88,13 @@ ENGINES: Registry[Engine] = Registry(
             "pyoperon",
             "optimizers' usual forms, then genetic programming over few columns",
             sequences=True,
-            install="symbolic-l2o[operon]",
         ),
     },
 )
+
+
+# What people look for by name -> how it is named here.
+_REGRESSORS = {"gplearn": f"{SKLEARN}gplearn.genetic:SymbolicRegressor"}
 
 
 def find_engine(name: str) -> Engine:
@@ -100,6 +103,8 @@ def find_engine(name: str) -> Engine:
     Raises:
         L2OError: no such engine, or a name of another form.
     """
+    if name in _REGRESSORS:
+        raise L2OError(f"engine {name!r} is a regressor in scikit-learn's style; name it {_REGRESSORS[name]}")
     if not name.startswith(SKLEARN):
         return ENGINES[name]
     match = _SKLEARN_NAME.fullmatch(name)
@@ -108,5 +113,12 @@ def find_engine(name: str) -> Engine:
             f"expected an engine of the form sklearn:MODULE:CLASS, got {name!r}; "
             "for example sklearn:gplearn.genetic:SymbolicRegressor"
         )
-    package = match.group(1)
-    return Engine("interchange.search.regressor", package, "a scikit-learn style regressor", install=package)
+    return Engine("interchange.search.regressor", match.group(1), "a scikit-learn style regressor")
+
+
+def needs(engine: Engine) -> str:
+    """``needs PACKAGE`` and the command that installs it, where an engine's package is missing; "" else."""
+    if not engine.package or importlib.util.find_spec(engine.package):
+        return ""
+    plain = f"needs {engine.package}, which is not installed: python -m pip install {engine.package}"
+    return missing(engine.package) or plain

@@ -28,7 +28,7 @@ from common.errors import L2OError
 from common.run.storage import atomic_write, loads_json
 from interchange.language.expression import Node
 from interchange.language.parse import parse
-from interchange.search import Engine, Task, find_engine
+from interchange.search import Engine, Task, find_engine, needs
 
 _GRACE = 20.0  # seconds beyond the search's own limit, for imports and the last generation
 _POLL = 0.25  # seconds
@@ -72,9 +72,8 @@ def run_engine(
         KeyboardInterrupt: interrupted before it reported anything.
     """
     row = find_engine(engine)
-    if row.package and importlib.util.find_spec(row.package) is None:
-        remedy = row.install or f"symbolic-l2o[{engine}]"
-        raise L2OError(f"engine {engine!r} needs {row.package}: pip install {remedy}")
+    if told := needs(row):
+        raise L2OError(f"engine {engine!r} {told}")
     _check(task, row)
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
         _write(engine, row, task, Path(folder))

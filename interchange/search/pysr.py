@@ -7,7 +7,6 @@ hall of fame it writes is read by the whitelist parser, while the search runs an
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import logging
 import os
@@ -25,7 +24,7 @@ from interchange.language.canonical import to_node
 from interchange.language.expression import Node
 from interchange.language.operators import OPERATORS
 from interchange.language.parse import parse
-from interchange.search import Task
+from interchange.search import ENGINES, Task, needs
 from interchange.search.julia import DEFINED, JULIA, read_front, to_guess, variables
 from interchange.search.standard import Archive, Standard, as_tree, standardised
 
@@ -46,8 +45,8 @@ _log = logging.getLogger(__name__)
 
 def missing() -> str:
     """Why PySR cannot run here and the remedy, one line, or ""; neither pysr nor Julia is started for it."""
-    if importlib.util.find_spec("pysr") is None:
-        return "needs pysr: pip install symbolic-l2o[pysr]"
+    if told := needs(ENGINES["pysr"]):
+        return told
     try:
         from juliapkg.deps import find_requirements
         from juliapkg.find_julia import find_julia

@@ -64,15 +64,18 @@ BOUNDARIES = {
 # Imports by computed name, which reading the source cannot follow.
 COMPUTED = {
     "common/tables/baselines.py": "asks whether an optimizer's package is there; does not import it",
+    "common/extras.py": "asks whether a package of the extras is there; does not import it",
+    "common/lazy.py": "modules of the package that offers their names",
+    "common/run/doors.py": "the command that is named, from the table in the file",
     "common/run/parallel.py": "asks whether the cluster's package is there; does not import it",
     "interchange/commands/__init__.py": "the backend whose command it is, when it is called",
     "interchange/emit/__init__.py": "its own modules, from the table of targets",
     "interchange/emit/source.py": "looks up a module's file to copy operators from; does not import it",
+    "interchange/search/__init__.py": "asks whether the engine's package is there; does not import it",
     "interchange/search/auto.py": "the genetic engine it goes on with, from the table beside it",
     "interchange/search/child.py": "the engine asked for and the package it needs, from the tables beside it",
     "interchange/search/regressor.py": "the regressor the user names, in the search's child only",
-    "torch_impl/__init__.py": "its own modules, from a table in the file",
-    "tf_impl/__init__.py": "its own modules, from a table in the file",
+    "tf_impl/__init__.py": "its own optimizers, and Keras' own loader once Keras is imported",
 }
 
 

@@ -131,7 +131,7 @@ def test_without_hash_warns_with_wrong_hash_refuses(good, tmp_path):
 
 
 def test_formats_and_versions(good, tmp_path):
-    with pytest.raises(L2OError, match="expected format l2o-teacher, got l2o-checkpoint"):
+    with pytest.raises(L2OError, match="expected a teacher, got a checkpoint"):
         read_hdf5(good[0], "l2o-teacher")
     path = tmp_path / "version.h5"
     for version, remedy in (("2.0.0", "update this project"), ("0.9.0", "record it again")):
@@ -160,7 +160,10 @@ def test_not_a_file_of_ours(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ReadError, match="regular file"):
         read_hdf5(tmp_path / "pipe")
-    for content in (b"", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"x" * 10_000):
+    (tmp_path / "zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(L2OError, match="expected a teacher, got a zip archive"):
+        read_hdf5(tmp_path / "zip")
+    for content in (b"", b"\x89HDF\r\n\x1a\n", b"x" * 10_000):
         (tmp_path / "other").write_bytes(content)
         with pytest.raises(DamagedFileError, match="expected a whole HDF5 file"):
             read_hdf5(tmp_path / "other")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from common.errors import L2OError
+from common.extras import require
 from interchange.emit.onnx.operators import ONNX, Nodes, one_minus_power
 from interchange.language.equation import Equation
 from interchange.language.execute import Instruction, Program
@@ -161,7 +161,4 @@ class Step:
 
 def require_onnx() -> None:
     """``L2OError`` with the remedy where the package onnx is not installed."""
-    try:
-        import onnx  # noqa: F401
-    except ImportError:
-        raise L2OError("ONNX files need the package onnx: pip install 'symbolic-l2o[onnx]'") from None
+    require("an ONNX file", "onnx")

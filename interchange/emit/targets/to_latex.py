@@ -1,7 +1,8 @@
 """A rule as LaTeX, in the notation of interchange.emit.notation; needs amsmath for ``\\operatorname``."""
 
-from interchange.emit.notation import Box, equation
+from interchange.emit.notation import Box, definition, equation
 from interchange.language.equation import Equation
+from interchange.language.expression import Node
 
 _COMMANDS = {"sin", "cos", "tan", "exp", "log", "max", "min", "sinh", "cosh", "tanh", "arctan"}
 _LETTERS = {"theta": r"\theta", "sigma": r"\sigma"}
@@ -16,6 +17,11 @@ _FENCES = {
 def emit(rule: Equation) -> str:
     """``u_t = ...``, features by name, constants rounded to 4 significant digits; one line."""
     return latex(equation(rule.expression, rule.constants, rule.scale)) + "\n"
+
+
+def emit_feature(name: str, node: Node) -> str:
+    """A feature's definition, ``name_t = ...``; one line."""
+    return latex(definition(name, node)) + "\n"
 
 
 def latex(box: Box) -> str:

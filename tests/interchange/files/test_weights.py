@@ -65,7 +65,7 @@ def test_the_row_is_plain_json_exact_and_of_this_format(tmp_path):
     with h5py.File(tmp_path / "t.h5") as file:
         assert TeacherRow.from_dict(json.loads(file.attrs["teacher_json"])) == row
         assert file["lstm_0/w_hidden"].shape == (28, 7)
-    with pytest.raises(L2OError, match="expected format l2o-teacher, got l2o-checkpoint"):
+    with pytest.raises(L2OError, match="expected a teacher, got a checkpoint"):
         load_weights(save_checkpoint(tmp_path, {}, {}))
 
 
