@@ -43,7 +43,7 @@ def export(source: "Rule | Teacher", target: str) -> str | bytes:
 def load(source: str) -> "Rule | Teacher":
     """What ``source`` names: ``rule:FILE``, ``teacher:RUN``, or either without the word.
 
-    Without it a run folder, an HDF5 file and the name of a shipped teacher are a teacher, anything else a rule.
+    Without it a run folder, an HDF5 file and a shipped teacher's name are a teacher, anything else a rule.
     """
     kind, colon, rest = source.partition(":")
     if colon and kind in ("rule", "teacher"):
@@ -52,7 +52,9 @@ def load(source: str) -> "Rule | Teacher":
 
     if source in NAMED and not os.path.exists(source):  # adam is a baseline elsewhere, and has an equation
         return Rule.named(source)
-    kind, _, rest = spelled_out(source).partition(":")
+    kind, colon, rest = spelled_out(source).partition(":")
+    if not colon:
+        raise L2OError(f"{source}: expected a rule or a teacher, got an optimizer that is no equation here")
     return Rule.load(rest) if kind == "rule" else _teacher(rest)
 
 

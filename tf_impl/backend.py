@@ -4,12 +4,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from common.metrics import DIVERGED
+from common.run.runs import numbers
 from common.tables.teachers import TeacherRow
 from interchange.backend import Trained
 from interchange.meta.rule_weights import KINDS
@@ -66,6 +68,21 @@ def teacher_network(
 def rule_network(rule: Rule, device: str, problems: Sequence[str] = (), kinds: bool = False) -> RuleNetwork:
     """A rule's network (``RuleNetwork``); a rule that cannot be one raises ``L2OError``."""
     return RuleNetwork(rule, device_of(device), problems, kinds)
+
+
+def metrics_writer(folder: str) -> Callable[[Mapping[str, Any]], None]:
+    """What takes the rows of a run's metrics and writes them for TensorBoard."""
+    import tensorboard  # noqa: F401  # without it tf.summary cannot write scalars, and does not say why
+
+    writer = tf.summary.create_file_writer(folder)
+
+    def write(row: Mapping[str, Any]) -> None:
+        with writer.as_default(step=row["epoch"]):
+            for name, value in numbers(row).items():
+                tf.summary.scalar(name, value)
+        writer.flush()
+
+    return write
 
 
 def trace(

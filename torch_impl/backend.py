@@ -4,11 +4,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from common.metrics import DIVERGED
+from common.run.runs import numbers
 from common.tables.teachers import TeacherRow
 from interchange.backend import Trained
 from interchange.meta.rule_weights import KINDS
@@ -38,6 +40,7 @@ __all__ = [
     "join",
     "load_source",
     "mean_loss_at",
+    "metrics_writer",
     "rollout_job",
     "rule_network",
     "stepper",
@@ -63,6 +66,20 @@ def teacher_network(
 def rule_network(rule: Rule, device: str, problems: Sequence[str] = (), kinds: bool = False) -> RuleNetwork:
     """A rule's network (``RuleNetwork``); a rule that cannot be one raises ``L2OError``."""
     return RuleNetwork(rule, device_of(device), problems, kinds)
+
+
+def metrics_writer(folder: str) -> Callable[[Mapping[str, Any]], None]:
+    """What takes the rows of a run's metrics and writes them for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(folder)
+
+    def write(row: Mapping[str, Any]) -> None:
+        for name, value in numbers(row).items():
+            writer.add_scalar(name, value, row["epoch"])
+        writer.flush()
+
+    return write
 
 
 def trace(

@@ -63,6 +63,7 @@ class RunFolder:
         self._lock = RunLock(self.path)
         self._metrics: int | None = None
         self._held = False
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # each gets every logged row
         if not create:
             self._check_there()
 
@@ -133,6 +134,8 @@ class RunFolder:
             raise StorageError(
                 f"cannot write {path} ({len(line)} bytes): {reason}; free some space or write elsewhere"
             ) from error
+        for listener in self.listeners:
+            listener(row)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The logged rows in order; a torn last line is left out. No metrics yet: an empty list."""
@@ -213,6 +216,15 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise L2OError(f"{path}: expected an object, got {str(value)[:40]}; restore a copy")
     return value
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row of metrics, but for the epoch they are of."""
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def finite_or_none(value: Any) -> Any:

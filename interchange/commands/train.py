@@ -96,6 +96,8 @@ def _train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None", worke
         with workers.together():
             if folder is not None:
                 stack.enter_context(folder)
+                if config.tensorboard:
+                    folder.listeners.append(backend.metrics_writer(str(folder.file("tensorboard"))))
                 if given and not config.resume:
                     save_weights(folder.file(_INIT_FILE), given.row, given.weights, given.created_by)
                 if not config.resume:
@@ -104,6 +106,8 @@ def _train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None", worke
             if folder is not None and (other := folder.code_changed()):
                 _log.warning(other)
             trainer.state.restore()
+            if folder is not None:  # the epochs may be more than before
+                folder.write_config(dataclasses.asdict(dataclasses.replace(config, resume="")))
         try:
             finished = trainer.run(label=f"train {teacher.name}", quiet=config.quiet, interrupt=interrupt)
         finally:  # also where it gives up
@@ -127,7 +131,11 @@ def _begin(
         saved = from_dict(TrainConfig, folder.config(), f"{name}/config.json")
         device = config.device if config.device != TrainConfig.device else saved.device
         jobs = config.jobs if config.jobs != TrainConfig.jobs else saved.jobs
+        if config.epochs and config.epochs < saved.epochs:
+            raise L2OError(f"--epochs: expected at least the run's own {saved.epochs}, got {config.epochs}")
         now = {"quiet": config.quiet, "device": device, "resume": name, "jobs": jobs}
+        now |= {"epochs": config.epochs or saved.epochs}
+        now |= {"tensorboard": config.tensorboard or saved.tensorboard}
         config = dataclasses.replace(saved, data_dir=config.data_dir or saved.data_dir, **now)
     given = _given(config)
     teacher = _row(config, given)
@@ -219,5 +227,5 @@ def main(command: Callable[[TrainConfig], Any], name: str, argv: Sequence[str] |
         argv,
         prog=f"python -m {name}_impl.train",
         description="Meta-train an LSTM optimizer (teacher) and write it to a run folder.",
-        alone={"resume": ("quiet", "device", "data_dir", "jobs")},
+        alone={"resume": ("quiet", "device", "data_dir", "jobs", "epochs", "tensorboard")},
     )

@@ -8,6 +8,8 @@ from common.run.config import OnProblem, option
 from common.tables.problems import PROBLEMS
 from common.tables.teachers import INITIAL_WEIGHTS, TEACHERS
 
+EPOCHS = 200
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaLoop(OnProblem):
@@ -34,7 +36,7 @@ class MetaLoop(OnProblem):
         empty=True,
         several=True,
     )
-    epochs: int = option(200, "meta-epochs, each on a fresh optimizee", low=1)
+    epochs: int = option(EPOCHS, "meta-epochs, each on a fresh optimizee", low=1)
     epoch_length: int = option(200, "inner steps of an epoch", low=1)
     horizon: str = option("", "instead of --epoch-length: steps, or a range 20..2000, drawn log-uniformly")
     unroll: int = option(20, "inner steps between two meta-updates", low=1)
@@ -63,6 +65,9 @@ class MetaLoop(OnProblem):
 class TrainConfig(MetaLoop):
     """Meta-training of a teacher (MATH.md section 2)."""
 
+    epochs: int = option(
+        0, f"meta-epochs, each on a fresh optimizee; 0: {EPOCHS}, with --resume as many as before", low=0
+    )
     teacher: str = option(
         "",
         "row of the teacher table; rp_s, or that of --init, if not given",
@@ -100,8 +105,14 @@ class TrainConfig(MetaLoop):
         0.0, "probability that an epoch imitates Adam, RMSprop or NAG instead (same)", low=0, high=1
     )
     init: str = option("", "start from the teacher of this run or file, or a shipped one (fine-tuning)")
-    resume: str = option("", "go on with this interrupted run")
+    resume: str = option("", "go on with this interrupted run, or with more --epochs with a finished one")
     checkpoint_seconds: float = option(30.0, "seconds between checkpoints", low=0)
+    tensorboard: bool = option(False, "write the metrics for TensorBoard too, below the run's folder")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.epochs and not self.resume:
+            object.__setattr__(self, "epochs", EPOCHS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

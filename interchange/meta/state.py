@@ -34,7 +34,17 @@ LATER_FIELDS = frozenset(
     | {"curriculum", "imitation", "schedule", "weight_decay", "factors", "constants", "kinds"}
     | {"state_dtype", "memory"}
 )
-_ELSEWHERE = ("resume", "out", "quiet", "overwrite", "device", "data_dir", "checkpoint_seconds", "jobs")
+_ELSEWHERE = (
+    "resume",
+    "out",
+    "quiet",
+    "overwrite",
+    "device",
+    "data_dir",
+    "checkpoint_seconds",
+    "jobs",
+    "tensorboard",
+)
 
 
 class TrainerState:
@@ -147,10 +157,13 @@ class TrainerState:
         with self.workers.together():
             if self.folder is not None and has_checkpoint(self.folder.path):
                 arrays, meta = load_checkpoint(self.folder.path)
-                if meta["config_hash"] != self.config_hash:
+                # A finished run may be given more epochs.
+                ended = dataclasses.replace(self.config, epochs=max(meta["epoch"], 1))
+                if meta["config_hash"] not in (self.config_hash, settings_hash(ended)):
                     raise L2OError(
                         f"{self.folder.path}: the checkpoint was written with other settings; resume with "
-                        "the run's own config.json and no other flags, or start anew with --init"
+                        "the run's own config.json and no other flags (more --epochs only once it has "
+                        "finished), or start anew with --init"
                     )
         meta, arrays = self.workers.broadcast(meta, arrays)
         if meta is not None:

@@ -50,7 +50,8 @@ def _checked(task: object, stream: str, number: int) -> Task:
     if lacks:
         raise L2OError(
             f"tasks({stream!r}, {number}): expected an optimizee such as ModuleTask, got "
-            f"{type(task).__name__} without {', '.join(lacks)}; wrap the model, its loss and its batches in ModuleTask"
+            f"{type(task).__name__} without {', '.join(lacks)}; "
+            "wrap model, loss and batches in ModuleTask"
         )
     return task
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from common.errors import L2OError
 from common.registry import Registry
 from common.tables.baselines import BASELINES, Spec, parse_spec, parse_specs
 from interchange.files.kinds import RULE, kind
@@ -99,5 +100,8 @@ def spelled_out(text: str) -> str:
     elif name in SHIPPED or name in NAMED:
         word = "teacher" if name in SHIPPED else "rule"
     else:
-        Registry("optimizer", {**BASELINES, **SHIPPED, **NAMED})[name]
+        try:
+            Registry("optimizer", {**BASELINES, **SHIPPED, **NAMED})[name]
+        except L2OError as error:
+            raise L2OError(f"{error}; or name a run's folder or a rule's file that is there") from None
     return f"{word}:{name}" + f",{rest}" * bool(rest)

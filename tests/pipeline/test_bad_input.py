@@ -107,7 +107,7 @@ BAD = {
     },
     "interchange.export": {
         "rp_s --to torch": "export it to onnx",
-        "rp_x --to onnx": "rp_x: no such file",
+        "rp_x --to onnx": "unknown optimizer 'rp_x' (did you mean 'rp_s'?)",
         "teacher:rp_x --to onnx": "shipped teacher",
         "adam --to onxx": "did you mean 'onnx'",
     },
