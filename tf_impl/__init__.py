@@ -27,11 +27,14 @@ def _register() -> None:
 
 
 class _AfterKeras:
-    """Registers once Keras is imported, so that importing this package stays cheap (PEP 451)."""
+    """Registers once Keras is imported, so that importing this package stays cheap (PEP 451).
+
+    Keras and TensorFlow import each other: whichever comes first is whole only after both are.
+    """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Keras' own spec, whose loader goes on with ours; nothing for any other module."""
-        if name != "keras":
+        """The module's own spec, whose loader goes on with ours; nothing for any other module."""
+        if name not in ("keras", "tensorflow"):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
