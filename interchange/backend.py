@@ -201,7 +201,7 @@ class Backend(Protocol):
     Attributes:
         NAME: ``torch`` or ``tf``; the package is ``<NAME>_impl``.
         TARGET: the row of ``interchange.emit.TARGETS`` whose code runs in the framework.
-        USAGE: the shortest way to use a rule, as Python text.
+        USAGE: a program that uses a rule, as Python text with places for its {file} and its {lr}.
         CREATED_BY: what made a file: this project and the framework, with versions.
         KINDS: of tensors that a rule may have constants of its own for.
         Learner: ``Learner(network, config)``, for meta-training.

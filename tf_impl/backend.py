@@ -51,9 +51,14 @@ __all__ = [
 
 NAME = "tf"
 TARGET = "tensorflow"
-USAGE = """from tf_impl import SymbolicOptimizer
-model.compile(optimizer=SymbolicOptimizer(rule="rule.json", learning_rate=1.0), loss=loss)
-model.fit(x, y)  # as with any Keras optimizer"""
+USAGE = """import keras
+import numpy as np
+from tf_impl import SymbolicOptimizer
+
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])  # your model and data here
+x = np.random.default_rng(0).normal(size=(64, 4))
+model.compile(optimizer=SymbolicOptimizer("{file}", learning_rate={lr}), loss="mse")
+model.fit(x, x.sum(1), epochs=2, verbose=0)"""
 _COUNTERS = ("iteration", "learning_rate", "_step")
 
 

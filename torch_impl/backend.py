@@ -50,9 +50,17 @@ __all__ = [
 ]
 
 NAME = TARGET = "torch"
-USAGE = """from torch_impl import SymbolicOptimizer
-optimizer = SymbolicOptimizer(model.parameters(), rule="rule.json", lr=1.0)
-optimizer.step()  # after loss.backward(), as with any torch optimizer"""
+USAGE = """import torch
+from torch_impl import SymbolicOptimizer
+
+model = torch.nn.Linear(4, 1)  # your model and data here
+x = torch.randn(64, 4)
+optimizer = SymbolicOptimizer(model.parameters(), "{file}", lr={lr})
+for _ in range(100):
+    optimizer.zero_grad()
+    loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+    loss.backward()
+    optimizer.step()"""
 
 
 def teacher_network(

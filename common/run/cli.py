@@ -243,7 +243,7 @@ class Progress:
             self._bar.update(self._task, completed=self.done, total=self.total, values=text)
             return
         part = self.done * self._PLAIN_LINES // max(self.total, 1)
-        if part > self._shown or self.done == self.total:
+        if part > self._shown or (self.done == self.total and not self._about):
             self._shown = part
             say(self._line())
 
@@ -252,13 +252,13 @@ class Progress:
         seconds = time.perf_counter() - self._start
         new, rest = self.done - self._begun, self.total - self.done
         left = f", about {span(seconds * rest / new)} left" if new > 0 and rest > 0 else ""
-        many = f"{self.done}/{'~' * (self._about and rest > 0)}{self.total}"
+        many = f"{self.done}/{'~' * self._about}{self.total}"
         return f"{self.label}: {many}  {span(seconds)}{left}  {self._text}".rstrip()
 
     def __exit__(self, *exception: object) -> None:
         _Pulse.line = None
         if self._bar is not None:
             self._bar.stop()
-        elif self._about and self.done < self.total and not self.quiet and not any(exception):
-            self.total = self.done  # fewer than estimated
+        elif self._about and not self.quiet and not any(exception):
+            self.total, self._about = self.done, False
             say(self._line())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.extras import require
 from common.metrics import SummaryRow, summarise, summary_text
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, option
@@ -62,6 +63,7 @@ def demo(config: DemoConfig, backend: "Backend") -> Path:
     Raises:
         L2OError: ``config.out`` holds a run already, or a stage fails.
     """
+    require("demo", "pyoperon", "matplotlib")  # needed minutes later
     stages = _Stages(config, backend)
     folder = Path(config.out or "runs/demo")
     run, ranked, tuned = _make_rules(config, stages, folder)
@@ -186,7 +188,6 @@ def report_data(
     """Everything the report shows."""
     from common.run.runs import environment
     from interchange.emit import TARGETS
-    from interchange.emit.targets import to_mathml
     from interchange.files.trajectories import load_trajectories
     from interchange.search.samples import sequences
 
@@ -206,14 +207,13 @@ def report_data(
             _card("distilled rule", chosen, chosen, held_out),
             _card("tuned rule", tuned, chosen, held_out),
         ],
-        features={name: to_mathml.emit_feature(name, node) for name, node in tuned.features.items() if node},
         summary=summary,
         curves=_curves(rows, config.steps),
         commands=stages.commands,
         versions=environment()["versions"] | {"python": environment()["python"]},
         protocol=_PROTOCOL,
         timings=stages.seconds,
-        usage=stages.backend.USAGE,
+        usage=_usage(summary, run.folder, stages.backend),
         exports={name: TARGETS[name].emit(tuned) for name in ("latex", "numpy", stages.backend.TARGET)},
     )
 
@@ -240,36 +240,30 @@ def _curves(rows: "list[EvaluationRow]", steps: int) -> dict[str, np.ndarray]:
 
 
 def _front_row(rule: "Rule", chosen: "Rule") -> FrontRow:
+    record = rule.provenance["loss"]
     return FrontRow(
-        complexity=rule.complexity,
+        rule=rule,
         **{f"r2_{split}": rule.provenance["r2"][split] for split in ("train", "valid", "test")},
-        mathml=rule.mathml(),
-        text=str_of(rule),
         chosen=rule.expression == chosen.expression,
         rollout_loss=rollout_loss(rule),
+        tasks=record["tasks"],
+        behind=record["behind"],
     )
-
-
-def str_of(rule: "Rule") -> str:
-    """The rule's right-hand side in the rule language."""
-    from interchange.language.expression import to_text
-
-    return to_text(rule.expression)
 
 
 def _card(name: str, rule: "Rule", before: "Rule", held_out: "Sequences") -> RuleCard:
     from interchange.distill.refit import score
 
-    return RuleCard(
-        name=name,
-        mathml=rule.mathml(),
-        latex=rule.latex(),
-        text=str_of(rule),
-        constants={c: (before.constants[c], value) for c, value in rule.constants.items()},
-        r2=score(rule, held_out),
-        complexity=rule.complexity,
-        state_floats=rule.state_floats,
-    )
+    constants = {c: (before.constants[c], value) for c, value in rule.constants.items()}
+    return RuleCard(name=name, rule=rule, constants=constants, r2=score(rule, held_out))
+
+
+def _usage(summary: list[SummaryRow], folder: Path, backend: "Backend") -> str:
+    """How to use the better of the two rules, with the learning rate that was chosen for it."""
+    files = {"rule": folder / "rules" / "best.json", "tuned rule": folder / "tuned.json"}
+    rows = [row for row in summary if row.optimizer in files]
+    best = min(rows, key=lambda row: row.mean)
+    return backend.USAGE.format(file=files[best.optimizer].as_posix(), lr=f"{best.lr:g}")
 
 
 def main(command: Callable[[DemoConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:

@@ -24,15 +24,17 @@ from common.run.cli import run as run_command
 from common.tables.baselines import BASELINES, absent
 from common.tables.suites import Entry, entries
 from interchange.evaluation.cells import Cell, Store, code_of
-from interchange.evaluation.config import EvaluateConfig
+from interchange.evaluation.config import EvaluateConfig, expected_runs
 from interchange.evaluation.grid import Pool, Tested, course, run_grid
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
 from interchange.evaluation.tuning import loss_at_or_inf
+from interchange.report.verdict import trials_note
 from interchange.rule.source import find_specs
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Task
     from interchange.files.results import EvaluationRow
+    from interchange.rule.rule import Rule
     from interchange.rule.source import Source
 
 __all__ = ["evaluate", "folder_of", "loss_at_or_inf", "main", "time_optimizers"]
@@ -73,7 +75,8 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
         if config.overwrite and (folder / "evaluation.h5").exists():  # else the same command goes on
             store.clear()
         rows = _run(wanted, configs, loaded, tasks, store, backend)
-        _write(folder, rows, config, backend, code)
+        rules = {text: source.loaded for text, source in loaded.items() if source.spec.kind == "rule"}
+        _write(folder, rows, config, backend, code, rules)
     return rows
 
 
@@ -121,7 +124,8 @@ def _run(
         return weights[cell.problem] * cell.steps * slow
 
     quiet = next(iter(configs.values())).quiet
-    with Progress("evaluate", _expected(loaded, horizons, configs), quiet=quiet, about=True) as progress:
+    specs = {text: source.spec for text, source in loaded.items()}
+    with Progress("evaluate", expected_runs(specs, horizons, configs), quiet=quiet, about=True) as progress:
         pool = Pool(store, cost, progress)
         tested = run_grid(courses, pool, configs, loaded, backend)
     if pool.found and not quiet:
@@ -133,19 +137,6 @@ def _run(
         for p in configs
         for row in _rows(configs[p], tested[p], loaded, _times(tested[p], loaded, tasks[p], backend), seen)
     ]
-
-
-def _expected(
-    loaded: "Mapping[str, Source]",
-    horizons: Mapping[str, tuple[int, ...]],
-    configs: Mapping[str, EvaluateConfig],
-) -> int:
-    """About how many runs there will be: grids may grow, and some runs may be there already."""
-    config = next(iter(configs.values()))
-    tuned = (
-        sum(source.spec.lr is None for source in loaded.values()) * config.trials * config.validation_seeds
-    )
-    return sum(tuned + len(loaded) * len(own) * config.seeds for own in horizons.values())
 
 
 def _trained_on(source: "Source") -> set[str]:
@@ -207,7 +198,12 @@ def _rows(
 
 
 def _write(
-    folder: Path, rows: "Sequence[EvaluationRow]", config: EvaluateConfig, backend: "Backend", code: str
+    folder: Path,
+    rows: "Sequence[EvaluationRow]",
+    config: EvaluateConfig,
+    backend: "Backend",
+    code: str,
+    rules: "Mapping[str, Rule]",
 ) -> None:
     from common.run.runs import environment
     from common.run.storage import atomic_write
@@ -226,7 +222,7 @@ def _write(
     from interchange.report.comparison import write_comparison
 
     try:
-        write_comparison(folder / "report.html", compared, rows, config.problem, missing)
+        write_comparison(folder / "report.html", compared, rows, config.problem, missing, rules)
     except ImportError as error:
         _LOG.warning("report.html is not written: %s; install matplotlib, or give --no-report", error)
 
@@ -297,6 +293,8 @@ def main(command: Callable[[EvaluateConfig], Any], name: str, argv: Sequence[str
             )
         if text := standings_text(standing_groups(compare(summary, rows))):
             print(text + "\n")
+        if note := trials_note(rows, config.trials * (len(config.schedules) == 1)):
+            print(note + "\n")
         print(f"evaluation: {folder_of(config) / 'evaluation.h5'}")
         if (report := folder_of(config) / "report.html").exists() and config.report:
             print(f"report: {report}")

@@ -1,16 +1,21 @@
 """What ``evaluate`` takes."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import get_args
 
 from common.data.datasets import Split
 from common.errors import L2OError
 from common.run.config import OnProblem, option
+from common.tables.baselines import Spec
 from common.tables.schedules import SCHEDULES
 
 
 def _schedules() -> tuple[str, ...]:
     return (*SCHEDULES, "all")
+
+
+_GROWTH = 2  # trials by which grids usually grow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,3 +56,16 @@ class EvaluateConfig(OnProblem):
         if self.schedules not in (type(self).schedules, ("all",)):
             raise L2OError("--fair tries every schedule; leave --schedules out")
         return dataclasses.replace(self, fair=False, schedules=("all",), knob=True)
+
+
+def expected_runs(
+    specs: Mapping[str, Spec], horizons: Mapping[str, tuple[int, ...]], configs: Mapping[str, EvaluateConfig]
+) -> int:
+    """About how many runs there will be: grids may grow, and some runs may be there already."""
+    config = next(iter(configs.values()))
+    tuned = (
+        sum(spec.lr is None for spec in specs.values())
+        * (config.trials + _GROWTH * (config.trials > 0))
+        * config.validation_seeds
+    )
+    return sum(tuned + len(specs) * len(own) * config.seeds for own in horizons.values())

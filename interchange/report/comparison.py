@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,13 @@ from interchange.evaluation.profiles import (
     times_to_target,
 )
 from interchange.report import grid_plots
+from interchange.report.equation import equation_block
 from interchange.report.page import chart, escape, page, section, table
+from interchange.report.verdict import comparison_verdict
+from interchange.rule.rule import Rule
+from interchange.rule.words import size
 
+_UNFOLDED = 3  # equations
 _COLOURED = 6  # optimizers with a colour of their own in the curves
 _NOTE = (
     "Every optimizer tried the same number of learning rates, a factor 2 apart, its best not at an edge, "
@@ -36,13 +42,21 @@ _TARGET_NOTE = (
     f"Score: area under the profile from 1 to {TAU:g} (Dahl et al. 2023)."
 )
 
+_STANDINGS_NOTE = (
+    "Baselines are the hand-made optimizers; the best is the one with the lowest loss on a problem. Columns "
+    "count problems, each at each of its horizons. Beyond doubt: the whole 95 % interval is better. Loss "
+    "over the best's: geometric mean over problems; 1 is equal, less is better. Speed score: 0 to 1, how soon "
+    "it reaches the targets, beside the fastest (below)."
+)
+
 
 def write_comparison(
     path: str | os.PathLike[str],
     compared: Sequence[Compared],
     runs: Sequence[Any],
     problem: str,
-    absent: Mapping[str, str],
+    absent: Mapping[str, str] = MappingProxyType({}),
+    rules: Mapping[str, Rule] = MappingProxyType({}),
 ) -> None:
     """Write the page to ``path``, atomically.
 
@@ -51,19 +65,25 @@ def write_comparison(
         runs: objects with ``optimizer, problem, horizon, seed, losses``.
         problem: what was asked for, for the title.
         absent: optimizers that could not run -> why not.
+        rules: SPEC -> the rule it names.
     """
-    text = render_comparison(compared, runs, problem, absent)
+    text = render_comparison(compared, runs, problem, absent, rules)
     atomic_write(path, text.encode(errors="replace"))
 
 
 def render_comparison(
-    compared: Sequence[Compared], runs: Sequence[Any], problem: str, absent: Mapping[str, str]
+    compared: Sequence[Compared],
+    runs: Sequence[Any],
+    problem: str,
+    absent: Mapping[str, str] = MappingProxyType({}),
+    rules: Mapping[str, Rule] = MappingProxyType({}),
 ) -> str:
     """The page as HTML text; the same data gives the same text."""
     groups = standing_groups(compared)
     names = labels(list(dict.fromkeys(c.row.optimizer for c in compared)))
     learned = [name for name in names if not is_baseline(name)]
     parts = (
+        _equations(rules, names),
         _standings(groups, names),
         _matrix(compared, names, learned),
         _losses(compared, names, learned),
@@ -73,7 +93,7 @@ def render_comparison(
         _absent(absent),
     )
     title = f"Optimizers on {problem}"
-    return page(title, _headline(groups, names) or title, parts)
+    return page(title, comparison_verdict(groups, compared, names) or title, parts)
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
@@ -91,22 +111,24 @@ def _short(name: str) -> str:
     return f"{kind} {PurePath(file).stem}{comma}{options}"
 
 
-def _headline(groups: Mapping[str, Sequence[Standing]], names: Mapping[str, str]) -> str:
-    rows = groups.get("unseen") or groups.get("all")
-    if not rows:
-        return ""
-    best, where = rows[0], "problems it never saw" if "unseen" in groups else "problems"
-    return (
-        f"{names[best.optimizer]} is at least as good as the best baseline on {best.ahead} of "
-        f"{best.problems} {where}, and within 5 % on {best.close}"
-    )
+def _equations(rules: Mapping[str, Rule], names: Mapping[str, str]) -> str:
+    """The rules that were compared; of many, as of a front, only what unfolds."""
+    shown = [(f"{names.get(spec, spec)}: {size(rule)}", equation_block(rule)) for spec, rule in rules.items()]
+    if len(shown) > _UNFOLDED:
+        parts = [f"<details><summary>{escape(head)}</summary>{block}</details>" for head, block in shown]
+    else:
+        parts = [f"<h3>{escape(head)}</h3>{block}" for head, block in shown]
+    return section("The equations", *parts) if parts else ""
 
 
 def _standings(groups: Mapping[str, Sequence[Standing]], names: Mapping[str, str]) -> str:
     if not groups:
         return ""
     against = list(dict.fromkeys(name for rows in groups.values() for s in rows for name in s.against))
-    head = ("optimizer", "problems", "≤ best baseline", "≤ 1.05 ×", "surely better", "loss ratio", "score")
+    head = (
+        "optimizer", "problems", "at least as good as the best baseline", "within 5 % of it",
+        "better beyond doubt", "loss over the best's", "speed score",
+    )  # fmt: skip
     cells = []
     for group, rows in groups.items():
         for s in rows:
@@ -115,9 +137,8 @@ def _standings(groups: Mapping[str, Sequence[Standing]], names: Mapping[str, str
             cells.append([escape(names[s.optimizer]), *(escape(cell) for cell in (*counts, *rest))])
     return section(
         "How the learned ones stand",
-        table((*head, *(f"≤ {names[name]}" for name in against)), cells, "Standings"),
-        '<p class="soft">Columns count problems, each at each of its horizons; loss ratio: geometric mean '
-        "over them.</p>",
+        table((*head, *(f"at least as good as {names[name]}" for name in against)), cells, "Standings"),
+        f'<p class="soft">{escape(_STANDINGS_NOTE)}</p>',
     )
 
 

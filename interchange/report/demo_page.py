@@ -1,38 +1,26 @@
 """The report: one HTML file that needs no network and no script, for a newcomer from the top down.
 
-All text is escaped. MathML comes from our own emitter and is passed through after a check: what is not
-well-formed or holds anything but presentation MathML is shown as text.
+All text is escaped; equations come from our own emitter.
 """
 
 import dataclasses
-import html
 import math
 import os
-import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
-from html.entities import html5
 from typing import Any
 
 import numpy as np
 
-from common.metrics import SummaryRow, headline, number
+from common.metrics import SummaryRow, number
 from common.run.storage import atomic_write
 from interchange.report import plots
+from interchange.report.equation import equation_block, formula
 from interchange.report.page import chart, details, escape, page, section, table, terms
+from interchange.report.verdict import verdict
+from interchange.rule.rule import Rule
+from interchange.rule.words import readable
 
-_ELEMENTS = re.compile(
-    "math|semantics|annotation|none|mprescripts|m(row|i|n|o|text|s|space|frac|sqrt|root|style|padded|phantom|error|"
-    "fenced|enclose|sub|sup|subsup|under|over|underover|multiscripts|table|tr|td)"
-)
-_ATTRIBUTES = re.compile(
-    "display(style)?|scriptlevel|math(variant|size)|stretchy|fence|separators?|form|symmetric|[lr]space|"
-    "(min|max)size|largeop|movablelimits|accent(under)?|linethickness|open|close|notation|width|height|depth|"
-    "voffset|(column|row)(align|spacing)|encoding|alttext|dir"
-)
 _ROLES = {"teacher": "teacher", "rule": "rule", "tuned": "tuned rule"}
-_MATHML = "{http://www.w3.org/1998/Math/MathML}"
-_ENTITY = re.compile(r"&(?!amp;|lt;|gt;)([A-Za-z]\w*;)")  # HTML's names, which XML does not know
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,19 +28,20 @@ class FrontRow:
     """One rule of the Pareto front.
 
     Attributes:
-        complexity: nodes; r2_train, r2_valid, r2_test: pooled R2 of the three splits (by run).
+        r2_train, r2_valid, r2_test: pooled R2 of the three splits (by run).
         chosen: the rule the search settled on.
-        rollout_loss: loss when run as an optimizer on validation problems; None where it was not.
+        rollout_loss: loss when run as an optimizer on ``tasks`` validation problems; None where it was not.
+        behind: how far its mean log loss is behind the lowest on the same problems; None where unknown.
     """
 
-    complexity: int
+    rule: Rule
     r2_train: float
     r2_valid: float
     r2_test: float
-    mathml: str
-    text: str
     chosen: bool = False
     rollout_loss: float | None = None
+    tasks: int = 0
+    behind: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,17 +50,13 @@ class RuleCard:
 
     Attributes:
         constants: name -> (value before tuning, value after); equal where nothing was tuned.
-        r2: on held-out runs; state_floats: floats of state per optimized parameter.
+        r2: on held-out runs of the teacher.
     """
 
     name: str
-    mathml: str
-    latex: str
-    text: str
+    rule: Rule
     constants: Mapping[str, tuple[float, float]]
     r2: float
-    complexity: int
-    state_floats: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +68,6 @@ class ReportData:
         teacher: the row of the teacher table; training_seconds: of its meta-training.
         metrics: per meta-epoch a mapping with ``epoch``, ``loss`` and ``validation`` (may be None).
         front: rules in order of complexity; rules: the chosen rule, then its tuned form if there is one.
-        features: name -> MathML of its definition.
         summary: rows of ``common.metrics.summarise``, all horizons; curves: name -> losses [seeds, steps].
         roles: ``teacher``, ``rule``, ``tuned`` -> that one's name in ``summary`` and ``curves``.
         commands: exact equivalent command lines; protocol: sentences; timings: stage -> seconds.
@@ -98,7 +82,6 @@ class ReportData:
     metrics: Sequence[Mapping[str, Any]]
     front: Sequence[FrontRow]
     rules: Sequence[RuleCard]
-    features: Mapping[str, str]
     summary: Sequence[SummaryRow]
     curves: Mapping[str, np.ndarray]
     commands: Sequence[str]
@@ -118,45 +101,36 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> None:
 def render(data: ReportData) -> str:
     """The report as HTML text; the same data gives the same text."""
     parts = (_equation(data), _results(data), _front(data), _making(data), _use(data), _record(data))
-    sentence = headline(data.summary, data.roles, data.rules[-1].complexity if data.rules else 0)
+    sentence = verdict(data.summary, data.roles, data.rules[-1].rule.complexity if data.rules else 0)
     return page(data.title, sentence or data.title, parts)
-
-
-def safe_mathml(source: str, text: str) -> str:
-    """``source`` if it is one well-formed element of presentation MathML, else ``text`` as escaped code."""
-    try:
-        if "<!" in source or "<?" in source:
-            raise ValueError("declarations are not MathML")
-        root = ElementTree.fromstring(_ENTITY.sub(lambda m: html.escape(html5[m[1]]), source))
-        for element in root.iter():
-            element.tag = element.tag.removeprefix(_MATHML)
-            if not _ELEMENTS.fullmatch(element.tag) or not all(map(_ATTRIBUTES.fullmatch, element.attrib)):
-                raise ValueError(f"{element.tag} is not presentation MathML")
-        if root.tag != "math":
-            raise ValueError("expected one math element")
-        return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
-    except (ElementTree.ParseError, KeyError, ValueError, RecursionError):
-        return f'<code class="formula">{escape(text)}</code>'
 
 
 def _equation(data: ReportData) -> str:
     if not data.rules:
         return ""
-    rule = data.rules[-1]
-    facts = {"R² on held-out runs": number(rule.r2, ".4f"), "nodes": rule.complexity}
-    facts["floats of state per parameter"] = number(rule.state_floats)
-    shown = "".join(f"<div><dt>{escape(term)}</dt><dd>{value}</dd></div>" for term, value in facts.items())
-    parts = [f'<div class="equation scroll" tabindex="0">{safe_mathml(rule.mathml, rule.text)}</div>']
-    parts.append(f'<dl class="facts">{shown}</dl>')
-    if data.features:
-        where = "".join(f"<li>{safe_mathml(m, f'{n}: {m}')}</li>" for n, m in data.features.items())
-        parts.append(f'<h3>Where</h3><ul class="where scroll" tabindex="0">{where}</ul>')
-    if rule.constants:
+    *others, last = data.rules
+    head = ("rule", "R² on held-out runs of the teacher", "nodes", "floats of state per parameter")
+    facts = [
+        [
+            escape(card.name),
+            number(card.r2, ".4f"),
+            str(card.rule.complexity),
+            number(card.rule.state_floats),
+        ]
+        for card in data.rules
+    ]
+    parts = [f"<h3>The {escape(last.name)}</h3>", equation_block(last.rule)]
+    parts += [f"<h3>The {escape(card.name)}, before tuning</h3>{formula(card.rule)}" for card in others]
+    parts.append(f"<h3>How closely they follow the teacher, and their size</h3>{table(head, facts, 'Rules')}")
+    if last.constants:
         head = ("constant", "distilled", "meta-tuned")[: 1 + len(data.rules)]
-        rows = [[escape(n), *(number(v, ".6g") for v in pair)] for n, pair in rule.constants.items()]
+        rows = [[escape(n), *(number(v, ".6g") for v in pair)] for n, pair in last.constants.items()]
         values = table(head, [row[: len(head)] for row in rows], "Constants")
         parts.append(f"<h3>Constants</h3>{values}")
-    parts += [details(f"{card.name} as text and LaTeX", card.text, card.latex) for card in data.rules]
+    parts += [
+        details(f"{card.name} as text and LaTeX", readable(card.rule), card.rule.latex())
+        for card in data.rules
+    ]
     return section("The rule", *parts)
 
 
@@ -209,18 +183,29 @@ def _front(data: ReportData) -> str:
     if not data.front:
         return ""
     chosen = next((place for place, row in enumerate(data.front) if row.chosen), None)
-    front = plots.pareto_front([(row.complexity, row.r2_test) for row in data.front], chosen)
-    cells = []
+    front = plots.pareto_front([(row.rule.complexity, row.r2_test) for row in data.front], chosen)
+    lines = []
     for row in data.front:
         tags = ' <span class="tag">chosen</span>' if row.chosen else ""
         r2s = [number(value, ".4f") for value in (row.r2_train, row.r2_valid, row.r2_test)]
-        rollout = number(row.rollout_loss, "#.4g")
-        cells.append([f"{row.complexity}{tags}", *r2s, rollout, safe_mathml(row.mathml, row.text)])
-    head = ["nodes", "R² train", "R² valid", "R² test", "rollout loss", "rule"]
+        rollout = [number(row.rollout_loss, "#.4g"), str(row.tasks or "–"), number(row.behind, ".4f")]
+        lines.append([f"{row.rule.complexity}{tags}", *r2s, *rollout])
+    head = ["nodes", "R² train", "R² valid", "R² test", "rollout loss", "tasks", "behind"]
     note = (
         "Every rule the search kept; labels are node counts. R² says how closely a rule follows the teacher."
     )
-    return section("Simpler against closer", chart(front, note), table(head, cells, "Pareto front"))
+    meaning = (
+        "Rollout loss: mean loss as an optimizer on so many validation tasks. Behind: how far its mean log "
+        "loss is behind the lowest on the same tasks, by which the rule is chosen."
+    )
+    rules = "".join(f"<h3>{row.rule.complexity} nodes</h3>{formula(row.rule)}" for row in data.front)
+    return section(
+        "Simpler against closer",
+        chart(front, note),
+        table(head, lines, "Pareto front"),
+        f'<p class="soft">{escape(meaning)}</p>',
+        f"<details><summary>The {len(data.front)} equations</summary>{rules}</details>",
+    )
 
 
 def _making(data: ReportData) -> str:

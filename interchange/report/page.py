@@ -88,16 +88,19 @@ section { margin-top: 3.25rem; padding-top: 2rem; border-top: 1px solid var(--li
   linear-gradient(to left, var(--shade), transparent) 100% / .9rem 100% no-repeat, var(--under); }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "STIX Math", STIX, math; }
-.equation { --under: var(--panel); border-radius: .6rem; padding: 1.75rem 1.25rem; }
-.equation math { display: block math; width: max-content; margin: 0 auto; math-style: normal;
-  font-size: clamp(1.2rem, .9rem + 1vw, 1.6rem); }
-.where { list-style: none; padding: 0; margin: 0; } .where math { math-style: normal; font-size: 1.15rem; }
-.where li { width: max-content; max-width: none; padding: .4rem 0; }
+.equation { background: var(--panel); border-radius: .6rem; padding: 1.5rem 1.25rem; margin: .6rem 0; }
+.pieces { overflow-x: auto; line-height: 2.4; padding-left: 1.5em; text-indent: -1.5em; }
+.pieces math { font-size: clamp(1.15rem, .9rem + 1vw, 1.5rem); } math { text-indent: 0; }
+.where { display: grid; grid-template-columns: max-content 1fr; gap: .5rem 1.5rem; margin: 0; }
+.where > dt { color: var(--text); } .where math { font-size: 1.1rem; } .where .pieces { line-height: 2; }
+.on-wide { display: none; }
+@media (min-width: 66rem) { .on-wide { display: block; } .on-narrow { display: none; } }
 .facts { display: flex; flex-wrap: wrap; gap: 1rem 3rem; margin: 1.5rem 0 0; }
 .facts div { display: flex; flex-direction: column-reverse; } .facts dd { font-size: 1.5rem; }
 table { border-collapse: collapse; font-size: .9375rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem 1.5rem .5rem 0; text-align: left; white-space: nowrap; font-weight: 400;
-  border-bottom: 1px solid var(--line); } thead th, figcaption { color: var(--soft); font-size: .875rem; }
+  border-bottom: 1px solid var(--line); } thead th { white-space: normal; vertical-align: bottom; }
+@media (max-width: 40rem) { th, td { padding-right: .8rem; } table { font-size: .875rem; } } thead th, figcaption { color: var(--soft); font-size: .875rem; }
 .best, .tag, .eyebrow { color: var(--accent); }
 .tag { font-size: .75rem; border: 1px solid currentColor; border-radius: 1rem; padding: .05rem .5rem; }
 figure { margin: 1.75rem 0; } figcaption { margin-top: .5rem; } abbr { text-decoration: none; }

@@ -2,6 +2,7 @@
 
 from xml.sax.saxutils import escape
 
+from interchange.emit.breaking import pieces
 from interchange.emit.notation import Box, definition, equation
 from interchange.language.equation import Equation
 from interchange.language.expression import Node
@@ -19,6 +20,14 @@ def emit(rule: Equation) -> str:
 def emit_feature(name: str, node: Node) -> str:
     """One ``<math>`` element: a feature's definition, ``name_t = ...``."""
     return _math(definition(name, node))
+
+
+def broken(box: Box, room: float) -> list[str]:
+    """Inline ``<math>`` elements of a layout, between which a line may end (``emit.breaking``)."""
+    return [
+        f'<math xmlns="http://www.w3.org/1998/Math/MathML" displaystyle="true">{mathml(piece)}</math>'
+        for piece in pieces(box, room)
+    ]
 
 
 def _math(box: Box) -> str:

@@ -1,0 +1,87 @@
+"""What a comparison says in a sentence or two, and what it leaves open."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.metrics import SummaryRow, headline, number
+from interchange.evaluation.profiles import Compared, Ratio, Standing, ratio
+
+
+def verdict(summary: Sequence[SummaryRow], roles: Mapping[str, str], complexity: int) -> str:
+    """``headline``, what tuning did to the rule, and whether seeds tell it from the best baseline.
+
+    Args:
+        roles: ``teacher``, ``rule``, ``tuned`` -> name in ``summary``; every other name is a baseline.
+        complexity: nodes of the rule.
+    """
+    sentences = [headline(summary, roles, complexity)]
+    horizon = max((row.horizon for row in summary), default=0)
+    rows = {row.optimizer: row for row in summary if row.horizon == horizon}
+    tuned, rule = (rows.get(roles.get(role, "")) for role in ("tuned", "rule"))
+    if tuned and rule:
+        sentences.append(_tuning(ratio(tuned.figures, rule.figures)))
+    ours = tuned or rule
+    others = [row for name, row in rows.items() if name not in roles.values()]
+    if ours and others:
+        best = min(others, key=lambda row: row.mean)
+        own = ratio(ours.figures, best.figures)
+        if undecided(own):
+            sentences.append(
+                f"{ours.seeds} seeds do not tell it from {best.optimizer}: {times(own)} its loss."
+            )
+    return " ".join(filter(None, sentences))
+
+
+def _tuning(found: Ratio) -> str:
+    """What tuning did on the test seeds, where it did no good."""
+    if math.isnan(found.value) or found.value < 1.0:
+        return ""
+    if found.value == 1.0:
+        return "Tuning changed nothing."
+    sure = "" if undecided(found) or math.isnan(found.low) else ", beyond doubt"
+    return f"Tuning made it worse here{sure}: {times(found)} the loss before."
+
+
+def undecided(found: Ratio) -> bool:
+    """Whether the interval of a ratio spans 1, so that other seeds might say the opposite."""
+    return found.low <= 1.0 <= found.high
+
+
+def times(found: Ratio) -> str:
+    """A ratio with its interval, for people."""
+    spread = "" if math.isnan(found.low) else f" ({number(found.low, '.2g')} to {number(found.high, '.2g')})"
+    return f"{number(found.value, '.2f')}{spread} times"
+
+
+def comparison_verdict(
+    groups: Mapping[str, Sequence[Standing]], compared: Sequence[Compared], names: Mapping[str, str]
+) -> str:
+    """How the best learned optimizer stands, and on how many problems the seeds leave it open."""
+    rows = groups.get("unseen") or groups.get("all")
+    if not rows:
+        return ""
+    best, where = rows[0], "problems it never saw" if "unseen" in groups else "problems"
+    own = [c for c in compared if c.row.optimizer == best.optimizer]
+    own = [c for c in own if not (c.row.trained_on and "unseen" in groups)]
+    name, open_ones = names[best.optimizer], [c for c in own if undecided(c.ratio)]
+    if len(own) == 1:
+        (one,) = own
+        start = f"{name} reaches {times(one.ratio)} the loss of {names[one.best]}, the best baseline"
+        return start + (f": {one.row.seeds} seeds do not tell which is better" if open_ones else "")
+    start = (
+        f"{name} is at least as good as the best baseline on {best.ahead} of {best.problems} {where}, and "
+        f"within 5 % on {best.close}"
+    )
+    return start + (f"; on {len(open_ones)} the seeds do not tell which is better" if open_ones else "")
+
+
+def trials_note(rows: Sequence[Any], asked: int) -> str:
+    """Why there were more trials than were asked for; "" where there were not, or ``asked`` is 0."""
+    most = max((row.trials for row in rows), default=0)
+    if not asked or most <= asked:
+        return ""
+    return (
+        f"up to {most} trials instead of {asked}: where a best learning rate was at an edge of its grid, all "
+        "optimizers' grids grew alike"
+    )
