@@ -63,9 +63,6 @@ def expected_runs(
 ) -> int:
     """About how many runs there will be: grids may grow, and some runs may be there already."""
     config = next(iter(configs.values()))
-    tuned = (
-        sum(spec.lr is None for spec in specs.values())
-        * (config.trials + _GROWTH * (config.trials > 0))
-        * config.validation_seeds
-    )
+    trials = config.trials + _GROWTH if config.trials else 0
+    tuned = sum(spec.lr is None for spec in specs.values()) * trials * config.validation_seeds
     return sum(tuned + len(specs) * len(own) * config.seeds for own in horizons.values())

@@ -45,8 +45,8 @@ _TARGET_NOTE = (
 _STANDINGS_NOTE = (
     "Baselines are the hand-made optimizers; the best is the one with the lowest loss on a problem. Columns "
     "count problems, each at each of its horizons. Beyond doubt: the whole 95 % interval is better. Loss "
-    "over the best's: geometric mean over problems; 1 is equal, less is better. Speed score: 0 to 1, how soon "
-    "it reaches the targets, beside the fastest (below)."
+    "over the best's: geometric mean over problems; 1 is equal, less is better. Speed score: 0 to 1, how "
+    "soon it reaches the targets, beside the fastest (below)."
 )
 
 
