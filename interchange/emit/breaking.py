@@ -1,12 +1,13 @@
 """A layout in pieces between which a line may end: no browser breaks a line inside MathML.
 
 Sums break before their signs, products between factors, brackets behind the opening one. A fraction or a root
-that is too wide is written on one line, with a slash or an exponent.
+that is too wide is written on one line, with a slash or an exponent, a wide exponent behind a caret.
 """
 
 from interchange.emit.notation import Box
 
 _SYMBOLS = {"": 0.3, "times": 1.0, "=": 2.0, "+": 2.0, "-": 2.0}
+_LEAST = 8.0  # digits of a piece, however deep in brackets
 _SCRIPT = 0.7  # size of indices and exponents
 
 
@@ -29,6 +30,7 @@ def width(box: Box) -> float:
 
 def pieces(box: Box, room: float) -> list[Box]:
     """The layout as pieces of at most ``room`` digits, as far as it can be broken."""
+    room = max(room, _LEAST)
     if width(box) <= room:
         return [box]
     match box.kind:
@@ -36,7 +38,8 @@ def pieces(box: Box, room: float) -> list[Box]:
             return _row_pieces(_flat(box), room)
         case "fence":
             first, *rest = pieces(box.parts[0], room - 1.0)
-            opened = [_row(_symbol(box.text[0]), first), *rest]
+            opening = _symbol(box.text[0])
+            opened = [opening, first, *rest] if width(first) >= room else [_row(opening, first), *rest]
             return [*opened[:-1], _row(opened[-1], _symbol(box.text[1]))]
         case "fraction":
             top, bottom = map(_bracketed, box.parts)
@@ -45,7 +48,10 @@ def pieces(box: Box, room: float) -> list[Box]:
         case "root":
             inside = pieces(Box("fence", box.parts, "()"), room - 2.0)
             return [*inside[:-1], Box("sup", (inside[-1], Box("number", text=f"1/{box.text}")))]
-        case "sub" | "sup" if box.parts[0].kind == "fence":
+        case "sup" if width(box.parts[1]) > room:
+            first, *rest = pieces(Box("fence", (box.parts[1],), "()"), room - 1.0)
+            return [*pieces(box.parts[0], room), _row(_symbol("^"), first), *rest]
+        case "sub" | "sup" if box.parts[0].kind in ("fence", "row"):
             inside = pieces(box.parts[0], room)
             return [*inside[:-1], Box(box.kind, (inside[-1], box.parts[1]))]
     return [box]

@@ -137,7 +137,7 @@ def _standings(groups: Mapping[str, Sequence[Standing]], names: Mapping[str, str
             cells.append([escape(names[s.optimizer]), *(escape(cell) for cell in (*counts, *rest))])
     return section(
         "How the learned ones stand",
-        table((*head, *(f"at least as good as {names[name]}" for name in against)), cells, "Standings"),
+        table((*head, *(f"as good as {names[name]}" for name in against)), cells, "Standings"),
         f'<p class="soft">{escape(_STANDINGS_NOTE)}</p>',
     )
 
@@ -167,12 +167,12 @@ def _matrix(compared: Sequence[Compared], names: Mapping[str, str], learned: Seq
 
 def _cell(c: Compared) -> str:
     value, row = c.ratio.value, c.row
-    spread = f" ({number(row.low, '.3g')} to {number(row.high, '.3g')})" if math.isfinite(row.low) else ""
+    spread = f"{number(row.low, '.3g')} to {number(row.high, '.3g')}" if math.isfinite(row.low) else ""
     lost = f" {row.diverged} of {row.seeds} diverged" if row.diverged else ""
     own = "best" if row.optimizer == c.best else f"× {number(value, '.3f')}" if not math.isnan(value) else ""
     return (
-        f'<span class="{_class(value)}">{number(row.mean, "#.4g")}</span>{spread}<br>'
-        f"<small>{own}{escape(lost)}</small>"
+        f'<span class="{_class(value)}">{number(row.mean, "#.4g")}</span> <small>{own}</small><br>'
+        f"<small>{spread}{escape(lost)}</small>"
     )
 
 

@@ -196,7 +196,7 @@ def _front(data: ReportData) -> str:
     )
     meaning = (
         "Rollout loss: mean loss as an optimizer on so many validation tasks. Behind: how far its mean log "
-        "loss is behind the lowest on the same tasks, by which the rule is chosen."
+        "loss is behind the lowest on the same tasks, which decides."
     )
     rules = "".join(f"<h3>{row.rule.complexity} nodes</h3>{formula(row.rule)}" for row in data.front)
     return section(

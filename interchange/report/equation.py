@@ -21,7 +21,7 @@ _MEANING = {
 # What a reader knows, or what is printed as what it is.
 _KNOWN = (
     "add", "sub", "mul", "div", "neg", "square", "cube", "abs", "sqrt", "powabs", "log", "logabs", "log1p",
-    "cbrt", "relu", "softsign", "aq", "max", "min",
+    "cbrt", "relu", "softsign", "aq", "max", "min", "pow",
 )  # fmt: skip
 
 
@@ -66,7 +66,8 @@ def _symbols(rule: Rule) -> Iterator[tuple[str, str]]:
         note = "" if tree is not None else "a column of the table, which has no definition"
         yield _inline(mathml(layout(name(key)))), note or _lines(box)
     ops = [node.op for node in nodes if node.op in OPERATORS and node.op not in _KNOWN]
-    ops = ["ema", *ops] if "ema_hat" in ops else ops  # by which it is explained
+    # Those by which others are printed or explained.
+    ops = ["ema"] * ("ema_hat" in ops) + ops + ["sign"] * any(node.op == "pow" for node in nodes)
     for op in dict.fromkeys(ops):
         if meaning := _MEANING.get(op) or OPERATORS[op].note:
             yield _inline(mathml(layout(_example(op)))), escape(meaning)

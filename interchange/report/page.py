@@ -99,7 +99,8 @@ math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "STIX 
 .facts div { display: flex; flex-direction: column-reverse; } .facts dd { font-size: 1.5rem; }
 table { border-collapse: collapse; font-size: .9375rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem 1.5rem .5rem 0; text-align: left; white-space: nowrap; font-weight: 400;
-  border-bottom: 1px solid var(--line); } thead th { white-space: normal; vertical-align: bottom; }
+  border-bottom: 1px solid var(--line); } thead th { white-space: normal;
+  overflow-wrap: normal; vertical-align: bottom; }
 @media (max-width: 40rem) { th, td { padding-right: .8rem; } table { font-size: .875rem; } }
 thead th, figcaption { color: var(--soft); font-size: .875rem; }
 .best, .tag, .eyebrow { color: var(--accent); }

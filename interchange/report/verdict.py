@@ -50,8 +50,10 @@ def undecided(found: Ratio) -> bool:
 
 def times(found: Ratio) -> str:
     """A ratio with its interval, for people."""
-    spread = "" if math.isnan(found.low) else f" ({number(found.low, '.2g')} to {number(found.high, '.2g')})"
-    return f"{number(found.value, '.2f')}{spread} times"
+    spread = (
+        "" if math.isnan(found.low) else f" ({number(found.low, '#.3g')} to {number(found.high, '#.3g')})"
+    )
+    return f"{number(found.value, '#.3g')}{spread} times"
 
 
 def comparison_verdict(

@@ -9,18 +9,18 @@ import pytest
 
 from common.metrics import summarise
 from interchange.report import demo_page as report
+from interchange.rule.rule import Rule
 from tests.helpers.pages import Page
 
 EVIL = '<script>alert("1")</script>&\'"'
-MATH = '<math xmlns="http://www.w3.org/1998/Math/MathML"><msub><mi>u</mi><mi>t</mi></msub></math>'
+RULE = Rule.from_text("c0 * m_tilde + lag(sign(g), 3)", {"c0": -0.625})
 
 
-def card(name, math_=MATH, text="c0 * m_tilde"):
-    numbers = {"constants": {"c0": (-0.5, -0.625)}, "r2": 0.96125, "complexity": 24, "state_floats": 3.0}
-    return report.RuleCard(name=name, mathml=math_, latex=r"c_0 \tilde m", text=text, **numbers)
+def card(name, rule=RULE):
+    return report.RuleCard(name=name, rule=rule, constants={"c0": (-0.5, -0.625)}, r2=0.96125)
 
 
-def data(name="adam", mathml=MATH, text="c0 * m_tilde", **changes):
+def data(name="adam", **changes):
     steps = np.arange(1, 31.0)
     curves = {n: np.stack([k / steps, (k + 1) / steps]) for k, n in enumerate((name, "rule", "teacher"), 1)}
     same = {
@@ -36,19 +36,17 @@ def data(name="adam", mathml=MATH, text="c0 * m_tilde", **changes):
         for seed, losses in enumerate(runs)
     ]
     front = [
-        report.FrontRow(
-            complexity=c, r2_train=0.9, r2_valid=0.8, r2_test=0.7 + c / 100, mathml=mathml, text=text
-        )
-        for c in (1, 5, 24)
+        report.FrontRow(rule=Rule.from_text(text), r2_train=0.9, r2_valid=0.8, r2_test=r2)
+        for text, r2 in (("-g", 0.71), ("-sign(g) * 0.5", 0.75))
     ]
-    front[2] = dataclasses.replace(front[2], chosen=True, rollout_loss=0.25)
+    chosen = {"rule": RULE, "r2_train": 0.9, "r2_valid": 0.8, "r2_test": 0.94, "chosen": True}
+    front.append(report.FrontRow(**chosen, rollout_loss=0.25, tasks=16, behind=0.0125))
     fields = {
         "teacher": {"name": name, "lstm": (7, 8)},
         "training_seconds": 12.34,
         "metrics": [{"epoch": k, "loss": 3.0 - k, "validation": None} for k in (1, 2)],
         "front": front,
-        "rules": [dataclasses.replace(card("rule", mathml, text), complexity=23), card(name, mathml, text)],
-        "features": {name: mathml},
+        "rules": [card("distilled"), card(f"tuned {name}")],
         "summary": summarise(rows, horizons=(10, 30)),
         "curves": curves,
         "commands": [f"python -m {name} --seed 0"],
@@ -68,7 +66,7 @@ def page():
 
 @pytest.mark.parametrize("name", ["adam", EVIL])
 def test_page_is_balanced_and_self_contained(name):
-    page = report.render(data(name, text=name))
+    page = report.render(data(name))
     read = Page(page)
     assert not read.open
     for attribute, value in read.attributes:
@@ -85,46 +83,16 @@ def test_page_is_balanced_and_self_contained(name):
 
 
 def test_hostile_text_is_escaped_and_shown():
-    page = report.render(data(EVIL, text=EVIL, usage=EVIL))
+    page = report.render(data(EVIL, usage=EVIL))
     assert "<script" not in page
-    # title, eyebrow, problem twice, its line, teacher, feature, export twice, usage, version ...
-    assert Page(page).said.count(EVIL) >= 15
+    # title, eyebrow, problem twice, its line, teacher, export twice, usage, version ...
+    assert Page(page).said.count(EVIL) >= 13
     assert report.render(data("a\x00b\ud800")).encode(errors="replace")
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "",
-        "<math>",
-        "<mi>x</mi>",
-        "<math><script>x</script></math>",
-        "<math><mi onclick='x'>x</mi></math>",
-        "<math href='https://example.org'><mi>x</mi></math>",
-        "<math><annotation-xml encoding='text/html'><mi>x</mi></annotation-xml></math>",
-        "<math xmlns:h='http://www.w3.org/1999/xhtml'><h:mi>x</h:mi></math>",
-        "<!DOCTYPE math><math><mi>x</mi></math>",
-        "<!DOCTYPE m [<!ENTITY a 'b'>]><math><mi>&a;</mi></math>",
-        "<math><mi>&nosuchentity;</mi></math>",
-        "<math style='position: fixed'><mi>x</mi></math>",
-    ],
-)
-def test_bad_mathml_falls_back_to_text(source):
-    assert report.safe_mathml(source, "a < b") == '<code class="formula">a &lt; b</code>'
-    assert "<math" not in report.render(data(mathml=source))
-
-
-def test_good_mathml_passes():
-    shown = report.safe_mathml(
-        '<math display="block"><mo>&InvisibleTimes;</mo><mspace/><mi>&lt;</mi></math>', ""
-    )
-    assert shown == '<math display="block"><mo>\u2062</mo><mspace></mspace><mi>&lt;</mi></math>'
-    assert report.safe_mathml(MATH, "") == "<math><msub><mi>u</mi><mi>t</mi></msub></math>"
 
 
 def test_what_the_page_says(page):
     text = Page(page).said
-    sentence = "The 24-node rule reaches loss 0.131 at step 30 where its teacher reaches 0.185 and tuned adam"
+    sentence = "The 8-node rule reaches loss 0.131 at step 30 where its teacher reaches 0.185 and tuned adam"
     # Geometric means over seeds of (k + 1/2) * (1/11 + ... + 1/30) / 20.
     assert f"{sentence} reaches 0.0754." in text
     order = [
@@ -132,11 +100,11 @@ def test_what_the_page_says(page):
     ]
     assert order == sorted(order)
     wanted = ("0.9613", "−0.625", "meta-tuned", "12.3 s", "4.6 s", "7, 8", "1.2.3", "R² on held-out runs")
+    wanted += ("16", "0.0125", "behind")
     wanted += ("python -m adam --seed 0", "ms/step", "floats/parameter", "95 % interval", "0.2500")
     assert [part for part in wanted if part not in text] == []
     assert page.count("<svg") == 5  # curves, two horizons, front, training
-    assert page.count("<math") == 1 + 1 + 3
-    assert "(7, 8)" not in text and "<dd>24</dd>" in page
+    assert "(7, 8)" not in text
     assert text.count("chosen") == 1 and text.count("tuned") >= 2
     untuned = report.render(data(rules=[card("rule")]))
     assert "distilled" in untuned and ">meta-tuned<" not in untuned
@@ -159,19 +127,10 @@ def test_best_of_each_column_is_marked_by_more_than_colour(page):
     # Two seeds, 0.1066 and 0.1599: half the difference of their logarithms, times t(1) = 12.706, both ways.
     assert rule[2:8] == ["0.009933 to 1.716", "none", "0.125", "cosine", "beta1=0.95", "7"]
     head = re.findall(r'<th scope="col">(.*?)</th>', page)
-    columns = [
-        "optimizer",
-        "loss",
-        "95 % interval",
-        "diverged",
-        "learning rate",
-        "schedule",
-        "knob",
-        "trials",
-    ]
-    assert head[3:13] == [*columns, "ms/step", "floats/parameter"]
-    assert cells(page, "24 ?")[1:5] == ["0.9000", "0.8000", "0.9400", "0.2500"]
-    assert "the chosen rule has 24 nodes and R2 0.940" in page
+    columns = ["loss", "95 % interval", "diverged", "learning rate", "schedule", "knob", "trials"]
+    assert head[7:17] == ["optimizer", *columns, "ms/step", "floats/parameter"]
+    assert cells(page, "8 ?")[1:] == ["0.9000", "0.8000", "0.9400", "0.2500", "16", "0.0125"]
+    assert "the chosen rule has 8 nodes and R2 0.940" in page
 
 
 def test_diverged_rows_are_never_best():
@@ -191,7 +150,7 @@ def test_diverged_rows_are_never_best():
 def test_an_empty_report_is_still_a_page(tmp_path):
     nothing = dict.fromkeys(("metrics", "front", "rules", "summary", "commands", "protocol"), ())
     empty: dict = {}
-    nothing |= dict.fromkeys(("features", "curves", "exports", "timings", "versions", "teacher"), empty)
+    nothing |= dict.fromkeys(("curves", "exports", "timings", "versions", "teacher"), empty)
     target = tmp_path / "new" / "report.html"
     report.write_report(target, data("a\ud800", **nothing))
     page = target.read_text(encoding="utf-8")
@@ -205,4 +164,4 @@ def test_style_serves_dark_narrow_and_print(page):
     assert style.count("{") == style.count("}")
     for wanted in ("prefers-color-scheme: dark", "@media print", "overflow-x: auto"):
         assert wanted in style
-    assert 'name="viewport"' in page and page.count("<table>") == page.count('role="region"') == 4
+    assert 'name="viewport"' in page and page.count("<table>") == page.count('role="region"') == 5
