@@ -9,7 +9,6 @@ finished is kept (``cells``): the same command again goes on where an earlier on
 import dataclasses
 import logging
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig, expected_runs
 from interchange.evaluation.grid import Pool, Tested, course, run_grid
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
+from interchange.evaluation.timing import time_optimizers
 from interchange.evaluation.tuning import loss_at_or_inf
 from interchange.report.verdict import trials_note
 from interchange.rule.source import find_specs
@@ -251,30 +251,6 @@ def _times(
     return dict.fromkeys(loaded, (math.nan, math.nan)) | time_optimizers(steppers)
 
 
-def time_optimizers(
-    steppers: Mapping[str, tuple[Callable[[int], None], Callable[[], float]]],
-) -> dict[str, tuple[float, float]]:
-    """Milliseconds of one step (median, taking turns), and floats of state per parameter.
-
-    Args:
-        steppers: as ``Backend.stepper`` makes them.
-    """
-    samples: dict[str, list[float]] = {text: [] for text in steppers}
-    for _ in range(_TIMED_ROUNDS):
-        for text, (advance, _) in steppers.items():
-            started = math.nan
-            try:
-                advance(1)  # state is made in the first step; caches are warm in the others
-                started = time.perf_counter()
-                advance(_TIMED_STEPS)
-            except RuntimeError:  # updates stayed non-finite: skipped steps are no measure
-                started = math.nan
-            samples[text].append((time.perf_counter() - started) / _TIMED_STEPS)
-    return {
-        text: (1e3 * statistics.median(samples[text]), floats()) for text, (_, floats) in steppers.items()
-    }
-
-
 def main(command: Callable[[EvaluateConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
     """The command line of ``command``, the function of the backend called ``name``; the exit code."""
 
@@ -289,7 +265,7 @@ def main(command: Callable[[EvaluateConfig], Any], name: str, argv: Sequence[str
             print(heading + summary_text([row for row in summary if row.problem == problem]) + "\n")
         if missing := absent(config.optimizers, name):
             print(
-                "\n".join(f"{optimizer}: not here, {reason}" for optimizer, reason in missing.items()) + "\n"
+                *(f"{optimizer}: not here, {reason}" for optimizer, reason in missing.items()), "", sep="\n"
             )
         if text := standings_text(standing_groups(compare(summary, rows))):
             print(text + "\n")

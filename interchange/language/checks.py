@@ -3,7 +3,7 @@
 import keyword
 import re
 from collections import Counter
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -49,6 +49,21 @@ class RuleParts(Protocol):
     expression: Node
     constants: dict[str, float]
     features: dict[str, Node | None]
+
+
+class Constants(dict[str, float]):
+    """Values by name that stay as they are: another program would otherwise run than the rule says."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(
+            "a rule's constants are read-only; make another rule: rule.with_constants({name: value})"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Constants, (dict(self),)
 
 
 def finite(value: Any, what: str) -> float:

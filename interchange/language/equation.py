@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from interchange.language.checks import (
     FORMAT,
     FORMAT_VERSION,
     RAW,
+    Constants,
     RuleError,
     check_decays,
     check_names,
@@ -34,21 +35,6 @@ from interchange.language.execute import Program, compile_program, evaluate_tree
 from interchange.language.expression import Node
 from interchange.language.parse import parse
 from interchange.language.view import FULL, View, of_shapes, trial
-
-
-class Constants(dict[str, float]):
-    """Values by name that stay as they are: another program would otherwise run than the rule says."""
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError(
-            "a rule's constants are read-only; make another rule: rule.with_constants({name: value})"
-        )
-
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Constants, (dict(self),)
 
 
 @dataclasses.dataclass(frozen=True)
