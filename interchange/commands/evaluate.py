@@ -42,7 +42,6 @@ __all__ = ["evaluate", "folder_of", "loss_at_or_inf", "main", "time_optimizers"]
 _LOG = logging.getLogger(__name__)
 _HORIZONS = (200,)
 _TEACHER = 10.0  # cost of a teacher's step in gradients, roughly; only the order of cells hangs on it
-_TIMED_STEPS, _TIMED_ROUNDS = 10, 7
 _MAY_DIFFER = ("optimizers", "seeds", "jobs", "cluster", "out", "quiet", "overwrite", "data_dir", "report")
 
 

@@ -5,6 +5,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+_TIMED_STEPS, _TIMED_ROUNDS = 10, 7
+
 
 def time_optimizers(
     steppers: Mapping[str, tuple[Callable[[int], None], Callable[[], float]]],
