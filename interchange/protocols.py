@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from interchange.language.view import View
+
 Tensor = Any
 
 
@@ -14,7 +16,8 @@ class State:
     Attributes:
         t: number of steps taken.
         features: state of the feature stream, arrays [N].
-        network: the network's or rule's own state: for a teacher h and c per cell, [H, N].
+        network: the network's or rule's own state: for a teacher h and c per cell, [H, N]; for a rule that
+            sees tensors the arrays of each tensor in turn, in its shape or smaller.
     """
 
     t: int
@@ -31,10 +34,16 @@ class State:
     def from_named(cls, t: int, arrays: Mapping[str, Tensor]) -> "State":
         """The inverse of ``named``."""
         parts = {
-            group: tuple(arrays[k] for k in sorted(arrays) if k.startswith(group))
+            group: tuple(arrays[k] for k in sorted(arrays, key=_number) if k.startswith(group))
             for group in ("features/", "network/")
         }
         return cls(t, parts["features/"], parts["network/"])
+
+
+def _number(name: str) -> int:
+    """Of an array's name; there may be more than three digits."""
+    digits = name.rpartition("/")[2]
+    return int(digits) if digits.isdigit() else -1
 
 
 class Task(Protocol):
@@ -42,10 +51,12 @@ class Task(Protocol):
 
     Attributes:
         names, shapes: of the parameter tensors, in the order they lie in the flat vector.
+        views: their matrix views; only rules that see tensors ask for them.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    views: tuple[View, ...]
 
     def initial(self) -> Tensor:
         """The initial parameters, a flat vector [N]."""
@@ -61,12 +72,16 @@ class Network(Protocol):
         weight_decay: decoupled weight decay, 0.0 without.
         tasks_batchable: several optimizees may run as one (``BatchedTasks``).
         weights_batchable: so may several sets of weights (``batched``).
+        sees_tensors: an output depends on other coordinates of its tensor.
+        views: of the tensors of the task it is bound to, where it sees them.
     """
 
     weights: dict[str, Tensor]
     scale: float
     weight_decay: float
     tasks_batchable: bool
+    sees_tensors: bool
+    views: tuple[View, ...]
 
     def bind(self, task: Task) -> None:
         """Told at the start of an epoch what comes."""

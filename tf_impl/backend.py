@@ -96,6 +96,7 @@ def trace(
     """Inputs [n, F], gradient [n] and output [n] at ``coordinates``, and the loss, step by step."""
     lr, theta = source.spec.lr or source.spec.middle, task.initial()
     if network is not None:
+        network.bind(task)
         state = network.initial_state(theta)
     else:
         variable = tf.Variable(theta)

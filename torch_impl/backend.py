@@ -97,6 +97,7 @@ def trace(
     lr, theta = source.spec.lr or source.spec.middle, task.initial()
     pick = torch.from_numpy(coordinates).to(theta.device)
     if network is not None:
+        network.bind(task)
         state = network.initial_state(theta)
     else:
         theta = theta.requires_grad_()

@@ -36,6 +36,8 @@ class Problem:
         class_halves: meta-train on the first half of the classes, evaluate on the second.
         dims: n of a function; std: standard deviation of its x_0.
         batch_size: default mini-batch size.
+        matrix: names of the parameters that rules see as matrices, rows along the last axis; None for all
+            weights of layers. A function's x [batch, n] is no layer.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Problem:
     noise: float = 0.0
     batch_size: int = 128
     note: str = ""
+    matrix: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON-ready data."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.data.coordinates import Subset, choose_subset
+from common.errors import L2OError
 from common.rng import rng
 from common.run.runs import Interrupt
 from interchange.backend import Learner, Position, Task
@@ -50,6 +51,9 @@ class MetaGradient:
 
     Args:
         rates: weight name -> size of a perturbation of 1, for evolution strategies (1 if absent).
+
+    Raises:
+        L2OError: a share of the coordinates is asked for of a network that sees tensors.
     """
 
     def __init__(
@@ -62,6 +66,11 @@ class MetaGradient:
     ) -> None:
         self._learner, self._config, self._tasks = learner, learner.config, tasks
         self._schedule, self._workers, self._rates = schedule, workers, rates
+        if self._config.coordinates < 1.0 and learner.network.sees_tensors:
+            raise L2OError(
+                f"--coordinates: expected 1 for what sees tensors, got {self._config.coordinates:g}; leave "
+                "it out, as an update depends on all coordinates of its tensor"
+            )
 
     def updates(
         self, state: TrainerState, length: int, interrupt: Interrupt | None

@@ -9,6 +9,9 @@ import numpy as np
 
 from common.errors import L2OError
 from interchange.backend import Task
+from interchange.language import expression as ex
+from interchange.language.compiler import compile_program
+from interchange.language.view import SIZES, View
 from interchange.rule.decay import split
 from interchange.rule.rule import Rule
 from interchange.rule.safety import guards
@@ -28,6 +31,10 @@ class RuleWeights:
 
     Attributes:
         weights: by name, the backend's tensors, made of ``starts``.
+        programs: of the rule for tensors with (True) and without (False) a matrix view; the same of a rule
+            that works coordinate by coordinate.
+        read: the features the programs read; those that see tensors are part of the programs.
+        views: of the tensors of the task it is bound to, where it sees tensors.
         rates: weight name -> factor on the meta learning rate. Adam's steps have the size of the learning
             rate; so they are relative to each constant's own.
 
@@ -38,8 +45,19 @@ class RuleWeights:
     weights: dict[str, Any]
 
     def __init__(self, rule: Rule, problems: Sequence[str] = (), kinds: bool = False) -> None:
-        self.tree, self._decay = split(rule)
         self.rule, self._problem, self._kinds = rule, "", kinds
+        tree, self._decay = split(rule)
+        self.sees_tensors = rule.sees_tensors
+        known = {name: feature for name, feature in rule.features.items() if feature is not None}
+        seeing = {name: feature for name, feature in known.items() if ex.sees_tensors(feature)}
+        self.tree = ex.substitute(tree, seeing)
+        self.programs = {
+            has_matrix: compile_program([ex.branch(self.tree, has_matrix)], tuple(rule.constants))
+            for has_matrix in (True, False)
+        }
+        names = dict.fromkeys(name for program in self.programs.values() for name in program.inputs)
+        self.read = [name for name in names if name not in (*rule.constants, *SIZES, "t")]
+        self.views: tuple[View, ...] = ()
         self._place: np.ndarray | None = None
         self._decays, self._guards = frozenset(rule.decay_constants), frozenset(guards(rule))
         factors = dict.fromkeys(map(_factor, problems), 0.0)
@@ -79,20 +97,34 @@ class RuleWeights:
 
     @property
     def tasks_batchable(self) -> bool:
-        """Several optimizees may run as one: nothing depends on the problem or the kind of a tensor."""
-        return not self._kinds and not any(name not in self.rule.constants for name in self.weights)
+        """Several optimizees may run as one: nothing depends on the problem or on tensors."""
+        own = any(name not in self.rule.constants for name in self.weights)
+        return not (self._kinds or self.sees_tensors or own)
 
     @property
     def weights_batchable(self) -> bool:
         """``batched`` is there: with constants by the kind of a tensor it is not."""
         return not self._kinds
 
+    @property
+    def _by_place(self) -> bool:
+        """Whether the kind of its tensor is an input of every coordinate."""
+        return self._kinds and not self.sees_tensors
+
     def bind(self, task: Task) -> None:
-        """Take the factor of the task's problem, where there is one, and the kinds of its tensors."""
+        """Take the factor of the task's problem, where there is one, and what it has to know of tensors.
+
+        Raises:
+            L2OError: the rule sees tensors, and the task does not say how.
+        """
         instance = getattr(task, "instance", None)
         self._problem = "" if instance is None else instance.problem.name
-        if self._kinds:
-            self._place = kinds_of(task.shapes)
+        if self.sees_tensors:
+            self.views = _views(self.rule, task)
+        elif self._kinds:
+            self._place = np.repeat(
+                [kind_of(shape) for shape in task.shapes], list(map(math.prod, task.shapes))
+            )
 
     @property
     def weight_decay(self) -> float:
@@ -129,10 +161,19 @@ class RuleWeights:
         return dataclasses.replace(self.rule.with_constants(moved), scale=scale)
 
 
-def kinds_of(shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """For every coordinate of the flat vector the number in ``KINDS`` of its tensor, [N]."""
-    numbers = [{2: 0, 4: 1}.get(len(shape), 2) for shape in shapes]
-    return np.repeat(numbers, [int(np.prod(shape)) for shape in shapes])
+def kind_of(shape: Sequence[int]) -> int:
+    """The number in ``KINDS`` of a tensor."""
+    return {2: 0, 4: 1}.get(len(shape), 2)
+
+
+def _views(rule: Rule, task: Task) -> tuple[View, ...]:
+    views = tuple(getattr(task, "views", ()))
+    if [view.shape for view in views] != list(map(tuple, task.shapes)):
+        raise L2OError(
+            f"rule {rule.name!r} sees tensors: expected an optimizee with views, one for each of its shapes "
+            "(interchange.language.view), beside them"
+        )
+    return views
 
 
 def _factor(problem: str) -> str:

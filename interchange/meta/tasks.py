@@ -1,7 +1,7 @@
 """Optimizees of a meta-training, by stream and number."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -9,9 +9,10 @@ from common.data.datasets import Split
 from common.errors import L2OError
 from common.rng import derived_seed
 from common.run.config import OnProblem
-from common.tables.problems import Instance, problem_row
+from common.tables.problems import Instance, Problem, parameter_specs, problem_row
 from interchange.backend import Learner, Task, Tasks
 from interchange.files.checkpoint import load_start
+from interchange.language.view import View, canonical, chosen
 from interchange.meta.config import MetaLoop
 from interchange.meta.schedule import Schedule
 
@@ -71,6 +72,42 @@ def table_instance(
         row = dataclasses.replace(row, batch_size=config.batch_size)
     instance = Instance(row, seed, split, config.batch_size, config.data_dir, config.start_scale)
     return instance, load_start(config.start, row) if config.start else None
+
+
+def views_of(problem: Problem) -> tuple[View, ...]:
+    """How rules see the tensors of a problem, in canonical order.
+
+    Raises:
+        L2OError: the row says it of a tensor that it does not have.
+    """
+    specs = parameter_specs(problem)
+    given = problem.matrix
+    unknown = set(given or ()) - {spec.name for spec in specs}
+    if unknown:
+        names = ", ".join(spec.name for spec in specs)
+        raise L2OError(f"problem {problem.name!r}: matrix: expected names of {names}, got {min(unknown)}")
+    layer = problem.kind == "classifier"
+    return tuple(
+        canonical(spec.shape, (layer and len(spec.shape) >= 2) if given is None else spec.name in given)
+        for spec in specs
+    )
+
+
+def chosen_views(names: Sequence[str], defaults: Sequence[View], matrix: object) -> tuple[View, ...]:
+    """The views of a model's tensors as an option ``matrix`` says.
+
+    Args:
+        matrix: what is said of every tensor, or of some by their names (``view.chosen``).
+
+    Raises:
+        L2OError: it is about a tensor that is not there, or does not fit.
+    """
+    given = matrix if isinstance(matrix, Mapping) else dict.fromkeys(names, matrix)
+    if unknown := [name for name in given if name not in names]:
+        raise L2OError(f"matrix: expected names of {', '.join(names)}, got {unknown[0]}")
+    return tuple(
+        chosen(default.shape, given.get(name), default) for name, default in zip(names, defaults, strict=True)
+    )
 
 
 def factors(config: MetaLoop) -> tuple[str, ...]:

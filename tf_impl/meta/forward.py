@@ -6,10 +6,14 @@ grow with the steps, and an unroll sees what all steps before it did: no truncat
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from common.errors import L2OError
+from interchange.language.view import View
 from interchange.protocols import Network, Position, Tangents, Task
 from tf_impl.meta.unroll import begun, decay_factor, inputs_at
 from tf_impl.problems.tasks import value_and_gradient
@@ -61,7 +65,8 @@ def _one_step(
     x, state = inputs_at(network, at)
     weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
     t = tf.constant(state.t, tf.float64)
-    out, hidden, by_out, by_hidden = _along(network, weights, x, state.network, tangents.network, t)
+    along = _along(network, network.views)
+    out, hidden, by_out, by_hidden = along(weights, x, state.network, tangents.network, t)
     by_theta = decay_factor(network, lr) * tangents.theta + (lr * network.scale) * by_out
     theta = at.theta + (lr * network.scale) * out
     value, g = value_and_gradient(task, theta, at.step + 1)
@@ -69,8 +74,14 @@ def _one_step(
     return moved, Tangents(by_theta, by_hidden)
 
 
-@tf.function
-def _along(
+@functools.lru_cache(maxsize=8)
+def _along(network: Network, views: tuple[View, ...]) -> Callable[..., Any]:
+    """``_all_along`` as a graph, which keeps what the network knows of tensors: their views."""
+    del views
+    return tf.function(functools.partial(_all_along, network))
+
+
+def _all_along(
     network: Network,
     weights: dict[str, tf.Tensor],
     x: tf.Tensor,

@@ -17,9 +17,11 @@ from tf_impl.problems.tasks import value_and_gradient
 
 def start(task: Task, network: unroll.Network, expert: str, lr: float) -> Imitation:
     """The start of an epoch that imitates a rule of the gallery at a learning rate."""
+    network.bind(task)
     theta = task.initial()
     loss, g = value_and_gradient(task, theta, 0)
     rule = RuleNetwork(Rule.named(expert), theta.device)
+    rule.bind(task)
     at = unroll.Position(0, theta, rule.initial_state(theta), loss, g)
     return Imitation(rule, lr, at, network.initial_state(theta))
 

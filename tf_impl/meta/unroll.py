@@ -7,7 +7,8 @@ theta_t = theta_0 + sum_{s<t} lr u_s, the meta-gradient of sum_t w_t f_t is
     dL/dphi = sum_s < c_s , d u_s / d phi >,    c_s = lr sum_{t>s} w_t g_t,
 
 one backward pass of the network as a sequence, chunk by chunk over coordinates. A teacher's network has
-compiled code for its steps and this pass (``common.kernels``); the chunks here are for what has none.
+compiled code for its steps and this pass (``common.kernels``); the chunks here are for what has none. The
+coordinates of a rule that sees tensors do not come apart: it goes back step by step, each computed once more.
 """
 
 import dataclasses
@@ -163,6 +164,8 @@ def meta_gradient(
         state = chosen_state(state, coordinates)
     if (found := network.vjp(state, inputs, c)) is not None:
         return {name: grad * factor for name, grad in found.items()}
+    if network.sees_tensors:
+        return _swept(network, state, inputs, c * factor)
     hidden = state.network
     grads = {name: tf.zeros_like(w) for name, w in network.weights.items()}
     size = _CHUNK
@@ -193,6 +196,29 @@ def _part(
             outs.append(out)
         total = tf.stack(outs)
     return tape.gradient(total, list(weights.values()), output_gradients=c)
+
+
+def _swept(network: Network, state: State, inputs: tf.Tensor, c: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The gradient of all coordinates, step by step: what the tape keeps of iterations is one step's."""
+    before = [state.network]
+    for s in range(len(inputs) - 1):
+        before.append(network.roll(inputs[s], before[-1], state.t + 1 + s)[1])
+    weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
+    grads = {name: tf.zeros_like(w) for name, w in weights.items()}
+    by_hidden = tuple(map(tf.zeros_like, state.network))
+    for s in reversed(range(len(inputs))):
+        hidden = tuple(map(tf.identity, before.pop()))  # the tape tells tensors apart, not values
+        with tf.GradientTape() as tape:
+            tape.watch([*hidden, *weights.values()])
+            out, after = network.step(weights, inputs[s], hidden, state.t + 1 + s)
+        by_hidden, pieces = tape.gradient(
+            [out, *after],
+            (hidden, weights),
+            output_gradients=[c[s], *by_hidden],
+            unconnected_gradients="zero",
+        )
+        grads = {name: g + pieces[name] for name, g in grads.items()}
+    return grads
 
 
 def rollout(task: Task, network: Network, steps: int, lr: float = 1.0) -> np.ndarray:

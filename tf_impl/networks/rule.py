@@ -1,6 +1,7 @@
 """Rules as TensorFlow code: one pure step, and a network with trainable constants."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
+from interchange.language.view import View
 from interchange.meta.rule_weights import RuleWeights
 from interchange.protocols import State
 from interchange.rule.rule import Rule
@@ -15,6 +17,7 @@ from tf_impl.networks.compiled import Compiled
 from tf_impl.networks.features import FeatureStream
 from tf_impl.networks.lowering import Lowered, LoweredBatched
 from tf_impl.networks.operators import as_tensor
+from tf_impl.networks.per_tensor import PerTensor
 from tf_impl.tensors import Weights, to_tensor
 
 
@@ -39,20 +42,19 @@ class RuleNetwork(RuleWeights):
         self, rule: Rule, device: str = "cpu", problems: Sequence[str] = (), kinds: bool = False
     ) -> None:
         super().__init__(rule, problems, kinds)
-        body = compile_program([self.tree])
-        read = [name for name in body.inputs if name not in rule.constants and name != "t"]
+        body, read = self.programs[True], self.read
         self.features = FeatureStream(self.feature_trees(read))
-        self._body = LoweredBatched(body)
+        self._body, self._tensors = LoweredBatched(body), PerTensor(self.programs)
         # By the number of rows: theta is the last where there is weight decay.
-        self._compiled = {len(read): Compiled(body, read)}
-        if self._decay:
+        self._compiled = {} if self.sees_tensors else {len(read): Compiled(body, read)}
+        if self._decay and not self.sees_tensors:
             shrunk = ex.call("sub", self.tree, ex.call("mul", ex.name(self._decay), ex.name("theta")))
             self._compiled[len(read) + 1] = Compiled(compile_program([shrunk]), [*read, "theta"])
         with tf.device(device):
             self.weights: Weights = {
                 name: tf.Variable(value, dtype=tf.float64) for name, value in self.starts.items()
             }
-        self._step = tf.function(self._one_step)
+        self._graphs: dict[tuple[View, ...], Callable[..., Any]] = {}
 
     def batched(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "BatchedRules":
         """The rule in lanes of optimizees of the problem it is bound to, with the given weights of each."""
@@ -60,12 +62,18 @@ class RuleNetwork(RuleWeights):
 
     def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
         """Inputs [1, N] beside the features: theta for weight decay, the number of the kind for ``kinds``."""
-        place = [tf.cast(self._place, theta.dtype)] if self._kinds else []
-        return [row[None] for row in ([theta] if self.weight_decay else []) + place]
+        rows = [theta] if self.weight_decay else []
+        if self._by_place:
+            rows.append(tf.cast(self._place, theta.dtype))
+        return [row[None] for row in rows]
 
     def initial_state(self, theta: tf.Tensor) -> State:
-        """Zero state for a flat vector [N]."""
-        return State(0, self.features.initial_state(theta), self._body.initial_state(theta))
+        """Zero state for a flat vector [N], of the tensors it is bound to if it sees them."""
+        if self.sees_tensors:
+            network = self._tensors.initial_state(theta, self.views)
+        else:
+            network = self._body.initial_state(theta)
+        return State(0, self.features.initial_state(theta), network)
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         """Features [F, N] of gradient [N], and the state after their step."""
@@ -81,14 +89,17 @@ class RuleNetwork(RuleWeights):
         """
         # Tensors, because a graph would be traced anew for every number and would read a variable itself.
         weights = {name: tf.convert_to_tensor(w) for name, w in weights.items()}
-        return self._step(weights, x, tuple(map(tf.convert_to_tensor, network)), tf.cast(t, tf.float64))
+        if self.views not in self._graphs:  # what a graph reads of the network itself it never reads again
+            self._graphs[self.views] = tf.function(functools.partial(self._one_step, self.views))
+        state = tuple(map(tf.convert_to_tensor, network))
+        return self._graphs[self.views](weights, x, state, tf.cast(t, tf.float64))
 
     def roll(
         self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """``step`` with the rule's own constants, not recorded."""
         del reuse  # a rule's state is small
-        if self._kinds:
+        if self._kinds or self.sees_tensors:
             return self.step(self.weights, x, network, t)
         found = self._compiled[x.shape[0]].roll(x, network, self.constants(self.weights), t)
         if found is None:
@@ -101,7 +112,7 @@ class RuleNetwork(RuleWeights):
         Args:
             inputs: [T, F, N]; c: [T, N].
         """
-        if self._kinds:
+        if self._kinds or self.sees_tensors:
             return None
         values = self.constants(self.weights)
         found = self._compiled[inputs.shape[1]].vjp(inputs, c, state.network, values, state.t)
@@ -116,18 +127,27 @@ class RuleNetwork(RuleWeights):
         return self.constants_of({n: float(np.reshape(weights[n], -1)[lane]) for n in self.rule.constants})
 
     def _one_step(
-        self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: tf.Tensor
+        self,
+        views: tuple[View, ...],
+        weights: Weights,
+        x: tf.Tensor,
+        network: tuple[tf.Tensor, ...],
+        t: tf.Tensor,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         names, rows = self.features.names, tf.unstack(x)
-        values, theta = self._values(weights), rows[len(names) : len(rows) - self._kinds]
-        if self._kinds:
+        values, theta = self._values(weights), rows[len(names) : len(rows) - self._by_place]
+        if self._by_place:
             place = tf.cast(rows[-1], tf.int32)
             values = {
                 n: tf.cast(tf.gather(w, place), x.dtype) if w.shape.rank else w for n, w in values.items()
             }
-        inputs = dict(zip(names, rows[: len(names)], strict=True)) | values
-        (out,), network = self._body.step(inputs, network, t)
-        out = tf.broadcast_to(tf.cast(as_tensor(out), x.dtype), tf.shape(x)[1:])
+        arrays = dict(zip(names, rows[: len(names)], strict=True))
+        if self.sees_tensors:
+            arrays.setdefault("g", tf.zeros(x.shape[1:], x.dtype))  # whose shape tensor operators look at
+            out, network = self._tensors.step(arrays, values, network, t, views)
+        else:
+            (out,), network = self._body.step(arrays | values, network, t)
+            out = tf.broadcast_to(tf.cast(as_tensor(out), x.dtype), tf.shape(x)[1:])
         if theta:
             out -= tf.cast(weights[self._decay], x.dtype) * theta[0]
         return out, network
@@ -140,6 +160,8 @@ class RuleNetwork(RuleWeights):
         t: int,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]] | None:
         """Outputs [1, N] and new state with constants of every lane; None without compiled code."""
+        if self.sees_tensors:
+            return None
         return self._compiled[x.shape[0]].roll_batched(x, network, constants, t)
 
     def _values(self, weights: Weights) -> Weights:

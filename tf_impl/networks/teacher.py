@@ -30,6 +30,7 @@ class TeacherNetwork:
     """
 
     tasks_batchable = True
+    sees_tensors, views = False, ()
 
     def __init__(
         self,

@@ -14,7 +14,8 @@ from common.data import datasets
 from common.data.datasets import Split
 from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs
-from interchange.meta.tasks import table_instance
+from interchange.language.view import canonical
+from interchange.meta.tasks import chosen_views, table_instance, views_of
 from interchange.protocols import Task
 from tf_impl.problems import graphs
 from tf_impl.problems.layers import forward, stackable
@@ -57,6 +58,7 @@ class ProblemTask:
         self.instance, self.dtype, self.device, self._start = instance, dtype, device, start
         self.names = tuple(spec.name for spec in specs)
         self.shapes = tuple(spec.shape for spec in specs)
+        self.views = views_of(instance.problem)
         self.buffers: dict[str, tf.Tensor] = {}
         problem = instance.problem
         self._loss, self._slope = graphs.loss(problem, function), graphs.slope(problem, function)
@@ -224,6 +226,8 @@ class ModuleTask:
             changed; its other variables (batch norm) are, as in training.
         loss: ``loss(target, module_output)`` as Keras' losses take them, 0-dim or one value per sample.
         batches: the mini-batches, each ``(input, target)``, taken in turn and repeated.
+        matrix: how rules see the parameters: True, False or (axes of rows, axes of columns), for all or by
+            name; a parameter of which nothing is said is a matrix with rows along its last axis, or a vector.
     """
 
     def __init__(
@@ -231,6 +235,7 @@ class ModuleTask:
         module: keras.Model,
         loss: Callable[[Any, Any], tf.Tensor],
         batches: Iterable[tuple[Any, Any]],
+        matrix: object = None,
     ) -> None:
         self.module, self._loss, self._batches = module, loss, list(batches)
         if not self._batches:
@@ -240,6 +245,7 @@ class ModuleTask:
         variables = module.trainable_variables
         self.names = tuple(variable.path for variable in variables)
         self.shapes = tuple(tuple(variable.shape) for variable in variables)
+        self.views = chosen_views(self.names, [canonical(shape) for shape in self.shapes], matrix)
         self._run = tf.function(self._stateless)
 
     def _stateless(self, parameters: list[tf.Tensor], inputs: Any, target: Any) -> tuple[tf.Tensor, list]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 
 from interchange.protocols import Network, Position, State, Task
-from torch_impl.meta.unroll import advance, begun, inputs_at
+from torch_impl.meta.unroll import advance, begun, inputs_at, pulled_back
 from torch_impl.problems.tasks import ModuleTask
 from torch_impl.tensors import unflatten
 
@@ -82,14 +82,8 @@ def _step_back(
         here = Position(at.step, theta, State(at.state.t, features, hidden), at.loss, g)
         x, state = inputs_at(network, here)
         out, after = network.step(weights, x, state.network, state.t)
-    ends = zip((out, *state.features, *after), (by_out, *by_state.features, *by_state.network), strict=True)
-    used = [(end, by) for end, by in ends if end.requires_grad]
-    starts = [g, theta, *features, *hidden, *weights.values()]
-    if used:
-        outs, cotangents = zip(*used, strict=True)
-        by = torch.autograd.grad(outs, starts, cotangents, materialize_grads=True)
-    else:  # a rule without a constant or input that has a derivative
-        by = tuple(map(torch.zeros_like, starts))
+    ends, by = (out, *state.features, *after), (by_out, *by_state.features, *by_state.network)
+    by = pulled_back(ends, by, (g, theta, *features, *hidden, *weights.values()))
     first, second = 2 + len(features), 2 + len(features) + len(hidden)
     before = State(at.state.t, by[2:first], by[first:second])
     return by[0], by[1], before, dict(zip(weights, by[second:], strict=True))

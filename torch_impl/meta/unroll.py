@@ -7,13 +7,14 @@ theta_t = theta_0 + sum_{s<t} lr u_s, the meta-gradient of sum_t w_t f_t is
     dL/dphi = sum_s < c_s , d u_s / d phi >,    c_s = lr sum_{t>s} w_t g_t,
 
 one backward pass of the network as a sequence, chunk by chunk over coordinates. A teacher's network has
-compiled code for its steps and this pass (``common.kernels``); the chunks here are for what has none.
+compiled code for its steps and this pass (``common.kernels``); the chunks here are for what has none. The
+coordinates of a rule that sees tensors do not come apart: it goes back step by step, each computed once more.
 """
 
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -144,6 +145,8 @@ def meta_gradient(
         inputs, c, state = inputs[:, :, index], c[:, index], chosen_state(state, index)
     if (found := network.vjp(state, inputs, c)) is not None:
         return {name: grad * factor for name, grad in found.items()}
+    if network.sees_tensors:
+        return _swept(network, state, inputs, c * factor)
     size = _chunk(state, inputs, c, memory)
 
     def part_of(low: int) -> tuple[torch.Tensor | None, ...]:
@@ -174,6 +177,34 @@ def _part(
     if not total.requires_grad:  # no constant of a rule has a gradient, as under greater
         return (None,) * len(weights)
     return torch.autograd.grad(total, list(weights.values()), c, allow_unused=True)
+
+
+def _swept(network: Network, state: State, inputs: torch.Tensor, c: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The gradient of all coordinates, step by step: what autograd keeps of iterations is one step's."""
+    before, weights = [state.network], {n: w.detach().requires_grad_() for n, w in network.weights.items()}
+    for s in range(len(inputs) - 1):
+        before.append(network.roll(inputs[s], before[-1], state.t + 1 + s)[1])
+    grads = {name: torch.zeros_like(w) for name, w in weights.items()}
+    count, by_hidden = len(state.network), tuple(map(torch.zeros_like, state.network))
+    for s in reversed(range(len(inputs))):
+        hidden = tuple(a.detach().requires_grad_() for a in before.pop())
+        out, after = network.step(weights, inputs[s], hidden, state.t + 1 + s)
+        by = pulled_back((out, *after), (c[s], *by_hidden), (*hidden, *weights.values()))
+        by_hidden = by[:count]
+        for name, piece in zip(grads, by[count:], strict=True):
+            grads[name] += piece
+    return grads
+
+
+def pulled_back(
+    ends: Sequence[torch.Tensor], by: Sequence[torch.Tensor], starts: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """dL by ``starts`` from dL by ``ends``, which are made of them; 0 where there is none."""
+    used = [(end, cotangent) for end, cotangent in zip(ends, by, strict=True) if end.requires_grad]
+    if not used:  # a rule without a constant or input that has a derivative
+        return tuple(map(torch.zeros_like, starts))
+    outs, cotangents = zip(*used, strict=True)
+    return torch.autograd.grad(outs, starts, cotangents, materialize_grads=True)
 
 
 def _chunk(state: State, inputs: torch.Tensor, c: torch.Tensor, memory: float) -> int:

@@ -14,6 +14,7 @@ from interchange.rule.rule import Rule
 from torch_impl.networks.compiled import Compiled
 from torch_impl.networks.features import FeatureStream
 from torch_impl.networks.lowering import Lowered, LoweredBatched
+from torch_impl.networks.per_tensor import PerTensor
 from torch_impl.tensors import Weights, to_tensor
 
 
@@ -42,13 +43,12 @@ class RuleNetwork(RuleWeights):
         kinds: bool = False,
     ) -> None:
         super().__init__(rule, problems, kinds)
-        body = compile_program([self.tree])
-        read = [name for name in body.inputs if name not in rule.constants and name != "t"]
+        body, read = self.programs[True], self.read
         self.features = FeatureStream(self.feature_trees(read))
-        self._body = LoweredBatched(body)
+        self._body, self._tensors = LoweredBatched(body), PerTensor(self.programs)
         # By the number of rows: theta is the last where there is weight decay.
-        self._compiled = {len(read): Compiled(body, read)}
-        if self._decay:
+        self._compiled = {} if self.sees_tensors else {len(read): Compiled(body, read)}
+        if self._decay and not self.sees_tensors:
             shrunk = ex.call("sub", self.tree, ex.call("mul", ex.name(self._decay), ex.name("theta")))
             self._compiled[len(read) + 1] = Compiled(compile_program([shrunk]), [*read, "theta"])
         self.weights: Weights = {
@@ -62,12 +62,18 @@ class RuleNetwork(RuleWeights):
 
     def rows(self, theta: torch.Tensor) -> list[torch.Tensor]:
         """Inputs [1, N] beside the features: theta for weight decay, the number of the kind for ``kinds``."""
-        place = [torch.as_tensor(self._place, dtype=theta.dtype, device=theta.device)] if self._kinds else []
-        return [row[None] for row in ([theta] if self.weight_decay else []) + place]
+        rows = [theta] if self.weight_decay else []
+        if self._by_place:
+            rows.append(torch.as_tensor(self._place, dtype=theta.dtype, device=theta.device))
+        return [row[None] for row in rows]
 
     def initial_state(self, theta: torch.Tensor) -> State:
-        """Zero state for a flat vector [N]."""
-        return State(0, self.features.initial_state(theta), self._body.initial_state(theta))
+        """Zero state for a flat vector [N], of the tensors it is bound to if it sees them."""
+        if self.sees_tensors:
+            network = self._tensors.initial_state(theta, self.views)
+        else:
+            network = self._body.initial_state(theta)
+        return State(0, self.features.initial_state(theta), network)
 
     def inputs(self, g: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         """Features [F, N] of gradient [N], and the state after their step."""
@@ -82,13 +88,17 @@ class RuleNetwork(RuleWeights):
         After the features x has ``rows``.
         """
         names = self.features.names
-        values, theta = self._values(weights), x[len(names) : len(x) - self._kinds]
-        if self._kinds:
+        values, theta = self._values(weights), x[len(names) : len(x) - self._by_place]
+        if self._by_place:
             place = x[-1].long()
             values = {n: w[place].to(x.dtype) if w.dim() else w for n, w in values.items()}
-        inputs = dict(zip(names, x[: len(names)], strict=True)) | values
-        (out,), network = self._body.step(inputs, network, t)
-        out = torch.as_tensor(out, dtype=x.dtype, device=x.device).expand(x.shape[1:])
+        arrays = dict(zip(names, x[: len(names)], strict=True))
+        if self.sees_tensors:
+            arrays.setdefault("g", x.new_empty(x.shape[1:]))  # whose shape tensor operators look at
+            out, network = self._tensors.step(arrays, values, network, t, self.views)
+        else:
+            (out,), network = self._body.step(arrays | values, network, t)
+            out = torch.as_tensor(out, dtype=x.dtype, device=x.device).expand(x.shape[1:])
         return (out - weights[self._decay].to(x.dtype) * theta[0] if len(theta) else out), network
 
     def roll(
@@ -97,7 +107,7 @@ class RuleNetwork(RuleWeights):
         """``step`` with the rule's own constants, not recorded."""
         del reuse  # a rule's state is small
         with torch.no_grad():
-            if self._kinds:
+            if self._kinds or self.sees_tensors:
                 return self.step(self.weights, x, network, t)
             found = self._compiled[len(x)].roll(x, network, self.constants(self.weights), t)
             return (found[0][0], found[1]) if found else self.step(self.weights, x, network, t)
@@ -108,7 +118,7 @@ class RuleNetwork(RuleWeights):
         Args:
             inputs: [T, F, N]; c: [T, N].
         """
-        if self._kinds:
+        if self._kinds or self.sees_tensors:
             return None
         values = self.constants(self.weights)
         with torch.no_grad():
@@ -131,7 +141,7 @@ class RuleNetwork(RuleWeights):
         t: int,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None:
         """Outputs [1, N] and new state with constants of every lane; None without compiled code."""
-        return self._compiled[len(x)].roll_batched(x, network, constants, t)
+        return None if self.sees_tensors else self._compiled[len(x)].roll_batched(x, network, constants, t)
 
     def _values(self, weights: Weights) -> Weights:
         return {n: torch.sigmoid(w) if n in self._decays else w for n, w in weights.items()}

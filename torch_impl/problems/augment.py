@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from common.rng import rng
+from interchange.language.view import vector
 from interchange.protocols import Task
 from torch_impl.tensors import to_tensor, unflatten
 
@@ -20,6 +21,7 @@ class RandomScaling:
 
     def __init__(self, task: Task, r: float, seed: int, number: int) -> None:
         self.task, self.names, self.shapes = task, task.names, task.shapes
+        self.views = getattr(task, "views", ())
         count = sum(int(np.prod(shape)) for shape in task.shapes)
         self._factors = np.exp(rng(seed, "random_scaling", number).uniform(-r, r, count))
 
@@ -44,6 +46,7 @@ class ConvexTerm:
     def __init__(self, task: Task, seed: int, number: int) -> None:
         self.task = task
         self.names, self.shapes = (*task.names, "convex/x"), (*task.shapes, (_CONVEX_SIZE,))
+        self.views = (*getattr(task, "views", ()), vector((_CONVEX_SIZE,)))
         generator = rng(seed, "convex", number)
         self._a = generator.uniform(-1.0, 1.0, _CONVEX_SIZE)
         self._factors = np.exp(generator.uniform(-_CONVEX_SCALING, _CONVEX_SCALING, _CONVEX_SIZE))

@@ -14,7 +14,9 @@ from common.data import datasets
 from common.data.datasets import Split
 from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs
-from interchange.meta.tasks import table_instance
+from interchange.language.view import matrix as matrix_view
+from interchange.language.view import vector
+from interchange.meta.tasks import chosen_views, table_instance, views_of
 from interchange.protocols import Task
 from torch_impl.problems.layers import forward, stackable
 from torch_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
@@ -57,6 +59,7 @@ class ProblemTask:
         self.instance, self.dtype, self.device, self._start = instance, dtype, device, start
         self.names = tuple(spec.name for spec in specs)
         self.shapes = tuple(spec.shape for spec in specs)
+        self.views = views_of(instance.problem)
         self.buffers: dict[str, torch.Tensor] = {}
         problem = instance.problem
         if problem.kind == "function":
@@ -238,6 +241,8 @@ class ModuleTask:
             that layers with buffers (batch norm) update them as in training.
         loss: ``loss(module_output, target)``, 0-dim.
         batches: the mini-batches, each ``(input, target)``, taken in turn and repeated.
+        matrix: how rules see the parameters: True, False or (axes of rows, axes of columns), for all or by
+            name; a parameter of which nothing is said is a matrix with rows along axis 0, or a vector.
     """
 
     def __init__(
@@ -245,6 +250,7 @@ class ModuleTask:
         module: torch.nn.Module,
         loss: Callable[[Any, Any], torch.Tensor],
         batches: Iterable[tuple[Any, Any]],
+        matrix: object = None,
     ) -> None:
         self.module, self._loss, self._batches = module, loss, list(batches)
         if not self._batches:
@@ -254,6 +260,8 @@ class ModuleTask:
             raise ValueError("module: expected a parameter that requires a gradient, got none")
         self.names = tuple(parameters)
         self.shapes = tuple(tuple(p.shape) for p in parameters.values())
+        defaults = [matrix_view(shape, (0,)) if len(shape) > 1 else vector(shape) for shape in self.shapes]
+        self.views = chosen_views(self.names, defaults, matrix)
 
     def initial(self) -> torch.Tensor:
         """The module's current parameters, a flat vector [N]."""
