@@ -159,7 +159,7 @@ def next_draw() -> list[tf.Tensor]:
 
 @mock.patch.dict(os.environ, {"L2O_KERNELS": "0"})  # no tape sees what compiled code does
 def whole_graph(
-    task: Task, network: Any, at: Position, steps: int, loss: str, lr: float = 1.0
+    task: Task, network: Any, at: Position, steps: int, loss: str, lr: float = 1.0, second: bool = True
 ) -> dict[str, tf.Tensor]:
     weights = {name: tf.identity(w) for name, w in network.weights.items()}
     theta, state, losses = tf.identity(at.theta), at.state, []
@@ -172,6 +172,7 @@ def whole_graph(
                     inner.watch(theta)
                     value = task.loss(unflatten(theta, task.shapes), step)
                 g = inner.gradient(value, theta)
+                g = g if second else tf.stop_gradient(g)
             losses.append(value)
             if step < at.step + steps:
                 here = Position(step, theta, state, value, g)

@@ -55,11 +55,11 @@ class PerTensor:
 
 def _tensor(a: torch.Tensor, place: slice, view: View) -> torch.Tensor:
     """One tensor [..., *shape] of a vector [..., N]."""
-    return a[..., place].reshape(*a.shape[:-1], *view.shape)
+    return a[..., place].reshape((*a.shape[:-1], *view.shape))
 
 
 def _constant(value: torch.Tensor, view: View) -> torch.Tensor:
     """A constant that meets arrays of the tensor's shape, with lanes or without."""
     if value.dim() == 1:
         return value[kind_of(view.shape)]
-    return value.reshape(-1, *[1] * len(view.split)) if value.dim() else value
+    return value.reshape((-1, *[1] * len(view.split))) if value.dim() else value
