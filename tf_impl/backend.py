@@ -153,7 +153,7 @@ def stepper(
     """A fresh optimizer on one gradient of the task, to measure its cost."""
     parameters = leaves(task)
     grads = unflatten(value_and_gradient(task, task.initial(), 0)[1], task.shapes)
-    optimizer = source.optimizer(parameters, lr)
+    optimizer = source.optimizer(parameters, lr, task.views)
     update = _updater(optimizer, parameters)
 
     def advance(count: int) -> None:

@@ -37,9 +37,10 @@ class Loop:
 
     def __init__(self, source: Source, task: ProblemTask, lr: float) -> None:
         with tf.device(task.device):
-            self.parameters = [tf.Variable(tf.zeros(shape, task.dtype)) for shape in task.shapes]
+            tensors = zip(task.names, task.shapes, strict=True)
+            self.parameters = [tf.Variable(tf.zeros(shape, task.dtype), name=name) for name, shape in tensors]
             self._last = tf.Variable(math.nan, dtype=task.dtype)
-        self.optimizer = source.optimizer(self.parameters, lr)
+        self.optimizer = source.optimizer(self.parameters, lr, task.views)
         self.size = sum(math.prod(v.shape) for v in (*self.parameters, *self.optimizer.variables))
         self._loss = graphs.loss(task.instance.problem, function)
         self.graph = Direct(self._one_step)

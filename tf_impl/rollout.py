@@ -59,7 +59,8 @@ def rollout(
 
 def leaves(task: ProblemTask) -> list[tf.Variable]:
     """The task's initial parameters, one trainable tensor each."""
-    return [tf.Variable(p) for p in unflatten(task.initial(), task.shapes)]
+    values = zip(task.names, unflatten(task.initial(), task.shapes), strict=True)
+    return [tf.Variable(value, name=name) for name, value in values]
 
 
 def descend(

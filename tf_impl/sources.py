@@ -1,13 +1,14 @@
 """Optimizers named by a SPEC, to run (``interchange.rule.source``)."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import keras
 import tensorflow as tf
 
 from common.errors import L2OError
 from common.tables.baselines import Spec
+from interchange.language.view import View
 from interchange.rule import source
 from interchange.rule.rule import Rule
 from tf_impl.optimizers import baselines
@@ -17,15 +18,25 @@ from tf_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 class Source(source.Source):
     """A SPEC with its file read: what can be run again and again with other learning rates."""
 
-    def optimizer(self, params: Iterable[tf.Variable], lr: float) -> keras.optimizers.Optimizer:
-        """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update."""
+    def optimizer(
+        self, params: Iterable[tf.Variable], lr: float, views: Sequence[View] | None = None
+    ) -> keras.optimizers.Optimizer:
+        """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update.
+
+        Args:
+            views: of the parameters, for rules that see tensors; the optimizer's own choice if None.
+        """
         if self.loaded is None:
             return baselines.make(self.spec.target, params, lr, self.spec.options)
+        params, own = list(params), {}
+        if isinstance(self.loaded, Rule) and self.loaded.sees_tensors and views is not None:
+            names = [p.name.partition(":")[0] for p in params]
+            own["views"] = dict(zip(names, views, strict=True))
         kind = SymbolicOptimizer if isinstance(self.loaded, Rule) else LearnedOptimizer
         with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
             warnings.simplefilter("ignore", RuntimeWarning)
-            optimizer = kind(self.loaded, lr)
-        optimizer.build(list(params))
+            optimizer = kind(self.loaded, lr, **own)
+        optimizer.build(params)
         return optimizer
 
 

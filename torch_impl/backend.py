@@ -125,7 +125,7 @@ def trace(
 def fit(source: Source, task: ProblemTask, steps: int, stop: Callable[[float], bool]) -> Trained:
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started, parameters = time.perf_counter(), rollout.leaves(task)
-    optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle)
+    optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle, task.views)
     losses, outcome = rollout.descend(
         task, parameters, optimizer, steps, stop, source.spec.schedule or "constant"
     )
@@ -144,7 +144,7 @@ def stepper(
     """A fresh optimizer on one gradient of the task, to measure its cost."""
     parameters = rollout.leaves(task)
     task.loss(parameters, 0).backward()
-    optimizer = source.optimizer(parameters, lr)
+    optimizer = source.optimizer(parameters, lr, task.views)
 
     def advance(count: int) -> None:
         for _ in range(count):

@@ -45,7 +45,7 @@ def rollout(
         score: look at the test images at the end.
     """
     started, parameters = time.perf_counter(), leaves(task)
-    optimizer = source.optimizer(parameters, lr)
+    optimizer = source.optimizer(parameters, lr, task.views)
     losses, outcome = descend(task, parameters, optimizer, steps, schedule=schedule)
     seconds = time.perf_counter() - started
     if outcome == DIVERGED or not score:

@@ -1,13 +1,15 @@
 """Optimizers named by a SPEC, to run (``interchange.rule.source``)."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
 from common.errors import L2OError
 from common.tables.baselines import BASELINES, Spec
 from interchange.files.weights import Teacher
+from interchange.language.view import View
 from interchange.rule import source
 from interchange.rule.rule import Rule
 from torch_impl.optimizers import baselines
@@ -18,17 +20,22 @@ from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 class Source(source.Source):
     """A SPEC with its file read: what can be run again and again with other learning rates."""
 
-    def optimizer(self, params: Iterable[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+    def optimizer(
+        self, params: Iterable[torch.Tensor], lr: float, views: Sequence[View] | None = None
+    ) -> torch.optim.Optimizer:
         """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update.
 
         Args:
             params: in canonical layout, as a task's.
+            views: of the parameters, for rules that see tensors; the optimizer's own choice if None.
         """
         params = list(params)
         largest = min(torch.finfo(p.dtype).max for p in params)
         if lr > largest:  # torch would say so at the first step only
             raise L2OError(f"expected lr of at most {largest:.3g}, got {lr:g}; lower it")
         if isinstance(self.loaded, Rule):
+            if self.loaded.sees_tensors and views is not None:
+                params = _groups(params, views)
             with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
                 warnings.simplefilter("ignore", RuntimeWarning)
                 return SymbolicOptimizer(params, self.loaded, lr)
@@ -37,6 +44,14 @@ class Source(source.Source):
         if not BASELINES[self.spec.target].coordinatewise:
             params = canonical_groups(params)
         return baselines.make(self.spec.target, params, lr, self.spec.options)
+
+
+def _groups(params: Iterable[torch.Tensor], views: Sequence[View]) -> list[dict[str, Any]]:
+    """A parameter group for those seen alike."""
+    groups: dict[Any, list[torch.Tensor]] = {}
+    for p, view in zip(params, views, strict=True):
+        groups.setdefault(view.axes[:2] if view.matrix else False, []).append(p)
+    return [{"params": group, "matrix": option} for option, group in groups.items()]
 
 
 def load(spec: Spec) -> Source:
