@@ -12,6 +12,7 @@ __all__ = offer(
         "LearnedOptimizer": "torch_impl.optimizers.optimizers",
         "SymbolicOptimizer": "torch_impl.optimizers.optimizers",
         "NonFiniteError": "torch_impl.optimizers.optimizers",
+        "param_groups": "torch_impl.optimizers.groups",
         "ModuleTask": "torch_impl.problems.tasks",
         "train": "torch_impl.train",
         "Recorder": "torch_impl.recording.recorder",

@@ -64,14 +64,19 @@ def vector(shape: Sequence[int]) -> View:
 
 
 def matrix(
-    shape: Sequence[int], rows: Sequence[int], columns: Sequence[int] | None = None, parts: int = 1
+    shape: Sequence[int],
+    rows: Sequence[int],
+    columns: Sequence[int] | None = None,
+    parts: int = 1,
+    along: int | None = None,
 ) -> View:
     """A view with rows along some axes.
 
     Args:
         rows: axes that number the outputs.
         columns: all the others, where they are to be checked.
-        parts: matrices that lie one after another along the first axis of the rows.
+        parts: matrices that lie one after another.
+        along: the axis along which they do; by default the first of the rows.
 
     Raises:
         L2OError: axes that are not the tensor's, are named twice or left out, or cannot be cut.
@@ -88,11 +93,11 @@ def matrix(
             f"expected every axis of a tensor of shape {shape} once, as rows or as columns, and one at least "
             f"as rows, got rows {tuple(rows)} and columns {others}"
         )
-    first = own[0]
-    if parts < 1 or shape[first] % parts:
-        raise L2OError(f"expected a number of matrices that divides {shape[first]}, got {parts}")
     if parts == 1:
         return View(shape, shape, tuple(axis - n for axis in own), (), matrix=True)
+    first = own[0] if along is None else along % n
+    if not isinstance(parts, int) or parts < 1 or shape[first] % parts:
+        raise L2OError(f"expected a number of matrices that divides {shape[first]}, got {parts}")
     split = (*shape[:first], parts, shape[first] // parts, *shape[first + 1 :])
     placed = tuple((axis + (axis >= first)) - len(split) for axis in own)
     return View(shape, split, placed, (first - len(split),), matrix=True)
@@ -111,7 +116,8 @@ def canonical(shape: Sequence[int], has_matrix: bool | None = None) -> View:
 def chosen(shape: Sequence[int], option: object, default: View) -> View:
     """The view that an option ``matrix`` asks for: None, True, False or (axes of rows, axes of columns).
 
-    True is the default where that is a matrix, and otherwise rows along axis 0.
+    True is the default where that is a matrix, and otherwise rows along axis 0. After the axes there may be
+    the number of matrices in the tensor, and the axis along which they lie (``matrix``).
 
     Raises:
         L2OError: the option is none of these, or does not fit the tensor.
@@ -122,7 +128,7 @@ def chosen(shape: Sequence[int], option: object, default: View) -> View:
         return vector(shape)
     if option is True:
         return matrix(shape, (0,))
-    if isinstance(option, (tuple, list)) and len(option) == 2:
+    if isinstance(option, (tuple, list)) and 2 <= len(option) <= 4:
         return matrix(shape, *option)
     raise L2OError(
         f"matrix: expected True, False or a pair of axes, (rows, columns), as ((0,), (1, 2, 3)), got {option}"

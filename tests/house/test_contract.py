@@ -59,6 +59,8 @@ EXEMPTIONS = {(file, name): reason for file, rows in EXEMPT.items() for name, re
 ALONE = {
     "torch_impl/convert.py": "the ICLR code's checkpoints are torch's",
     "torch_impl/threads.py": "TensorFlow sets its threads once, before the first operation",
+    "torch_impl/optimizers/groups.py": "Keras has no parameter groups; its optimizers know layers",
+    "torch_impl/optimizers/ways.py": "torch's tensors come in groups and in shards",
     "torch_impl/optimizers/muon.py": "Keras has Muon itself",
     "torch_impl/optimizers/packaged.py": "the package is torch's",
     "torch_impl/optimizers/resuming.py": "what torch's own load_state_dict loses",

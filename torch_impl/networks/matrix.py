@@ -77,18 +77,20 @@ def norm(m: Tensor) -> Tensor:
 def newton_schulz(m: Tensor) -> Tensor:
     """Five steps towards the polar factor from m / norm(m) (Jordan et al. 2024); the smaller side is first.
 
-    Of one row the result is m / norm(m) itself, which the iteration would only blur.
+    Of one row the result is m / norm(m) itself, which the iteration would only blur. Autocast would multiply
+    in 16 bits.
     """
     m = m / norm(m)
     if m.shape[-2] == 1:
         return m
-    for _ in range(5):
-        a = m @ m.mT
-        if m.dim() == 2:
-            b = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)
-            m = torch.addmm(m, b, m, beta=3.4445)
-        else:
-            m = 3.4445 * m + (-4.7750 * a + 2.0315 * (a @ a)) @ m
+    with torch.autocast(m.device.type, enabled=False):
+        for _ in range(5):
+            a = m @ m.mT
+            if m.dim() == 2:
+                b = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)
+                m = torch.addmm(m, b, m, beta=3.4445)
+            else:
+                m = 3.4445 * m + (-4.7750 * a + 2.0315 * (a @ a)) @ m
     return m
 
 

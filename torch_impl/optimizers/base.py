@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interchange.language.view import View
 from torch_impl.optimizers.resuming import FLAGS, Resumable
+from torch_impl.optimizers.ways import Way, shard, states_of, view_of, whole
 
 _PART = 2**16  # coordinates that are stepped at once, without compiled code
 
 
 class CoordinateOptimizer(Resumable, abc.ABC):
-    """theta += lr * u(g), one coordinate like another."""
+    """theta += lr * u(g), one coordinate like another but where a ``Way`` has a view."""
 
     def __init__(
         self,
@@ -36,13 +38,23 @@ class CoordinateOptimizer(Resumable, abc.ABC):
                 del self.param_groups[-1]
                 raise ValueError(f"params: expected floating point or complex numbers, got {p.dtype}")
 
+    def _way(self, p: Tensor, group: dict[str, Any]) -> Way | None:
+        """Of a parameter of a group; None where the optimizer has no choice."""
+        return None
+
     @abc.abstractmethod
-    def _zero_state(self, p: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
+    def _zero_state(self, p: Tensor, group: dict[str, Any], way: Way | None) -> tuple[Tensor, ...]:
         """Zero state for one parameter."""
 
     @abc.abstractmethod
     def _update(
-        self, p: Tensor, g: Tensor, state: tuple[Tensor, ...], t: int | Tensor, group: dict[str, Any]
+        self,
+        p: Tensor,
+        g: Tensor,
+        state: tuple[Tensor, ...],
+        t: int | Tensor,
+        group: dict[str, Any],
+        way: Way | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Update u in the shape of ``p`` and the new state; ``t`` counts from 1."""
 
@@ -50,7 +62,7 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         """A step by compiled code where nothing but gradients has changed since the last one; else False."""
         return False
 
-    def _step_compiled(self, group: dict[str, Any], tensors: tuple[list[Tensor], ...]) -> Sequence[int]:
+    def _step_compiled(self, group: dict[str, Any], tensors: tuple[list[Any], ...]) -> Sequence[int]:
         """A step of what compiled code can take, of the lists of ``_init_group``; the numbers not taken."""
         return range(len(tensors[0]))
 
@@ -79,9 +91,10 @@ class CoordinateOptimizer(Resumable, abc.ABC):
             steps: list[Tensor] = []
             skipped: list[Tensor] = []
             arrays: list[Tensor] = []
-            self._init_group(group, params, grads, steps, skipped, arrays)
+            counts: list[int] = []
+            self._init_group(group, params, grads, steps, skipped, arrays, counts)
             if params:
-                self._step_group(group, (params, grads, steps, skipped, arrays), compiling)
+                self._step_group(group, (params, grads, steps, skipped, arrays, counts), compiling)
         self._stepped(compiling)
         return loss
 
@@ -89,7 +102,12 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         """Called after every step."""
 
     def _accepted(
-        self, old: Tensor, moved: Tensor, state: tuple[Tensor, ...], new: tuple[Tensor, ...]
+        self,
+        old: Tensor,
+        moved: Tensor,
+        state: tuple[Tensor, ...],
+        new: tuple[Tensor, ...],
+        view: View | None,
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | int]:
         """Parameter and state as they are to be after a step, and how many coordinates were left alone."""
         return moved, new, 0
@@ -111,15 +129,19 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         steps: list[Tensor],
         skipped: list[Tensor],
         arrays: list[Tensor],
+        counts: list[int],
     ) -> None:
-        """Fill the lists; dynamo runs this when it traces a step, so that no state is made in a graph."""
+        """Fill the lists, the last with how many arrays are each parameter's.
+
+        Dynamo runs this when it traces a step, so that no state is made in a graph.
+        """
         for p in group["params"]:
             g = p.grad
             if g is None:
                 continue
             state = self.state[p]
             if not state:
-                zero = self._zero_state(work(real(p.detach())), group)
+                zero = self._zero_state(work(real(p.detach())), group, self._way(p, group))
                 state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 state["skipped"] = torch.zeros((), dtype=torch.int64, device=p.device)
                 state.update({f"s{i}": array for i, array in enumerate(zero)})
@@ -127,22 +149,23 @@ class CoordinateOptimizer(Resumable, abc.ABC):
             grads.append(g)
             steps.append(state["step"])
             skipped.append(state["skipped"])
-            arrays += [state[f"s{i}"] for i in range(len(state) - 2)]
+            counts.append(len(state) - 2)
+            arrays += [state[f"s{i}"] for i in range(counts[-1])]
 
-    def _step_group(self, group: dict[str, Any], tensors: tuple[list[Tensor], ...], compiling: bool) -> None:
-        params, grads, steps, skipped, arrays = tensors
+    def _step_group(self, group: dict[str, Any], tensors: tuple[list[Any], ...], compiling: bool) -> None:
+        params, grads, steps, skipped, arrays, counts = tensors
         numbers: Sequence[int] = range(len(params))
         if not compiling and _by_code(group):
             numbers = self._step_compiled(group, tensors)
-        count = len(arrays) // len(params)
+        states = states_of(arrays, counts)
         for k in numbers:
             p, g, step = real(params[k]), real(grads[k].resolve_conj()), steps[k]
             waits = compiling or group["capturable"] or step.device.type != "cpu"
             # What is computed from t is not float32 either.
             t = step.to(torch.float64) + 1.0 if waits else int(step) + 1
             values = self.state[params[k]] if group["differentiable"] else None
-            state = tuple(arrays[k * count : (k + 1) * count])
-            self._step_one(group, p, g, t, step, skipped[k], state, values)
+            way = self._way(params[k], group)
+            self._step_one(group, p, g, t, step, skipped[k], states[k], values, way)
 
     def _step_one(
         self,
@@ -154,12 +177,13 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         skips: Tensor,
         state: tuple[Tensor, ...],
         values: dict[str, Tensor] | None,
+        way: Way | None,
     ) -> None:
         """Step ``t`` of one tensor; ``values`` takes the new state where gradients flow through it."""
-        whole = values is not None or isinstance(t, Tensor)
+        uncut = values is not None or isinstance(t, Tensor) or view_of(way) is not None
         left: Tensor | int = 0
-        for part in [(p, g, state)] if whole else _parts(p, g, state):
-            left = left + self._write(group, *part, t, values)
+        for part in [(p, g, state)] if uncut else _parts(p, g, state):
+            left = left + self._write(group, *part, t, values, way)
         if group["nonfinite"] == "off":
             step.add_(1.0)
             skips.zero_()
@@ -176,21 +200,24 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         state: tuple[Tensor, ...],
         t: int | Tensor,
         values: dict[str, Tensor] | None,
+        way: Way | None,
     ) -> Tensor | int:
         """Parameter and state after a step; how many coordinates were left alone."""
-        old = p.clone() if values is not None else p
+        old, before, view = p.clone() if values is not None else p, state, view_of(way)
+        if view is not None:
+            old, g, *before = map(whole, (old, g, *state))
         theta, g = work(old), -work(g) if group["maximize"] else work(g)
-        u, new = self._update(theta, g, state, t, group)
+        u, new = self._update(theta, g, tuple(before), t, group, way)
         moved, left = _moved(theta, u, group).to(p.dtype), 0
         if group["nonfinite"] != "off":
-            moved, new, left = self._accepted(old, moved, state, new)
+            moved, new, left = self._accepted(old, moved, tuple(before), new, view)
         if values is not None:
             values.update({f"s{i}": array for i, array in enumerate(new)})
         else:
             # Backwards: a lag takes over the old value of the slot before it.
-            for before, array in zip(reversed(state), reversed(new), strict=True):
-                before.copy_(array)
-        p.copy_(moved)  # the last, because new state may be the old parameter itself
+            for kept, array in zip(reversed(state), reversed(new), strict=True):
+                kept.copy_(shard(array, kept))
+        p.copy_(shard(moved, p))  # the last, because new state may be the old parameter itself
         return left
 
 

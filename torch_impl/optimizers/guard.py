@@ -8,7 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from interchange.language.view import View
 from torch_impl.optimizers.base import CoordinateOptimizer, real, work
+from torch_impl.optimizers.ways import view_of, whole
 
 _LOOK_EVERY = 100  # steps
 _MOST_IN_A_ROW = 10  # looks at which a tensor is left alone as a whole
@@ -32,10 +34,15 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
     _calls = 0
 
     def _accepted(
-        self, old: Tensor, moved: Tensor, state: tuple[Tensor, ...], new: tuple[Tensor, ...]
+        self,
+        old: Tensor,
+        moved: Tensor,
+        state: tuple[Tensor, ...],
+        new: tuple[Tensor, ...],
+        view: View | None,
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | int]:
-        ok = _all_finite(moved, new)
-        kept = tuple(torch.where(_as_in(ok, a), a, b) for a, b in zip(new, state, strict=True))
+        ok = _all_finite(moved, new, view)
+        kept = tuple(torch.where(_as_in(ok, a, view), a, b) for a, b in zip(new, state, strict=True))
         return torch.where(ok, moved, old), kept, ok.numel() - _total(ok)
 
     def _stepped(self, compiling: bool) -> None:
@@ -101,12 +108,16 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         """What was not finite: coordinates left alone have what they had, so it can be computed again."""
         values = self.state[p]
         if p.grad is not None:
-            g, theta = work(real(p.grad.resolve_conj())), work(real(p.detach()))
+            way = self._way(p, group)
+            state = tuple(values[f"s{i}"] for i in range(len(values) - 2))
+            g, theta = real(p.grad.resolve_conj()), real(p.detach())
+            if view_of(way) is not None:
+                g, theta, *state = map(whole, (g, theta, *state))
+            g, theta = work(g), work(theta)
             if not _every(torch.isfinite(g)):
                 return "the gradient"
-            state = tuple(values[f"s{i}"] for i in range(len(values) - 2))
             t = max(1, int(values["step"]))
-            u, new = self._update(theta, -g if group["maximize"] else g, state, t, group)
+            u, new = self._update(theta, -g if group["maximize"] else g, tuple(state), t, group, way)
             if not _every(torch.isfinite(u)):
                 return "the update"
             if not all(_every(torch.isfinite(a)) for a in new):
@@ -114,13 +125,18 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         return "the moved parameter"
 
 
-def _all_finite(moved: Tensor, new: tuple[Tensor, ...]) -> Tensor:
-    """Where moved parameter, which the update is in, and all of the new state are finite."""
+def _all_finite(moved: Tensor, new: tuple[Tensor, ...], view: View | None) -> Tensor:
+    """Where moved parameter, which the update is in, and all of the new state are finite.
+
+    A value kept for a row, a column or the tensor counts for all of its coordinates.
+    """
     with torch.no_grad():
         ok = _finite(moved)
         for a in new:
             finite = _finite(a)
-            if a.shape != ok.shape:  # a value for every hidden unit of a coordinate
+            if a.shape != ok.shape and view is not None:
+                finite = finite.expand(view.split).reshape(ok.shape)
+            elif a.shape != ok.shape:  # a value for every hidden unit of a coordinate
                 finite = (finite.all(0) if a.dim() > 1 else finite).view(ok.shape)
             ok = ok & finite
         return ok
@@ -131,9 +147,18 @@ def _finite(a: Tensor) -> Tensor:
     return torch.isfinite(a) if torch.compiler.is_compiling() else a * 0 == 0
 
 
-def _as_in(ok: Tensor, a: Tensor) -> Tensor:
-    """``ok`` in a shape that goes with a state array: its own, or [..., N]."""
-    return ok if a.shape == ok.shape else ok.reshape(-1)
+def _as_in(ok: Tensor, a: Tensor, view: View | None) -> Tensor:
+    """``ok`` in a shape that goes with a state array: its own, [..., N], or that of a reduced one.
+
+    What is kept for a row, a column or the tensor goes on where any of its coordinates does.
+    """
+    if a.shape == ok.shape:
+        return ok
+    if view is None:
+        return ok.reshape(-1)
+    over = tuple(k for k, n in enumerate(view.split) if n != a.shape[k])
+    ok = ok.reshape(view.split)
+    return ok.any(over, keepdim=True) if over else ok
 
 
 def _total(ok: Tensor) -> Tensor:

@@ -12,11 +12,10 @@ from interchange.files.weights import Teacher, load_weights
 from interchange.language.expression import to_text
 from interchange.rule.rule import Rule, zero_update
 from torch_impl.networks.compiled import Steps
-from torch_impl.networks.lowering import Lowered
-from torch_impl.networks.rule import lower
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.optimizers.base import number, real
 from torch_impl.optimizers.guard import GuardedOptimizer, NonFinite, NonFiniteError
+from torch_impl.optimizers.ways import Way, Ways, states_of
 
 __all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
 
@@ -27,11 +26,15 @@ class SymbolicOptimizer(GuardedOptimizer):
     """A rule as an optimizer: theta += lr * scale * expression(g).
 
     Args:
-        params: as for any torch optimizer; a group may have its own ``rule``, ``constants`` and ``center``.
+        params: as for any torch optimizer; a group may have its own ``rule``, ``constants``, ``center`` and
+            ``matrix``. ``param_groups(model)`` gives groups in which every layer is seen as what it is.
         rule: a ``Rule`` or the path of a rule file.
         lr: multiplier on the rule's update; 1 is the rule as distilled or tuned.
         constants: in place of some of the rule's own; 0-dim tensors may be changed, or differentiated by.
         center: subtract what the rule does at zero gradient.
+        matrix: how a rule that sees tensors sees them. True: as matrices whose rows are axis 0; False: not as
+            matrices; ((0,), (1, 2, 3)): axes of rows and of columns. None is True for two axes or more.
+            A complex tensor never is a matrix.
         weight_decay: decoupled, theta *= 1 - lr * weight_decay.
         nonfinite: ``skip`` leaves coordinates alone whose update, state or moved parameter is not finite,
             ``raise`` raises besides at once, ``off`` does not look.
@@ -41,7 +44,8 @@ class SymbolicOptimizer(GuardedOptimizer):
         capturable: wait for no number of the device, so that a CUDA graph can hold the step.
         differentiable: let gradients flow through the step: to lr, constants, gradients, parameters, state.
 
-    State per parameter: ``rule.state_floats`` arrays in its shape, float32 at least, and a step count.
+    State per parameter: ``rule.state_floats`` arrays in its shape, float32 at least, and a step count; what a
+    rule keeps for a row, a column or the tensor is as small as that.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class SymbolicOptimizer(GuardedOptimizer):
         *,
         constants: Mapping[str, float | torch.Tensor] | None = None,
         center: bool = False,
+        matrix: Any = None,
         weight_decay: float = 0.0,
         nonfinite: NonFinite = "skip",
         maximize: bool = False,
@@ -61,7 +66,8 @@ class SymbolicOptimizer(GuardedOptimizer):
     ) -> None:
         self._bound: dict[tuple[str, bool], _Bound] = {}
         options = {"maximize": maximize, "foreach": foreach, "capturable": capturable}
-        options |= {"differentiable": differentiable, "center": center} | _named(rule, constants or {})
+        options |= {"differentiable": differentiable, "center": center, "matrix": matrix}
+        options |= _named(rule, constants or {})
         super().__init__(params, lr, weight_decay, nonfinite, **options)
 
     @property
@@ -71,7 +77,7 @@ class SymbolicOptimizer(GuardedOptimizer):
         return _with_constants(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch; ``rule``, ``constants`` and ``center`` of the group count before the optimizer's."""
+        """As in torch; what the group says of ``rule``, ``matrix``, ... counts before the optimizer's own."""
         if isinstance(param_group, dict):
             group = self.defaults | param_group
             own = param_group.get("constants", {} if "rule" in param_group else self.defaults["constants"])
@@ -79,6 +85,12 @@ class SymbolicOptimizer(GuardedOptimizer):
             if not group["center"] and all(_differ(param_group, other) for other in self.param_groups):
                 _warn_of_bias(_with_constants(param_group))
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            [self._way(p, group) for p in group["params"]]
+        except L2OError:
+            del self.param_groups[-1]
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         old = state.pop("rule_json", None)  # of pickles from before rules were in the groups
@@ -88,8 +100,9 @@ class SymbolicOptimizer(GuardedOptimizer):
             bound.steps.clear()  # loaded state may lie where other state lay
         if old is not None:
             self.defaults |= {"center": False, **_named(old, {})}
+        self.defaults = {"matrix": None} | self.defaults
         for group in self.param_groups:
-            for key in ("rule", "constants", "center"):
+            for key in ("rule", "constants", "center", "matrix"):
                 group.setdefault(key, self.defaults[key])
 
     def __repr__(self) -> str:
@@ -106,8 +119,11 @@ class SymbolicOptimizer(GuardedOptimizer):
             self._bound[key] = _Bound(*key)
         return self._bound[key]
 
-    def _zero_state(self, p: torch.Tensor, group: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        return self._of(group).lowered.initial_state(p)
+    def _way(self, p: torch.Tensor, group: dict[str, Any]) -> Way:
+        return self._of(group).ways(p, group["matrix"])
+
+    def _zero_state(self, p: torch.Tensor, group: dict[str, Any], way: Way) -> tuple[torch.Tensor, ...]:
+        return way.lowered.initial_state(p, way.view)
 
     def _update(
         self,
@@ -116,33 +132,40 @@ class SymbolicOptimizer(GuardedOptimizer):
         state: tuple[torch.Tensor, ...],
         t: int | torch.Tensor,
         group: dict[str, Any],
+        way: Way,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        bound = self._of(group)
         constants = {name: _zero_dim(value) for name, value in group["constants"].items()}
-        (out,), state = bound.lowered.step({"g": g, "theta": p, **constants}, state, t)
-        return bound.scale * torch.as_tensor(out, dtype=p.dtype, device=p.device).expand_as(p), state
+        (out,), state = way.lowered.step({"g": g, "theta": p, **constants}, state, t, way.view)
+        out = torch.as_tensor(out, dtype=p.dtype, device=p.device)
+        if way.view is not None and out.shape != p.shape:  # the same for a row, a column or the tensor
+            out = out.expand(way.view.split).reshape(p.shape)
+        return self._of(group).scale * out.expand_as(p), state
 
-    def _step_group(
-        self, group: dict[str, Any], tensors: tuple[list[torch.Tensor], ...], compiling: bool
-    ) -> None:
-        slots, count, arrays = len(self._of(group).lowered.program.writes), len(tensors[0]), len(tensors[-1])
-        if arrays != slots * count:
-            raise L2OError(
-                f"expected {slots} arrays of state for every parameter, as the rule has, got {arrays} for "
-                f"{count}; clear optimizer.state when the rule changes"
-            )
+    def _step_group(self, group: dict[str, Any], tensors: tuple[list[Any], ...], compiling: bool) -> None:
+        params, *_, arrays, counts = tensors
+        self._of(group).ways.check(params, group["matrix"], arrays, counts)
         super()._step_group(group, tensors, compiling)
 
     def _step_again(self, group: dict[str, Any]) -> bool:
         steps = self._of(group).steps.get(id(group["params"]))
         return steps is not None and steps.again(group["params"], self.state, **self._how(group))
 
-    def _step_compiled(self, group: dict[str, Any], tensors: tuple[list[torch.Tensor], ...]) -> Sequence[int]:
-        bound, (params, grads, *others) = self._of(group), tensors
+    def _step_compiled(self, group: dict[str, Any], tensors: tuple[list[Any], ...]) -> Sequence[int]:
+        bound, (params, grads, steps, skipped, arrays, counts) = self._of(group), tensors
         if any(p.is_complex() for p in params):
             params, grads = list(map(real, params)), [real(g.resolve_conj()) for g in grads]
-        steps = bound.steps.setdefault(id(group["params"]), Steps(bound.lowered.program))
-        return steps.step((params, grads, *others), **self._how(group))
+        if not bound.ways.sees_tensors:
+            program = self._way(params[0], group).lowered.program
+            code = bound.steps.setdefault(id(group["params"]), Steps(program))
+            return code.step((params, grads, steps, skipped, arrays), **self._how(group))
+        ways, states = [self._way(p, group) for p in tensors[0]], states_of(arrays, counts)
+        left = [k for k, way in enumerate(ways) if way.view is not None]
+        for lowered in {way.lowered: None for way in ways if way.view is None}:
+            own = [k for k, way in enumerate(ways) if way.lowered is lowered]
+            lists = [[column[k] for k in own] for column in (params, grads, steps, skipped)]
+            lists.append([array for k in own for array in states[k]])
+            left += [own[k] for k in Steps(lowered.program).step(lists, **self._how(group))]
+        return sorted(left)
 
     def _how(self, group: dict[str, Any]) -> dict[str, Any]:
         lr = number(group["lr"])
@@ -162,8 +185,7 @@ class _Bound:
     def __init__(self, text: str, center: bool) -> None:
         rule = Rule.from_json(text)
         self.rule = rule.centered() if center else rule
-        self.lowered: Lowered = lower(self.rule)
-        self.scale = self.rule.scale
+        self.scale, self.ways = self.rule.scale, Ways(self.rule)
         self.steps: dict[int, Steps] = {}  # by the list of parameters
 
 
@@ -253,7 +275,9 @@ class LearnedOptimizer(GuardedOptimizer):
             self._networks[key] = TeacherNetwork(self._given.row, self._given.weights, *key)
         return self._networks[key]
 
-    def _zero_state(self, p: torch.Tensor, group: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    def _zero_state(
+        self, p: torch.Tensor, group: dict[str, Any], way: Way | None
+    ) -> tuple[torch.Tensor, ...]:
         zero = self._network(p).initial_state(p.reshape(-1))
         return zero.features + zero.network
 
@@ -264,6 +288,7 @@ class LearnedOptimizer(GuardedOptimizer):
         state: tuple[torch.Tensor, ...],
         t: int | torch.Tensor,
         group: dict[str, Any],
+        way: Way | None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         network = self._network(p)
         count = len(state) - 2 * len(network.teacher.lstm)

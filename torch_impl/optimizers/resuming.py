@@ -64,7 +64,9 @@ class Resumable(torch.optim.Optimizer):
                     continue
                 values = state_dict["state"][number]
                 like = torch.view_as_real(p) if p.is_complex() else p
-                zero = self._zero_state(torch.empty_like(like, device="meta"), {**group, **saved})
+                settings = {**group, **saved}
+                empty = torch.empty_like(like, device="meta")
+                zero = self._zero_state(empty, settings, self._way(p, settings))
                 names = [name for name in values if name not in ("step", "skipped")]
                 expected, got = [tuple(a.shape) for a in zero], [tuple(values[n].shape) for n in names]
                 if got != expected:

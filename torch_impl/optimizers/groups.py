@@ -1,0 +1,92 @@
+"""Parameter groups of a model: which of its tensors are matrices, and which of them decay."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+Option = bool | tuple[Any, ...]  # a group's ``matrix``
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.CrossMapLRN2d,
+)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+def param_groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
+    """Groups for any optimizer, as in ``SymbolicOptimizer(param_groups(model, weight_decay=0.1), rule)``.
+
+    Their option ``matrix`` says how a rule that sees tensors sees them. Rows are a layer's outputs: axis 0 of
+    a linear layer and of a convolution, axis 1 of a transposed one. A grouped convolution is one matrix for
+    every group, packed queries, keys and values are three. No matrices are embeddings, depthwise kernels,
+    biases, parameters of norms, and what has one row or one column. Parameters of other modules are seen as
+    without groups, rows along axis 0.
+
+    Biases, parameters of norms, and what has fewer than two axes do not decay; embeddings do. A shared
+    parameter comes once: it is no matrix, or does not decay, if one of its owners says so. Frozen parameters
+    are left out.
+
+    Args:
+        weight_decay: of all that decay; None for the optimizer's own.
+    """
+    matrices: dict[nn.Parameter, Option] = {}
+    decaying: dict[nn.Parameter, bool] = {}
+    for module in model.modules():
+        for name, p in _own(module):
+            if not p.requires_grad:
+                continue
+            option = matrix_of(module, name, p)
+            matrices[p] = option and matrices.get(p, option)
+            decaying[p] = decaying.get(p, True) and _decays(module, name, p)
+    groups: dict[tuple[Option, bool], dict[str, Any]] = {}
+    for p, option in matrices.items():
+        key = option, decaying[p]
+        if key not in groups:
+            decay = weight_decay if decaying[p] else 0.0
+            groups[key] = {"params": [], "matrix": option} | (
+                {} if decay is None else {"weight_decay": decay}
+            )
+        groups[key]["params"].append(p)
+    return list(groups.values())
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A module's own parameters; those that make up a parametrized one are its, not the parametrization's."""
+    yield from module.named_parameters(recurse=False)
+    for name, parts in getattr(module, "parametrizations", {}).items():
+        yield from ((name, p) for p in parts.parameters())
+
+
+def matrix_of(module: nn.Module, name: str, p: nn.Parameter) -> Option:
+    """The option ``matrix`` of a parameter of this name in its module."""
+    if p.dim() < 2 or p.is_complex() or _is_bias(name) or isinstance(module, (*_NORMS, *_EMBEDDINGS)):
+        return False
+    rows, parts = 0, 1
+    if isinstance(module, nn.modules.conv._ConvNd):
+        rows, parts = int(module.transposed), module.groups
+        if parts == module.in_channels > 1:
+            return False
+    elif isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
+        parts = 3
+    if parts > 1 and p.shape[0] % parts:
+        parts = 1  # a part of a parametrization
+    columns = tuple(axis for axis in range(p.dim()) if axis != rows)
+    sizes = [size // parts if axis == 0 else size for axis, size in enumerate(p.shape)]
+    if min(sizes[rows], math.prod(sizes) // max(1, sizes[rows])) < 2:
+        return False
+    if rows == 0 and parts == 1:
+        return True
+    return ((rows,), columns) if parts == 1 else ((rows,), columns, parts, 0)
+
+
+def _decays(module: nn.Module, name: str, p: nn.Parameter) -> bool:
+    return p.dim() > 1 and not _is_bias(name) and not isinstance(module, _NORMS)
+
+
+def _is_bias(name: str) -> bool:
+    return name.startswith("bias") or name.endswith("bias")
