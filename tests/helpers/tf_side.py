@@ -41,6 +41,13 @@ def parameters(values: Sequence[np.ndarray], dtype: str = "float64") -> Paramete
     return [keras.Variable(np.asarray(v), dtype=dtype, name=f"p{k}") for k, v in enumerate(values)]
 
 
+def native(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+canonical = native
+
+
 def rule(params: Parameters, given: Any, lr: float = 1.0, **options: Any) -> SymbolicOptimizer:
     return _built(SymbolicOptimizer(given, lr, **options), params)
 

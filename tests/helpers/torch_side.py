@@ -41,6 +41,16 @@ def parameters(values: Sequence[np.ndarray], dtype: str = "float64") -> Paramete
     return [torch.nn.Parameter(torch.tensor(np.asarray(v)).to(getattr(torch, dtype))) for v in values]
 
 
+def native(x: np.ndarray) -> np.ndarray:
+    """A layer's array in canonical layout, [in, out] or [kh, kw, in, out], as this framework lays it out."""
+    return np.moveaxis(x, (-1, -2), (0, 1)) if x.ndim > 1 else x
+
+
+def canonical(x: np.ndarray) -> np.ndarray:
+    """The inverse of ``native``."""
+    return np.moveaxis(x, (0, 1), (-1, -2)) if x.ndim > 1 else x
+
+
 def rule(params: Parameters, given: Any, lr: float = 1.0, **options: Any) -> SymbolicOptimizer:
     return SymbolicOptimizer(params, given, lr, **options)
 

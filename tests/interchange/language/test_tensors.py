@@ -212,5 +212,16 @@ def test_the_option_matrix_says_how_a_tensor_is_seen():
     assert views.chosen((4, 3), True, default) == views.matrix((4, 3), (0,))
     assert views.chosen((4, 3), ((1,), (0,)), default) == views.canonical((4, 3))
     assert not views.chosen((4, 3), False, views.canonical((4, 3))).matrix
-    with pytest.raises(L2OError, match="matrix: expected"):
-        views.chosen((4, 3), "rows", default)
+    queries = views.chosen((6, 2), ((0,), (1,), 3, 0), default)
+    assert queries.split == (3, 2, 2) and queries.sizes == {"rows": 2, "cols": 2, "numel": 12}
+    # A grouped transposed convolution: [in, out / groups, k], cut along its columns.
+    transposed = views.chosen((4, 3, 2), ((1,), (0, 2), 2, 0), default)
+    assert transposed.axes == ((-2,), (-3, -1), (-4,)) and transposed.sizes["cols"] == 4
+
+
+@pytest.mark.parametrize(
+    "option", ["rows", (0, 1), ((0, 1),), ((5,), (0,)), ((0,), (0,)), ((), (0, 1)), ((0,), (1,), 3)]
+)
+def test_an_option_that_makes_no_view_is_refused_in_one_line(option):
+    with pytest.raises(L2OError, match=r"^(matrix: )?expected [^\n]+$"):
+        views.chosen((4, 3), option, views.vector((4, 3)))
