@@ -4,7 +4,7 @@ import abc
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 from common.errors import L2OError
+from interchange.language.view import View
 from tf_impl.networks.operators import as_tensor
 from tf_impl.tensors import DTYPES
 
@@ -20,6 +21,13 @@ State = tuple[tf.Tensor, ...]
 
 _TALLY = 3  # numbers per tensor; of optimizers that do not look the first counts steps, the others stay 0
 FUSED_FROM = 65536  # elements: below, half a second of compiling is more than most runs get back
+
+
+class Own(NamedTuple):
+    """What a step asks of one tensor: its weight decay, and how it is seen where the rule sees tensors."""
+
+    decay: float
+    view: View | None = None
 
 
 class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
@@ -63,11 +71,13 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
                 )
 
     @abc.abstractmethod
-    def _zero_state(self, p: tf.Tensor) -> State:
+    def _zero_state(self, p: tf.Tensor, view: View | None) -> State:
         """Zero state for one parameter."""
 
     @abc.abstractmethod
-    def _update(self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor) -> tuple[tf.Tensor, State]:
+    def _update(
+        self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor, view: View | None
+    ) -> tuple[tf.Tensor, State]:
         """Update u in the shape of ``p`` and the new state; ``t`` counts from 1."""
 
     def _settings(self) -> dict[str, Any]:
@@ -81,6 +91,14 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
     def _prepare(self, variables: Sequence[keras.Variable]) -> None:
         """What is to be done once, before the state is made."""
+
+    def _view(self, k: int) -> View | None:
+        """How tensor ``k`` is seen; None where no coordinate asks for others."""
+        return None
+
+    def _own(self, k: int) -> Own:
+        decays = self.weight_decay and self._use_weight_decay(self._trainable_variables[k])
+        return Own(float(self.weight_decay) if decays else 0.0, self._view(k))
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Make the state: per tensor a tally [t, ...] of three numbers, and what ``_zero_state`` says."""
@@ -98,9 +116,9 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         self._states = [
             [
                 self._slot(v, f"s{i}", tuple(a.shape), a.dtype.name)
-                for i, a in enumerate(self._zero_state(_zeros(v)))
+                for i, a in enumerate(self._zero_state(_zeros(v), self._view(k)))
             ]
-            for v in variables
+            for k, v in enumerate(variables)
         ]
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -119,11 +137,11 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         k = self._get_variable_index(variable)
         slots = [self._tallies[k], *self._states[k]]
         lr, g = tf.cast(as_tensor(learning_rate), tf.float64), _dense(gradient, variable)
-        decay = float(self.weight_decay or 0.0) if self._use_weight_decay(variable) else 0.0
+        own = self._own(k)
         given = tf.convert_to_tensor(variable), g, lr, *map(tf.convert_to_tensor, slots)
-        found = self._step_compiled(decay, *given) if tf.executing_eagerly() else None
-        moved, tally, *state = found or self._stepper(variable, decay)(*given)
-        tally = self._tallied(tally, k, variable, g, lr, decay)
+        found = self._step_compiled(own, *given) if tf.executing_eagerly() else None
+        moved, tally, *state = found or self._stepper(variable, own)(*given)
+        tally = self._tallied(tally, k, variable, g, lr)
         # Whoever has an ``assign`` of his own is asked at every write.
         usual = getattr(self.assign, "__func__", None) is keras.optimizers.Optimizer.assign
         quick = found is not None and usual and not tf.distribute.has_strategy()
@@ -133,7 +151,7 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
     def _step_compiled(
         self,
-        decay: float,
+        own: Own,
         theta: tf.Tensor,
         g: tf.Tensor,
         lr: tf.Tensor,
@@ -144,27 +162,27 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         return None
 
     def _tallied(
-        self, tally: tf.Tensor, k: int, variable: tf.Variable, g: tf.Tensor, lr: tf.Tensor, decay: float
+        self, tally: tf.Tensor, k: int, variable: tf.Variable, g: tf.Tensor, lr: tf.Tensor
     ) -> tf.Tensor:
         """The tally of tensor ``k`` after a step, as it is to be kept."""
-        del k, variable, g, lr, decay
+        del k, variable, g, lr
         return tally
 
-    def _stepper(self, variable: tf.Variable, decay: float) -> Callable[..., tuple[tf.Tensor, ...]]:
+    def _stepper(self, variable: tf.Variable, own: Own) -> Callable[..., tuple[tf.Tensor, ...]]:
         """``_advance``, by XLA where that is worth its compilation; compiled once for every shape."""
         size, known = math.prod(variable.shape), self._compiled
         inside, fits = compiling(), self._fuses and "CPU" in variable.device
         if inside or not fits or size < FUSED_FROM:
-            return functools.partial(self._advance, decay, inside and fits)
-        key = (tuple(variable.shape), variable.dtype, decay)
+            return functools.partial(self._advance, own, inside and fits)
+        key = (tuple(variable.shape), variable.dtype, own)
         if key not in known:
             # A partial of its own for each, as TensorFlow warns where one function is traced often.
-            known[key] = tf.function(functools.partial(self._advance, decay, True), jit_compile=True)
+            known[key] = tf.function(functools.partial(self._advance, own, True), jit_compile=True)
         return known[key]
 
     def _advance(
         self,
-        decay: float,
+        own: Own,
         fused: bool,
         theta: tf.Tensor,
         g: tf.Tensor,
@@ -174,7 +192,7 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
     ) -> tuple[tf.Tensor, ...]:
         """One step as a pure function: the new parameter, tally and state."""
         del fused  # the same here
-        moved, new = self._moved(decay, theta, g, lr, tally[0] + 1.0, state)
+        moved, new = self._moved(own, theta, g, lr, tally[0] + 1.0, state)
         return (
             tf.cast(moved, theta.dtype),
             tally + tf.constant([1.0] + [0.0] * (_TALLY - 1), tf.float64),
@@ -182,13 +200,13 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         )
 
     def _moved(
-        self, decay: float, theta: tf.Tensor, g: tf.Tensor, lr: tf.Tensor, t: tf.Tensor, state: State
+        self, own: Own, theta: tf.Tensor, g: tf.Tensor, lr: tf.Tensor, t: tf.Tensor, state: State
     ) -> tuple[tf.Tensor, State]:
         """The moved parameter, not yet in its own dtype, and the new state."""
         work = work_dtype(theta)
         p, rate = tf.cast(theta, work), tf.cast(lr, work)
-        u, new = self._update(p, tf.cast(g, work), state, t)
-        return (p * tf.cast(1.0 - lr * decay, work) if decay else p) + rate * u, new
+        u, new = self._update(p, tf.cast(g, work), state, t, own.view)
+        return (p * tf.cast(1.0 - lr * own.decay, work) if own.decay else p) + rate * u, new
 
     def get_config(self) -> dict[str, Any]:
         """What makes the same optimizer again, JSON-ready and exact."""

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from common.errors import L2OError
 from common.tables.baselines import BASELINES, baseline_names
-from tf_impl.optimizers.base import CoordinateOptimizer, work_dtype
+from interchange.language.view import View
+from tf_impl.optimizers.base import CoordinateOptimizer, Own, work_dtype
 from tf_impl.optimizers.torch_formulas import SGD, Adagrad, Adam, NAdam, RMSprop, check_betas, correction
 
 
@@ -31,11 +32,11 @@ class Lion(CoordinateOptimizer):
         super().__init__(learning_rate, weight_decay, **keywords)
         self.beta1, self.beta2 = beta1, beta2
 
-    def _zero_state(self, p: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _zero_state(self, p: tf.Tensor, view: View | None) -> tuple[tf.Tensor, ...]:
         return (p,)
 
     def _update(
-        self, p: tf.Tensor, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: tf.Tensor
+        self, p: tf.Tensor, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: tf.Tensor, view: View | None
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         (m,) = state
         u = -tf.sign(self.beta1 * m + (1.0 - self.beta1) * g)
@@ -67,11 +68,11 @@ class ScheduleFree(CoordinateOptimizer):
         super().__init__(learning_rate, weight_decay, **keywords)
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
-    def _zero_state(self, p: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _zero_state(self, p: tf.Tensor, view: View | None) -> tuple[tf.Tensor, ...]:
         return (p, p)
 
     def _update(
-        self, p: tf.Tensor, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: tf.Tensor
+        self, p: tf.Tensor, g: tf.Tensor, state: tuple[tf.Tensor, ...], t: tf.Tensor, view: View | None
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """Where z goes, before weight decay."""
         v, e = state
@@ -80,7 +81,7 @@ class ScheduleFree(CoordinateOptimizer):
 
     def _advance(
         self,
-        decay: float,
+        own: Own,
         fused: bool,
         theta: tf.Tensor,
         g: tf.Tensor,
@@ -91,8 +92,8 @@ class ScheduleFree(CoordinateOptimizer):
         """The whole step, as the average of z depends on lr; weight decay pulls z from y."""
         work = work_dtype(theta)
         y, rate, t = tf.cast(theta, work), tf.cast(lr, work), tally[0] + 1.0
-        u, (v, e) = self._update(y, tf.cast(g, work), state, t)
-        u, c = u - decay * y, tf.cast(1.0 / t, work)
+        u, (v, e) = self._update(y, tf.cast(g, work), state, t, own.view)
+        u, c = u - own.decay * y, tf.cast(1.0 / t, work)
         moved = y - c * e + rate * (1.0 - self.beta1 * (1.0 - c)) * u
         e = (1.0 - c) * (e - self.beta1 * rate * u)
         return tf.cast(moved, theta.dtype), tf.stack([t, *tf.unstack(tally)[1:]]), v, e

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from tf_impl.optimizers.base import CoordinateOptimizer, LearningRate, compiling, work_dtype
+from interchange.language.view import View
+from tf_impl.optimizers.base import CoordinateOptimizer, LearningRate, Own, compiling, work_dtype
 
 _LOOK_EVERY = 100  # steps
 _MOST_IN_A_ROW = 10  # looks at which a tensor is left alone as a whole
@@ -49,7 +50,7 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
 
     def _advance(
         self,
-        decay: float,
+        own: Own,
         fused: bool,
         theta: tf.Tensor,
         g: tf.Tensor,
@@ -58,11 +59,11 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         *state: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
         if self.nonfinite == "off":
-            return super()._advance(decay, fused, theta, g, lr, tally, *state)
+            return super()._advance(own, fused, theta, g, lr, tally, *state)
         (before, _, in_a_row), size = tf.unstack(tally), math.prod(theta.shape)
         t = before + 1.0
-        moved, new = self._moved(decay, theta, g, lr, t, state)
-        if fused:
+        moved, new = self._moved(own, theta, g, lr, t, state)
+        if fused and own.view is None:
             # XLA gives a loop one result, and would copy state that it overwrites before the last look at it.
             # So the first loop writes a number that tells all, and the others compute the state again; by a
             # factor and a divisor of 1 that XLA does not know, it cannot make one of the two.
@@ -70,28 +71,25 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
             whole = tf.where(_fits(moved, theta.dtype), moved, math.nan)
             moved = tf.add_n([whole, *(0.0 * array for array in new)]) / one
             ok = tf.math.is_finite(moved)
-            _, new = self._moved(decay, theta, g * tf.cast(one, g.dtype), lr, t, state)
+            _, new = self._moved(own, theta, g * tf.cast(one, g.dtype), lr, t, state)
             left = tf.cond(
                 tf.math.is_finite(tf.reduce_sum(moved)), lambda: 0, lambda: _left(tf.math.is_finite(moved))
             )
         else:
             ok = _fits(moved, theta.dtype)  # so is u, which is in it
             for array in new:
-                ok &= _of_coordinates(tf.math.is_finite(array), theta.shape)
+                ok &= _of_coordinates(tf.math.is_finite(array), theta.shape, own.view)
             left = _left(ok)
         tally = tf.stack([tf.where(left < max(size, 1), t, before), tf.cast(left, tf.float64), in_a_row])
-        flat = tf.reshape(ok, [size])
-        state = (
-            tf.where(ok if a.shape == theta.shape else flat, a, b) for a, b in zip(new, state, strict=True)
-        )
+        state = (tf.where(_of_state(ok, a.shape, own.view), a, b) for a, b in zip(new, state, strict=True))
         return tf.where(ok, tf.cast(moved, theta.dtype), theta), tally, *state
 
     def _tallied(
-        self, tally: tf.Tensor, k: int, variable: tf.Variable, g: tf.Tensor, lr: tf.Tensor, decay: float
+        self, tally: tf.Tensor, k: int, variable: tf.Variable, g: tf.Tensor, lr: tf.Tensor
     ) -> tf.Tensor:
         if self.nonfinite == "off" or (tf.executing_eagerly() and not self._looking):
             return tally
-        self._seen.append((k, variable, g, lr, decay))
+        self._seen.append((k, variable, g, lr))
         size = math.prod(variable.shape)
         row = tf.where(tally[1] < max(size, 1), tf.zeros_like(tally[2]), tally[2] + 1.0)
         return tf.where(self._looking, tf.stack([tally[0], tally[1], row]), tally)
@@ -113,31 +111,30 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         else:
             tf.cond(looking, lambda: self._look(seen), lambda: None)
 
-    def _look(self, seen: Sequence[tuple[int, tf.Variable, tf.Tensor, tf.Tensor, float]]) -> None:
+    def _look(self, seen: Sequence[tuple[int, tf.Variable, tf.Tensor, tf.Tensor]]) -> None:
         """Tell of the tensors that have been stepped; a graph calls Python if there is something to tell."""
         tallies = [tf.convert_to_tensor(self._tallies[k]) for k, *_ in seen]
         if tf.executing_eagerly():
-            for (k, variable, g, lr, decay), tally in zip(seen, tallies, strict=True):
-                self._tell(k, decay, g, lr, variable, tally, *self._states[k])
+            for (k, variable, g, lr), tally in zip(seen, tallies, strict=True):
+                self._tell(k, g, lr, variable, tally, *self._states[k])
             return
 
         def tell() -> None:
-            for (k, variable, g, lr, decay), tally in zip(seen, tallies, strict=True):
+            for (k, variable, g, lr), tally in zip(seen, tallies, strict=True):
                 arrays = map(tf.convert_to_tensor, (variable, tally, *self._states[k]))
-                tf.py_function(functools.partial(self._tell_of_graph, k, decay), [g, lr, *arrays], [])
+                tf.py_function(functools.partial(self._tell_of_graph, k), [g, lr, *arrays], [])
 
         tf.cond(tf.reduce_any(tf.stack(tallies)[:, 1] > 0.0), tell, lambda: None)
 
-    def _tell_of_graph(self, k: int, decay: float, *arrays: tf.Tensor) -> None:
+    def _tell_of_graph(self, k: int, *arrays: tf.Tensor) -> None:
         try:
-            self._tell(k, decay, *arrays)
+            self._tell(k, *arrays)
         except NonFiniteError as error:  # of few errors TensorFlow keeps the type
             raise ValueError(str(error)) from None
 
     def _tell(
         self,
         k: int,
-        decay: float,
         g: tf.Tensor,
         lr: tf.Tensor,
         variable: tf.Variable | tf.Tensor,
@@ -147,11 +144,11 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         """Report on tensor ``k``; what it was that was not finite is found by computing the step again."""
         if not tally[1] > 0.0:
             return
-        theta, *state = map(tf.convert_to_tensor, (variable, *state))
+        own, (theta, *state) = self._own(k), map(tf.convert_to_tensor, (variable, *state))
         t, work = tally[0] + tf.cast(tally[1] >= math.prod(theta.shape), tf.float64), work_dtype(theta)
-        u, new = self._update(tf.cast(theta, work), tf.cast(g, work), tuple(state), t)
-        moved, _ = self._moved(decay, theta, g, lr, t, tuple(state))
-        states = [_of_coordinates(tf.math.is_finite(array), theta.shape) for array in new]
+        u, new = self._update(tf.cast(theta, work), tf.cast(g, work), tuple(state), t, own.view)
+        moved, _ = self._moved(own, theta, g, lr, t, tuple(state))
+        states = [_of_coordinates(tf.math.is_finite(array), theta.shape, own.view) for array in new]
         looks = {
             "gradient": tf.math.is_finite(g),
             "update": tf.math.is_finite(u),
@@ -207,10 +204,25 @@ def _fits(moved: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.math.is_finite(moved) if limit is None else tf.abs(moved) < limit
 
 
-def _of_coordinates(ok: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
-    """Per coordinate of a parameter of n of them, where state may have several rows [rows, n]."""
+def _of_coordinates(ok: tf.Tensor, shape: tf.TensorShape, view: View | None) -> tf.Tensor:
+    """Per coordinate of a parameter of n of them, where state may have several rows [rows, n].
+
+    State of a tensor that is seen through a view may be as small as ``View.reduced`` says.
+    """
     if ok.shape == shape:
         return ok
+    if view is not None:
+        return tf.reshape(tf.broadcast_to(ok, view.split), shape)
     size = math.prod(shape)
     rows = math.prod(ok.shape) // max(size, 1)
     return tf.reshape(tf.reduce_all(tf.reshape(ok, [rows, size]), 0), shape)
+
+
+def _of_state(ok: tf.Tensor, shape: tf.TensorShape, view: View | None) -> tf.Tensor:
+    """Per element of state: whether its coordinate is ok, or any of those for which it is kept."""
+    if ok.shape == shape:
+        return ok
+    if view is None:
+        return tf.reshape(ok, [-1])
+    summed = [axis for axis, (n, kept) in enumerate(zip(view.split, shape, strict=True)) if n != kept]
+    return tf.reduce_any(tf.reshape(ok, view.split), summed, keepdims=True)

@@ -16,12 +16,14 @@ from common.run.storage import canonical_json
 from interchange.files.reader import Tree
 from interchange.files.weights import GATE_ORDER, Teacher, load_weights, weights_from_tree
 from interchange.language.compiler import Instruction
+from interchange.language.view import View
 from interchange.rule.rule import Rule, zero_update
 from tf_impl.networks.compiled import step_fresh
 from tf_impl.networks.lowering import Lowered, Scalar
 from tf_impl.networks.operators import as_tensor, op_div, op_mul
 from tf_impl.networks.teacher import TeacherNetwork
-from tf_impl.optimizers.base import LearningRate, State, work_dtype
+from tf_impl.optimizers import layers
+from tf_impl.optimizers.base import LearningRate, Own, State, work_dtype
 from tf_impl.optimizers.guard import GuardedOptimizer, NonFinite, NonFiniteError
 
 __all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
@@ -40,13 +42,18 @@ class SymbolicOptimizer(GuardedOptimizer):
         constants: in place of some of the rule's own.
         center: subtract what the rule does at zero gradient.
         weight_decay: decoupled, theta *= 1 - lr * weight_decay.
+        views: how a rule that sees tensors sees them: a built model, or path of a variable -> a view of
+            ``layers.views``, False for what is no matrix, or axes of rows and of columns. Of others: rows
+            along the last axis, but for embeddings, depthwise kernels and biases.
+        undecayed: paths of variables without weight decay (``layers.per_layer``).
         nonfinite: ``skip`` leaves coordinates alone whose step would not be finite, and warns; ``raise``
             raises as well; ``off`` does not look.
         keywords: of every Keras optimizer: ``clipnorm``, ``clipvalue``, ``global_clipnorm``, ``use_ema``,
             ``ema_momentum``, ``ema_overwrite_frequency``, ``loss_scale_factor``,
             ``gradient_accumulation_steps``, ``name``.
 
-    State per parameter: ``rule.state_floats`` arrays in its shape, float32 at least, and a step count.
+    State per parameter: ``rule.state_floats`` arrays in its shape, float32 at least, and a step count; what
+    a rule keeps for rows, columns or tensors is as small as those.
     """
 
     _fuses = True
@@ -59,14 +66,20 @@ class SymbolicOptimizer(GuardedOptimizer):
         constants: Mapping[str, float] | None = None,
         center: bool = False,
         weight_decay: float | None = None,
+        views: Mapping[str, Any] | keras.Layer | None = None,
+        undecayed: Sequence[str] = (),
         nonfinite: NonFinite = "skip",
         **keywords: Any,
     ) -> None:
         super().__init__(learning_rate, weight_decay, nonfinite, **keywords)
         rule = rule if isinstance(rule, Rule) else Rule.load(rule)
         self.rule = rule.with_constants(constants or {})
-        # Past Keras' tracking, which wraps dictionaries.
-        vars(self)["constants"] = None if constants is None else dict(constants)
+        # Past Keras' tracking, which wraps dictionaries and lists.
+        vars(self).update(
+            constants=None if constants is None else dict(constants),
+            views=layers.given(views),
+            undecayed=list(undecayed),
+        )
         self.center = bool(center)
         missing = [name for name, node in self.rule.features.items() if node is None]
         if missing:
@@ -83,19 +96,39 @@ class SymbolicOptimizer(GuardedOptimizer):
                 stacklevel=2,
             )
         self._run = self.rule.centered() if center else self.rule
-        self._lowered = _Plain(self._run.program())
+        self._lowered = {has: _Plain(self._run.program(has)) for has in (True, False)}
 
-    def _zero_state(self, p: tf.Tensor) -> State:
-        return self._lowered.initial_state(p)
+    def _prepare(self, variables: Sequence[keras.Variable]) -> None:
+        spared = {k for k, v in enumerate(variables) if layers.find(self.undecayed, layers.path_of(v))}
+        vars(self).update(_places=layers.of_variables(self.views, variables), _spared=spared)
 
-    def _update(self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor) -> tuple[tf.Tensor, State]:
-        (out,), state = self._lowered.step({"g": g, "theta": p, **self._run.constants}, state, t)
+    def _view(self, k: int) -> View | None:
+        return self._places[k] if self._run.sees_tensors else None
+
+    def _use_weight_decay(self, variable: keras.Variable) -> bool:
+        spared = self._get_variable_index(variable) in self._spared
+        return not spared and super()._use_weight_decay(variable)
+
+    def _of(self, view: View | None) -> tuple[Lowered, View | None]:
+        """The program for a tensor, and the view where that sees more than a coordinate."""
+        lowered = self._lowered[view is None or view.matrix]
+        return lowered, view if lowered.program.sees_tensors else None
+
+    def _zero_state(self, p: tf.Tensor, view: View | None) -> State:
+        lowered, seen = self._of(view)
+        return lowered.initial_state(p, seen)
+
+    def _update(
+        self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor, view: View | None
+    ) -> tuple[tf.Tensor, State]:
+        lowered, seen = self._of(view)
+        (out,), state = lowered.step({"g": g, "theta": p, **self._run.constants}, state, t, seen)
         u = tf.broadcast_to(tf.cast(as_tensor(out), p.dtype), p.shape)
         return u if self._run.scale == 1.0 else self._run.scale * u, state
 
     def _step_compiled(
         self,
-        decay: float,
+        own: Own,
         theta: tf.Tensor,
         g: tf.Tensor,
         lr: tf.Tensor,
@@ -103,16 +136,25 @@ class SymbolicOptimizer(GuardedOptimizer):
         *state: tf.Tensor,
     ) -> tuple[tf.Tensor, ...] | None:
         rule, guard, rate, before = self._run, self.nonfinite != "off", float(lr), tally.numpy()
-        program, keep = self._lowered.program, 1.0 - rate * decay
-        found = step_fresh(program, rule.scale, rule.constants, rate, keep, guard, theta, g, before[0], state)
+        (lowered, seen), keep = self._of(own.view), 1.0 - rate * own.decay
+        if seen is not None:
+            return None
+        found = step_fresh(
+            lowered.program, rule.scale, rule.constants, rate, keep, guard, theta, g, before[0], state
+        )
         if found is None:
             return None
         moved, t, left, new = found
         return moved, tf.constant([t, left, *before[2:]], tf.float64), *new
 
     def _settings(self) -> dict[str, Any]:
-        own = {"rule": self.rule.to_json(), "constants": self.constants, "center": self.center}
-        return super()._settings() | own
+        return super()._settings() | {
+            "rule": self.rule.to_json(),
+            "constants": self.constants,
+            "center": self.center,
+            "views": layers.to_config(self.views),
+            "undecayed": self.undecayed,
+        }
 
     @classmethod
     def _arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
@@ -163,11 +205,13 @@ class LearnedOptimizer(GuardedOptimizer):
                 for dtype in {work_dtype(v) for v in variables}
             }
 
-    def _zero_state(self, p: tf.Tensor) -> State:
+    def _zero_state(self, p: tf.Tensor, view: View | None) -> State:
         zero = self._network.initial_state(tf.reshape(p, [-1]))
         return zero.features + zero.network
 
-    def _update(self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor) -> tuple[tf.Tensor, State]:
+    def _update(
+        self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor, view: View | None
+    ) -> tuple[tf.Tensor, State]:
         network = self._network
         count = len(state) - 2 * len(network.teacher.lstm)
         x, features = network.features.step(tf.reshape(g, [-1]), state[:count], t)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from interchange.language.view import View
 from tf_impl.optimizers.base import CoordinateOptimizer
 
 State = tuple[tf.Tensor, ...]
@@ -32,10 +33,12 @@ class SGD(CoordinateOptimizer):
         super().__init__(learning_rate, weight_decay, **keywords)
         self.momentum, self.nesterov = momentum, nesterov
 
-    def _zero_state(self, p: tf.Tensor) -> State:
+    def _zero_state(self, p: tf.Tensor, view: View | None) -> State:
         return (p,) if self.momentum else ()
 
-    def _update(self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor) -> tuple[tf.Tensor, State]:
+    def _update(
+        self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor, view: View | None
+    ) -> tuple[tf.Tensor, State]:
         if not self.momentum:
             return -g, ()
         m = self.momentum * state[0] + g
@@ -60,10 +63,12 @@ class RMSprop(CoordinateOptimizer):
         super().__init__(learning_rate, weight_decay, **keywords)
         self.alpha, self.eps = alpha, eps
 
-    def _zero_state(self, p: tf.Tensor) -> State:
+    def _zero_state(self, p: tf.Tensor, view: View | None) -> State:
         return (p,)
 
-    def _update(self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor) -> tuple[tf.Tensor, State]:
+    def _update(
+        self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor, view: View | None
+    ) -> tuple[tf.Tensor, State]:
         v = self.alpha * state[0] + (1.0 - self.alpha) * g * g
         return -g / (tf.sqrt(v) + self.eps), (v,)
 
@@ -85,10 +90,12 @@ class Adagrad(CoordinateOptimizer):
         super().__init__(learning_rate, weight_decay, **keywords)
         self.eps = eps
 
-    def _zero_state(self, p: tf.Tensor) -> State:
+    def _zero_state(self, p: tf.Tensor, view: View | None) -> State:
         return (p,)
 
-    def _update(self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor) -> tuple[tf.Tensor, State]:
+    def _update(
+        self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor, view: View | None
+    ) -> tuple[tf.Tensor, State]:
         total = state[0] + g * g
         return -g / (tf.sqrt(total) + self.eps), (total,)
 
@@ -113,10 +120,12 @@ class Adam(CoordinateOptimizer):
         super().__init__(learning_rate, weight_decay, **keywords)
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
-    def _zero_state(self, p: tf.Tensor) -> State:
+    def _zero_state(self, p: tf.Tensor, view: View | None) -> State:
         return (p, p)
 
-    def _update(self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor) -> tuple[tf.Tensor, State]:
+    def _update(
+        self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor, view: View | None
+    ) -> tuple[tf.Tensor, State]:
         m = self.beta1 * state[0] + (1.0 - self.beta1) * g
         v = self.beta2 * state[1] + (1.0 - self.beta2) * g * g
         m_hat, v_hat = m / correction(self.beta1, t, g), v / correction(self.beta2, t, g)
@@ -143,11 +152,13 @@ class NAdam(Adam):
         super().__init__(learning_rate, beta1, beta2, eps, weight_decay, **keywords)
         self.momentum_decay = momentum_decay
 
-    def _zero_state(self, p: tf.Tensor) -> State:
+    def _zero_state(self, p: tf.Tensor, view: View | None) -> State:
         # The third is 1 - the product of all mu, as state begins with 0.
         return (p, p, tf.zeros((), tf.float64))
 
-    def _update(self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor) -> tuple[tf.Tensor, State]:
+    def _update(
+        self, p: tf.Tensor, g: tf.Tensor, state: State, t: tf.Tensor, view: View | None
+    ) -> tuple[tf.Tensor, State]:
         mu, later = self._momentum(t), self._momentum(t + 1.0)
         m = self.beta1 * state[0] + (1.0 - self.beta1) * g
         v = self.beta2 * state[1] + (1.0 - self.beta2) * g * g

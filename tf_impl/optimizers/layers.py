@@ -1,0 +1,163 @@
+"""What the layers of a model say of its variables: their matrix views, and whether weights decay.
+
+Keras gives an optimizer variables without their layers, so a user hands over what the layers say, by the
+paths of variables: ``SymbolicOptimizer(rule, **per_layer(model, weight_decay=0.01))``.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from common.errors import L2OError
+from interchange.language.view import View, canonical, chosen, matrix, vector
+
+_TRANSPOSED = tuple(getattr(keras.layers, f"Conv{n}DTranspose") for n in (1, 2, 3))
+_CONVOLUTIONS = tuple(getattr(keras.layers, f"Conv{n}D") for n in (1, 2, 3))
+_NORMS = ("Batch", "Layer", "Group", "RMS", "Unit")
+_SCALES = (*(getattr(keras.layers, f"{kind}Normalization") for kind in _NORMS), keras.layers.PReLU)
+_LOOKED_UP = (keras.layers.Embedding, keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+# Keras' own names of variables that are no matrices, though biases of attention have two axes.
+_NAMES = ("bias", "embeddings", "reverse_embeddings")
+
+
+def views(model: keras.Layer) -> dict[str, View]:
+    """The view of every trainable variable of a built model, by its path: one row for every output.
+
+    Dense layers and convolutions have rows along the last axis, transposed ones along the last but one,
+    grouped ones a matrix for each group, EinsumDense those axes that its equation puts out. Embeddings,
+    depthwise kernels, biases, normalizations and matrices of one row or column have no view.
+
+    Raises:
+        L2OError: the model is not built, or two variables of one path are not seen alike.
+    """
+    found: dict[str, View] = {}
+    for layer, variable in _owned(model):
+        view = _of_layer(layer, variable)
+        if found.setdefault(variable.path, view) != view:
+            raise L2OError(f"expected one variable called {variable.path}, got two; name their layers")
+    return found
+
+
+def per_layer(model: keras.Layer, weight_decay: float | None = None) -> dict[str, Any]:
+    """Options of ``SymbolicOptimizer`` for a built model: ``views``, and weight decay of weights alone.
+
+    Biases, scales and shifts of normalizations, and whatever has no two axes, do not decay.
+    """
+    undecayed = [v.path for layer, v in _owned(model) if not _decays(layer, v)]
+    return {"views": views(model), "weight_decay": weight_decay, "undecayed": undecayed}
+
+
+def _owned(model: keras.Layer) -> Iterator[tuple[keras.Layer, keras.Variable]]:
+    if not model.built:
+        raise L2OError(f"{model.name}: expected a built model; call build(input_shape), or give it an Input")
+    for layer in model._flatten_layers():
+        yield from ((layer, v) for v in layer._trainable_variables)
+
+
+def _decays(layer: keras.Layer, variable: keras.Variable) -> bool:
+    return len(variable.shape) > 1 and variable.name != "bias" and not isinstance(layer, _SCALES)
+
+
+def _of_layer(layer: keras.Layer, variable: keras.Variable) -> View:
+    shape = tuple(variable.shape)
+    if isinstance(layer, _SCALES + _LOOKED_UP):
+        return vector(shape)
+    kernel = variable.name == "kernel"
+    if kernel and isinstance(layer, keras.layers.EinsumDense):
+        view = _of_equation(shape, layer.equation)
+    elif kernel and isinstance(layer, _TRANSPOSED):
+        view = matrix(shape, (-2,))
+    elif kernel and isinstance(layer, _CONVOLUTIONS) and layer.groups > 1:
+        view = vector(shape) if shape[-2] == 1 else matrix(shape, (-1,), parts=layer.groups)
+    else:
+        view = _usual(variable)
+    return view if min(view.sizes["rows"], view.sizes["cols"]) > 1 else vector(shape)
+
+
+def _of_equation(shape: tuple[int, ...], equation: str) -> View:
+    """Axes put out are the rows; those that are taken in as well number matrices."""
+    given, kernel, put_out = equation.replace("->", ",").replace(" ", "").split(",")
+    kinds = [(letter in put_out) + 2 * (letter in given) for letter in kernel]
+    rows, parts = (tuple(k - len(shape) for k, own in enumerate(kinds) if own == kind) for kind in (1, 3))
+    return View(shape, shape, rows, parts, matrix=True) if rows else vector(shape)
+
+
+def path_of(variable: Any) -> str:
+    """Where a variable is in its model; its name where it has no path."""
+    return getattr(variable, "path", variable.name).partition(":")[0]
+
+
+def _usual(variable: Any) -> View:
+    """The view where nothing is known but the variable: rows along the last axis."""
+    shape, path = tuple(variable.shape), path_of(variable)
+    known = path.rpartition("/")[2] in _NAMES or "depthwise" in path
+    return vector(shape) if known else canonical(shape)
+
+
+def find(names: Iterable[str], path: str) -> list[str]:
+    """Those of ``names`` that mean a variable: its path, or else ends of it, or what it is the end of.
+
+    A loaded model's paths may lack the model's name, with which they began.
+    """
+    names = list(names)
+    if path in names:
+        return [path]
+    return [name for name in names if path.endswith(f"/{name}") or name.endswith(f"/{path}")]
+
+
+def of_variables(options: Mapping[str, Any], variables: Sequence[Any]) -> list[View]:
+    """The view of every variable: what is said of its path, or rows along the last axis.
+
+    Args:
+        options: path -> a view, or what ``view.chosen`` takes: True, False, or axes of rows and columns.
+
+    Raises:
+        L2OError: an option does not fit its variable, or names none while others are not named.
+    """
+    found, used = [], set()
+    missing = ""
+    for variable in variables:
+        path, shape = path_of(variable), tuple(variable.shape)
+        fitting = find(options, path)
+        used.update(fitting)
+        given = [options[name] for name in fitting]
+        option = given[0] if given else None
+        if any(other != option for other in given):
+            raise L2OError(f"views: expected one of {path}, got those of {', '.join(fitting)}")
+        if isinstance(option, View) and option.shape != shape:
+            raise L2OError(f"views: expected one of shape {shape} for {path}, got {option.shape}")
+        missing = missing or path * (not given and len(shape) > 1)
+        usual = _usual(variable)
+        found.append(option if isinstance(option, View) else chosen(shape, option, usual))
+    if missing and (unknown := options.keys() - used):
+        raise L2OError(
+            f"views: expected paths of variables such as {missing}, got {min(unknown)}; "
+            "make them anew, by views(model)"
+        )
+    return found
+
+
+def given(options: Mapping[str, Any] | keras.Layer | None) -> dict[str, Any]:
+    """What a user says of views: a model's, or by path; views of a configuration are views again."""
+    if isinstance(options, keras.Layer):
+        return views(options)
+    kept = dict(options or {})
+    for path, option in kept.items():
+        if isinstance(option, Mapping):
+            kept[path] = View(**{k: x if isinstance(x, bool) else tuple(x) for k, x in option.items()})
+        elif isinstance(option, list):
+            kept[path] = tuple(map(tuple, option))
+    return kept
+
+
+def to_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of ``given``, JSON-ready."""
+    return {path: _plain(option) for path, option in options.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, View):
+        return {name: _plain(x) for name, x in dataclasses.asdict(value).items()}
+    return [_plain(x) for x in value] if isinstance(value, tuple | list) else value
