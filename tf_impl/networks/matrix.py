@@ -15,7 +15,7 @@ from tf_impl.networks.operators import as_tensor
 Tensor = tf.Tensor
 
 
-def _over(reduce: Callable[..., Tensor], x: Tensor, axes: tuple) -> Tensor:
+def _over(reduce: "Callable[..., Tensor]", x: Tensor, axes: tuple) -> Tensor:
     """Of a plain number, and along no axis, x itself."""
     x = as_tensor(x)
     return reduce(x, axis=axes, keepdims=True) if axes and x.shape.rank else x
