@@ -1,6 +1,7 @@
 """``python -m interchange.rule``: show or explain a rule, compare two, check one before trusting it."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from interchange.rule.gallery import NAMED
 from interchange.rule.nearest import nearest
 from interchange.rule.rule import Rule, zero_update
 from interchange.rule.safety import singular
-from interchange.rule.words import counted, size
+from interchange.rule.words import counted, floats, size
 
 ACTIONS = ("show", "explain", "diff", "check")
 
@@ -51,7 +52,7 @@ def show(rule: Rule) -> str:
         lines.append(f"  simplified, {shorter.complexity} nodes:  {to_text(shorter.expression)}")
     lines.append(f"  {size(rule)}")
     lines.append(f"  {rule.latex()}")
-    for key in ("source", "engine", "r2", "loss"):
+    for key in ("source", "note", "engine", "r2", "loss"):
         if key in rule.provenance:
             lines.append(f"  {key}: {_short(rule.provenance[key])}")
     return "\n".join(lines)
@@ -106,8 +107,8 @@ def _gallery() -> str:
     lines = []
     for name, row in NAMED.items():
         rule = Rule.named(name)
-        nodes, floats = counted(rule.complexity, "node"), counted(rule.state_floats, "float")
-        lines.append(f"{name:<13} {nodes:>8}  {floats:>8}  {row.source}")
+        nodes = counted(rule.complexity, "node")
+        lines.append(f"{name:<13} {nodes:>8}  {floats(rule):<24}  {row.source}")
     return "\n".join(lines)
 
 
@@ -128,7 +129,7 @@ def _body(config: RuleConfig) -> int:
         unsafe = unsafe or bool(singular(rule))
         if config.rehash:
             rule.save(path)
-        print(f"{path}: {size(rule)}" + ", hash verified" * (path not in NAMED))
+        print(f"{path}: {size(rule)}" + ", hash verified" * os.path.exists(path))
         for line in findings(rule):
             print(f"  {line}")
     return 1 if unsafe else 0

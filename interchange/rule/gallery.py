@@ -1,7 +1,6 @@
-"""The gallery of rules by name: hand-made optimizers as equations, published ones, and a template to tune.
+"""The gallery of rules by name: published optimizers as equations, distilled rules, a template to tune.
 
-Hand-made ones follow torch.optim 2.13 (MATH.md section 6): in float64 their steps are torch's. What others
-call lr multiplies the rule's update, as everywhere.
+What others call lr multiplies the rule's update, as everywhere.
 """
 
 import dataclasses
@@ -12,75 +11,71 @@ from pathlib import Path
 from common.errors import L2OError
 from common.registry import Registry
 from interchange.language.equation import Equation
+from interchange.rule.published import classic, layers, matrices, recent, wrappers
 
 
 @dataclasses.dataclass(frozen=True)
 class NamedRule:
-    """One row: ``build(**options)`` makes the rule; the defaults of its arguments are the source's."""
+    """One row: ``build(**options)`` makes the rule; the defaults of its arguments are the source's.
+
+    ``note`` says where the rule is not what the source has, or what programs of that name do else.
+    """
 
     build: Callable[..., Equation]
     source: str
+    note: str = ""
 
 
-def named(name: str, **options: float) -> Equation:
-    """The rule ``name`` of the gallery.
+def named(name: str, **options: float | str | Equation) -> Equation:
+    """The rule ``name`` of the gallery; ``cautious(lion)`` is ``cautious`` with the option ``of="lion"``.
 
     Args:
-        options: hyper-parameters of the row, such as ``beta1``; defaults are the source's.
+        options: hyper-parameters of the row, such as ``beta1``; defaults are the source's. ``of`` of a row
+            that wraps others is a rule, or the name of one here.
 
     Raises:
         L2OError: no such rule, or it has no such option.
     """
-    row = NAMED[name]
+    head, of = _parts(name)
+    row = NAMED[head]
+    if of:
+        options = {"of": of, **options}
     known = inspect.signature(row.build).parameters
     unknown = [key for key in options if key not in known]
     if unknown:
-        raise L2OError(f"rule {name!r}: unknown option {unknown[0]!r}; known: {', '.join(known) or 'none'}")
+        raise L2OError(f"rule {head!r}: unknown option {unknown[0]!r}; known: {', '.join(known) or 'none'}")
+    if "of" in options:
+        inner = options["of"] if isinstance(options["of"], Equation) else named(str(options["of"]))
+        options, name = options | {"of": inner}, f"{head}({inner.name})"
     rule = row.build(**options)
-    return dataclasses.replace(rule, name=name, provenance=rule.provenance | {"source": row.source})
+    own = {"source": row.source} | ({"note": row.note} if row.note else {})
+    return dataclasses.replace(rule, name=name[:200], provenance=rule.provenance | own)
 
 
-def _sgd() -> Equation:
-    return Equation.from_text("-g")
+def is_named(name: str) -> bool:
+    """Whether ``named`` has a row for it."""
+    return _parts(name)[0] in NAMED
 
 
-def _momentum(beta: float = 0.9) -> Equation:
-    # torch's buffer b*s + g is ema / (1 - b).
-    return Equation.from_text("-gain * ema(g, beta)", {"gain": 1.0 / (1.0 - beta), "beta": beta})
+def _parts(name: str) -> tuple[str, str]:
+    """The row and what it wraps: cautious and adam of "cautious(adam)"."""
+    head, bracket, rest = name.partition("(")
+    return (head, rest[:-1]) if bracket and rest.endswith(")") else (name, "")
 
 
-def _nesterov(beta: float = 0.9) -> Equation:
-    return Equation.from_text("-(g + gain * ema(g, beta))", {"gain": beta / (1.0 - beta), "beta": beta})
+def _cautious(of: Equation | None = None) -> Equation:
+    return wrappers.cautious(of or classic.adam())
 
 
-def _rmsprop(alpha: float = 0.99, eps: float = 1e-8) -> Equation:
-    return Equation.from_text("-g / (sqrt(ema(square(g), alpha)) + eps)", {"alpha": alpha, "eps": eps})
-
-
-def _adagrad(eps: float = 1e-10) -> Equation:
-    return Equation.from_text("-g / (sqrt(cumsum(square(g))) + eps)", {"eps": eps})
-
-
-def _adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Equation:
-    return Equation.from_text(
-        "-ema_hat(g, beta1) / (sqrt(ema_hat(square(g), beta2)) + eps)",
-        {"beta1": beta1, "beta2": beta2, "eps": eps},
-    )
-
-
-def _amsgrad(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Equation:
-    # The maximum is over uncorrected averages; ema(1, b) is 1 - b**t.
-    return Equation.from_text(
-        "-ema_hat(g, beta1) / (sqrt(cummax(ema(square(g), beta2)) / ema(1, beta2)) + eps)",
-        {"beta1": beta1, "beta2": beta2, "eps": eps},
-    )
-
-
-def _lion(beta1: float = 0.9, beta2: float = 0.99) -> Equation:
-    return Equation.from_text(
-        "-sign(keep * lag(ema(g, beta2), 1) + new * g)",
-        {"keep": beta1, "new": 1.0 - beta1, "beta2": beta2},
-    )
+def _schedule_free(
+    of: Equation | None = None, beta: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
+) -> Equation:
+    if of is None:
+        constants = {"beta2": beta2, "eps": eps}
+        of = Equation.from_text("-g / (sqrt(ema_hat(square(g), beta2)) + eps)", constants)
+    elif (beta2, eps) != (0.999, 1e-8):
+        raise L2OError("schedule_free: expected no beta2 and eps beside of, which has its own")
+    return wrappers.schedule_free(of, beta)
 
 
 def _dm_48() -> Equation:
@@ -185,17 +180,85 @@ _TUNE = (
     "--epochs 50 --validate-every 10 --validation-tasks 2 --average 0.5"
 )
 
+_VECTORS = "vectors by AdamW (0.9, 0.95); weight decay is outside"
+_ROWS_AND_COLUMNS = "kernels are one matrix, outputs by inputs"
+
+_PUBLISHED = {
+    "muon": NamedRule(
+        matrices.muon,
+        "Jordan et al. 2024; rms as Liu et al. 2025 (arXiv 2502.16982), eq. 4",
+        f"{_VECTORS}; torch.optim.Muon rounds to bfloat16 on the way",
+    ),
+    "normuon": NamedRule(
+        matrices.normuon,
+        "Li et al. 2025 (arXiv 2510.05491), algorithm 1",
+        f"{_VECTORS}; the authors' code has Nesterov's momentum, and Muon's size for 0.2 sqrt(mn)",
+    ),
+    "adamuon": NamedRule(matrices.adamuon, "Si et al. 2025 (arXiv 2507.11005 v3), algorithm 1", _VECTORS),
+    "lamb": NamedRule(
+        layers.lamb,
+        "You et al. 2020 (arXiv 1904.00962), algorithm 2, phi(x) = x",
+        "the ratio is 1 where theta is 0, as in optax; weight decay is inside",
+    ),
+    "lars": NamedRule(
+        layers.lars,
+        "You et al. 2017 (arXiv 1708.03888), algorithm 1",
+        "the ratio is 1 where theta is 0, as in optax; weight decay is inside; the learning rate multiplies "
+        "the momentum, there what goes into it: the same at a constant rate",
+    ),
+    "adafactor": NamedRule(
+        layers.adafactor,
+        "Shazeer and Stern 2018 (arXiv 1804.04235), algorithms 4 and 5",
+        "lr = rho = 0.01 is the paper's step, min(rho, 1 / sqrt(t)); relative to the size of theta; "
+        f"{_ROWS_AND_COLUMNS}, where torch and optax factor two axes",
+    ),
+    "sm3": NamedRule(
+        layers.sm3,
+        "Anil et al. 2019 (arXiv 1901.11150), algorithm SM3-I",
+        f"{_ROWS_AND_COLUMNS}; without momentum; optax.sm3 is SM3-II, whose recursion the language lacks",
+    ),
+    "grams": NamedRule(recent.grams, "Cao et al. 2024 (arXiv 2412.17107), algorithm 1"),
+    "mars": NamedRule(
+        recent.mars,
+        "Yuan et al. 2024 (arXiv 2411.10438), MARS-AdamW, approximate: with the last step's gradient",
+        "the norm is cut tensor by tensor and vectors go by AdamW (0.9, 0.95), as in the authors' code; "
+        "norms over all tensors and gradients at the last parameters are not in the language; c = g at t = 1",
+    ),
+    "adopt": NamedRule(
+        recent.adopt,
+        "Taniguchi et al. 2024 (arXiv 2411.02853 v3), algorithm 2, clipped to t**0.25",
+        "the first step only looks",
+    ),
+    "ademamix": NamedRule(
+        recent.ademamix,
+        "Pagliardini et al. 2024 (arXiv 2409.03137), algorithm 1; warmup = 0 for none of alpha and beta3",
+    ),
+    "cautious": NamedRule(
+        _cautious,
+        "Liang et al. 2024 (arXiv 2411.16085), algorithm 1",
+        "wraps any rule, as cautious(lion); by tensor; the authors' code has max(share, 0.001) for "
+        "share + 1/numel",
+    ),
+    "schedule_free": NamedRule(
+        _schedule_free,
+        "Defazio et al. 2024 (arXiv 2405.15682); of Adam without momentum (AdamW) or of any rule",
+        "at a constant learning rate without warmup, where all z weigh the same; "
+        "theta is y: the average to evaluate is not kept",
+    ),
+}
+
 NAMED: Registry[NamedRule] = Registry(
     "rule",
     {
-        "sgd": NamedRule(_sgd, "Robbins and Monro 1951"),
-        "momentum": NamedRule(_momentum, "Polyak 1964"),
-        "nesterov": NamedRule(_nesterov, "Nesterov 1983; Sutskever et al. 2013"),
-        "rmsprop": NamedRule(_rmsprop, "Tieleman and Hinton 2012"),
-        "adagrad": NamedRule(_adagrad, "Duchi et al. 2011"),
-        "adam": NamedRule(_adam, "Kingma and Ba 2015"),
-        "amsgrad": NamedRule(_amsgrad, "Reddi et al. 2018"),
-        "lion": NamedRule(_lion, "Chen et al. 2023"),
+        "sgd": NamedRule(classic.sgd, "Robbins and Monro 1951"),
+        "momentum": NamedRule(classic.momentum, "Polyak 1964"),
+        "nesterov": NamedRule(classic.nesterov, "Nesterov 1983; Sutskever et al. 2013"),
+        "rmsprop": NamedRule(classic.rmsprop, "Tieleman and Hinton 2012"),
+        "adagrad": NamedRule(classic.adagrad, "Duchi et al. 2011"),
+        "adam": NamedRule(classic.adam, "Kingma and Ba 2015"),
+        "amsgrad": NamedRule(classic.amsgrad, "Reddi et al. 2018"),
+        "lion": NamedRule(classic.lion, "Chen et al. 2023"),
+        **_PUBLISHED,
         "dm_48": NamedRule(_dm_48, f"{_ICLR}, 48 nodes"),
         "dm_49": NamedRule(_dm_49, f"{_ICLR}, 49 nodes"),
         "rp_s_11": NamedRule(_rp_s_11, f"{_DISTILL} --active 240, of the shipped teacher rp_s"),

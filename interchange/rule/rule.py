@@ -8,7 +8,7 @@ from common.run.storage import read_json
 from interchange.files.kinds import HDF5, JSON, RULE, kind
 from interchange.language.checks import FORMAT, FORMAT_VERSION, RAW, RuleError
 from interchange.language.equation import Equation, zero_update
-from interchange.rule.gallery import NAMED, named
+from interchange.rule.gallery import NAMED, is_named, named
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "RAW", "Rule", "RuleError", "zero_update"]
 
@@ -44,7 +44,7 @@ class Rule(Equation):
             verify: refuse a file whose SHA-256 does not match; False only to write it anew.
         """
         if not os.path.exists(path):
-            if os.fspath(path) in NAMED:
+            if is_named(os.fspath(path)):
                 return cls.named(os.fspath(path))
             if os.sep not in os.fspath(path) and "." not in os.fspath(path):
                 raise RuleError(f"{path}: no such file, nor a rule of the gallery: {', '.join(NAMED)}")
@@ -54,8 +54,11 @@ class Rule(Equation):
         return cls._from_payload(read_json(path), os.fspath(path), verify)
 
     @classmethod
-    def named(cls, name: str, **options: float) -> "Rule":
-        """A rule of the gallery (interchange.rule.gallery), as ``Rule.named("adam", beta1=0.95)``."""
+    def named(cls, name: str, **options: float | str | Equation) -> "Rule":
+        """A rule of the gallery (interchange.rule.gallery), as ``Rule.named("adam", beta1=0.95)``.
+
+        Those that wrap others take a rule or its name: ``Rule.named("cautious", of="lion")``.
+        """
         return cls(**vars(named(name, **options)))
 
     def centered(self) -> "Rule":

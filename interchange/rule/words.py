@@ -1,9 +1,11 @@
 """A rule told to a reader: the equation, what is in it, its size, how well it fits, and what to do next."""
 
+from collections import Counter
+
 from interchange.language import expression as ex
 from interchange.language.equation import Equation
 from interchange.language.operators import OPERATORS
-from interchange.language.view import SIZES
+from interchange.language.view import FULL, SIZES
 
 _RAW = {"g": "the gradient", "t": "the step, from 1", "theta": "the parameter", **SIZES}
 _ARGUMENTS = {"lag": "x, k", "ema": "x, b", "ema_hat": "x, b", "cumsum": "x", "cummax": "x"}
@@ -66,8 +68,15 @@ def size(rule: Equation) -> str:
     """Nodes, and floats of state per parameter."""
     if rule.undefined:
         return f"{rule.complexity} nodes; no optimizer, as {rule.undefined[0]!r} has no definition over g"
-    nodes, floats = counted(rule.complexity, "node"), counted(rule.state_floats, "float")
-    return f"{nodes}, {floats} of state per parameter"
+    return f"{counted(rule.complexity, 'node')}, {floats(rule)} of state per parameter"
+
+
+def floats(rule: Equation) -> str:
+    """Floats of state per parameter, and those kept once for a row, a column or the tensor of matrices."""
+    others = [kind for kind in rule.program().slot_kinds if kind != FULL]
+    kept = Counter("rows" if "rows" in kind else "cols" if "columns" in kind else "1" for kind in others)
+    more = [f"{count} {name}" if count > 1 else name for name, count in kept.items()]
+    return " + ".join([counted(rule.state_floats, "float"), *more])
 
 
 def counted(number: int, what: str) -> str:

@@ -19,7 +19,7 @@ def test_a_named_rule_is_an_optimizer_that_survives_its_file(name, tmp_path):
     assert rule.name == name and rule.provenance["source"]
     rule.save(tmp_path / "rule.json")
     assert Rule.load(tmp_path / "rule.json") == rule
-    u = rule.evaluate({"g": np.random.default_rng(0).normal(size=(30, 4)), "theta": np.zeros((30, 4))})
+    u = rule.tried({"g": np.random.default_rng(0).normal(size=(30, 19)), "theta": np.zeros((30, 19))})
     assert np.isfinite(u).all() and np.abs(u).max() > 0.0
 
 
@@ -51,6 +51,10 @@ def test_faults_name_what_is_known():
         Rule.named("adam", beta=0.9)
     with pytest.raises(L2OError, match="nor a rule of the gallery: sgd, "):
         Rule.load("adem")
+    with pytest.raises(L2OError, match="rule 'sgd': unknown option 'of'; known: none"):
+        Rule.load("sgd(adam)")
+    with pytest.raises(L2OError, match=r"unknown rule 'adem' \(did you mean 'adam'"):
+        Rule.named("cautious", of="adem")
 
 
 def test_psi_sums_over_features_and_lags():

@@ -1,0 +1,1 @@
+"""Published optimizers as equations, after their papers: rows of interchange.rule.gallery."""
