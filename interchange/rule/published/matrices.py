@@ -5,7 +5,7 @@ Weight decay is outside, as it is in the papers. All have updates of root mean s
 """
 
 from interchange.language.equation import Equation
-from interchange.rule.published.text import ADAM, over
+from interchange.rule.published.text import ADAM
 from interchange.rule.published.text import rms as root_mean_square
 
 
@@ -51,8 +51,8 @@ def adamuon(
 
 
 def _scaled(direction: str) -> str:
-    """rms sqrt(rows cols) X / norm(X), 0 of 0."""
-    return f"rms * ({direction}) / {over(root_mean_square(direction))}"
+    """rms sqrt(rows cols) X / norm(X); X has entries near 1, or is 0 and stays."""
+    return f"rms * ({direction}) / max({root_mean_square(direction)}, floor)"
 
 
 def _with_adamw(matrix: str, constants: dict[str, float], beta1: float, beta2: float, eps: float) -> Equation:
