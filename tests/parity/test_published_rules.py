@@ -13,6 +13,7 @@ from interchange.rule.gallery import NAMED
 from interchange.rule.rule import Rule
 from interchange.rule.safety import singular
 from tests.parity import published
+from tests.parity.rule_runners import load
 
 STEPS, LR = 200, 0.01
 POLAR, OTHERS = 1e-11, 1e-12  # of the largest update so far: a single coordinate's may be near 0
@@ -84,6 +85,22 @@ def test_it_takes_the_steps_of_the_paper(name, view):
         worst, theta = max(worst, apart), theta + LR * u
     assert largest > 1e-4 and worst < largest
     print(f"{name}: {worst / largest:.1e}")
+
+
+@pytest.mark.parametrize("view", ["kernel", "vector", "one"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_its_exported_file_takes_them_too(name, view):
+    """The NumPy target, with the axis of the outputs as an option, and none for what only has one row."""
+    rule, view = rule_of(name), VIEWS[view]
+    module, theta = load(rule, "numpy"), np.ones(view.shape)
+    option = {"rows": view.rows} if rule.sees_tensors else {}
+    kept, state = module.init(theta, **option), initial_state(rule.program(view.matrix), view)
+    for t, g in enumerate(gradients(view)[:20], 1):
+        given = {"g": g, "theta": theta, **rule.constants}
+        (wanted,), state = step(rule.program(view.matrix), given, state, t, view)
+        u, kept = module.update(g, kept, theta, **option)
+        np.testing.assert_allclose(u, wanted, rtol=0.0, atol=1e-12 * np.abs(wanted).max())
+        theta = theta + LR * u
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,6 +1,7 @@
 """Optimizers as torch.optim 2.13 has them, to rounding in float64 (MATH.md section 6), and Lion."""
 
 from interchange.language.equation import Equation
+from interchange.rule.published.text import ADAM
 
 
 def sgd() -> Equation:
@@ -30,10 +31,7 @@ def adagrad(eps: float = 1e-10) -> Equation:
 
 def adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Equation:
     """The average gradient over the root of the average square, both freed of their bias."""
-    return Equation.from_text(
-        "-ema_hat(g, beta1) / (sqrt(ema_hat(square(g), beta2)) + eps)",
-        {"beta1": beta1, "beta2": beta2, "eps": eps},
-    )
+    return Equation.from_text(f"-{ADAM}", {"beta1": beta1, "beta2": beta2, "eps": eps})
 
 
 def amsgrad(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Equation:

@@ -1,7 +1,9 @@
 """The gallery of named rules."""
 
 import dataclasses
+import inspect
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from common.errors import L2OError
 from common.run.cli import parser_for
 from interchange.meta.config import TuneConfig
 from interchange.rule import gallery as named
+from interchange.rule.compare import floats
 from interchange.rule.rule import Rule
 
 
@@ -55,6 +58,22 @@ def test_faults_name_what_is_known():
         Rule.load("sgd(adam)")
     with pytest.raises(L2OError, match=r"unknown rule 'adem' \(did you mean 'adam'"):
         Rule.named("cautious", of="adem")
+
+
+def test_the_page_on_rules_has_every_published_row_with_its_options_and_state():
+    text = Path(named.__file__).parents[1].joinpath("RULES.md").read_text("utf-8")
+    table = text.partition("| name | what it is | options | floats |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    after, before = (list(named.NAMED).index(name) for name in ("lion", "dm_48"))
+    assert [row[0].strip("`") for row in rows] == list(named.NAMED)[after + 1 : before]
+    for name, _, options, kept, _ in rows:
+        rule = Rule.named(name.strip("`"))
+        known = inspect.signature(named.NAMED[rule.name].build).parameters
+        assert [option.partition(" (")[0] for option in options.split(", ") if option] == list(known)
+        if "of" not in known:
+            vector = str(rule.state_size((7,)) // 7)
+            matrix = floats(rule).replace(" floats", "").removeprefix("0 + ")
+            assert kept == (matrix if matrix == vector else f"{matrix}; vectors {vector}"), name
 
 
 def test_psi_sums_over_features_and_lags():
