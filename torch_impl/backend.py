@@ -138,6 +138,13 @@ def fit(source: Source, task: ProblemTask, steps: int, stop: Callable[[float], b
     return Trained(losses, outcome, accuracy, arrays, seconds=seconds)
 
 
+def _numel(value: Any) -> int:
+    """Numbers in what an optimizer keeps: a tensor, or a list of them, as of Kronecker factors."""
+    if isinstance(value, list | tuple):
+        return sum(map(_numel, value))
+    return value.numel() if isinstance(value, torch.Tensor) else 0
+
+
 def stepper(
     source: Source, lr: float, task: ProblemTask
 ) -> tuple[Callable[[int], None], Callable[[], float]]:
@@ -154,10 +161,10 @@ def stepper(
 
     def floats() -> float:
         kept = sum(
-            value.numel()
+            _numel(value)
             for state in optimizer.state.values()
             for key, value in state.items()
-            if isinstance(value, torch.Tensor) and key not in ("step", "skipped")
+            if key not in ("step", "skipped")
         )
         return kept / sum(p.numel() for p in parameters)
 

@@ -10,6 +10,7 @@ from common.tables.problems import Instance, problem_row
 
 torch = pytest.importorskip("torch")
 
+from torch_impl.backend import stepper  # noqa: E402
 from torch_impl.optimizers.muon import canonical_groups  # noqa: E402
 from torch_impl.problems.tasks import ProblemTask  # noqa: E402
 from torch_impl.rollout import descend, leaves  # noqa: E402
@@ -94,6 +95,25 @@ def test_normuon_sees_the_outputs_as_rows_in_both_layouts():
         moved = (p.detach() - w).norm()
         assert moved > 0.05 and (p.detach().permute(order) - q.detach()).norm() < 0.03 * moved
     assert set(optimizers[2].state) == set(ours)
+
+
+@needs_package
+@pytest.mark.parametrize(("name", "floats"), [("soap", 2 * 90 + 2 * (36 + 225)), ("psgd", 90 + 36 + 225)])
+def test_state_in_lists_is_counted(name, floats):
+    """A matrix [6, 15]: moments, and a factor, with SOAP its basis too, for either side."""
+
+    class Task:
+        shapes, theta = [(6, 15)], torch.ones(90)
+
+        def initial(self) -> torch.Tensor:
+            return self.theta
+
+        def loss(self, parameters: list[torch.Tensor], step: int) -> torch.Tensor:
+            return parameters[0].square().sum()
+
+    advance, count = stepper(load(parse_spec(name)), 0.01, Task())
+    advance(3)
+    assert count() == pytest.approx(floats / 90)
 
 
 @needs_package
