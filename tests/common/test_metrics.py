@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.metrics import headline, interval, loss_at, number, r2, smooth, summarise, t_quantile
+from common.metrics import (
+    headline,
+    interval,
+    loss_at,
+    number,
+    r2,
+    smooth,
+    summarise,
+    summary_text,
+    t_quantile,
+)
 
 
 def run(optimizer="adam", seed=0, losses=(1.0, 2.0, 3.0, 4.0), **fields):
@@ -116,6 +126,23 @@ def test_summarise_counts_divergence():
 def test_summarise_keeps_settings_of_each_horizon_apart():
     rows = [run(horizon=2, settings={"lr": 0.1}), run(horizon=4, settings={"lr": 0.2})]
     assert [(row.horizon, row.lr) for row in summarise(rows, horizons=(2, 4))] == [(2, 0.1), (4, 0.2)]
+
+
+def test_summarise_averages_test_losses_by_their_logarithms_and_accuracies_as_they_are():
+    scores = ((1.0, 0.5), (4.0, 1.0), (math.nan, math.nan))
+    rows = [run(seed=k, test_loss=loss, accuracy=share) for k, (loss, share) in enumerate(scores)]
+    (row,) = summarise(rows)
+    assert (row.test_loss, row.accuracy) == pytest.approx((2.0, 0.75))
+    (row,) = summarise([run()])
+    assert math.isnan(row.test_loss) and math.isnan(row.accuracy)
+
+
+def test_a_knob_is_text_and_a_column_of_the_table_where_one_was_tuned():
+    settings = {"lr": 0.5, "knob": {"beta1": 0.95000000001}}
+    rows = summarise([run(settings=settings), run("sgd")])
+    assert [row.knob for row in rows] == ["beta1=0.95", ""]
+    assert "beta1=0.95  " in summary_text(rows) and "knob" in summary_text(rows)
+    assert "knob" not in summary_text(rows[1:])
 
 
 def test_summarise_refuses():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig
 from interchange.files.results import load_evaluation
 from interchange.rule.rule import Rule
+from interchange.rule.source import Source
 from tests.helpers.commands import ROOT, call, csv_rows, descended, rule_spec
 
 pytest.importorskip("torch")
@@ -426,6 +428,16 @@ def test_cells_of_other_data_or_other_code_are_not_reused(tmp_path, monkeypatch)
     other = dataclasses.replace(whole, y_test=whole.y_test[::-1].copy())
     monkeypatch.setattr(datasets, "load", lambda *_: other)
     assert key_of(config) != before
+
+
+def test_cells_belong_to_the_version_of_an_optimizers_package(tmp_path, monkeypatch):
+    config, seen = config_of(tmp_path, problem="quadratic"), set()
+    for version in ("4.1.0", "4.2.0"):
+        monkeypatch.setattr(metadata, "version", lambda package, now=version: now)
+        for text in ("soap", "adam"):
+            store = Store(tmp_path, config, {text: Source(parse_spec(text), None)}, "1")
+            seen.add(store.path(Cell(text, "quadratic", 0.1, "test", 0, 5)))
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize("name", ["some.py", "folder/inside/some.py", "kernels/some.c", "kernels/some.h"])

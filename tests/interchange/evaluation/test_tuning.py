@@ -98,6 +98,17 @@ def test_a_knob_is_tuned_with_equal_trials_by_all_that_have_one_after_rate_and_s
     assert {arm.horizons for arm in rates if arm.knob} == {(10,), (20,)}
 
 
+def test_positive_losses_of_validation_seeds_are_averaged_by_their_logarithms():
+    sources = {"adam": Source(parse_spec("adam:schedule=constant"), None)}
+    going, results = tuning(sources, "quadratic", (5,), EvaluateConfig(trials=1, quiet=True)), None
+    with pytest.raises(StopIteration) as end:
+        while True:
+            cells = going.send(results)
+            levels = {c: 4.0**c.number * (1.0 if c.lr == 0.008 else 9.0) for c in cells}
+            results = {c: Rollout(np.full(5, level), "ok", math.nan) for c, level in levels.items()}
+    assert end.value.value["adam"].lowest(5) == pytest.approx(4.0)  # of 1, 4 and 16
+
+
 def test_without_the_flag_or_without_trials_no_knob_is_tried():
     for settings in ({"trials": 3}, {"trials": 0, "knob": True}):
         found = tuned(EvaluateConfig(steps=(10,), quiet=True, **settings), {"adam": 0.008})
