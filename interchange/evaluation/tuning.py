@@ -156,7 +156,7 @@ def _knobs(tuned: Mapping[str, Tuned], sources: "Mapping[str, Source]", horizons
     """Empty grids with other values of every open knob, about what is best at each horizon."""
     found = {}
     for text, source in sources.items():
-        if source.knob and source.spec.lr is None:
+        if source.knob:
             for horizon in horizons:
                 lr, arm = tuned[text].best(horizon)
                 for value in knob_values(source.knob_value):

@@ -158,6 +158,11 @@ def test_other_code_changed_code_and_others_paths_are_refused_in_one_line(script
     assert "RESULTS.md: expected the lines" in capsys.readouterr().err
 
 
+def test_without_a_ratio_everywhere_there_is_no_mean(script):
+    means = [script._mean([{"ratio": "0.5"}, {"ratio": other}]) for other in ("2.0", "", "0.0", "inf")]
+    assert means == pytest.approx([1.0, math.inf, math.inf, math.inf])
+
+
 def test_the_page_has_the_marks_of_every_file_and_says_what_the_files_say(script):
     page = (script.HERE / "RESULTS.md").read_text(encoding="utf-8")
     assert "<!-- suite_core: made by suite_results.py -->" in page

@@ -305,7 +305,7 @@ def test_the_knob_that_was_chosen_is_run_kept_and_shown(package, tmp_path, capsy
     instance = Instance(PROBLEMS["quadratic"], derived_seed(0, "evaluate_test", 0), "evaluation")
     for text, name, dampening in (("momentum", "momentum", 1.0), (rule, "c1", 0.5)):
         ((knob, b),), lr = kept[text].settings["knob"].items(), kept[text].settings["lr"]
-        assert knob == name and b in (0.95, 0.8, 0.9)
+        assert knob == name and b in (0.95, 0.8)  # not as it was
         assert shown[text] == f"{knob}={b:.6g}" and shown[text] in table
         m = [0.0]
 
