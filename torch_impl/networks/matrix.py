@@ -14,7 +14,7 @@ from torch_impl.networks.operators import as_tensor
 Tensor = torch.Tensor
 
 
-def _over(reduce: Callable[..., Tensor], x: Tensor, axes: tuple) -> Tensor:
+def _over(reduce: "Callable[..., Tensor]", x: Tensor, axes: tuple) -> Tensor:
     """Of a plain number, and along no axis, x itself: torch would take no axis for all of them."""
     x = as_tensor(x)
     return reduce(x, dim=axes, keepdim=True) if axes and x.dim() else x

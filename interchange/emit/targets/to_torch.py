@@ -1,9 +1,19 @@
 """A rule as one standalone torch file: constants, ``init``, pure ``update``, ``torch.optim.Optimizer``."""
 
-from interchange.emit.source import body, constant, copied_source, header, pointwise_operators
-from interchange.language.checks import RAW
+from interchange.emit.source import (
+    Body,
+    branches,
+    constant,
+    copied_source,
+    header,
+    pointwise_operators,
+    sight,
+    steps,
+    tensor_operators,
+)
 from interchange.language.equation import Equation
-from interchange.language.execute import Instruction
+from interchange.language.execute import Instruction, Program
+from interchange.language.operators import TENSOR
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*"}
 
@@ -30,24 +40,23 @@ import torch
     return -torch.expm1(t * torch.log(as_tensor(b)))
 
 
-def init(theta):
-    """Zero state for one parameter tensor; float32 at least."""
+def init(theta{parameter}):
+    """Zero state for one parameter tensor; float32 at least{told}."""
     dtype = torch.promote_types(theta.dtype, torch.float32)
-    slots = tuple(torch.zeros_like(theta, dtype=dtype) for _ in range({slots}))
+{axes}    slots = tuple({zeros})
     return {{"t": torch.zeros((), dtype=torch.int64, device=theta.device), "slots": slots}}
 
 
-def update(g, state, theta, constants=CONSTANTS):
+def update(g, state, theta, constants=CONSTANTS{parameter}):
     """One step from the gradient ``g``: the update u, to be scaled by a learning rate, and the new state.
 
-    Constants are numbers or 0-dim float64 tensors.
+    Constants are numbers or 0-dim float64 tensors{told}.
     """
     dtype = torch.promote_types(theta.dtype, torch.float32)
     t = state["t"] + 1
     slots = state["slots"]
-{body}
-    results = [{results}]
-    u, *slots = (as_tensor(x).to(theta.device, dtype).expand(theta.shape) for x in results)
+{axes}{body}
+{results}
     return u, {{"t": t, "slots": tuple(slots)}}
 
 
@@ -56,13 +65,13 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     A coordinate whose new value or state would not be finite is left alone, the others go on; t stays where
     all were. Every 100 steps, so that the device is not waited for, one looks: a warning, once for every
-    parameter, or ``RuntimeError`` where all of a parameter was left alone at ten looks in a row.
+    parameter, or ``RuntimeError`` where all of a parameter was left alone at ten looks in a row.{groups}
     """
 
-    def __init__(self, params, lr=1.0, weight_decay=0.0, constants=CONSTANTS):
+    def __init__(self, params, lr=1.0, weight_decay=0.0, constants=CONSTANTS{parameter}):
         if lr < 0.0 or weight_decay < 0.0:
             raise ValueError(f"expected lr >= 0 and weight_decay >= 0, got {{lr}} and {{weight_decay}}")
-        super().__init__(params, {{"lr": lr, "weight_decay": weight_decay}})
+        super().__init__(params, {{"lr": lr, "weight_decay": weight_decay{default}}})
         self.constants = dict(constants)
         self._calls, self._told = 0, set()
 
@@ -87,7 +96,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _step_one(self, theta, group):
         store = self.state[theta]
         if not store:
-            fresh = init(theta)
+            fresh = init(theta{option})
             store["step"] = fresh["t"]
             store["skipped"] = torch.zeros_like(fresh["t"])
             store["looks"] = torch.zeros_like(fresh["t"])
@@ -98,14 +107,14 @@ class RuleOptimizer(torch.optim.Optimizer):
             ok = ok & torch.isfinite(slot)
         theta.copy_(torch.where(ok, new, theta))
         for i, slot in enumerate(state["slots"]):
-            store[f"slot_{{i}}"] = torch.where(ok, slot, store[f"slot_{{i}}"])
+            store[f"slot_{{i}}"] = torch.where({ok}, slot, store[f"slot_{{i}}"])
         store["skipped"] = theta.numel() - ok.sum()
         store["step"] = torch.where(store["skipped"] < max(1, theta.numel()), state["t"], store["step"])
 
     def _compute(self, theta, group, t):
         """The update, the new state and the new parameter."""
         slots = tuple(self.state[theta][f"slot_{{i}}"] for i in range({slots}))
-        u, state = update(theta.grad, {{"t": t, "slots": slots}}, theta, self.constants)
+        u, state = update(theta.grad, {{"t": t, "slots": slots}}, theta, self.constants{option})
         new = (1.0 - group["lr"] * group["weight_decay"]) * theta.to(u.dtype) + group["lr"] * u
         return u, state, new.to(theta.dtype)
 
@@ -146,26 +155,72 @@ class RuleOptimizer(torch.optim.Optimizer):
 '''
 
 
+_ALIKE = """    u, *slots = (as_tensor(x).to(theta.device, dtype).expand(theta.shape) for x in results)"""
+
+_SEEING = """    shapes = [theta.shape, *(old.shape for old in slots)]
+    pairs = zip(results, shapes, strict=True)
+    u, *slots = (as_tensor(x).to(theta.device, dtype).expand(shape) for x, shape in pairs)"""
+
+_FUNCTIONS = '''def seen(x):
+    """What tensor operators are given: of a tensor without elements, one that broadcasts to nothing."""
+    x = as_tensor(x)
+    return x if x.numel() else x.new_zeros([max(1, n) for n in x.shape])
+
+
+def any_of(ok, slot):
+    """Where new state is kept: a value of a row, a column or the tensor if any of its coordinates is ok."""
+    over = tuple(k for k, n in enumerate(ok.shape) if n != slot.shape[k])
+    return ok.any(over, keepdim=True) if over else ok
+
+
+'''
+
+_GROUPS = """
+
+    A group's ``rows`` are the axes that number the outputs, () where its tensors are no matrices."""
+
+
 def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
-    program = rule.program()
-    needed = [f"op_{op}" for op in pointwise_operators(program, (*_INFIX, "neg"))]
-    if any(ins.op == "cummax" for ins in program.instructions):
+    seen, programs = sight(rule, "(0,)"), branches(rule)
+    needed = dict.fromkeys(op for p in programs for op in pointwise_operators(p, (*_INFIX, "neg")))
+    needed = [f"op_{op}" for op in needed]
+    if any(ins.op == "cummax" for p in programs for ins in p.instructions):
         needed.append("op_max")
-    code = body(program, _write, " " * 4)
+    functions = copied_source("torch_impl.networks.operators", ["as_tensor", *needed]) + "\n\n\n"
+    if operators := tensor_operators(programs):
+        copied = copied_source("torch_impl.networks.matrix", [f"op_{op}" for op in operators])
+        functions += copied.replace("Tensor = torch.Tensor\n\n\n", "", 1) + "\n\n\n"
+    code, slots = steps(rule, _write, " " * 4, _results), len(programs[0].writes)
+    zeros = f"torch.zeros_like(theta, dtype=dtype) for _ in range({slots})"
+    if seen.axes:
+        shapes = "slot_shapes(theta.shape, axes)"
+        zeros = f"torch.zeros(shape, dtype=dtype, device=theta.device) for shape in {shapes}"
+    return _FILE.format(
+        header=header(rule),
+        functions=functions + seen.functions + _FUNCTIONS * bool(seen.axes),
+        zeros=zeros,
+        slots="len(self.state[theta]) - 3" if seen.axes else slots,
+        body="\n" * code.startswith("    results") + code,
+        results=_SEEING if seen.axes else _ALIKE,
+        ok="any_of(ok, slot)" if seen.axes else "ok",
+        groups=_GROUPS * bool(seen.axes),
+        default=', "rows": rows' * bool(seen.axes),
+        option=', rows=group["rows"]' * bool(seen.axes),
+        parameter=seen.parameter,
+        axes=seen.axes,
+        told=seen.told,
+    )
+
+
+def _results(program: Program, code: Body) -> str:
     results = [f"SCALE * {code.texts[program.outputs[0]]}"]
     for register in program.writes:
         # A slot must not share memory with the caller's gradient or parameter.
         source = program.instructions[register]
-        copy = ".clone()" if source.op == "input" and source.name in RAW else ""
+        copy = ".clone()" if source.op == "input" and source.name in ("g", "theta", "t") else ""
         results.append(code.texts[register] + copy)
-    return _FILE.format(
-        header=header(rule),
-        functions=copied_source("torch_impl.networks.operators", ["as_tensor", *needed]) + "\n\n\n",
-        slots=len(program.writes),
-        body=code.lines,
-        results=", ".join(results),
-    )
+    return ", ".join(results)
 
 
 def _write(ins: Instruction, args: list[str], decay: str) -> str:
@@ -173,7 +228,14 @@ def _write(ins: Instruction, args: list[str], decay: str) -> str:
         return _INPUTS.get(ins.name) or constant(ins.name)
     if ins.op in _INFIX:
         return f"{args[0]} {_INFIX[ins.op]} {args[1]}"
+    if ins.op in TENSOR:
+        whole = (
+            f"as_tensor({args[0]}).to(dtype).expand(theta.shape)" if ins.op in ("polar", "orth") else args[0]
+        )
+        return f"op_{ins.op}(seen({whole}), axes)"
     slot, first = f"slots[{ins.slot}]", args[0] if args else ""
+    if ins.op == "ema" and not decay:
+        return f"{args[1]} * {slot} + {args[2]} * {first}"
     forms = {
         "number": repr(ins.value),
         "neg": f"-{first}",
@@ -186,4 +248,11 @@ def _write(ins: Instruction, args: list[str], decay: str) -> str:
     return forms.get(ins.op) or f"op_{ins.op}({', '.join(args)})"
 
 
-_INPUTS = {"g": "g.to(dtype)", "theta": "theta.to(dtype)", "t": "t.to(torch.float64)"}
+_INPUTS = {
+    "g": "g.to(dtype)",
+    "theta": "theta.to(dtype)",
+    "t": "t.to(torch.float64)",
+    "rows": "float(size_of(theta.shape, axes[0]))",
+    "cols": "float(size_of(theta.shape, axes[1]))",
+    "numel": "float(theta.numel())",
+}
