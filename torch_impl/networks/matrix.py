@@ -64,23 +64,23 @@ def whole(m: Tensor, order: list[int], shape: tuple[int, ...]) -> Tensor:
 
 
 def scaled(m: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest size in each matrix, and the matrix over it; ones where it is 0, so that nothing is 0/0."""
-    size = m.detach().abs().amax((-2, -1), keepdim=True)
-    zero = size == 0
-    return size, torch.where(zero, 1.0, m / torch.where(zero, 1.0, size))
+    """The largest size in each matrix, and the matrix over it; itself where that is 0."""
+    size = torch.linalg.vector_norm(m.detach(), torch.inf, (-2, -1), keepdim=True)
+    return size, m / torch.where(size == 0, 1.0, size)
 
 
 def norm(m: Tensor) -> Tensor:
-    return torch.sqrt((m * m).sum((-2, -1), keepdim=True))
+    return torch.linalg.vector_norm(m, 2, (-2, -1), keepdim=True)
 
 
 def newton_schulz(m: Tensor) -> Tensor:
     """Five steps towards the polar factor from m / norm(m) (Jordan et al. 2024); the smaller side is first.
 
-    Of one row the result is m / norm(m) itself, which the iteration would only blur. Autocast would multiply
-    in 16 bits.
+    Of one row the result is m / norm(m) itself, which the iteration would only blur. Of zeros it is zeros,
+    with derivatives that are 0. Autocast would multiply in 16 bits.
     """
-    m = m / norm(m)
+    length = norm(m)
+    m = m / torch.where(length == 0, torch.inf, length)
     if m.shape[-2] == 1:
         return m
     with torch.autocast(m.device.type, enabled=False):
@@ -96,8 +96,7 @@ def newton_schulz(m: Tensor) -> Tensor:
 
 def op_polar(x: Tensor, axes: tuple) -> Tensor:
     m, order, shape = matrices(x, axes)
-    size, m = scaled(m)
-    return whole(torch.where(size == 0, 0.0, newton_schulz(m)), order, shape)
+    return whole(newton_schulz(scaled(m)[1]), order, shape)
 
 
 def op_orth(x: Tensor, axes: tuple) -> Tensor:
@@ -106,7 +105,8 @@ def op_orth(x: Tensor, axes: tuple) -> Tensor:
         return x
     size, m = scaled(m)
     polar = newton_schulz(m)
-    return whole(size * (polar * (norm(m) / norm(polar))), order, shape)
+    length = norm(polar)
+    return whole(polar * (size * (norm(m) / torch.where(length == 0, 1.0, length))), order, shape)
 
 
 TENSOR: dict[str, Callable[..., Tensor]] = {

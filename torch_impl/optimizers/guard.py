@@ -1,6 +1,7 @@
 """Optimizers that leave coordinates alone whose step is not finite (FORMATS.md section 3)."""
 
 import abc
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -41,6 +42,8 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         new: tuple[Tensor, ...],
         view: View | None,
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | int]:
+        if view is not None and _plainly_finite((moved, *new)):
+            return moved, new, 0
         ok = _all_finite(moved, new, view)
         kept = tuple(torch.where(_as_in(ok, a, view), a, b) for a, b in zip(new, state, strict=True))
         return torch.where(ok, moved, old), kept, ok.numel() - _total(ok)
@@ -140,6 +143,13 @@ def _all_finite(moved: Tensor, new: tuple[Tensor, ...], view: View | None) -> Te
                 finite = (finite.all(0) if a.dim() > 1 else finite).view(ok.shape)
             ok = ok & finite
         return ok
+
+
+def _plainly_finite(arrays: Sequence[Tensor]) -> bool:
+    """Whether sums alone, which take a pass over memory each, say that all is finite; on the host only."""
+    if torch.compiler.is_compiling() or any(not a.is_cpu or a.requires_grad for a in arrays):
+        return False
+    return all(math.isfinite(a.sum()) for a in arrays)
 
 
 def _finite(a: Tensor) -> Tensor:

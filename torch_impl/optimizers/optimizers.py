@@ -139,7 +139,8 @@ class SymbolicOptimizer(GuardedOptimizer):
         out = torch.as_tensor(out, dtype=p.dtype, device=p.device)
         if way.view is not None and out.shape != p.shape:  # the same for a row, a column or the tensor
             out = out.expand(way.view.split).reshape(p.shape)
-        return self._of(group).scale * out.expand_as(p), state
+        scale = self._of(group).scale
+        return out.expand_as(p) if scale == 1.0 else scale * out.expand_as(p), state
 
     def _step_group(self, group: dict[str, Any], tensors: tuple[list[Any], ...], compiling: bool) -> None:
         params, *_, arrays, counts = tensors
