@@ -74,8 +74,8 @@ class Program:
             if ins.op == "input":
                 kind = None if ins.name in self.numbers else FULL
             elif ins.op == "read":
-                kind = kinds[self.writes[ins.slot]]
-                kind = FULL if kind is None else kind
+                kept = kinds[self.writes[ins.slot]]
+                kind = FULL if kept is None else kept
             elif ins.op in _REDUCES:
                 kind = None if given[0] is None else given[0] - _REDUCES[ins.op]
             elif ins.op in TENSOR:

@@ -64,6 +64,7 @@ ALONE = {
     "torch_impl/optimizers/muon.py": "Keras has Muon itself",
     "torch_impl/optimizers/packaged.py": "the package is torch's",
     "torch_impl/optimizers/resuming.py": "what torch's own load_state_dict loses",
+    "tf_impl/optimizers/layers.py": "torch has parameter groups; Keras' optimizers see variables only",
     "tf_impl/loops.py": "a rollout's step as one graph; torch has no graphs to keep",
     "tf_impl/optimizers/torch_formulas.py": "optimizers that Keras lacks or has otherwise than torch",
     "tf_impl/problems/direct.py": "calls of a graph without Keras' or TensorFlow's wrapping",

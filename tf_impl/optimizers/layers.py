@@ -148,7 +148,7 @@ def given(options: Mapping[str, Any] | keras.Layer | None) -> dict[str, Any]:
         if isinstance(option, Mapping):
             kept[path] = View(**{k: x if isinstance(x, bool) else tuple(x) for k, x in option.items()})
         elif isinstance(option, list):
-            kept[path] = tuple(map(tuple, option))
+            kept[path] = tuple(tuple(x) if isinstance(x, list) else x for x in option)
     return kept
 
 
