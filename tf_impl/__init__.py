@@ -17,20 +17,6 @@ from common.lazy import offer
 # TensorFlow reads it when it is imported; its start-up notices are not for users of a command line.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-_EXPORTS = {
-    "LearnedOptimizer": "tf_impl.optimizers.optimizers",
-    "SymbolicOptimizer": "tf_impl.optimizers.optimizers",
-    "NonFiniteError": "tf_impl.optimizers.optimizers",
-    "per_layer": "tf_impl.optimizers.layers",
-    "ModuleTask": "tf_impl.problems.tasks",
-    "train": "tf_impl.train",
-    "Recorder": "tf_impl.recording.recorder",
-    "record": "tf_impl.record",
-    "optimize": "tf_impl.optimize",
-    "tune": "tf_impl.tune",
-    "select": "tf_impl.select",
-    "evaluate": "tf_impl.evaluate",
-}
 
 def _register() -> None:
     """Import what Keras must know to load a saved model: the classes register themselves."""
@@ -71,6 +57,7 @@ __all__ = offer(
         "LearnedOptimizer": "tf_impl.optimizers.optimizers",
         "SymbolicOptimizer": "tf_impl.optimizers.optimizers",
         "NonFiniteError": "tf_impl.optimizers.optimizers",
+        "per_layer": "tf_impl.optimizers.layers",
         "ModuleTask": "tf_impl.problems.tasks",
         "train": "tf_impl.train",
         "Recorder": "tf_impl.recording.recorder",
