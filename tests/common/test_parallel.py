@@ -88,7 +88,7 @@ def test_another_name_or_address_is_one_line(cluster, monkeypatch):
 )
 def test_without_the_package_the_message_names_the_extra(cluster, package, extra, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else name)
-    with pytest.raises(L2OError, match=rf"needs {package}: pip install symbolic-l2o\[{extra}\]"):
+    with pytest.raises(L2OError, match=rf"needs {package}, .*: python -m pip install .*\[{extra}\]"):
         check_cluster(cluster)
 
 
@@ -127,7 +127,7 @@ def test_a_dask_cluster_gives_what_the_local_pool_gives_and_both_workers_work(da
 
 @pytest.mark.slow
 def test_ray_gives_what_the_local_pool_gives_and_both_workers_work():
-    pytest.importorskip("ray", reason="ray is not installed: pip install symbolic-l2o[ray]")
+    pytest.importorskip("ray", reason="ray is not installed")
     assert_like_the_local_pool(2, "ray")
 
 
@@ -261,5 +261,5 @@ def test_a_scheduler_without_workers_is_one_line(monkeypatch):
 
 
 def test_a_ray_cluster_that_does_not_answer_is_one_line():
-    pytest.importorskip("ray", reason="ray is not installed: pip install symbolic-l2o[ray]")
+    pytest.importorskip("ray", reason="ray is not installed")
     assert "expected a Ray cluster at 127.0.0.1:9, got" in refused("ray:127.0.0.1:9")

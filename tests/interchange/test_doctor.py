@@ -1,10 +1,12 @@
 """The doctor: versions as installed, engines with what they need."""
 
 import json
+import sys
 
 import numpy as np
 
 from common import kernels
+from common.extras import install
 from interchange import doctor
 from interchange.search import ENGINES
 from interchange.search.pysr import missing
@@ -21,7 +23,9 @@ def test_json_has_versions_and_engines(capsys):
 
 def test_what_is_not_installed_is_said_with_the_remedy(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: "")
-    assert doctor.engines()["operon"] == "needs pyoperon: pip install symbolic-l2o[operon]"
+    monkeypatch.setitem(sys.modules, "pyoperon", None)
+    told = f"needs pyoperon, which is not installed: {install('operon')}"
+    assert doctor.engines()["operon"] == told
     assert doctor.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "numpy             -" in lines

@@ -7,12 +7,11 @@ import matplotlib.pyplot as plt
 import torch
 
 from common.metrics import summarise, summary_text
-from interchange import Rule, Teacher, load_trajectories
+from interchange import Rule, Teacher, distill, load_trajectories
 from interchange.commands.optimize import OptimizeConfig
 from interchange.commands.record import RecordConfig
 from interchange.commands.select import SelectConfig
 from interchange.distill.config import DistillConfig
-from interchange.distill.run import distill
 from interchange.evaluation.config import EvaluateConfig
 from interchange.meta.config import TrainConfig, TuneConfig
 from torch_impl import (
@@ -50,12 +49,13 @@ print(trajectories)
 # %% As an equation.
 config = DistillConfig(trajectories=str(file), time=8, max_size=25, out="runs/rules", quiet=True)
 front, best = distill(config)
-for rule in front:
-    print(rule.complexity, rule.provenance["r2"]["test"], rule)
+print(front)
+front  # noqa: B018  # a notebook shows it as a table
 
 # %% Which of them optimizes best?
 best, *_ = select(SelectConfig(front="runs/rules", steps=60, tasks=2, **digits))
-print(best.latex())
+print(best)
+best  # noqa: B018  # a notebook shows it as an equation
 
 # %% Its constants, tuned.
 small = {"epochs": 3, "epoch_length": 40, "pairs": 2, "validate_every": 3}

@@ -76,7 +76,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def output(folder) -> str:
-    pytest.importorskip("pyoperon", reason="pyoperon is not installed: pip install symbolic-l2o[operon]")
+    pytest.importorskip("pyoperon", reason="pyoperon is not installed")
     line = "torch_impl.demo --epochs 2 --time 4 --steps 20 --seeds 2 --jobs 1 --problem digits-mlp --out"
     with contextlib.redirect_stdout(io.StringIO()) as stdout:
         assert call(line, folder) == 0

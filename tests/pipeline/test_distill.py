@@ -5,6 +5,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.registry import Registry
+from common.extras import install
 from common.run.cli import Progress
 from common.run.storage import RunLock
 from interchange.commands.record import RecordConfig
+from interchange.distill import config as distill_config
 from interchange.distill import jobs as searching
 from interchange.distill import rollouts
+from interchange.distill import run as distilling
 from interchange.distill.config import DistillConfig
 from interchange.distill.jobs import LiveLine
 from interchange.distill.refit import score
@@ -34,7 +37,7 @@ from interchange.language.parse import parse
 from interchange.rule.choice import knee, shortest_within
 from interchange.rule.front import FRONT_COLUMNS, read_front
 from interchange.rule.rule import Rule
-from interchange.search import ENGINES, Task, child
+from interchange.search import Task, child
 from interchange.search.samples import sequences
 from tests.helpers.commands import csv_rows
 
@@ -51,7 +54,7 @@ KNOWN = Rule.from_text(
 SECONDS, LARGEST = 6.0, 20
 DISTILL = "interchange.distill"
 EMA, CLIPPED = "-2.0 * ema(clip_g, 0.5)", "-2.0 * clip_g"
-NO_OPERON = "pyoperon is not installed: pip install symbolic-l2o[operon]"
+NO_OPERON = "pyoperon is not installed"
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +145,7 @@ def test_a_second_search_for_a_folder_ends_at_once_and_leaves_it_alone(
     recording, tmp_path, refused, monkeypatch
 ):
     folder = tmp_path / "rules"
-    monkeypatch.setattr("interchange.distill.run.search_front", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr(distilling, "search_front", lambda *_: pytest.fail("searched"))
     with RunLock(folder):
         assert f"{folder} is in use by pid" in refused(f"{DISTILL} {recording} --out {folder}")
     assert [path.name for path in folder.iterdir()] == ["lock"]
@@ -192,10 +195,9 @@ def test_an_engine_that_fails_is_one_clear_line(body, message, recording, tmp_pa
 
 
 def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_path, monkeypatch, refused):
-    row = dataclasses.replace(ENGINES["operon"], package="no_such_package_anywhere")
-    monkeypatch.setattr("interchange.search.ENGINES", Registry("engine", dict(ENGINES) | {"operon": row}))
+    monkeypatch.setitem(sys.modules, "pyoperon", None)
     message = refused(f"{DISTILL} {recording} --engine operon --out {tmp_path / 'rules'} --quiet")
-    assert "engine 'operon' needs no_such_package_anywhere: pip install symbolic-l2o[operon]" in message
+    assert f"engine 'operon' needs pyoperon, which is not installed: {install('operon')}" in message
     assert not list(tmp_path.iterdir())
 
 
@@ -314,7 +316,7 @@ def test_restarts_are_searches_with_other_seeds_whose_equations_are_joined(confi
         return [parse(f"-{len(seen)}.5 * ema(clip_g, 0.5)" if len(seen) < 3 else CLIPPED)]
 
     monkeypatch.setattr(searching, "run_engine", engine)
-    monkeypatch.setattr("interchange.distill.rollouts.cores", lambda: 1)  # in this process
+    monkeypatch.setattr(rollouts, "cores", lambda: 1)  # in this process
     front, _ = distill(config_of(restarts=3, seed=7, threads=0))
     assert seen[0] == (7, 1) and len({seed for seed, _ in seen}) == 3
     assert [rule.complexity for rule in front] == [3, 5]  # one form of the first two, and the third's
@@ -340,7 +342,7 @@ def test_cores_and_time_are_shared_out_among_restarts(of_dm, monkeypatch):
         searching.search_all([task] * count, dataclasses.replace(config, threads=threads))
         assert seen == [(each, share * task.time, -(-1000 // count))] * count
     seen.clear()
-    monkeypatch.setattr("interchange.distill.config.check_cluster", lambda name: None)
+    monkeypatch.setattr(distill_config, "check_cluster", lambda name: None)
     config = dataclasses.replace(config, threads=2, cluster="dask:tcp://there:8786")
     searching.search_all([task] * 8, config)
     assert seen == [(2, task.time, 1000)] * 8  # machines of their own
@@ -504,7 +506,7 @@ def test_the_knee_is_where_the_front_bends(config_of, tmp_path, monkeypatch):
     assert knee(front[:2]) == front[1] and knee(front[:1]) == front[0]
     worse = front_of((51, 0.2), (61, -3.0))  # what is worth less than a shorter one does not count
     assert knee([*front, *worse]) == front[2]
-    monkeypatch.setattr("interchange.distill.run.search_front", lambda *_: front)
+    monkeypatch.setattr(distilling, "search_front", lambda *_: front)
     _, best = distill(config_of(select="knee"))
     assert best == front[2] == Rule.load(tmp_path / "best.json")
 

@@ -42,6 +42,30 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     assert len(losses) == 3 and max(losses) < 0.5
 
 
+@pytest.mark.slow
+def test_the_notebook_runs_in_a_kernel_and_shows_the_rule_and_the_front(tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat", reason="needs nbformat")
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient")
+    pytest.importorskip("ipykernel", reason="needs ipykernel")
+    text = Path(__file__).with_name("notebook.py").read_text("utf-8")
+    cells = [cell.partition("\n") for cell in text.split("# %%")[1:]]
+    made = [
+        nbformat.v4.new_markdown_cell(body.replace("# ", ""))
+        if "markdown" in head
+        else nbformat.v4.new_code_cell(f"#{head}\n{body}")
+        for head, _, body in cells
+    ]
+    for name, value in (("PYTHONPATH", str(ROOT)), ("OMP_NUM_THREADS", "1"), ("MPLBACKEND", "Agg")):
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.v4.new_notebook(cells=made)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    client = nbclient.NotebookClient(notebook, kernel_name="python3", resources=resources, timeout=300)
+    client.execute()
+    shown = [output.data for cell in made for output in cell.get("outputs", ()) if "data" in output]
+    assert any("aligned" in data.get("text/latex", "") for data in shown)  # the rule
+    assert any("<math" in data.get("text/html", "") for data in shown)  # the front
+
+
 def loss_of(spec: str, multiplier: float = 1.0) -> float:
     """Mean loss at step 100 over five test seeds that nothing before has seen."""
     config, source = SelectConfig(front="-", problem="digits-mlp"), sources.load(parse_spec(spec))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from common.extras import install
 from common.rng import rng
 from interchange.language import expression as ex
 from interchange.language.execute import compile_program, evaluate
@@ -132,7 +133,7 @@ def test_asking_whether_pysr_runs_imports_neither_pysr_nor_julia(tmp_path):
 
 def test_without_pysr_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert pysr.missing() == "needs pysr: pip install symbolic-l2o[pysr]"
+    assert pysr.missing() == f"needs pysr, which is not installed: {install('pysr')}"
 
 
 @pytest.mark.skipif(not REASON, reason="Julia is here: nothing is missing")
