@@ -9,11 +9,18 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-slow lint reference clean
+# What make demo needs, under 2 GB with torch's CPU build; tests need the other extras too.
+LIGHT := .venv/.light
+LIGHT_EXTRAS := torch,operon,report
+EXTRAS := torch,tf,operon,pysr,dask,onnx,optimizers,bench,report,dev
+
+.PHONY: install light demo test test-slow test-lowest lint reference clean
 
 install: $(STAMP)
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+light: $(LIGHT)
+
+.venv/bin/python:
 	@found=; for python in $(PYTHON); do \
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
@@ -24,11 +31,18 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	fi; \
 	echo "installing into .venv with $$found; the first time takes a few minutes"; \
 	$$found -m venv .venv
+
+$(LIGHT): setup.cfg pyproject.toml constraints.txt | .venv/bin/python
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_OPTIONS) \
-	  -c constraints.txt -e ".[torch,tf,operon,pysr,dask,onnx,optimizers,bench,report,dev]"
+	  -c constraints.txt -e ".[$(LIGHT_EXTRAS)]"
 	@touch $@
 
-demo: $(STAMP)
+$(STAMP): setup.cfg pyproject.toml constraints.txt | .venv/bin/python
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_OPTIONS) \
+	  -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: $(if $(wildcard $(STAMP)),$(STAMP),$(LIGHT))
 	$(BIN)/python -m torch_impl.demo --overwrite
 
 # Small arrays: more threads only wait for each other.
@@ -40,6 +54,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Minutes and gigabytes: the lowest versions of setup.cfg's ranges, in a .venv of their own.
+test-lowest:
+	PYTHON="$(firstword $(PYTHON))" PIP_OPTIONS="$(PIP_OPTIONS)" WORKERS=$(WORKERS) .ci/lowest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -55,5 +73,5 @@ reference: $(STAMP)
 	@echo "$(REFERENCE)/index.html"
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .coverage coverage.xml
+	rm -rf .venv .venv-lowest build dist *.egg-info .pytest_cache .ruff_cache .coverage coverage.xml
 	find common interchange torch_impl tf_impl tests -name __pycache__ -type d -prune -exec rm -rf {} +
