@@ -24,7 +24,8 @@ WORDS = {
 def answer(blocked: str, *words: str) -> tuple[int, str]:
     process = started(BLOCKED, blocked, *words)
     _, err = process.communicate(timeout=120)
-    return process.returncode, err
+    lines = [line for line in err.splitlines(keepends=True) if ": at work, " not in line]  # a slow machine
+    return process.returncode, "".join(lines)
 
 
 @pytest.mark.parametrize(
