@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from common.extras import require
 from common.metrics import DIVERGED
 from common.run.runs import numbers
 from common.tables.teachers import TeacherRow
@@ -77,8 +78,7 @@ def rule_network(rule: Rule, device: str, problems: Sequence[str] = (), kinds: b
 
 def metrics_writer(folder: str) -> Callable[[Mapping[str, Any]], None]:
     """What takes the rows of a run's metrics and writes them for TensorBoard."""
-    import tensorboard  # noqa: F401  # without it tf.summary cannot write scalars, and does not say why
-
+    require("--tensorboard", "tensorboard")  # without it tf.summary writes no scalars, and does not say why
     writer = tf.summary.create_file_writer(folder)
 
     def write(row: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.extras import require
 from common.metrics import DIVERGED
 from common.run.runs import numbers
 from common.tables.teachers import TeacherRow
@@ -78,6 +79,7 @@ def rule_network(rule: Rule, device: str, problems: Sequence[str] = (), kinds: b
 
 def metrics_writer(folder: str) -> Callable[[Mapping[str, Any]], None]:
     """What takes the rows of a run's metrics and writes them for TensorBoard."""
+    require("--tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(folder)

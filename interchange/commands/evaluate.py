@@ -29,7 +29,7 @@ from interchange.evaluation.profiles import compare, standing_groups, standings_
 from interchange.evaluation.timing import time_optimizers
 from interchange.evaluation.tuning import loss_at_or_inf
 from interchange.report.verdict import trials_note
-from interchange.rule.source import find_specs
+from interchange.rule.source import named_specs
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Task
@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
     if config.steps and "suite:" in config.problem:
         raise L2OError(f"--problem {config.problem}: a suite has its own horizons; leave --steps out")
     wanted = entries(config.problem, config.steps or _HORIZONS)
-    loaded = {spec.text: backend.load_source(spec) for spec in find_specs(config.optimizers, backend.NAME)}
+    loaded = {spec.text: backend.load_source(spec) for spec in named_specs(config.optimizers, backend.NAME)}
     folder = folder_of(config)
     _check_existing(folder / "evaluation.h5", config, loaded)
     configs = {e.problem: dataclasses.replace(config, problem=e.problem) for e in wanted}

@@ -18,7 +18,7 @@ from common.run.cli import run as run_command
 from common.run.config import OnProblem, option
 from common.tables.baselines import Spec
 from interchange.backend import Trained
-from interchange.rule.source import find_spec
+from interchange.rule.source import named_spec
 
 if TYPE_CHECKING:
     from common.run.runs import RunFolder
@@ -71,7 +71,7 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
     """
     from common.run.runs import Interrupt, RunFolder
 
-    spec = find_spec(config.optimizer)
+    spec = named_spec(config.optimizer)
     backend.device_of(config.device)
     source = backend.load_source(spec)
     _task(config, backend, 0)  # missing data are found before anything is written

@@ -20,7 +20,7 @@ from common.run.config import OnProblem, from_dict, option
 from common.tables.baselines import BASELINES, Spec
 from common.tables.problems import coordinate_table
 from interchange.meta.config import TrainConfig
-from interchange.rule.source import find_spec
+from interchange.rule.source import named_spec
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Network
@@ -84,7 +84,7 @@ def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
 
     A teacher's run names the problem and its data.
     """
-    spec = find_spec(config.source)
+    spec = named_spec(config.source)
     if spec.schedule not in ("", "constant"):  # outputs are recorded before the learning rate
         raise L2OError(f"{config.source}: expected a constant lr to record at; leave the schedule out")
     if spec.kind == "baseline" and not BASELINES[spec.target].coordinatewise:

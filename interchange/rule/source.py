@@ -68,12 +68,12 @@ def read(spec: Spec) -> Teacher | Rule | None:
     return Rule.load(spec.target) if spec.kind == "rule" else None
 
 
-def find_spec(text: str) -> Spec:
+def named_spec(text: str) -> Spec:
     """``parse_spec`` of a SPEC, or of the plain name of a shipped teacher, a rule, a run or a file."""
     return parse_spec(spelled_out(text))
 
 
-def find_specs(texts: Sequence[str], backend: str) -> list[Spec]:
+def named_specs(texts: Sequence[str], backend: str) -> list[Spec]:
     """``parse_specs`` of SPECs and plain names."""
     return parse_specs([spelled_out(text) for text in texts], backend)
 
