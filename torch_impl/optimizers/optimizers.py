@@ -32,9 +32,8 @@ class SymbolicOptimizer(GuardedOptimizer):
         lr: multiplier on the rule's update; 1 is the rule as distilled or tuned.
         constants: in place of some of the rule's own; 0-dim tensors may be changed, or differentiated by.
         center: subtract what the rule does at zero gradient.
-        matrix: how a rule that sees tensors sees them. True: as matrices whose rows are axis 0; False: not as
-            matrices; ((0,), (1, 2, 3)): axes of rows and of columns. None is True for two axes or more.
-            A complex tensor never is a matrix.
+        matrix: how a rule that sees tensors sees them: True, rows are axis 0; False, no matrices; ((1,), (0, 2)),
+            axes of rows and of columns. None is True for two axes or more. Complex tensors are no matrices.
         weight_decay: decoupled, theta *= 1 - lr * weight_decay.
         nonfinite: ``skip`` leaves coordinates alone whose update, state or moved parameter is not finite,
             ``raise`` raises besides at once, ``off`` does not look.
