@@ -32,7 +32,7 @@ class SymbolicOptimizer(GuardedOptimizer):
         lr: multiplier on the rule's update; 1 is the rule as distilled or tuned.
         constants: in place of some of the rule's own; 0-dim tensors may be changed, or differentiated by.
         center: subtract what the rule does at zero gradient.
-        matrix: how a rule that sees tensors sees them: True, rows are axis 0; False, no matrices; ((1,), (0, 2)),
+        matrix: how rules that see tensors see them: True, rows are axis 0; False, no matrix; ((1,), (0, 2)),
             axes of rows and of columns. None is True for two axes or more. Complex tensors are no matrices.
         weight_decay: decoupled, theta *= 1 - lr * weight_decay.
         nonfinite: ``skip`` leaves coordinates alone whose update, state or moved parameter is not finite,
