@@ -172,7 +172,9 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         """``_advance``, by XLA where that is worth its compilation; compiled once for every shape."""
         size, known = math.prod(variable.shape), self._compiled
         inside, fits = compiling(), self._fuses and "CPU" in variable.device
-        if inside or not fits or size < FUSED_FROM:
+        # In a graph XLA is slower than TensorFlow's own products of matrices, outside it has less to call.
+        worth = size >= FUSED_FROM and (own.view is None or tf.executing_eagerly())
+        if inside or not fits or not worth:
             return functools.partial(self._advance, own, inside and fits)
         key = (tuple(variable.shape), variable.dtype, own)
         if key not in known:
