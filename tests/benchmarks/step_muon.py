@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import interleaved
 import torch
+from shapes import resnet18
 from step_torch import parameters
 
 from interchange.rule.rule import Rule
@@ -18,19 +19,6 @@ RULE = Rule.from_text(
     "by_matrix(-0.2 * sqrt(max(rows, cols)) * polar(g + c * ema(g, b)), -(g + c * ema(g, b)))",
     {"c": C, "b": B},
 )
-
-
-def resnet18() -> list[tuple[int, ...]]:
-    """Shapes of its 62 tensors, in its order."""
-    shapes, before = [(64, 3, 7, 7), (64,), (64,)], 64
-    for width in (64, 128, 256, 512):
-        for block in range(2):
-            given = before if block == 0 else width
-            shapes += [(width, given, 3, 3), (width,), (width,), (width, width, 3, 3), (width,), (width,)]
-            if given != width:
-                shapes += [(width, given, 1, 1), (width,), (width,)]
-        before = width
-    return [*shapes, (1000, 512), (1000,)]
 
 
 def polar(x: torch.Tensor) -> torch.Tensor:
