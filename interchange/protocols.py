@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from interchange.language.view import View
+if TYPE_CHECKING:
+    from interchange.language.view import View
 
 Tensor = Any
 
@@ -56,7 +57,7 @@ class Task(Protocol):
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    views: tuple[View, ...]
+    views: "tuple[View, ...]"
 
     def initial(self) -> Tensor:
         """The initial parameters, a flat vector [N]."""
@@ -81,7 +82,7 @@ class Network(Protocol):
     weight_decay: float
     tasks_batchable: bool
     sees_tensors: bool
-    views: tuple[View, ...]
+    views: "tuple[View, ...]"
 
     def bind(self, task: Task) -> None:
         """Told at the start of an epoch what comes."""

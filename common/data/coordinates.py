@@ -21,6 +21,21 @@ def choose_coordinates(sizes: Sequence[int], count: int, seed: int, index: int) 
     return _drawn(sizes, count, rng(seed, "record_coordinates", index)).numbers
 
 
+def choose_tensors(sizes: Sequence[int], count: int, seed: int, index: int) -> np.ndarray:
+    """Numbers of all coordinates of some tensors, drawn one after the other as far as ``count`` reaches.
+
+    Where it reaches for none, it is the smallest one. Arguments as of ``choose_coordinates``.
+    """
+    left, chosen = count, []
+    for k in rng(seed, "record_tensors", index).permutation(len(sizes)):
+        if 0 < sizes[k] <= left:
+            chosen.append(k)
+            left -= sizes[k]
+    starts = np.cumsum([0, *sizes])
+    smallest = min((k for k, size in enumerate(sizes) if size), key=sizes.__getitem__)
+    return np.concatenate([np.arange(starts[k], starts[k] + sizes[k]) for k in sorted(chosen) or [smallest]])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
     """Some of the coordinates of a flat vector, to stand for all in a sum.

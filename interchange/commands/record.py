@@ -1,7 +1,7 @@
 """The recording of trajectories: ``record``.
 
 What the optimizer saw (features, gradient) and did (its output), at coordinates drawn in equal shares
-from every parameter tensor.
+from every parameter tensor, or at all coordinates of some tensors.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data.coordinates import choose_coordinates, split_by_run
+from common.data.coordinates import choose_coordinates, choose_tensors, split_by_run
 from common.errors import L2OError
 from common.run.cli import Progress
 from common.run.cli import run as run_command
@@ -41,6 +41,9 @@ class RecordConfig(OnProblem):
     steps: int = option(300, "inner steps of a trajectory", low=2)
     runs: int = option(8, "number of trajectories, each on a fresh optimizee", low=3)
     samples: int = option(50_000, "rows in all: runs x steps x coordinates", low=1)
+    whole_tensors: bool = option(
+        False, "every coordinate of as many tensors as the rows are enough for, for rules that see tensors"
+    )
 
 
 def record(config: RecordConfig, backend: "Backend") -> Path:
@@ -112,7 +115,8 @@ def _record_one(
     row, seed = task.instance.problem, task.instance.seed
     tensor, place = coordinate_table(task.shapes)
     count = max(1, round(config.samples / (config.runs * config.steps)))
-    chosen = choose_coordinates([math.prod(shape) for shape in task.shapes], count, config.seed, index)
+    choose = choose_tensors if config.whole_tensors else choose_coordinates
+    chosen = choose([math.prod(shape) for shape in task.shapes], count, config.seed, index)
     network, expressions = _network(source, config, backend)
     steps = list(backend.trace(source, network, task, config.steps, chosen))
     if not steps:
@@ -141,6 +145,7 @@ def _record_one(
         flat_index=place[chosen],
         params_names=task.names,
         params_shapes=task.shapes,
+        params_views=task.views if config.whole_tensors else None,
     ), expressions
 
 
@@ -170,7 +175,7 @@ def _portable(config: RecordConfig, spec: Spec) -> dict[str, Any]:
     """What the recording depends on, without places and devices: equal in both backends."""
     values = dataclasses.asdict(config) | {"source": spec.kind, "dataset": Path(config.dataset).name}
     places = ("out", "data_dir", "start", "device", "quiet", "overwrite")
-    return {k: v for k, v in values.items() if k not in places}
+    return {k: v for k, v in values.items() if k not in places and (k, v) != ("whole_tensors", False)}
 
 
 def main(command: Callable[[RecordConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ class Recording(abc.ABC):
     """Runs of a user's own loop, as far as they are recorded; a backend's ``Recorder`` adds its optimizer.
 
     Args:
-        features, coordinates, steps, problem, seed, include_lr: as of ``Recorder``.
+        features, coordinates, steps, problem, seed, include_lr, whole_tensors: as of ``Recorder``.
         created_by: the backend's, for the file.
     """
 
@@ -40,6 +40,7 @@ class Recording(abc.ABC):
         problem: str,
         seed: int,
         include_lr: bool,
+        whole_tensors: bool,
         created_by: str,
     ) -> None:
         for name, value in {"coordinates": coordinates, "steps": steps}.items():
@@ -47,7 +48,7 @@ class Recording(abc.ABC):
                 raise L2OError(f"{name}: expected at least 1, got {value}")
         self._features = _expressions(features)
         self._coordinates, self._steps, self._problem, self._seed = coordinates, steps, problem, seed
-        self._include_lr, self._created_by = include_lr, created_by
+        self._include_lr, self._whole, self._created_by = include_lr, whole_tensors, created_by
         self._runs: list[Run] = []
 
     @abc.abstractmethod
@@ -61,8 +62,9 @@ class Recording(abc.ABC):
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """End the run and write all runs so far; the file's path.
 
-        Three runs or more are split by run. The coordinates of one or two runs are dealt into three runs of
-        the file each, for training, validation and test: held out are then coordinates, not runs.
+        Three runs or more are split by run. The coordinates of one or two runs, or their whole tensors, are
+        dealt into three runs of the file each, for training, validation and test: held out are then
+        coordinates or tensors, not runs.
 
         Raises:
             L2OError: nothing was recorded, every run diverged, or the file is there already.
@@ -89,9 +91,9 @@ class Recording(abc.ABC):
             "steps": self._steps,
             "coordinates": self._coordinates,
             "seed": self._seed,
-            "held_out": "runs" if by_run else "coordinates",
+            "held_out": "runs" if by_run else "tensors" if self._whole else "coordinates",
             "include_lr": self._include_lr,
-        }
+        } | ({"whole_tensors": True} if self._whole else {})
         named = {run.name: run for run in runs}
         save_trajectories(
             path, Trajectories(self._features, named, split, config, self._seed, self._created_by)
@@ -156,11 +158,17 @@ def _expressions(features: str | Mapping[str, str]) -> dict[str, str]:
 
 
 def _dealt(run: Run) -> tuple[Run, Run, Run]:
-    """One run as three of disjoint coordinates, three fifths and a fifth each, alike in every tensor."""
-    count = len(run.param_index)
+    """One run as three of disjoint coordinates, three fifths and a fifth each, alike in every tensor.
+
+    Tensors that were recorded whole are dealt out as wholes.
+    """
+    whole = run.params_views is not None
+    ranks = np.unique(run.param_index, return_inverse=True)[1] if whole else np.arange(len(run.param_index))
+    count = int(ranks.max()) + 1
     if count < 5:
-        raise L2OError(f"expected at least 5 coordinates to deal out, got {count}; record 3 runs")
-    fifth = np.arange(count) % 5
+        what = "tensors" if whole else "coordinates"
+        raise L2OError(f"expected at least 5 {what} to deal out, got {count}; record 3 runs")
+    fifth = ranks % 5
     return tuple(
         dataclasses.replace(
             run,

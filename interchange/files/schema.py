@@ -61,9 +61,10 @@ def _attributes(path: str, **kinds: type) -> tuple[Attribute, ...]:
 _KINDS = {"f": "floats", "i": "integers", "u": "unsigned integers", "b": "booleans", "U": "text"}
 SOURCES = ("teacher", "rule", "baseline", "user")
 
+BEFORE_TENSORS = "1.0.0"  # of trajectories without views, so that an older reader takes them
 TRAJECTORIES = Schema(
     "l2o-trajectories",
-    "1.0.0",
+    "1.1.0",
     "recorded trajectories",
     (
         Array("features/names", "U", ("/feature",)),
@@ -80,6 +81,7 @@ TRAJECTORIES = Schema(
         Array("runs/*/coord/flat_index", "iu", ("coordinate",)),
         Array("runs/*/params/names", "U", ("parameter",)),
         Array("runs/*/params/shapes", "U", ("parameter",), note="JSON lists"),
+        Array("runs/*/params/matrix", "U", ("parameter",), required=False, note="JSON lists"),
         Array("split/*", "U", ("run",), required=False),
         Array("samples/X", "f", ("row", "column"), required=False, finite=True, note="features"),
         Array("samples/y", "f", ("row",), required=False, finite=True, note="targets"),

@@ -12,7 +12,9 @@ from common.run.places import inside
 from common.run.storage import canonical_json, check_name, loads_json
 from interchange.files.hdf5 import BUDGET, read_hdf5, write_hdf5
 from interchange.files.reader import Tree
-from interchange.files.schema import TRAJECTORIES, validate
+from interchange.files.schema import BEFORE_TENSORS, TRAJECTORIES, validate
+from interchange.files.whole import shapes_from, views_from, views_to
+from interchange.language.view import View
 
 FILE_NAME = "trajectories.h5"
 SPLITS = ("train", "valid", "test")
@@ -46,6 +48,7 @@ class Run:
         params_names, params_shapes: the optimizee's tensors.
         theta, weight, lr: f4 or f8 [step, coordinate], parameter value before the step, sampling weight and
             learning rate, where recorded.
+        params_views: matrix views of the tensors, where those were recorded whole (interchange.files.whole).
     """
 
     name: str
@@ -72,6 +75,7 @@ class Run:
     theta: np.ndarray | None = None
     weight: np.ndarray | None = None
     lr: np.ndarray | None = None
+    params_views: tuple[View, ...] | None = None
 
     def __repr__(self) -> str:
         steps, coordinates = self.y.shape
@@ -156,7 +160,8 @@ def save_trajectories(path: str | os.PathLike[str], trajectories: Trajectories) 
     if trajectories.samples is not None:
         _put_samples(tree, trajectories)
     _from_tree(tree, path)
-    return write_hdf5(path, tree, TRAJECTORIES.format, TRAJECTORIES.version)
+    whole = any(run.params_views is not None for run in trajectories.runs.values())
+    return write_hdf5(path, tree, TRAJECTORIES.format, TRAJECTORIES.version if whole else BEFORE_TENSORS)
 
 
 def load_trajectories(path: str | os.PathLike[str], *, budget: int = BUDGET) -> Trajectories:
@@ -195,6 +200,8 @@ def _put_run(tree: Tree, run: Run) -> None:
         tree.arrays[f"{folder}/{place}"] = np.asarray(getattr(run, name), np.int32)
     tree.arrays[f"{folder}/params/names"] = _text(run.params_names)
     tree.arrays[f"{folder}/params/shapes"] = _text(canonical_json(shape) for shape in run.params_shapes)
+    if run.params_views is not None:
+        tree.arrays[f"{folder}/params/matrix"] = _text(views_to(run.params_views))
 
 
 def _put_samples(tree: Tree, trajectories: Trajectories) -> None:
@@ -260,10 +267,8 @@ def _take_samples(tree: Tree, names: list[str], path: Any) -> Samples:
 def _take_run(tree: Tree, name: str, path: Any) -> Run:
     folder = f"runs/{check_name(name, f'{path}: run name')}"
     where = f"{path}: /{folder}"
-    shapes = tuple(
-        _shape(loads_json(text, f"{where}/params/shapes"), where)
-        for text in tree.arrays[f"{folder}/params/shapes"].tolist()
-    )
+    shapes = shapes_from(tree.arrays[f"{folder}/params/shapes"].tolist(), where)
+    views = tree.arrays.get(f"{folder}/params/matrix")
     plain = ("x", "g", "y", "loss", "step", *_OPTIONAL)
     arrays = {key: tree.arrays.get(f"{folder}/{key}") for key in plain}
     arrays |= {key: tree.arrays[f"{folder}/{place}"].astype(np.int32) for key, place in _ARRAYS.items()}
@@ -288,13 +293,7 @@ def _take_run(tree: Tree, name: str, path: Any) -> Run:
         name=name,
         params_names=tuple(tree.arrays[f"{folder}/params/names"].tolist()),
         params_shapes=shapes,
+        params_views=None if views is None else views_from(views.tolist(), shapes, where),
         **attributes | {"scale": float(attributes["scale"])},
         **arrays,
     )
-
-
-def _shape(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(size) is int and 0 <= size < 2**40 for size in value):
-        shown = str(value)[:40]
-        raise L2OError(f"{where}/params/shapes: expected lists of sizes, got {shown}; record it again")
-    return tuple(value)

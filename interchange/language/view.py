@@ -113,6 +113,11 @@ def canonical(shape: Sequence[int], has_matrix: bool | None = None) -> View:
     return matrix(shape, (-1,)) if wanted else vector(shape)
 
 
+def outputs_first(shape: Sequence[int]) -> View:
+    """The view of a tensor in torch's layout ([out, in], [out, in, kh, kw]): axis 0 has the rows."""
+    return matrix(shape, (0,)) if len(shape) >= 2 else vector(shape)
+
+
 def chosen(shape: Sequence[int], option: object, default: View) -> View:
     """The view that an option ``matrix`` asks for: None, True, False or (axes of rows, axes of columns).
 

@@ -245,7 +245,7 @@ class ModuleTask:
         variables = module.trainable_variables
         self.names = tuple(variable.path for variable in variables)
         self.shapes = tuple(tuple(variable.shape) for variable in variables)
-        self.views = chosen_views(self.names, [canonical(shape) for shape in self.shapes], matrix)
+        self.views = chosen_views(self.names, list(map(canonical, self.shapes)), matrix)
         self._run = tf.function(self._stateless)
 
     def _stateless(self, parameters: list[tf.Tensor], inputs: Any, target: Any) -> tuple[tf.Tensor, list]:

@@ -13,8 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.data.coordinates import choose_coordinates
+from common.data.coordinates import choose_coordinates, choose_tensors
 from common.errors import L2OError
+from tf_impl.optimizers import layers
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Watch:
         count, seed, index: as for ``choose_coordinates``; drawn at the first step.
         steps: after which nothing more is recorded.
         include_lr: y is the whole move, the learning rate in it.
+        whole: whole tensors are chosen, by ``choose_tensors``.
 
     Attributes:
         loss: the last one given, and 1 once there is one [2].
@@ -66,8 +68,9 @@ class Watch:
         seed: int,
         index: int,
         include_lr: bool,
+        whole: bool = False,
     ) -> None:
-        self._include_lr = include_lr
+        self._include_lr, self._whole = include_lr, whole
         self._outer, self._inner = optimizer, getattr(optimizer, "inner_optimizer", optimizer)
         if "update_step" in vars(self._inner):
             raise L2OError(f"{self._inner.name} is being recorded already; save that recording first")
@@ -154,6 +157,7 @@ class Watch:
         known = self._inner._trainable_variables
         self._names = tuple(getattr(v, "path", v.name) for v in known)
         self._shapes = tuple(tuple(v.shape) for v in known)
+        self._views = tuple(layers.of_variables(getattr(self._inner, "views", None) or {}, known))
         ready = [
             (k, v)
             for k, v, g in sorted(zip(numbers, variables, grads, strict=True), key=lambda row: row[0])
@@ -168,7 +172,8 @@ class Watch:
         if not ready:
             return
         sizes = [math.prod(v.shape) for _, v in ready]
-        chosen = choose_coordinates(sizes, self._count, *self._address)
+        choose = choose_tensors if self._whole else choose_coordinates
+        chosen = choose(sizes, self._count, *self._address)
         wide = any(tf.as_dtype(v.dtype) == tf.float64 for _, v in ready)
         dtype = np.float64 if wide else np.float32
         ends = np.cumsum(sizes)
@@ -209,6 +214,7 @@ class Watch:
             "flat_index": np.concatenate([part.places for part in parts]),
             "params_names": self._names,
             "params_shapes": self._shapes,
+            "params_views": self._views if self._whole else None,
         }
 
 

@@ -40,6 +40,8 @@ class Recorder(_Callback, Recording):
         problem: a name for what is optimized.
         seed: of the choice of coordinates.
         include_lr: leave the learning rate in y, so that a schedule is part of what is distilled.
+        whole_tensors: of as many tensors as ``coordinates`` reaches for, every coordinate, and how rules see
+            them, so that a rule that sees tensors can be evaluated on the file (interchange.files.whole).
 
     It is made before the optimizer's first step; given to ``fit`` as a callback it may be made later. The
     gradient is the one of ``update_step``, so clipped, unscaled and accumulated as it may be. y is (theta
@@ -62,9 +64,12 @@ class Recorder(_Callback, Recording):
         problem: str = "user",
         seed: int = 0,
         include_lr: bool = False,
+        whole_tensors: bool = False,
     ) -> None:
         _Callback.__init__(self)
-        Recording.__init__(self, features, coordinates, steps, problem, seed, include_lr, CREATED_BY)
+        Recording.__init__(
+            self, features, coordinates, steps, problem, seed, include_lr, whole_tensors, CREATED_BY
+        )
         self._watch: Watch | None = None
         self.start_run(optimizer)
 
@@ -76,7 +81,13 @@ class Recorder(_Callback, Recording):
         if int(optimizer.iterations):
             _log.warning("the optimizer has taken steps already; features are recorded as starting from zero")
         self._watch = Watch(
-            optimizer, self._coordinates, self._steps, self._seed, len(self._runs), self._include_lr
+            optimizer,
+            self._coordinates,
+            self._steps,
+            self._seed,
+            len(self._runs),
+            self._include_lr,
+            self._whole,
         )
 
     def loss(self, value: float | tf.Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from common.errors import L2OError
-from interchange.language.view import FULL, View, chosen, matrix, vector
+from interchange.language.view import FULL, View, chosen, outputs_first, vector
 from interchange.rule.rule import Rule
 from torch_impl.networks.lowering import Lowered
 
@@ -51,8 +51,7 @@ class Ways:
         return self._known[key]
 
     def _of(self, shape: tuple[int, ...], pairs: bool, option: Any) -> Way:
-        usual = matrix(shape, (0,)) if len(shape) > 1 else vector(shape)
-        view = vector((*shape, 2)) if pairs else chosen(shape, option, usual)
+        view = vector((*shape, 2)) if pairs else chosen(shape, option, outputs_first(shape))
         lowered = self._with if view.matrix else self._without
         return Way(lowered, view if lowered.program.sees_tensors else None)
 

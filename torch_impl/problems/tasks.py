@@ -14,8 +14,7 @@ from common.data import datasets
 from common.data.datasets import Split
 from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs
-from interchange.language.view import matrix as matrix_view
-from interchange.language.view import vector
+from interchange.language.view import outputs_first
 from interchange.meta.tasks import chosen_views, table_instance, views_of
 from interchange.protocols import Task
 from torch_impl.problems.layers import forward, stackable
@@ -260,8 +259,7 @@ class ModuleTask:
             raise ValueError("module: expected a parameter that requires a gradient, got none")
         self.names = tuple(parameters)
         self.shapes = tuple(tuple(p.shape) for p in parameters.values())
-        defaults = [matrix_view(shape, (0,)) if len(shape) > 1 else vector(shape) for shape in self.shapes]
-        self.views = chosen_views(self.names, defaults, matrix)
+        self.views = chosen_views(self.names, list(map(outputs_first, self.shapes)), matrix)
 
     def initial(self) -> torch.Tensor:
         """The module's current parameters, a flat vector [N]."""

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.data.coordinates import choose_coordinates
+from common.data.coordinates import choose_coordinates, choose_tensors
 from common.errors import L2OError
+from interchange.language.view import View, chosen, outputs_first
 from torch_impl.tensors import to_numpy
 
 _log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Tape:
         count, seed, index: as for ``choose_coordinates``; drawn at the first step that can be seen.
         steps: after which nothing more is recorded.
         include_lr: y is the whole move, the learning rate in it.
+        whole: whole tensors are chosen, by ``choose_tensors``.
 
     Attributes:
         loss: the last one given, which is the next step's.
@@ -46,9 +48,10 @@ class Tape:
         seed: int,
         index: int,
         include_lr: bool,
+        whole: bool = False,
     ) -> None:
         self._count, self._steps, self._address = count, steps, (seed, index)
-        self._include_lr = include_lr
+        self._include_lr, self._whole = include_lr, whole
         self.source = _source(optimizer)
         self.loss: float | torch.Tensor | None = None
         self.y: list[torch.Tensor] = []
@@ -59,6 +62,7 @@ class Tape:
         self._parts: list[_Part] = []
         self._names: tuple[str, ...] = ()
         self._shapes: tuple[tuple[int, ...], ...] = ()
+        self._views: tuple[View, ...] = ()
         self._seen: tuple[torch.Tensor, torch.Tensor, np.ndarray] | None = None
         self._like: dict[str, Any] = {}
         self._ended = False
@@ -139,20 +143,24 @@ class Tape:
     def _draw(self, optimizer: torch.optim.Optimizer, rates: dict[int, float]) -> None:
         """Choose coordinates from the tensors that have a gradient and an lr."""
         named: list[tuple[str, torch.Tensor]] = []
+        views: list[View] = []
         for group in optimizer.param_groups:
             numbers = range(len(named), len(named) + len(group["params"]))
             names = group.get("param_names") or [f"param_{k}" for k in numbers]
             named += zip(names, group["params"], strict=True)
+            shapes = [tuple(p.shape) for p in group["params"]]
+            views += [chosen(shape, group.get("matrix"), outputs_first(shape)) for shape in shapes]
         ready = [k for k, (_, p) in enumerate(named) if p.grad is not None and rates[id(p)] and p.numel()]
         if not ready:
             return
         self._names = tuple(name for name, _ in named)
-        self._shapes = tuple(tuple(p.shape) for _, p in named)
+        self._shapes, self._views = tuple(tuple(p.shape) for _, p in named), tuple(views)
         sizes = [named[k][1].numel() for k in ready]
-        chosen = choose_coordinates(sizes, self._count, *self._address)
+        choose = choose_tensors if self._whole else choose_coordinates
+        drawn = choose(sizes, self._count, *self._address)
         starts = np.cumsum([0, *sizes])
         for k, start, end in zip(ready, starts[:-1], starts[1:], strict=True):
-            places = chosen[(chosen >= start) & (chosen < end)] - start
+            places = drawn[(drawn >= start) & (drawn < end)] - start
             if len(places):
                 parameter = named[k][1]
                 self._parts.append(_Part(k, parameter, torch.from_numpy(places).to(parameter.device)))
@@ -186,6 +194,7 @@ class Tape:
             "flat_index": np.concatenate([to_numpy(part.places) for part in parts]),
             "params_names": self._names,
             "params_shapes": self._shapes,
+            "params_views": self._views if self._whole else None,
         }
 
     def _per_coordinate(self, values: list[Any]) -> np.ndarray:

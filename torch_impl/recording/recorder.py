@@ -31,6 +31,8 @@ class Recorder(Recording):
         problem: a name for what is optimized.
         seed: of the choice of coordinates.
         include_lr: leave the learning rate in y, so that a schedule is part of what is distilled.
+        whole_tensors: of as many tensors as ``coordinates`` reaches for, every coordinate, and how rules see
+            them, so that a rule that sees tensors can be evaluated on the file (interchange.files.whole).
 
     The gradient is the one the optimizer is given, so clipped and unscaled as it may be. y is (theta after -
     theta before) / lr: weight decay is in it, and theta's rounding; it is 0 where the optimizer left a
@@ -50,8 +52,9 @@ class Recorder(Recording):
         problem: str = "user",
         seed: int = 0,
         include_lr: bool = False,
+        whole_tensors: bool = False,
     ) -> None:
-        super().__init__(features, coordinates, steps, problem, seed, include_lr, CREATED_BY)
+        super().__init__(features, coordinates, steps, problem, seed, include_lr, whole_tensors, CREATED_BY)
         self._tape: Tape | None = None
         self._hooks: list[Any] = []
         self.start_run(optimizer)
@@ -63,7 +66,15 @@ class Recorder(Recording):
             raise L2OError(f"expected a torch.optim.Optimizer to record, got {type(optimizer).__name__}")
         if any(float(state.get("step", 1)) for state in optimizer.state.values() if state):
             _log.warning("the optimizer has taken steps already; features are recorded as starting from zero")
-        tape = Tape(optimizer, self._coordinates, self._steps, self._seed, len(self._runs), self._include_lr)
+        tape = Tape(
+            optimizer,
+            self._coordinates,
+            self._steps,
+            self._seed,
+            len(self._runs),
+            self._include_lr,
+            self._whole,
+        )
         self._tape = tape
         self._hooks = [
             optimizer.register_step_pre_hook(tape.before),
