@@ -5,6 +5,7 @@ from collections import Counter
 from interchange.language import expression as ex
 from interchange.language.equation import Equation
 from interchange.language.operators import OPERATORS
+from interchange.language.simplify import folded
 from interchange.language.view import FULL, SIZES
 
 _RAW = {"g": "the gradient", "t": "the step, from 1", "theta": "the parameter", **SIZES}
@@ -30,7 +31,7 @@ def readable(rule: Equation) -> str:
     rounded = {name: float(f"{value:.4g}") for name, value in rule.constants.items()}
     rounded |= {name: rule.constants[name] for name in rule.decay_constants if not 0.0 < rounded[name] < 1.0}
     numbers = {name: ex.number(value) for name, value in rounded.items()}
-    text = ex.to_text(ex.substitute(rule.expression, numbers)).replace(" + -", " - ")
+    text = ex.to_text(folded(ex.substitute(rule.expression, numbers))).replace(" + -", " - ")
     return text if rule.scale == 1.0 else f"{rule.scale:.4g} * ({text})"
 
 
