@@ -32,7 +32,7 @@ class Source(source.Source):
         params = list(params)
         largest = min(torch.finfo(p.dtype).max for p in params)
         if lr > largest:  # torch would say so at the first step only
-            raise L2OError(f"expected lr of at most {largest:.3g}, got {lr:g}; lower it")
+            raise L2OError(f"{self.spec.text}: expected lr of at most {largest:.3g}, got {lr:g}; lower it")
         if isinstance(self.loaded, Rule):
             if self.loaded.sees_tensors and views is not None:
                 params = _groups(params, views)
@@ -59,7 +59,7 @@ def load(spec: Spec) -> Source:
     found = Source(spec, source.read(spec))
     try:
         if spec.kind != "teacher":
-            found.optimizer([torch.zeros(1)], spec.lr or spec.middle)
+            found.optimizer([torch.zeros(1, dtype=torch.float64)], spec.lr or spec.middle)
     except ValueError as error:  # L2OError is one; torch's say what is wrong with an option
         raise L2OError(f"{spec.target if spec.kind == 'rule' else spec.text}: {error}") from None
     return found

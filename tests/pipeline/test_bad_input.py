@@ -62,6 +62,8 @@ BAD = {
         "sgd --runs 2": "--runs: expected at least 3",
         "nowhere/run --problem quadratic": "unknown optimizer 'nowhere/run'",
         "sgd:lr=1e300 --problem quadratic --runs 3 --dtype float64 --quiet": "diverged; lower its lr",
+        "sgd:lr=1e300 --problem quadratic --runs 3 --quiet": "expected lr of at most 3.4e+38, got 1e+300",
+        "rp_x --problem quadratic": "unknown optimizer 'rp_x' (did you mean 'rp_s'?); known: sgd, ",
         "sgd:lr=1000 --problem quadratic --runs 3 --steps 60 --quiet": "every trajectory of sgd:lr=1000 on",
         "muon:lr=0.1 --problem digits-mlp": "expected an optimizer that works coordinate by coordinate",
         "rule:theta.json --problem quadratic": "reads theta",
