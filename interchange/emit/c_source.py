@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
+from common.errors import L2OError
 from interchange.emit.c_operators import DERIVATIVES, EXACT_POWERS, ROWS, in_double
 from interchange.language.compiler import Instruction, Program
 
@@ -64,19 +65,30 @@ def write_step(
         old: text of the old value of a slot.
         wrt: constants to differentiate by, forward mode.
         old_tangent: text of the old derivative of a slot by a constant, with {slot} and {k}.
+
+    Raises:
+        L2OError: the program sees tensors, so that one coordinate does not know enough.
     """
-    return _Writer(program, inputs, constants, old, wrt, old_tangent).step()
+    if program.sees_tensors:
+        raise L2OError("expected a rule of one coordinate: what sees tensors has no compiled step")
+    return Writer(program, inputs, constants, old, wrt, old_tangent).step()
 
 
-class _Writer:
+# What a step knows of itself, as doubles.
+_KNOWN = {"t": "t", "rows": "(double)rows", "cols": "(double)cols", "numel": "(double)n"}
+
+
+class Writer:
+    """The lines of a step, one instruction after the other; arguments as of ``write_step``."""
+
     def __init__(
         self,
         program: Program,
         inputs: Mapping[str, str],
         constants: Sequence[str],
-        old: str,
-        wrt: Sequence[str],
-        old_tangent: str,
+        old: str = "s{slot}[i]",
+        wrt: Sequence[str] = (),
+        old_tangent: str = "",
     ) -> None:
         self._program, self._inputs, self._old, self._old_tangent = program, inputs, old, old_tangent
         self._index = {name: k for k, name in enumerate(constants)}
@@ -123,7 +135,7 @@ class _Writer:
             self._scalar.append(False)
             self._tangents.append({})
         elif ins.op == "input":
-            text = "t" if ins.name == "t" else f"constant[{self._index[ins.name]}]"
+            text = _KNOWN.get(ins.name) or f"constant[{self._index[ins.name]}]"
             self._define_once(text, {self._wrt[ins.name]: "1.0"} if ins.name in self._wrt else {})
         elif ins.op == "read":
             self._define(self._line(self._old.format(slot=ins.slot), ()), self._old_tangents(ins.slot))
@@ -172,7 +184,8 @@ class _Writer:
 
     def _average(self, ins: Instruction, args: list[str]) -> None:
         decay = f"k{ins.args[1]}"
-        kept, rest = self._as_real(decay), self._as_real(f"(1.0 - {decay})")
+        new = f"k{ins.args[2]}" if len(args) == 3 else f"(1.0 - {decay})"
+        kept, rest = self._as_real(decay), self._as_real(new)
         old = self._old.format(slot=ins.slot)
         out = self._line(f"{kept} * {old} + {rest} * {args[0]}", args)
         total = {k: self._times(kept, d) for k, d in self._old_tangents(ins.slot).items()}

@@ -154,7 +154,7 @@ def sight(rule: Equation, usual: str) -> Sight:
     """Args:
     usual: the axes of rows of two axes or more where nobody says, as a literal.
     """
-    if not rule.program().sees_tensors and not rule.program(has_matrix=False).sees_tensors:
+    if not rule.sees_tensors:  # a program may not that has only to know whether there is a matrix
         return Sight()
     programs = branches(rule)
     chosen = (

@@ -26,8 +26,10 @@ _NASTY = np.array([0.0, -0.0, 1e-12, -1e-12, 1e6, -1e6, 1.0, -1.0, 0.3, -2.5])
 COORDINATEWISE = [*POINTWISE, *(op for op in OPERATORS if op in TEMPORAL)]
 
 
-class _Draw:
+class Draw:
     """One random expression; constants are collected on the way."""
+
+    operators, leaves = COORDINATEWISE, _LEAVES
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -37,19 +39,19 @@ class _Draw:
         """At most ``depth`` levels, with ``op`` at the root where given."""
         if not op and (depth == 1 or self.rng.random() < 0.12):
             return self._leaf()
-        op = op or str(self.rng.choice(COORDINATEWISE))
+        op = op or str(self.rng.choice(self.operators))
         first = self.tree(depth - 1)
         if OPERATORS[op].arity == 1:
             return ex.call(op, first)
         if op == "lag":
             return ex.call(op, first, ex.number(int(self.rng.choice([0, 1, 1, 2, 3, 7, 12]))))
         if op in ("ema", "ema_hat"):
-            return ex.call(op, first, self._decay())
+            return ex.call(op, first, self.decay(op))
         second = self.tree(depth - 1)
         return ex.call(op, *((first, second) if self.rng.random() < 0.5 else (second, first)))
 
     def _leaf(self) -> Node:
-        kind = str(self.rng.choice(_LEAVES))
+        kind = str(self.rng.choice(self.leaves))
         if kind == "feature":
             return ex.name(str(self.rng.choice(list(FEATURES))))
         if kind == "literal":
@@ -63,7 +65,8 @@ class _Draw:
     def _size(self) -> float:
         return float(self.rng.choice([-1.0, 1.0]) * 10.0 ** self.rng.normal(0.0, 1.5))
 
-    def _decay(self) -> Node:
+    def decay(self, op: str) -> Node:
+        """b of an average."""
         value = float(self.rng.choice(DECAYS))
         if self.rng.random() < 0.5:
             return ex.number(value)
@@ -81,9 +84,9 @@ def random_rule(seed: int, index: int) -> tuple[Rule, int]:
     g, theta = nasty_inputs(np.float32, seed)
     for draft in range(1000):
         rng = np.random.default_rng((seed, index, draft))
-        draw = _Draw(rng)
+        draw = Draw(rng)
         wanted = draw.tree(int(rng.integers(2, 5)), ops[index % len(ops)])
-        tree = _around(draw, wanted, int(rng.integers(3, DEPTH + 1)))
+        tree = around(draw, wanted, int(rng.integers(3, DEPTH + 1)))
         used = ex.names(tree)
         features = {key: parse(text) for key, text in FEATURES.items() if key in used}
         constants = {key: value for key, value in draw.constants.items() if key in used}
@@ -96,16 +99,16 @@ def random_rule(seed: int, index: int) -> tuple[Rule, int]:
     raise AssertionError(f"no rule around {ops[index % len(ops)]} has finite updates")
 
 
-def _around(draw: _Draw, tree: Node, depth: int) -> Node:
+def around(draw: Draw, tree: Node, depth: int) -> Node:
     """``tree`` inside of operators, up to ``depth`` levels."""
     while ex.depth(tree) < depth:
-        op = str(draw.rng.choice(COORDINATEWISE))
+        op = str(draw.rng.choice(draw.operators))
         if OPERATORS[op].arity == 1:
             tree = ex.call(op, tree)
         elif op == "lag":
             tree = ex.call(op, tree, ex.number(int(draw.rng.integers(1, 4))))
         elif op in ("ema", "ema_hat"):
-            tree = ex.call(op, tree, draw._decay())
+            tree = ex.call(op, tree, draw.decay(op))
         else:
             other = draw.tree(min(ex.depth(tree), 4))
             tree = ex.call(op, *((tree, other) if draw.rng.random() < 0.5 else (other, tree)))

@@ -1,6 +1,6 @@
 """The NumPy oracle of a rule, and how far it moves itself where every node errs by 2 ulp."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,9 @@ import numpy as np
 
 from interchange.language.compiler import Instruction, Program
 from interchange.language.execute import Sequences, initial_state, step
-from interchange.language.operators import OPERATORS, TEMPORAL
+from interchange.language.matrix import DERIVATIVES
+from interchange.language.operators import OPERATORS, TEMPORAL, TENSOR
+from interchange.language.view import View
 from interchange.rule.rule import Rule
 
 Array = np.ndarray
@@ -55,13 +57,17 @@ class Disturbed(Sequences):
     a sign; in lane 3 what depends on constants and t only stays in float64, as torch and TensorFlow keep it;
     then all registers go 2 ulp up, 2 ulp down, and by chance: 2 ulp up or down, or any number of ulp from -2
     to 2; in lanes 14 and 15 the signs of zeros are chance too, and in 15 tiny values are 0. Lanes from
-    ``near`` on err by K ulp and tell only what is then finite.
+    ``near`` on err by K ulp and tell only what is then finite. With a ``view`` the N are one tensor's; what
+    an operator says of a row is then N values, each with an error of its own.
     """
 
     lanes, near = 20, 16
 
-    def __init__(self, program: Program, inputs: dict, dtype: np.dtype, seed: int) -> None:
-        super().__init__(program, inputs, dtype)
+    def __init__(
+        self, program: Program, inputs: dict, dtype: np.dtype, seed: int, view: View | None = None
+    ) -> None:
+        super().__init__(program, {**inputs, **(view.sizes if view else {})}, dtype)
+        self.seen = view
         self.rng = np.random.default_rng(seed)
         steps, _, columns = self.shape
         self.low = 4.0 * np.finfo(dtype).tiny  # a half of a half on the way may be what is flushed
@@ -95,8 +101,21 @@ class Disturbed(Sequences):
     def value(self, ins: Instruction) -> Array:
         if ins.op == "cumsum":
             return self.recur(self.dtype.type(1), np.broadcast_to(self.values[ins.args[0]], self.shape))
+        if ins.op in TENSOR:
+            return self._err(self._whole(OPERATORS[ins.op].tensor, self.values[ins.args[0]]))
         value = super().value(ins)
-        return value if ins.op in ("read", "ema") else self._err(value)
+        if ins.op == "read" or (ins.op == "ema" and len(ins.args) == 2):
+            return value
+        return self._err(value)
+
+    def _whole(self, operator: Callable[..., Array], *values: Array) -> Array:
+        """What an operator says of the whole tensors, [T, lanes, N]."""
+        shape = (*self.shape[:2], *self.seen.split)
+        tensors = [np.broadcast_to(value, self.shape).reshape(shape) for value in values]
+        return np.broadcast_to(operator(*tensors, self.seen.axes), shape).reshape(self.shape)
+
+    def _along(self, op: str, x: Array, tangent: Array) -> Array:
+        return self._whole(DERIVATIVES[op], x, tangent)
 
     def tangent(self, ins: Instruction, out: Array) -> dict[int, Array]:
         tangents = super().tangent(ins, out)
@@ -118,7 +137,7 @@ class Disturbed(Sequences):
             return np.float64(ins.value)
         if ins.op == "input" and np.shape(self.inputs[ins.name]) != self.shape:
             return np.asarray(self.inputs[ins.name], np.float64)
-        if ins.op not in OPERATORS or ins.op in TEMPORAL or any(arg is None for arg in args):
+        if ins.op not in OPERATORS or ins.op in TEMPORAL | TENSOR or any(arg is None for arg in args):
             return None
         return OPERATORS[ins.op].numpy(*args)
 
@@ -183,6 +202,8 @@ class Disturbed(Sequences):
         if ins.op == "read":
             return np.concatenate([self.nothing[:1], marks[self.program.writes[ins.slot]][:-1]])
         mark = np.logical_or.reduce([self.nothing, *(marks[arg] for arg in ins.args)]) | own
+        if ins.op in TENSOR:
+            mark = np.broadcast_to(mark.any(axis=-1, keepdims=True), mark.shape)
         return np.logical_or.accumulate(mark, axis=0) if ins.op in TEMPORAL else mark
 
 
@@ -203,13 +224,15 @@ class Expected:
     spilled: Array
 
 
-def expect(rule: Rule, g: Array, theta: Array, seed: int = 0, add_theta: bool = False) -> Expected:
-    """The oracle and its own sensitivity; of theta + u where ``add_theta``."""
+def expect(
+    rule: Rule, g: Array, theta: Array, seed: int = 0, add_theta: bool = False, view: View | None = None
+) -> Expected:
+    """The oracle and its own sensitivity; of theta + u where ``add_theta``. With a view N is one tensor."""
     lanes = Disturbed.lanes
     shape = (len(g), lanes, g.shape[1])
     inputs = {name: np.broadcast_to(a[:, None], shape) for name, a in {"g": g, "theta": theta}.items()}
-    program = rule.program()
-    run = Disturbed(program, {**rule.constants, **inputs}, g.dtype, seed)
+    program = rule.program(view.matrix) if view else rule.program()
+    run = Disturbed(program, {**rule.constants, **inputs}, g.dtype, seed, view)
     run.run(SIDES)
     with np.errstate(all="ignore"):
         u = g.dtype.type(rule.scale) * np.broadcast_to(run.values[program.outputs[0]], shape)
