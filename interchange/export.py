@@ -29,15 +29,27 @@ class ExportConfig:
     out: str = field(default="", metadata={"help": "file to write; without it the text is printed"})
     quiet: bool = field(default=False, metadata={"help": "print nothing but errors"})
     overwrite: bool = field(default=False, metadata={"help": "replace the file that is there"})
+    vector: bool = field(
+        default=False,
+        metadata={"help": "onnx: the step of a rule that sees tensors for those that are no matrix"},
+    )
 
 
-def export(source: "Rule | Teacher", target: str) -> str | bytes:
+def export(source: "Rule | Teacher", target: str, vector: bool = False) -> str | bytes:
     """The rule or teacher as the target's text or, for ONNX, bytes.
 
+    Args:
+        vector: of a rule that sees tensors, to ONNX: the way of tensors without a matrix view.
+
     Raises:
-        L2OError: no such target (the message lists them), or one that takes no teachers.
+        L2OError: no such target (the message lists them), one that takes no teachers, or ``vector`` for what
+            has both ways in one file.
     """
-    return TARGETS[target].emit(source)
+    if not vector:
+        return TARGETS[target].emit(source)
+    if target != "onnx" or not isinstance(source, Rule):
+        raise L2OError("--vector is for rules to onnx: other files take matrices and vectors alike")
+    return TARGETS[target].emit(source, vector=True)
 
 
 def load(source: str) -> "Rule | Teacher":
@@ -65,7 +77,7 @@ def _teacher(source: str) -> "Teacher":
 
 
 def _body(config: ExportConfig) -> int:
-    content = export(load(config.source), config.to)
+    content = export(load(config.source), config.to, config.vector)
     if config.out:
         if os.path.exists(config.out) and not config.overwrite:
             raise L2OError(

@@ -28,14 +28,18 @@ class Target:
     note: str
     teachers: str = ""
 
-    def emit(self, source: "Equation | Teacher") -> str | bytes:
-        """The content of the exported file: text, or bytes where the format is binary."""
+    def emit(self, source: "Equation | Teacher", **options: bool) -> str | bytes:
+        """The content of the exported file: text, or bytes where the format is binary.
+
+        Args:
+            options: of the target's own ``emit``; only ``onnx`` has one, for rules.
+        """
         module = self.module if isinstance(source, Equation) else self.teachers
         if not module:
             known = ", ".join(name for name, row in TARGETS.items() if row.teachers)
             name = next(name for name, row in TARGETS.items() if row is self)
             raise L2OError(f"a teacher has no form as {name}; export it to {known}, or distill a rule first")
-        return importlib.import_module(f"{__name__}.{module}").emit(source)
+        return importlib.import_module(f"{__name__}.{module}").emit(source, **options)
 
 
 TARGETS: Registry[Target] = Registry(

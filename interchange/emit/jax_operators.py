@@ -1,10 +1,12 @@
-"""Pointwise operators in JAX, one per pointwise row of interchange.language.operators.
+"""Operators in JAX, one per pointwise and one per tensor row of interchange.language.operators.
 
 The optax emitter copies these functions' source text into standalone files; nothing in the project imports
 this module, so JAX need not be installed. Values equal the NumPy oracle; NaN goes through everything but
 ``greater``. Derivatives follow the table's conventions by choosing a safe argument before the operation, so
 that no gradient is NaN or infinite at a kink. Arguments are arrays of one dtype or Python numbers.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -152,3 +154,82 @@ def op_greater(a, b):
 
 def op_aq(a, b):
     return a / jnp.sqrt(1.0 + b * b)
+
+
+def over(reduce, x, axes):
+    return reduce(x, axis=axes, keepdims=True) if axes and jnp.ndim(x) else x
+
+
+def op_mean(x, axes):
+    return over(jnp.mean, x, axes[0] + axes[1])
+
+
+def op_row_mean(x, axes):
+    return over(jnp.mean, x, axes[1])
+
+
+def op_col_mean(x, axes):
+    return over(jnp.mean, x, axes[0])
+
+
+def op_row_max(x, axes):
+    return over(jnp.max, x, axes[1])
+
+
+def op_col_max(x, axes):
+    return over(jnp.max, x, axes[0])
+
+
+def matrix(x, axes):
+    """x as [small, large] with the smaller side first, and what ``tensor`` needs."""
+    sizes = [math.prod(x.shape[axis] for axis in side) for side in axes[:2]]
+    sides = axes[:2] if sizes[0] <= sizes[1] else (axes[1], axes[0])
+    order = [x.ndim + axis for side in sides for axis in side]
+    moved = jnp.transpose(x, order)
+    return jnp.reshape(moved, (min(sizes), max(sizes))), order, moved.shape
+
+
+def tensor(m, order, shape):
+    """The inverse of ``matrix``."""
+    return jnp.transpose(jnp.reshape(m, shape), sorted(range(len(order)), key=order.__getitem__))
+
+
+def scaled(m):
+    """The largest size, and the matrix over it; ones where it is 0, so that nothing is 0/0."""
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(m), initial=0.0))
+    return size, jnp.where(size == 0, 1.0, m / jnp.where(size == 0, 1.0, size))
+
+
+def norm(m):
+    return jnp.sqrt(jnp.sum(m * m))
+
+
+def newton_schulz(m):
+    """Five steps towards the polar factor from m / norm(m) (Jordan et al. 2024); the smaller side is first.
+
+    Of one row it is m / norm(m). Products are exact to the dtype: accelerators would round their factors.
+    """
+
+    def product(a, b):
+        return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+    m = m / norm(m)
+    for _ in range(5 if m.shape[0] > 1 else 0):
+        a = product(m, m.T)
+        m = 3.4445 * m + product(-4.7750 * a + 2.0315 * product(a, a), m)
+    return m
+
+
+def op_polar(x, axes):
+    m, order, shape = matrix(x, axes)
+    size, m = scaled(m)
+    return tensor(jnp.where(size == 0, 0.0, newton_schulz(m)), order, shape)
+
+
+def op_orth(x, axes):
+    m, order, shape = matrix(x, axes)
+    if m.shape[0] <= 1:
+        return x
+    size, m = scaled(m)
+    polar = newton_schulz(m)
+    return tensor(size * (polar * (norm(m) / norm(polar))), order, shape)

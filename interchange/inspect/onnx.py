@@ -26,8 +26,9 @@ _OPERATORS = frozenset(
     re.findall(
         r"\w+",
         "Abs Add Asinh Atan Cast Concat Constant Cos Cosh Div Elu Equal Erf Exp Expand Greater IsNaN "
-        "GreaterOrEqual Identity Less LessOrEqual Log MatMul Mul Neg Or Pow Shape Sigmoid Sign Sin Sinh "
-        "Split Sqrt Squeeze Sub Tan Tanh Unsqueeze Where",
+        "GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Min Mul Neg Or Pow ReduceMax ReduceMean "
+        "ReduceSum Reshape Shape Sigmoid Sign Sin Sinh Split Sqrt Squeeze Sub Tan Tanh Transpose Unsqueeze "
+        "Where",
     )
 )
 
@@ -78,14 +79,16 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
             raise L2OError(f"{fault}; export it again with python -m interchange.export")
         values = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
         source = _source(model, values)
+        inputs = {info.name: _shape(info) for info in model.graph.input}
+        vector = inputs.get("g") == (1, "cols")
         return OnnxFile(
             source,
             values,
-            {info.name: _shape(info) for info in model.graph.input},
+            inputs,
             {info.name: _shape(info) for info in model.graph.output},
             model.opset_import[0].version,
             len(model.functions[0].node),
-            _unlabelled(content) == _unlabelled(_emit(source, values)),
+            _unlabelled(content) == _unlabelled(_emit(source, values, vector)),
         )
     except L2OError as error:
         raise L2OError(f"{path}: {error}") from None
@@ -182,15 +185,15 @@ def _source(model: Any, values: dict[str, np.ndarray]) -> Rule | Teacher:
     return teacher_from_arrays(row, weights, metadata.get("weights_sha256", "")[:64], "", "weights")
 
 
-def _emit(source: Rule | Teacher, values: dict[str, np.ndarray]) -> bytes:
-    """What is written for ``source`` with the numbers of a file."""
+def _emit(source: Rule | Teacher, values: dict[str, np.ndarray], vector: bool) -> bytes:
+    """What is written for ``source`` with the numbers of a file; ``vector`` as of ``onnx.rule.emit``."""
     from interchange.emit import TARGETS
 
     scale = float(values["scale"])
     if isinstance(source, Rule):
         constants = {name: float(values[f"constants/{name}"]) for name in source.constants}
         changed = dataclasses.replace(source.with_constants(constants), scale=scale)
-        return TARGETS["onnx"].emit(changed)
+        return TARGETS["onnx"].emit(changed, vector=vector)
     return TARGETS["onnx"].emit(dataclasses.replace(source, row=dataclasses.replace(source.row, scale=scale)))
 
 

@@ -92,7 +92,8 @@ class Case:
         u: what the oracle says, [T, N]; of theta + u where the target adds.
         size: the largest finite value of every step, [T, 1].
         unit: how far the oracle moves where every node errs by 2 ulp.
-        apart: where that turns a branch or leaves the range of the dtype.
+        apart: where that turns a branch.
+        spilled: where a sum or product on the way left the range of the dtype.
         calm: steps before anything is not finite, which a guard would keep from becoming state.
     """
 
@@ -104,6 +105,7 @@ class Case:
     size: Array
     unit: Array
     apart: Array
+    spilled: Array
     calm: int
 
 

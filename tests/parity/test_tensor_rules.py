@@ -58,7 +58,9 @@ def error_of(got: np.ndarray, given: Case, bar: float) -> tuple[np.ndarray, np.n
         error = np.abs(got.astype(np.float64) - want) / size
         sure = ~given.apart[:stop] & (SURE * given.unit[:stop] <= bar * size)
     error = np.where((got == want) | (np.isnan(got) & np.isnan(want)), 0.0, error)
-    return np.where(sure, np.where(np.isnan(error), np.inf, error), 0.0), sure
+    error = np.where(np.isnan(error), np.inf, error)
+    sure &= ~(given.spilled[:stop] & (error > bar))
+    return np.where(sure, error, 0.0), sure
 
 
 def conformance(targets: Iterable[tuple[str, type]], indices: Iterable[int]) -> list[Outcome]:

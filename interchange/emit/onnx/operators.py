@@ -44,17 +44,16 @@ class Nodes:
             self._known[key] = self.add("Constant", value=tensor)
         return self._known[key]
 
+    def once(self, op: str, *inputs: str, **attributes: object) -> str:
+        """``add``, but the same node is added once."""
+        key = (op, inputs, *attributes.items())
+        if key not in self._known:
+            self._known[key] = self.add(op, *inputs, **attributes)
+        return self._known[key]
+
     def shape_of(self, a: str) -> str:
         """The shape of ``a``."""
-        if ("shape", a) not in self._known:
-            self._known["shape", a] = self.add("Shape", a)
-        return self._known["shape", a]
-
-    def axes(self, axis: int) -> str:
-        """One axis, as Unsqueeze and Squeeze take it."""
-        if ("axes", axis) not in self._known:
-            self._known["axes", axis] = self.add("Constant", value_ints=[axis])
-        return self._known["axes", axis]
+        return self.once("Shape", a)
 
     def split(self, a: str, parts: int) -> list[str]:
         """Equal parts along the first axis."""
@@ -63,6 +62,12 @@ class Nodes:
         names = [f"x{len(self.nodes)}_{part}" for part in range(parts)]
         self.nodes.append(helper.make_node("Split", [a], names, axis=0, num_outputs=parts))
         return names
+
+    def integers(self, *values: int) -> str:
+        """A 1-dim constant."""
+        if ("integers", values) not in self._known:
+            self._known["integers", values] = self.add("Constant", value_ints=list(values))
+        return self._known["integers", values]
 
     def double(self, a: str) -> str:
         """``a`` in double precision."""

@@ -5,6 +5,10 @@ Inputs: ``g`` [N], ``theta`` [N] if the rule reads it, ``state_0`` ... [N], zero
 rate, and ``new_state_0`` ... [N]. It is the pure step: who runs it keeps state and counts t, and skips steps
 whose u is not finite. ``scale`` and the constants are initializers in double, ``constants/c0`` and so on, so
 that 1 - b and 1 - b**t are exact whatever value they are given.
+
+Of a rule that sees tensors [N] is [rows, cols], a row for every output and a column for every input; state
+of a row, a column or the tensor is [rows, 1], [1, cols] or [1, 1]. The file is for tensors with a matrix
+view, or with ``vector`` for the others, which are one row: [1, cols].
 """
 
 import dataclasses
@@ -13,9 +17,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.extras import require
+from interchange.emit.onnx.matrix import TENSOR, size
 from interchange.emit.onnx.operators import ONNX, Nodes, one_minus_power
 from interchange.language.equation import Equation
 from interchange.language.execute import Instruction, Program
+from interchange.language.view import FULL, SIZES
 
 DOMAIN = "symbolic_l2o"
 OPSET, IR_VERSION = 18, 10  # what runtimes of 2024 and later load; onnx itself would write newer ones
@@ -27,14 +33,25 @@ _DOC = (
 )
 
 
-def emit(rule: Equation) -> bytes:
-    """The file's bytes; the same rule gives the same bytes. A feature without definition: ``L2OError``."""
-    program = rule.program()
+def emit(rule: Equation, vector: bool = False) -> bytes:
+    """The file's bytes; the same rule gives the same bytes. A feature without definition: ``L2OError``.
+
+    Args:
+        vector: for tensors without a matrix view; it is nothing to rules that see no tensors.
+    """
+    program = rule.program(not vector)
     raw = ["g", *(["theta"] if "theta" in program.inputs else [])]
     states = [f"state_{slot}" for slot in range(len(program.writes))]
     values = {"scale": rule.scale, **{f"constants/{name}": v for name, v in rule.constants.items()}}
     names = {**{name: name for name in raw}, **{name: f"constants/{name}" for name in rule.constants}}
-    step = Step("RuleStep", [*raw, *states, "t"], {key: np.float64(value) for key, value in values.items()})
+    whole = ("N",) if not rule.sees_tensors else (1 if vector else "rows", "cols")
+    shapes = {}
+    for slot, kind in enumerate(program.slot_kinds):
+        if kind != FULL:
+            kept = [n if name in kind else 1 for n, name in zip(whole, ("rows", "columns"), strict=True)]
+            shapes |= {f"state_{slot}": kept, f"new_state_{slot}": kept}
+    initializers = {key: np.float64(value) for key, value in values.items()}
+    step = Step("RuleStep", [*raw, *states, "t"], initializers, shapes, whole)
     registers = lower(step.nodes, program, names, states)
     u = step.nodes.add("Mul", step.nodes.single("scale"), registers[program.outputs[0]])
     step.output("u", u)
@@ -69,10 +86,14 @@ class _Lowering:
         if ins.op == "number":
             return n.number(ins.value)
         if ins.op == "input":
+            if ins.name in SIZES:
+                return size(n, ins.name)
             name = self.names.get(ins.name, "t")
             return name if name in ("g", "theta") else n.single(name)
         if ins.op == "read":
             return self.states[ins.slot]
+        if ins.op == "ema" and len(args) == 3:
+            return n.add("Add", n.add("Mul", args[1], self.states[ins.slot]), n.add("Mul", args[2], args[0]))
         if ins.op == "ema":
             b = self._decay(ins)
             rest = n.single(n.add("Sub", n.number(1.0, np.float64), b))
@@ -86,7 +107,13 @@ class _Lowering:
         if ins.op == "cummax":
             first = n.add("Equal", n.double("t"), n.number(1.0, np.float64))
             return n.add("Where", first, args[0], ONNX["max"](n, self.states[ins.slot], args[0]))
-        return ONNX[ins.op](n, *args)
+        return self._of_tensor(ins) if ins.op in TENSOR else ONNX[ins.op](n, *args)
+
+    def _of_tensor(self, ins: Instruction) -> str:
+        n, x, kind = self.nodes, self.registers[ins.args[0]], self.program.kinds[ins.args[0]]
+        if ins.op in ("polar", "orth"):
+            return TENSOR[ins.op](n, x if kind == FULL else n.add("Expand", x, n.shape_of("g")))
+        return x if kind is None else TENSOR[ins.op](n, x)
 
     def _decay(self, ins: Instruction) -> str:
         """b in double."""
@@ -100,7 +127,7 @@ class Step:
     """One step as a function: its inputs, its nodes, and the model around it.
 
     Args:
-        inputs: names of values, float32 [N]; "t" is int64 []. ``shapes`` tells others.
+        inputs: names of values, float32 of the shape ``whole``; "t" is int64 []. ``shapes`` tells others.
         initializers: name -> array; further inputs of the function, which the model holds.
     """
 
@@ -109,15 +136,16 @@ class Step:
         name: str,
         inputs: Sequence[str],
         initializers: Mapping[str, np.ndarray],
-        shapes: Mapping[str, tuple] | None = None,
+        shapes: Mapping[str, Sequence] | None = None,
+        whole: tuple = ("N",),
     ) -> None:
         require_onnx()
         self.name, self.inputs, self.initializers = name, list(inputs), dict(initializers)
-        self.shapes = dict(shapes or {})
+        self.shapes, self.whole = dict(shapes or {}), whole
         self.nodes, self.outputs = Nodes(), []
 
     def output(self, name: str, value: str) -> None:
-        """Declare an output of shape [N] or of ``shapes``; a value without dimensions is repeated N times."""
+        """Declare an output of the shape ``whole``, to which a value is repeated, or of ``shapes``."""
         if name in self.shapes:
             self.nodes.add("Identity", value, output=name)
         else:
@@ -156,7 +184,7 @@ class Step:
 
         if name == "t":
             return helper.make_tensor_value_info(name, TensorProto.INT64, [])
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, self.shapes.get(name, ("N",)))
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, self.shapes.get(name, self.whole))
 
 
 def require_onnx() -> None:

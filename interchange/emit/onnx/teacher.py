@@ -39,7 +39,7 @@ def emit(teacher: Teacher) -> bytes:
     for layer in range(len(row.lstm)):
         x, new_cells[f"new_lstm_{layer}/c"] = _cell(n, f"lstm_{layer}", x)
         new_cells[f"new_lstm_{layer}/h"] = x
-    out = n.add("Squeeze", _linear(n, "out", x), n.axes(0))
+    out = n.add("Squeeze", _linear(n, "out", x), n.integers(0))
     if row.output == "tanh":
         out = n.add("Tanh", out)
     step.output("u", n.add("Mul", n.single("scale"), out))
@@ -54,12 +54,12 @@ def emit(teacher: Teacher) -> bytes:
 
 def _row(n: Nodes, value: str) -> str:
     """[1, N] of a feature; one without dimensions, such as t/1000, is repeated N times."""
-    return n.add("Unsqueeze", n.add("Expand", value, n.shape_of("g")), n.axes(0))
+    return n.add("Unsqueeze", n.add("Expand", value, n.shape_of("g")), n.integers(0))
 
 
 def _linear(n: Nodes, layer: str, x: str) -> str:
     """w x + b for x [D, N]."""
-    bias = n.add("Unsqueeze", f"{layer}/b", n.axes(1))
+    bias = n.add("Unsqueeze", f"{layer}/b", n.integers(1))
     return n.add("Add", n.add("MatMul", f"{layer}/w", x), bias)
 
 
@@ -67,7 +67,7 @@ def _cell(n: Nodes, layer: str, x: str) -> tuple[str, str]:
     """New h and c [H, N] of one LSTM cell with forget gate (Gers et al. 2000)."""
     driven = n.add("MatMul", f"{layer}/w_input", x)
     kept = n.add("MatMul", f"{layer}/w_hidden", f"{layer}/h")
-    bias = n.add("Unsqueeze", f"{layer}/bias", n.axes(1))
+    bias = n.add("Unsqueeze", f"{layer}/bias", n.integers(1))
     i, f, g, o = n.split(n.add("Add", n.add("Add", driven, kept), bias), 4)
     gates = [n.add("Sigmoid", gate) for gate in (i, f, o)]
     forgotten = n.add("Mul", gates[1], f"{layer}/c")

@@ -1,8 +1,20 @@
 """A rule as one standalone JAX file: constants, ``init``, pure ``update``, an optax transformation."""
 
-from interchange.emit.source import body, constant, copied_source, header, pointwise_operators
+from interchange.emit.source import (
+    Body,
+    body,
+    branches,
+    constant,
+    copied_source,
+    header,
+    pointwise_operators,
+    sight,
+    steps,
+    tensor_operators,
+)
 from interchange.language.equation import Equation
-from interchange.language.execute import Instruction
+from interchange.language.execute import Instruction, Program
+from interchange.language.operators import TENSOR
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
@@ -37,18 +49,18 @@ TALLIES = ("t", "skipped", "looks")
     return -jnp.expm1(t * (math.log(b) if isinstance(b, (int, float)) else jnp.log(b)))
 
 
-def init(theta):
-    """Zero state for one parameter array; float32 at least."""
+def init(theta{parameter}):
+    """Zero state for one parameter array; float32 at least{told}."""
     dtype = jnp.result_type(theta, jnp.float32)
-    slots = tuple(jnp.zeros_like(theta, dtype=dtype) for _ in range({slots}))
+{init_axes}    slots = tuple({zeros})
     return {{"t": jnp.zeros((), jnp.int32), "slots": slots}}
 
 
-def update(g, state, theta=None, constants=CONSTANTS):
+def update(g, state, theta=None, constants=CONSTANTS{parameter}):
     """One step from the gradient ``g``: the update u, to be scaled by a learning rate, and the new state.
 
     Constants are numbers or 0-dim arrays. Of a decay b, 1 - b is exact if it is a Python number; an array in
-    float32 holds 0.999 no closer than 1 - b to 5e-5.
+    float32 holds 0.999 no closer than 1 - b to 5e-5.{also}
     """
     t = state["t"] + 1
     slots = state["slots"]
@@ -57,14 +69,13 @@ def update(g, state, theta=None, constants=CONSTANTS):
     def cast(a):
         return jnp.asarray(a).astype(dtype)
 
-{body}
-    u = jnp.broadcast_to({output}, jnp.shape(g))
-    news = [{writes}]
+{axes}{body}
+{results}
     slots = tuple(jnp.broadcast_to(x, s.shape).astype(s.dtype) for x, s in zip(news, slots))
     return u, {{"t": t, "slots": slots}}
 
 
-def rule_optimizer(learning_rate=1.0, weight_decay=0.0, constants=None):
+def rule_optimizer(learning_rate=1.0, weight_decay=0.0, constants=None{parameter}):
     """theta <- (1 - lr * weight_decay) * theta + lr * u, as an ``optax.GradientTransformationExtraArgs``.
 
     A coordinate whose change or new state would not be finite is left alone, the others go on; t stays where
@@ -76,7 +87,7 @@ def rule_optimizer(learning_rate=1.0, weight_decay=0.0, constants=None):
         learning_rate: a number, or a schedule: function of the number of updates before this one.
         constants: a dict with some of CONSTANTS, or an array of all in their order, which
             ``optax.inject_hyperparams`` takes for a hyperparameter (give it ``hyperparam_dtype=jnp.float32``
-            where parameters are bfloat16). Traced values are differentiable.
+            where parameters are bfloat16). Traced values are differentiable.{option}
     """
     values = all_constants(constants)
     decays = not is_number(weight_decay) or weight_decay != 0
@@ -86,8 +97,7 @@ def rule_optimizer(learning_rate=1.0, weight_decay=0.0, constants=None):
 
     def init_fn(params):
         t, skipped, looks = (jax.tree.map(lambda theta: jnp.zeros((), jnp.int32), params) for _ in range(3))
-        slots = [jax.tree.map(lambda theta, k=k: init(theta)["slots"][k], params) for k in range({slots})]
-        tallies = {{"t": t, "skipped": skipped, "looks": looks}}
+{slot_trees}        tallies = {{"t": t, "skipped": skipped, "looks": looks}}
         return {{"count": jnp.zeros((), jnp.int32), **tallies, "slots": tuple(slots)}}
 
     def update_fn(grads, state, params=None, **extra_args):
@@ -99,19 +109,18 @@ def rule_optimizer(learning_rate=1.0, weight_decay=0.0, constants=None):
         thetas = [None] * len(leaves) if params is None else tree.flatten_up_to(params)
         kept = [tree.flatten_up_to(part) for part in (*map(state.get, TALLIES), *state["slots"])]
         looking = (state["count"] + 1) % 100 == 0
-        rows = [one_array(lr, looking, *row) for row in zip(leaves, thetas, *kept)]
-        updates, t, skipped, looks, *slots = (
+{each}        updates, t, skipped, looks, *slots = (
             jax.tree.unflatten(tree, [row[i] for row in rows]) for i in range(len(kept) + 1)
         )
         tallies = {{"t": t, "skipped": skipped, "looks": looks}}
         return updates, {{"count": state["count"] + 1, **tallies, "slots": tuple(slots)}}
 
-    def one_array(lr, looking, g, theta, t, skipped, looks, *slots):
+{rows_of}    def one_array(lr, looking, {own}g, theta, t, skipped, looks, *slots):
         if g is None:
             return g, t, skipped, looks, *slots
         if not jnp.issubdtype(g.dtype, jnp.floating):
             raise TypeError(f"expected real floating-point gradients, got {{g.dtype}}")
-        u, state = update(g, {{"t": t, "slots": slots}}, theta, values)
+        u, state = update(g, {{"t": t, "slots": slots}}, theta, values{own_given})
         change = u - weight_decay * jnp.asarray(theta).astype(u.dtype) if decays else u
         change = (lr * change).astype(g.dtype)
         ok = fits(change, g.dtype)
@@ -122,8 +131,8 @@ def rule_optimizer(learning_rate=1.0, weight_decay=0.0, constants=None):
         left = (ok.size - jnp.count_nonzero(ok)).astype(skipped.dtype)
         whole = (left == ok.size) & (ok.size > 0)
         looks = jnp.where(looking, jnp.where(whole, looks + 1, 0), looks)
-        news = (jnp.where(ok, new, old) for new, old in zip(state["slots"], slots))
-        return jnp.where(ok, change, 0), jnp.where(whole, t, state["t"]), left, looks, *news
+        news = (jnp.where({kept_ok}, new, old) for new, old in zip(state["slots"], slots))
+        return jnp.where(ok, change, 0), jnp.where(whole, t, state["t"]), left, looks, *news{rest}
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -167,23 +176,96 @@ def is_number(value):
 '''
 
 
+# What a file has in these places, and what it has where its rule sees tensors.
+_PLAIN = {
+    "results": "    u = jnp.broadcast_to({output}, jnp.shape(g))\n    news = [{writes}]",
+    "slot_trees": (
+        '        slots = [jax.tree.map(lambda theta, k=k: init(theta)["slots"][k], params) '
+        "for k in range({slots})]\n"
+    ),
+    "each": "        rows = [one_array(lr, looking, *row) for row in zip(leaves, thetas, *kept)]\n",
+    **dict.fromkeys(("rows_of", "helpers", "also", "option", "own", "own_given", "rest"), ""),
+    "kept_ok": "ok",
+}
+_SEEING = {
+    "results": ("    u = jnp.broadcast_to(cast(SCALE) * results[0], jnp.shape(g))\n    news = results[1:]"),
+    "slot_trees": """
+        def slot(k):
+            def made(path, theta):
+                own = init(theta, rows_of(path, theta))["slots"]
+                return own[k] if k < len(own) else jnp.zeros(0, jnp.float32)
+
+            return jax.tree_util.tree_map_with_path(made, params)
+
+        slots = [slot(k) for k in range({slots})]
+""",
+    "each": """        named = jax.tree_util.tree_leaves_with_path(grads, is_leaf=lambda g: g is None)
+        paths = [path for path, _ in named]
+        rows = [one_array(lr, looking, *row) for row in zip(paths, leaves, thetas, *kept)]
+""",
+    "helpers": '''def any_of(ok, shape):
+    """Where any coordinate of a row, a column or the array moved: ``ok`` in the shape of their state."""
+    axes = tuple(k for k, (n, own) in enumerate(zip(ok.shape, shape)) if n != own)
+    return jnp.any(ok, axis=axes, keepdims=True) if axes else ok
+
+
+''',
+    "rows_of": """    def rows_of(path, array):
+        return None if rows is None else rows(jax.tree_util.keystr(path), array)
+
+""",
+    "also": "\n\n    ``rows``: as of ``init``.",
+    "option": """
+        rows: a function of an array's path, such as "['dense']['kernel']", and of the array: axes that number
+            the outputs. () for what is no matrix, as embeddings; None for the last one of two or more.
+            ``optax.inject_hyperparams`` has to be told ``static_args="rows"``.""",
+    "own": "path, ",
+    "own_given": ", rows_of(path, g)",
+    "kept_ok": "any_of(ok, old.shape)",
+    "rest": ', *slots[len(state["slots"]) :]',
+}
+
+
 def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
-    program = rule.program()
-    needed = [f"op_{op}" for op in pointwise_operators(program, (*_INFIX, "neg"))]
-    if any(ins.op == "cummax" for ins in program.instructions):
-        needed.append("op_max")
-    functions = copied_source("interchange.emit.jax_operators", needed)
-    code = body(program, _write, " " * 4)
+    seen, programs = sight(rule, "(-1,)"), branches(rule)
+    needed = dict.fromkeys(op for p in programs for op in pointwise_operators(p, (*_INFIX, "neg")))
+    operators = [f"op_{op}" for op in (*needed, *tensor_operators(programs))]
+    if any(ins.op == "cummax" for program in programs for ins in program.instructions):
+        operators.append("op_max")
+    functions = copied_source("interchange.emit.jax_operators", operators)
+    slots = max(len(program.writes) for program in programs)
+    parts = _SEEING if seen.axes else _PLAIN
+    if seen.axes:
+        zeros = "jnp.zeros(shape, dtype) for shape in slot_shapes(jnp.shape(theta), axes)"
+        lines = steps(rule, _write, " " * 4, _results)
+        results = parts["results"]
+    else:
+        zeros = f"jnp.zeros_like(theta, dtype=dtype) for _ in range({slots})"
+        code = body(programs[0], _write, " " * 4)
+        lines = code.lines
+        output, *writes = (code.texts[register] for register in (*programs[0].outputs, *programs[0].writes))
+        results = parts["results"].format(output=f"cast(SCALE) * {output}", writes=", ".join(writes))
     return _FILE.format(
         header=header(rule),
-        reads_theta="theta" in program.inputs,
-        functions=functions + "\n\n\n" if functions else "",
-        slots=len(program.writes),
-        body=code.lines,
-        output=f"cast(SCALE) * {code.texts[program.outputs[0]]}",
-        writes=", ".join(code.texts[register] for register in program.writes),
+        reads_theta=any("theta" in program.inputs for program in programs),
+        functions=(functions + "\n\n\n" if functions else "") + seen.functions + parts["helpers"],
+        body=lines,
+        zeros=zeros,
+        parameter=seen.parameter,
+        init_axes=seen.axes.replace("theta.shape", "jnp.shape(theta)"),
+        axes=seen.axes.replace("theta.shape", "jnp.shape(g)"),
+        told=seen.told,
+        **{
+            **parts,
+            "results": results,
+            "slot_trees": parts["slot_trees"].replace("{slots}", str(slots)),
+        },
     )
+
+
+def _results(program: Program, code: Body) -> str:
+    return ", ".join(code.texts[register] for register in (*program.outputs, *program.writes))
 
 
 def _write(ins: Instruction, args: list[str], decay: str) -> str:
@@ -191,12 +273,18 @@ def _write(ins: Instruction, args: list[str], decay: str) -> str:
         return _INPUTS.get(ins.name) or f"cast({constant(ins.name)})"
     if ins.op in _INFIX:
         return f"{args[0]} {_INFIX[ins.op]} {args[1]}"
+    if ins.op in TENSOR:
+        whole = f"jnp.broadcast_to({args[0]}, jnp.shape(g))" if ins.op in ("polar", "orth") else args[0]
+        return f"op_{ins.op}({whole}, axes)"
     slot, first = f"slots[{ins.slot}]", args[0] if args else ""
+    average = f"cast({decay}) * {slot} + cast(1.0 - {decay}) * {first}"
+    if ins.op == "ema" and not decay:
+        average = f"{args[1]} * {slot} + {args[2]} * {first}"
     forms = {
         "number": f"cast({ins.value!r})",
         "neg": f"-{first}",
         "read": f"cast({slot})",
-        "ema": f"cast({decay}) * {slot} + cast(1.0 - {decay}) * {first}",
+        "ema": average,
         "unbias": f"{first} / cast(one_minus_power({decay}, t))",
         "cumsum": f"{slot} + {first}",
         "cummax": f"jnp.where(t == 1, {first}, op_max({slot}, {first}))",
@@ -204,4 +292,11 @@ def _write(ins: Instruction, args: list[str], decay: str) -> str:
     return forms.get(ins.op) or f"op_{ins.op}({', '.join(args)})"
 
 
-_INPUTS = {"g": "cast(g)", "theta": "cast(theta)", "t": "cast(t)"}
+_INPUTS = {
+    "g": "cast(g)",
+    "theta": "cast(theta)",
+    "t": "cast(t)",
+    "rows": "cast(size_of(jnp.shape(g), axes[0]))",
+    "cols": "cast(size_of(jnp.shape(g), axes[1]))",
+    "numel": "cast(jnp.size(g))",
+}
