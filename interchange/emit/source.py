@@ -114,11 +114,16 @@ def body(program: Program, write: Callable[[Instruction, list[str], str], str], 
     return Body("\n".join(lines), tuple(texts))
 
 
+def listed(program: Program, code: Body) -> str:
+    """The texts of the update and of every slot's new value."""
+    return ", ".join(code.texts[register] for register in (*program.outputs, *program.writes))
+
+
 def steps(
     rule: Equation,
     write: Callable[[Instruction, list[str], str], str],
     indent: str,
-    results: Callable[[Program, Body], str],
+    results: Callable[[Program, Body], str] = listed,
 ) -> str:
     """The lines of a step that end in ``results = [...]``, update first and then the slots.
 

@@ -28,6 +28,7 @@ SIDES = {
 }
 # What comes down to 0 and goes up again: sign, log or 1 / x of it then has a branch that no lane need hit.
 _TOUCHING = ("abs", "sqrt", "square")
+_LARGEST = ("row_max", "col_max")
 # Autodiff takes slopes from values, which cancels where they are near 1: the same written another way.
 _SLOPES = {"sigmoid": lambda out: out * (1.0 - out), "tanh": lambda out: (1.0 - out) * (1.0 + out)}
 # What compilers of graphs and fused calls regroup.
@@ -178,10 +179,15 @@ class Disturbed(Sequences):
         if ins.op in _TOUCHING and ins.op not in sides:
             arg = np.broadcast_to(self.values[ins.args[0]], self.shape)[:, : self.near]
             return (arg > 0).any(axis=1) & (arg < 0).any(axis=1)
-        if ins.op not in sides:
+        if ins.op in _LARGEST and sides is KINKS:
+            side = self._whole(
+                lambda x, axes: x == OPERATORS[ins.op].tensor(x, axes), self.values[ins.args[0]]
+            )
+        elif ins.op not in sides:
             return False
-        side = np.broadcast_to(sides[ins.op](*[self.values[arg] for arg in ins.args]), self.shape)
-        side = side[:, : self.near]
+        else:
+            side = sides[ins.op](*[self.values[arg] for arg in ins.args])
+        side = np.broadcast_to(side, self.shape)[:, : self.near]
         turned = ~((side == side[:, :1]) | (np.isnan(side) & np.isnan(side[:, :1]))).all(axis=1)
         if ins.op == "div":  # the sign of a zero is nobody's promise, so that of a / 0 is not either
             a, b = (np.broadcast_to(self.values[arg], self.shape)[:, 0] for arg in ins.args)

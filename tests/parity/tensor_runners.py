@@ -155,12 +155,14 @@ class Row:
         dtypes: it computes in.
         add_theta: the result is theta + u, and a guard leaves alone what is not finite.
         needs: words for ``needs.need``.
+        every: of many rules it takes every so manieth, because every shape is compiled.
     """
 
     run: Callable[[Case], Array]
     dtypes: tuple[type, ...] = (np.float64, np.float32)
     add_theta: bool = False
     needs: str = ""
+    every: int = 1
 
 
 ROWS: dict[str, Row] = {
@@ -169,7 +171,7 @@ ROWS: dict[str, Row] = {
     "numpy file": Row(partial(file, "numpy")),
     "c file": Row(c_file, add_theta=True, needs="exported c"),
     "torch lowered": Row(partial(lowered, "torch"), needs="torch"),
-    "tensorflow lowered": Row(partial(lowered, "tf"), needs="tensorflow"),
-    "optax file": Row(optax_file, needs="optax"),
+    "tensorflow lowered": Row(partial(lowered, "tf"), needs="tensorflow", every=4),
+    "optax file": Row(optax_file, needs="optax", every=6),
     "onnx file": Row(onnx_file, (np.float32,), needs="onnx"),
 }

@@ -1,7 +1,6 @@
 """A rule as one standalone NumPy file: constants, ``init``, and a pure ``update``."""
 
 from interchange.emit.source import (
-    Body,
     branches,
     constant,
     copied_source,
@@ -12,7 +11,7 @@ from interchange.emit.source import (
     tensor_operators,
 )
 from interchange.language.equation import Equation
-from interchange.language.execute import Instruction, Program
+from interchange.language.execute import Instruction
 from interchange.language.operators import TENSOR
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -58,7 +57,7 @@ def emit(rule: Equation) -> str:
         if ops
     ]
     functions = "".join(text + "\n\n\n" for text in sources) + seen.functions
-    code = steps(rule, _write, " " * 8, _results)
+    code = steps(rule, _write, " " * 8)
     slots = len(programs[0].writes)
     shapes = f"np.zeros({'shape' if seen.axes else 'np.shape(theta)'}, dtype)"
     places = "shape in slot_shapes(np.shape(theta), axes)" if seen.axes else f"_ in range({slots})"
@@ -72,10 +71,6 @@ def emit(rule: Equation) -> str:
         axes=seen.axes.replace("theta.shape", "np.shape(theta)"),
         told=seen.told,
     )
-
-
-def _results(program: Program, code: Body) -> str:
-    return ", ".join(code.texts[register] for register in (*program.outputs, *program.writes))
 
 
 def _write(ins: Instruction, args: list[str], decay: str) -> str:

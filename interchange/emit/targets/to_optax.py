@@ -1,7 +1,6 @@
 """A rule as one standalone JAX file: constants, ``init``, pure ``update``, an optax transformation."""
 
 from interchange.emit.source import (
-    Body,
     body,
     branches,
     constant,
@@ -13,7 +12,7 @@ from interchange.emit.source import (
     tensor_operators,
 )
 from interchange.language.equation import Equation
-from interchange.language.execute import Instruction, Program
+from interchange.language.execute import Instruction
 from interchange.language.operators import TENSOR
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -238,7 +237,7 @@ def emit(rule: Equation) -> str:
     parts = _SEEING if seen.axes else _PLAIN
     if seen.axes:
         zeros = "jnp.zeros(shape, dtype) for shape in slot_shapes(jnp.shape(theta), axes)"
-        lines = steps(rule, _write, " " * 4, _results)
+        lines = steps(rule, _write, " " * 4)
         results = parts["results"]
     else:
         zeros = f"jnp.zeros_like(theta, dtype=dtype) for _ in range({slots})"
@@ -262,10 +261,6 @@ def emit(rule: Equation) -> str:
             "slot_trees": parts["slot_trees"].replace("{slots}", str(slots)),
         },
     )
-
-
-def _results(program: Program, code: Body) -> str:
-    return ", ".join(code.texts[register] for register in (*program.outputs, *program.writes))
 
 
 def _write(ins: Instruction, args: list[str], decay: str) -> str:
