@@ -52,7 +52,7 @@ def tensor(m: Array, order: list[int], shape: tuple[int, ...]) -> Array:
 
 
 def scaled(m: Array) -> tuple[Array, Array]:
-    """The largest size in each matrix, and the matrix over it; ones where it is 0, so that nothing is 0/0."""
+    """The largest size in each matrix, and the matrix over it; nothing is 0/0 where that is 0."""
     size = np.max(np.abs(m), axis=(-2, -1), keepdims=True)
     return size, np.where(size == 0, np.ones_like(m), m / np.where(size == 0, 1, size))
 

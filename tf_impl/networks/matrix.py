@@ -71,7 +71,7 @@ def whole(m: Tensor, order: list[int], shape: Tensor) -> Tensor:
 
 
 def scaled(m: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest size in each matrix, and the matrix over it; ones where it is 0, so that nothing is 0/0."""
+    """The largest size in each matrix, and the matrix over it; nothing is 0/0 where that is 0."""
     size = _largest(tf.abs(tf.stop_gradient(m)), (-2, -1), keepdims=True)
     zero = tf.equal(size, 0)
     return size, tf.where(zero, tf.ones_like(m), m / tf.where(zero, tf.ones_like(size), size))

@@ -64,7 +64,7 @@ def whole(m: Tensor, order: list[int], shape: tuple[int, ...]) -> Tensor:
 
 
 def scaled(m: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest size in each matrix, and the matrix over it; itself where that is 0."""
+    """The largest size in each matrix, and the matrix over it; nothing is 0/0 where that is 0."""
     size = torch.linalg.vector_norm(m.detach(), torch.inf, (-2, -1), keepdim=True)
     return size, m / torch.where(size == 0, 1.0, size)
 
