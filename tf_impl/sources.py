@@ -12,6 +12,7 @@ from interchange.language.view import View
 from interchange.rule import source
 from interchange.rule.rule import Rule
 from tf_impl.optimizers import baselines
+from tf_impl.optimizers.layers import seen_as
 from tf_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 
 
@@ -24,14 +25,12 @@ class Source(source.Source):
         """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update.
 
         Args:
-            views: of the parameters, for rules that see tensors; the optimizer's own choice if None.
+            views: of the parameters, for what sees tensors; the optimizer's own choice if None.
         """
+        params, views = list(params), views if self.sees_tensors else None
         if self.loaded is None:
-            return baselines.make(self.spec.target, params, lr, self.spec.options)
-        params, own = list(params), {}
-        if isinstance(self.loaded, Rule) and self.loaded.sees_tensors and views is not None:
-            names = [p.name.partition(":")[0] for p in params]
-            own["views"] = dict(zip(names, views, strict=True))
+            return baselines.make(self.spec.target, params, lr, self.spec.options, views)
+        own = {} if views is None else {"views": seen_as(views, params)}
         kind = SymbolicOptimizer if isinstance(self.loaded, Rule) else LearnedOptimizer
         with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
             warnings.simplefilter("ignore", RuntimeWarning)

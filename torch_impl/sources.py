@@ -2,18 +2,17 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 
 from common.errors import L2OError
-from common.tables.baselines import BASELINES, Spec
+from common.tables.baselines import Spec
 from interchange.files.weights import Teacher
 from interchange.language.view import View
 from interchange.rule import source
 from interchange.rule.rule import Rule
 from torch_impl.optimizers import baselines
-from torch_impl.optimizers.muon import canonical_groups
+from torch_impl.optimizers.groups import seen_as
 from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 
 
@@ -27,31 +26,21 @@ class Source(source.Source):
 
         Args:
             params: in canonical layout, as a task's.
-            views: of the parameters, for rules that see tensors; the optimizer's own choice if None.
+            views: of the parameters, for what sees tensors; the optimizer's own choice if None.
         """
         params = list(params)
         largest = min(torch.finfo(p.dtype).max for p in params)
         if lr > largest:  # torch would say so at the first step only
             raise L2OError(f"{self.spec.text}: expected lr of at most {largest:.3g}, got {lr:g}; lower it")
+        views = views if self.sees_tensors else None
         if isinstance(self.loaded, Rule):
-            if self.loaded.sees_tensors and views is not None:
-                params = _groups(params, views)
+            params = params if views is None else seen_as(views, params)
             with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
                 warnings.simplefilter("ignore", RuntimeWarning)
                 return SymbolicOptimizer(params, self.loaded, lr)
         if isinstance(self.loaded, Teacher):
             return LearnedOptimizer(params, self.loaded, lr)
-        if not BASELINES[self.spec.target].coordinatewise:
-            params = canonical_groups(params)
-        return baselines.make(self.spec.target, params, lr, self.spec.options)
-
-
-def _groups(params: Iterable[torch.Tensor], views: Sequence[View]) -> list[dict[str, Any]]:
-    """A parameter group for those seen alike."""
-    groups: dict[Any, list[torch.Tensor]] = {}
-    for p, view in zip(params, views, strict=True):
-        groups.setdefault(view.axes[:2] if view.matrix else False, []).append(p)
-    return [{"params": group, "matrix": option} for option, group in groups.items()]
+        return baselines.make(self.spec.target, params, lr, self.spec.options, views)
 
 
 def load(spec: Spec) -> Source:

@@ -96,7 +96,6 @@ BASELINES: Registry[Baseline] = Registry(
                 {"momentum": 0.95, "weight_decay": 0.0},
                 "Jordan et al. 2024; AdamW on vectors",
                 "momentum",
-                backends=("torch",),
                 coordinatewise=False,
             ),
             _packaged(

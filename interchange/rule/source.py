@@ -28,6 +28,13 @@ class Source:
         return self.loaded.sha256 if self.loaded is not None else ""
 
     @property
+    def sees_tensors(self) -> bool:
+        """Whether coordinates of a tensor are not independent, so that it has to be told how one is seen."""
+        if isinstance(self.loaded, Rule):
+            return self.loaded.sees_tensors
+        return self.spec.kind == "baseline" and not BASELINES[self.spec.target].coordinatewise
+
+    @property
     def knob(self) -> str:
         """What ``evaluate --knob`` tunes: the baseline's knob, a rule's first decay constant; "" for none."""
         if isinstance(self.loaded, Rule):

@@ -62,7 +62,6 @@ ALONE = {
     "torch_impl/threads.py": "TensorFlow sets its threads once, before the first operation",
     "torch_impl/optimizers/groups.py": "Keras has no parameter groups; its optimizers know layers",
     "torch_impl/optimizers/ways.py": "torch's tensors come in groups and in shards",
-    "torch_impl/optimizers/muon.py": "Keras has Muon itself",
     "torch_impl/optimizers/packaged.py": "the package is torch's",
     "torch_impl/optimizers/resuming.py": "what torch's own load_state_dict loses",
     "tf_impl/optimizers/layers.py": "torch has parameter groups; Keras' optimizers see variables only",

@@ -7,11 +7,12 @@ import pytest
 
 from common.tables.baselines import BASELINES, packaged_names, parse_spec
 from common.tables.problems import Instance, problem_row
+from interchange.language.view import of_shapes
 
 torch = pytest.importorskip("torch")
 
 from torch_impl.backend import stepper  # noqa: E402
-from torch_impl.optimizers.muon import canonical_groups  # noqa: E402
+from torch_impl.optimizers.groups import seen_as  # noqa: E402
 from torch_impl.problems.tasks import ProblemTask  # noqa: E402
 from torch_impl.rollout import descend, leaves  # noqa: E402
 from torch_impl.sources import load  # noqa: E402
@@ -26,7 +27,7 @@ needs_package = pytest.mark.skipif(
 def trained(name: str, problem: str, lr: float, steps: int) -> tuple[np.ndarray, list[torch.Tensor]]:
     task = ProblemTask(Instance(problem_row(problem), 0), torch.float32)
     parameters, source = leaves(task), load(parse_spec(name))
-    losses, outcome = descend(task, parameters, source.optimizer(parameters, lr), steps)
+    losses, outcome = descend(task, parameters, source.optimizer(parameters, lr, task.views), steps)
     assert outcome == "ok"
     return losses, parameters
 
@@ -82,7 +83,7 @@ def test_normuon_sees_the_outputs_as_rows_in_both_layouts():
     optimizers = [
         Theirs([muon | {"params": theirs[:2]}, adamw | {"params": theirs[2:]}]),
         NorMuon(bare, 0.05, weight_decay=0.1),
-        NorMuon(canonical_groups(ours), 0.05, weight_decay=0.1),
+        NorMuon(seen_as(of_shapes([p.shape for p in ours]), ours), 0.05, weight_decay=0.1),
     ]
     for _ in range(3):
         for p, b, q, order in zip(theirs, bare, ours, (*orders, (0,)), strict=True):
@@ -103,7 +104,7 @@ def test_state_in_lists_is_counted(name, floats):
     """A matrix [6, 15]: moments, and a factor, with SOAP its basis too, for either side."""
 
     class Task:
-        shapes, theta = [(6, 15)], torch.ones(90)
+        shapes, views, theta = [(6, 15)], of_shapes([(6, 15)]), torch.ones(90)
 
         def initial(self) -> torch.Tensor:
             return self.theta

@@ -1,7 +1,7 @@
 """Hand-made optimizers by name: by torch.optim's formulas, not Keras' own, Lion and Schedule-Free AdamW."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +10,10 @@ import tensorflow as tf
 from common.errors import L2OError
 from common.tables.baselines import BASELINES, baseline_names
 from interchange.language.view import View
+from interchange.rule.rule import Rule
 from tf_impl.optimizers.base import CoordinateOptimizer, Own, work_dtype
+from tf_impl.optimizers.layers import seen_as
+from tf_impl.optimizers.optimizers import SymbolicOptimizer
 from tf_impl.optimizers.torch_formulas import SGD, Adagrad, Adam, NAdam, RMSprop, check_betas, correction
 
 
@@ -102,6 +105,14 @@ class ScheduleFree(CoordinateOptimizer):
         return {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps}
 
 
+def _muon(
+    lr: float, momentum: float, weight_decay: float, views: Mapping[str, View] | None = None
+) -> SymbolicOptimizer:
+    """The rule of the gallery."""
+    rule = Rule.named("muon", momentum=momentum, beta2=0.999)
+    return SymbolicOptimizer(rule, lr, weight_decay=weight_decay, nonfinite="off", views=views)
+
+
 # A row of the table -> what makes it of lr and options.
 MAKERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "sgd": SGD,
@@ -114,16 +125,26 @@ MAKERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "nadamw": NAdam,
     "lion": Lion,
     "schedule-free": ScheduleFree,
+    "muon": _muon,
 }
 
 
 def make(
-    name: str, params: Iterable[tf.Variable], lr: float, options: Mapping[str, float] | None = None
+    name: str,
+    params: Iterable[tf.Variable],
+    lr: float,
+    options: Mapping[str, float] | None = None,
+    views: Sequence[View] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults."""
+    """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults.
+
+    Args:
+        views: of the parameters, for what sees tensors.
+    """
     o = BASELINES[name].options | dict(options or {})
     if name not in baseline_names("tf"):
         raise L2OError(f"expected one of {', '.join(baseline_names('tf'))}, got {name}, which only torch has")
-    optimizer = MAKERS[name](lr, **o)
-    optimizer.build(list(params))
+    params = list(params)
+    optimizer = MAKERS[name](lr, **o, **({} if views is None else {"views": seen_as(views, params)}))
+    optimizer.build(params)
     return optimizer

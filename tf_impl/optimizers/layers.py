@@ -84,6 +84,11 @@ def _of_equation(shape: tuple[int, ...], equation: str) -> View:
     return View(shape, shape, rows, parts, matrix=True) if rows else vector(shape)
 
 
+def seen_as(views: Sequence[View], variables: Iterable[Any]) -> dict[str, View]:
+    """Views of variables by their names."""
+    return {v.name.partition(":")[0]: view for v, view in zip(variables, views, strict=True)}
+
+
 def path_of(variable: Any) -> str:
     """Where a variable is in its model; its name where it has no path."""
     return getattr(variable, "path", variable.name).partition(":")[0]

@@ -1,14 +1,17 @@
 """Hand-made optimizers by name: torch.optim's own, Lion and Schedule-Free AdamW, and other packages'."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from common.errors import L2OError
 from common.tables.baselines import BASELINES, missing
-from torch_impl.optimizers.muon import Muon
+from interchange.language.view import View
+from interchange.rule.rule import Rule
+from torch_impl.optimizers.groups import seen_as
+from torch_impl.optimizers.optimizers import SymbolicOptimizer
 from torch_impl.optimizers.packaged import PACKAGED
 
 
@@ -115,6 +118,12 @@ def _nadamw(
     return optimizer
 
 
+def _muon(params: Iterable[Any], lr: float, momentum: float, weight_decay: float) -> SymbolicOptimizer:
+    """The rule of the gallery, in float32 at least; torch.optim's own iterates in bfloat16."""
+    rule = Rule.named("muon", momentum=momentum, beta2=0.999)
+    return SymbolicOptimizer(params, rule, lr, weight_decay=weight_decay, nonfinite="off")
+
+
 def _betas(o: Mapping[str, float]) -> tuple[float, float]:
     return o["beta1"], o["beta2"]
 
@@ -131,16 +140,24 @@ MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "nadamw": lambda params, lr, **o: _nadamw(list(params), lr, _betas(o), o),
     "lion": Lion,
     "schedule-free": ScheduleFree,
-    "muon": Muon,
+    "muon": _muon,
     **PACKAGED,
 }
 
 
 def make(
-    name: str, params: Iterable[torch.Tensor], lr: float, options: Mapping[str, float] | None = None
+    name: str,
+    params: Iterable[torch.Tensor],
+    lr: float,
+    options: Mapping[str, float] | None = None,
+    views: Sequence[View] | None = None,
 ) -> torch.optim.Optimizer:
-    """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults."""
+    """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults.
+
+    Args:
+        views: of the parameters, for what sees tensors.
+    """
     o = BASELINES[name].options | dict(options or {})
     if reason := missing(name):
         raise L2OError(f"expected an optimizer that can run here, got {name}, which {reason}")
-    return MAKERS[name](params, lr, **o)
+    return MAKERS[name](params if views is None else seen_as(views, params), lr, **o)

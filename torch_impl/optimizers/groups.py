@@ -1,10 +1,12 @@
 """Parameter groups of a model: which of its tensors are matrices, and which of them decay."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from interchange.language.view import View
 
 Option = bool | tuple[Any, ...]  # a group's ``matrix``
 
@@ -53,6 +55,14 @@ def param_groups(model: nn.Module, weight_decay: float | None = None) -> list[di
             )
         groups[key]["params"].append(p)
     return list(groups.values())
+
+
+def seen_as(views: Sequence[View], params: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """Groups of parameters that are seen alike, by their views."""
+    groups: dict[Option, list[Tensor]] = {}
+    for p, view in zip(params, views, strict=True):
+        groups.setdefault(view.axes[:2] if view.matrix else False, []).append(p)
+    return [{"params": group, "matrix": option} for option, group in groups.items()]
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_impl.optimizers.muon import order_of
+from interchange.language.view import chosen, outputs_first
 
 
 class NorMuon(torch.optim.Optimizer):
-    """The package's NorMuon on the matrices of a network and its AdamW on the rest, as ``Muon`` has them.
+    """The package's NorMuon on the matrices of a network and its AdamW on the rest.
 
     It works on views [rows, columns], as the package's own view of a tensor is that of torch's layers.
 
     Args:
-        matrix: as ``Muon``'s.
+        matrix: which tensors are matrices, as the option of a group of ``SymbolicOptimizer``.
     """
 
     def __init__(
@@ -25,12 +25,12 @@ class NorMuon(torch.optim.Optimizer):
         momentum: float = 0.95,
         beta2: float = 0.95,
         weight_decay: float = 0.0,
-        matrix: Any = True,
+        matrix: Any = None,
     ) -> None:
         from pytorch_optimizer import NorMuon
 
         super().__init__(params, {"lr": lr, "matrix": matrix})
-        found = {p: order_of(p, group["matrix"]) for group in self.param_groups for p in group["params"]}
+        found = {p: _order(p, group["matrix"]) for group in self.param_groups for p in group["params"]}
         self._views = {
             p: p.detach().permute(place[0]).view(place[1], -1) if place else p.detach()
             for p, place in found.items()
@@ -61,6 +61,14 @@ class NorMuon(torch.optim.Optimizer):
             {p: self._theirs.state[view] for p, view in self._views.items() if p.grad is not None}
         )
         return loss
+
+
+def _order(p: torch.Tensor, option: Any) -> tuple[tuple[int, ...], int] | None:
+    """Axes of a tensor with those of its rows first, and the number of rows; None where it is no matrix."""
+    view = chosen(tuple(p.shape), option, outputs_first(tuple(p.shape)))
+    if not view.matrix or view.parts:
+        return None
+    return tuple(axis + p.dim() for axis in view.axes[0] + view.axes[1]), view.sizes["rows"]
 
 
 def _soap(params: Iterable[Any], lr: float, **o: float) -> torch.optim.Optimizer:
