@@ -163,5 +163,7 @@ def load_file(path: str) -> dict[str, Any]:
 
 def resolve(cls: type[Config], flags: Mapping[str, Any], file: str = "") -> Config:
     """Defaults < file < flags."""
-    config = from_dict(cls, load_file(file), f"--config {file}") if file else cls()
-    return dataclasses.replace(config, **flags)
+    values = load_file(file) if file else {}
+    checked = from_dict(cls, values, f"--config {file}")
+    # Made once, of all that was given: a default may depend on another field.
+    return cls(**{name: getattr(checked, name) for name in values} | dict(flags))

@@ -235,7 +235,7 @@ def test_a_run_on_own_tasks_names_no_problem_and_resumes_only_with_them(tmp_path
 
 def test_resume_refuses_settings_beside_it(tmp_path, unkilled, refused):
     run = unfinished(unkilled, tmp_path / "run")
-    assert "leave out --epochs" in refused(f"{TRAIN} --resume {run} --epochs 50")
+    assert "leave out --lr" in refused(f"{TRAIN} --resume {run} --lr 0.1")
 
 
 def test_init_starts_from_another_runs_teacher(tmp_path, unkilled):
