@@ -14,6 +14,7 @@ from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS
 from interchange.files.weights import Teacher, save_weights
 from interchange.rule.rule import Rule
+from tests.helpers.layers import MUON
 from tests.helpers.samples import RULE, enlarged, gradients, start
 
 ADAM = Rule.from_text(
@@ -27,7 +28,9 @@ COORDINATEWISE = [name for name, row in BASELINES.items() if row.coordinatewise 
 
 GIVEN = {"rule": RULE, **{name: enlarged(name) for name in TEACHERS}}
 FEW = ("rule", "rp_s", "dm")  # a rule, and teachers whose features do and do not have state
-every_optimizer = pytest.mark.parametrize("given", [GIVEN[name] for name in FEW], ids=FEW)
+every_optimizer = pytest.mark.parametrize(
+    "given", [*(GIVEN[name] for name in FEW), MUON], ids=[*FEW, "sees tensors"]
+)
 
 
 def feed(impl, optimizer, params, rows: Sequence[Sequence[np.ndarray | None]]) -> None:
