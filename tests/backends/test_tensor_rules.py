@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from common.tables.baselines import parse_spec
 from common.tables.problems import PROBLEMS, Instance
 from interchange.backend import Half
 from interchange.language.view import canonical, vector
@@ -216,3 +217,15 @@ def test_what_cannot_be_is_refused_in_one_line(impl):
     with pytest.raises(L2OError, match="--coordinates: expected 1 for what sees tensors, got 0"):
         make_trainer(impl.module("meta.learner").Learner(network, settings))
     assert not network.tasks_batchable and network.weights_batchable
+
+
+@pytest.mark.parametrize("problem", ["digits-conv", "quadratic"])
+@every_rule
+def test_a_rollout_of_the_optimizer_is_that_of_the_network(impl, name, problem, tmp_path):
+    """The same views: of kernels, and of a function's x, which is no matrix for all its two axes."""
+    RULES[name].save(tmp_path / "rule.json")
+    source = impl.module("backend").load_source(parse_spec(f"rule:{tmp_path / 'rule.json'}"))
+    found = impl.module("rollout").rollout(source, 1.0, task_of(impl, problem), 6, score=False)
+    network = network_of(impl, RULES[name])
+    expected = impl.module("meta.unroll").rollout(task_of(impl, problem), network, 6)[:-1]
+    np.testing.assert_allclose(found.losses, expected, rtol=1e-9)
