@@ -20,6 +20,7 @@ ACCENTS = ("tilde", "hat", "bar")
 _SUM, _PRODUCT, _POWER, _ATOM = 1, 2, 3, 4
 _NEVER_NEGATIVE = {"square", "abs", "exp", "cosh", "sqrt", "powabs", "sigmoid", "relu", "greater", "erfc"}
 _NEVER_NEGATIVE_IF_ARGS = {"add", "mul", "div", "max", "min", "cube", "cumsum", "cummax", "cbrt", "asinh"}
+_NEVER_NEGATIVE_IF_ARGS |= {"mean", "row_mean", "col_mean", "row_max", "col_max", "by_matrix"}
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ def _root(node: Node) -> Box:
 def _never_negative(node: Node) -> bool:
     if node.op == "number":
         return node.value >= 0
+    if node.op == "name":
+        return node.name in ("t", *SIZES)
     if node.op in ("ema", "ema_hat", "lag"):
         return _never_negative(node.args[0])
     return node.op in _NEVER_NEGATIVE or (

@@ -198,6 +198,8 @@ def test_every_operator_written_is_on_the_list_and_none_else():
     for name in POINTWISE:
         text = f"{name}({', '.join(['g', 'theta'][: OPERATORS[name].arity])}) + ema_hat(g, 0.5) * cummax(t)"
         used |= {node.op_type for node in model(TARGETS["onnx"].emit(Rule.from_text(text))).functions[0].node}
+    seeing = "polar(g) + orth(g) + mean(g) + row_max(g)"
+    used |= {node.op_type for node in model(TARGETS["onnx"].emit(Rule.from_text(seeing))).functions[0].node}
     for name in SHIPPED:
         used |= {node.op_type for node in model(TARGETS["onnx"].emit(Teacher.named(name))).functions[0].node}
     assert {"tanh", "linear"} == {row.output for row in TEACHERS.values()}
