@@ -90,7 +90,7 @@ class Case:
     Attributes:
         g, theta: [T, N].
         u: what the oracle says, [T, N]; of theta + u where the target adds.
-        size: the largest finite value of every step, [T, 1].
+        size: the largest finite value of every step, [T, 1]; the smallest normal number at least.
         unit: how far the oracle moves where every node errs by 2 ulp.
         apart: where that turns a branch.
         spilled: where a sum or product on the way left the range of the dtype.
@@ -119,6 +119,7 @@ def case(index: int, shape: tuple[int, ...], dtype: type, add_theta: bool) -> Ca
     expected = expect(rule, g, theta, index, add_theta, view)
     finite = np.isfinite(expected.u)
     size = np.where(finite, np.abs(expected.u), 0.0).max(axis=1, keepdims=True)
+    size = np.maximum(size, np.finfo(dtype).tiny)
     arrays = {name: np.reshape(a, (len(g), *view.shape)) for name, a in {"g": g, "theta": theta}.items()}
     states = replace(program, outputs=program.writes)
     fine = (finite & ~expected.apart).all(axis=1)

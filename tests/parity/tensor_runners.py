@@ -172,6 +172,8 @@ ROWS: dict[str, Row] = {
     "c file": Row(c_file, add_theta=True, needs="exported c"),
     "torch lowered": Row(partial(lowered, "torch"), needs="torch"),
     "tensorflow lowered": Row(partial(lowered, "tf"), needs="tensorflow", every=4),
+    "torch file": Row(partial(file, "torch"), needs="torch"),
+    "tensorflow file": Row(partial(file, "tensorflow"), needs="tensorflow", every=4),
     "optax file": Row(optax_file, needs="optax", every=6),
     "onnx file": Row(onnx_file, (np.float32,), needs="onnx"),
 }
