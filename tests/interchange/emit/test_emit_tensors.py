@@ -13,7 +13,7 @@ from interchange.language.view import View, canonical, matrix, vector
 from interchange.rule.rule import Rule
 from tests.parity.needs import need
 from tests.parity.rule_runners import load, onnx_session
-from tests.parity.tensor_runners import CMatrix, as_matrix, as_vector
+from tests.parity.tensors.tensor_runners import CMatrix, as_matrix, as_vector
 
 MUON = Rule.from_text("by_matrix(-polar(g + c * ema(g, b)), -ema_hat(g, b))", {"b": 0.9, "c": 0.7})
 FACTORED = Rule.from_text(

@@ -12,10 +12,11 @@ from interchange.language.compiler import compile_program
 from interchange.language.execute import evaluate_with_tangents
 from interchange.language.view import View, canonical
 from interchange.rule.rule import Rule
-from tests.parity import rule_gradients, tensor_rules
+from tests.parity import rule_gradients
 from tests.parity.rule_gradients import Gradient
 from tests.parity.rule_oracle import KINKS, Disturbed
 from tests.parity.rule_runners import load
+from tests.parity.tensors import tensor_rules
 
 BAR = 1e-9  # of the sum of the sizes of all terms
 

@@ -13,7 +13,7 @@ from interchange.emit import TARGETS
 from interchange.language.view import View
 from interchange.rule.rule import Rule
 from tests.parity.rule_runners import c_library, load, onnx_session, sympy_text
-from tests.parity.tensor_rules import Case
+from tests.parity.tensors.tensor_rules import Case
 
 Array = np.ndarray
 

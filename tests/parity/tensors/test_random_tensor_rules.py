@@ -15,10 +15,10 @@ import pytest
 
 from interchange.language import expression as ex
 from interchange.language.view import canonical
-from tests.parity import tensor_gradients as gradients
 from tests.parity.needs import need
-from tests.parity.tensor_rules import KINDS, SEEING, SHAPES, Case, case, inputs, rule_of
-from tests.parity.tensor_runners import ROWS, Row
+from tests.parity.tensors import tensor_gradients as gradients
+from tests.parity.tensors.tensor_rules import KINDS, SEEING, SHAPES, Case, case, inputs, rule_of
+from tests.parity.tensors.tensor_runners import ROWS, Row
 
 FEW, MANY = 24, 500
 BARS = {np.float64: 1e-11, np.float32: 1e-3}
