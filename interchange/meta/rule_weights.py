@@ -13,8 +13,8 @@ from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
 from interchange.language.view import SIZES, View
 from interchange.rule.decay import split
+from interchange.rule.forms import forms, from_free, to_free
 from interchange.rule.rule import Rule
-from interchange.rule.safety import guards
 
 KINDS = ("matrix", "kernel", "vector")  # of dense layers, of convolutions, all other tensors
 
@@ -22,7 +22,8 @@ KINDS = ("matrix", "kernel", "vector")  # of dense layers, of convolutions, all 
 class RuleWeights:
     """The half of a ``RuleNetwork`` without tensors: names, start values, rates, the way back to constants.
 
-    A decay b is held as its logit, so that it stays in (0, 1); weights are float64, 0-dim but for ``kinds``.
+    A decay b is held as its logit, so that it stays in (0, 1), what keeps a denominator above 0 as its
+    logarithm (``rule.forms``); weights are float64, 0-dim but for ``kinds``.
 
     Args:
         problems: each gets a weight more, the logarithm of a factor on the update there (``bind``): what a
@@ -59,12 +60,12 @@ class RuleWeights:
         self.read = [name for name in names if name not in (*rule.constants, *SIZES, "t")]
         self.views: tuple[View, ...] = ()
         self._place: np.ndarray | None = None
-        self._decays, self._guards = frozenset(rule.decay_constants), frozenset(guards(rule))
+        self.forms = forms(rule)
         factors = dict.fromkeys(map(_factor, problems), 0.0)
         self.starts = {name: self._start(name, value) for name, value in (rule.constants | factors).items()}
         self.rates = {
-            name: 1.0 if name in self._decays else value if name in self._guards else max(abs(value), 1e-3)
-            for name, value in rule.constants.items()
+            name: 1.0 if form != "plain" else max(abs(rule.constants[name]), 1e-3)
+            for name, form in self.forms.items()
         } | dict.fromkeys(factors, 1.0)
 
     def feature_trees(self, names: Sequence[str]) -> dict[str, Any]:
@@ -78,10 +79,9 @@ class RuleWeights:
         return {name: self.rule.features.get(name) or "g" for name in names}
 
     def _start(self, name: str, value: float) -> float | list[float]:
-        if name in self._decays:
-            return math.log(value / (1.0 - value))
-        several = self._kinds and name in self.rule.constants and name != self._decay
-        return [value] * len(KINDS) if several else value
+        form = self.forms.get(name, "plain")
+        several = self._kinds and name in self.rule.constants and name != self._decay and form != "logit"
+        return [to_free(value, form)] * len(KINDS) if several else to_free(value, form)
 
     @property
     def scale(self) -> float:
@@ -131,15 +131,11 @@ class RuleWeights:
         """Decoupled weight decay, 0.0 for a rule without."""
         return float(self.weights[self._decay]) if self._decay else 0.0
 
-    def decay_of(self, weight: float) -> float:
-        """The decay b whose logit a weight is."""
-        return 1.0 / (1.0 + math.exp(-weight)) if weight > -700.0 else math.exp(weight)  # exp overflows
-
     def constants_of(self, weights: Mapping[str, float]) -> dict[str, float]:
         """The numbers of the rule that weights, one number each, stand for."""
         return {
-            name: self.decay_of(weights[name]) if name in self._decays else weights[name]
-            for name in self.rule.constants
+            name: weights[name] if form == "plain" else from_free(weights[name], form)
+            for name, form in self.forms.items()
         }
 
     def tuned(self, weights: Mapping[str, np.ndarray], kind: int = 0) -> Rule:
@@ -151,11 +147,10 @@ class RuleWeights:
         numbers = {n: float(np.asarray(w)[kind] if np.ndim(w) else w) for n, w in weights.items()}
         starts = {n: v[0] if isinstance(v, list) else v for n, v in self.starts.items()}
         moved = {n: v for n, v in numbers.items() if n in self.rule.constants and v != starts[n]}
-        # What keeps a denominator above 0 stays there; a step may have taken it below.
-        moved = {n: v for n, v in moved.items() if n not in self._guards or v > 0.0}
+        moved = {n: from_free(v, self.forms[n]) for n, v in moved.items()}
         edge = 1e-9  # a logit far out rounds to a decay of 0 or 1
-        for name in moved.keys() & self._decays:
-            moved[name] = min(max(self.decay_of(moved[name]), edge), 1.0 - edge)
+        for name in moved.keys() & set(self.rule.decay_constants):
+            moved[name] = min(max(moved[name], edge), 1.0 - edge)
         factors = [v for n, v in numbers.items() if n not in self.rule.constants]
         scale = self.rule.scale * math.exp(math.fsum(factors) / max(1, len(factors)))
         return dataclasses.replace(self.rule.with_constants(moved), scale=scale)

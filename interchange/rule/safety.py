@@ -137,7 +137,7 @@ def _with_eps(node: Node, eps: Node, constants: Mapping[str, float]) -> Iterator
 
 
 def _has_guard(node: Node) -> bool:
-    return node.op == "add" and any(arg.op in ("number", "name") for arg in node.args)
+    return node.op in ("add", "max") and any(arg.op in ("number", "name") for arg in node.args)
 
 
 def not_negative(node: Node, constants: Mapping[str, float]) -> bool:
@@ -157,15 +157,17 @@ def not_negative(node: Node, constants: Mapping[str, float]) -> bool:
 
 
 def guards(rule: Rule) -> tuple[str, ...]:
-    """Positive constants added to a size in a denominator: while they are, the rule is finite at 0."""
+    """Positive constants added to a size in a denominator, or below which it does not fall: while they are
+    positive, the rule is finite at 0.
+    """
     found: dict[str, None] = {}
 
     def visit(node: Node, below: bool) -> None:
-        if below and node.op == "add":
+        if below and node.op in ("add", "max"):
             for own, other in (node.args, node.args[::-1]):
                 if rule.constants.get(own.name, 0.0) > 0.0 and not_negative(other, rule.constants):
                     found[own.name] = None
-        through = below and node.op in ("add", "sqrt", "abs", "mul", "powabs", "pow")
+        through = below and node.op in ("add", "max", "sqrt", "abs", "mul", "powabs", "pow")
         for k, arg in enumerate(node.args):
             base = node.op in ("pow", "powabs") and k == 0
             top = below and node.op == "div" and k == 0  # eps over a bias correction, as Keras has it

@@ -270,6 +270,12 @@ def test_decays_stay_between_0_and_1_however_hard_they_are_tuned(tmp_path):
     assert all(0.0 < tuned.constants[name] < 1.0 for name in ("c1", "c3"))
 
 
+def test_what_keeps_a_denominator_above_0_stays_positive_and_moves(tmp_path):
+    rule = Rule.from_text("c0 * g / (abs(g) + eps)", {"c0": -0.01, "eps": 1e-3})
+    tuned = tuned_from(tmp_path, rule, epochs=4, lr=3.0, validate_every=1)
+    assert 0.0 < tuned.constants["eps"] != 1e-3
+
+
 def test_a_rule_that_diverges_can_be_tuned_and_its_infinite_loss_is_on_record(tmp_path):
     """Within two steps it does not overflow, which is enough for a gradient; within a validation it does."""
     fields = {"epoch_length": 80, "unroll": 2, "validation_tasks": 1, "estimator": "first", "epochs": 4}

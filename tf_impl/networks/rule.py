@@ -12,6 +12,7 @@ from interchange.language.compiler import compile_program
 from interchange.language.view import View
 from interchange.meta.rule_weights import RuleWeights
 from interchange.protocols import State
+from interchange.rule.forms import slope
 from interchange.rule.rule import Rule
 from tf_impl.networks.compiled import Compiled
 from tf_impl.networks.features import FeatureStream
@@ -19,6 +20,9 @@ from tf_impl.networks.lowering import Lowered, LoweredBatched
 from tf_impl.networks.operators import as_tensor
 from tf_impl.networks.per_tensor import PerTensor
 from tf_impl.tensors import Weights, to_tensor
+
+# Of a weight the constant (``interchange.rule.forms``).
+_FORMS = {"plain": lambda w: w, "logit": tf.sigmoid, "log": tf.exp}
 
 
 def lower(rule: Rule) -> Lowered:
@@ -118,8 +122,7 @@ class RuleNetwork(RuleWeights):
         found = self._compiled[inputs.shape[1]].vjp(inputs, c, state.network, values, state.t)
         if found is None:
             return None
-        # A decay b is held as its logit, of which it moves by b (1 - b).
-        slopes = {n: d * values[n] * (1.0 - values[n]) if n in self._decays else d for n, d in found.items()}
+        slopes = {n: d * slope(values[n], self.forms[n]) for n, d in found.items()}
         return {n: tf.constant(slopes.get(n, 0.0), w.dtype) for n, w in self.weights.items()}
 
     def constants(self, weights: Mapping[str, Any], lane: int = 0) -> dict[str, float]:
@@ -165,7 +168,7 @@ class RuleNetwork(RuleWeights):
         return self._compiled[x.shape[0]].roll_batched(x, network, constants, t)
 
     def _values(self, weights: Weights) -> Weights:
-        return {n: tf.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
+        return {n: _FORMS[self.forms.get(n, "plain")](w) for n, w in weights.items()}
 
 
 class BatchedRules:

@@ -10,12 +10,16 @@ from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
 from interchange.meta.rule_weights import RuleWeights
 from interchange.protocols import State
+from interchange.rule.forms import slope
 from interchange.rule.rule import Rule
 from torch_impl.networks.compiled import Compiled
 from torch_impl.networks.features import FeatureStream
 from torch_impl.networks.lowering import Lowered, LoweredBatched
 from torch_impl.networks.per_tensor import PerTensor
 from torch_impl.tensors import Weights, to_tensor
+
+# Of a weight the constant (``interchange.rule.forms``).
+_FORMS = {"plain": lambda w: w, "logit": torch.sigmoid, "log": torch.exp}
 
 
 def lower(rule: Rule) -> Lowered:
@@ -125,8 +129,7 @@ class RuleNetwork(RuleWeights):
             found = self._compiled[inputs.shape[1]].vjp(inputs, c, state.network, values, state.t)
         if found is None:
             return None
-        # A decay b is held as its logit, of which it moves by b (1 - b).
-        slopes = {n: d * values[n] * (1.0 - values[n]) if n in self._decays else d for n, d in found.items()}
+        slopes = {n: d * slope(values[n], self.forms[n]) for n, d in found.items()}
         return {n: torch.full_like(w, slopes.get(n, 0.0)) for n, w in self.weights.items()}
 
     def constants(self, weights: Mapping[str, Any], lane: int = 0) -> dict[str, float]:
@@ -144,7 +147,7 @@ class RuleNetwork(RuleWeights):
         return None if self.sees_tensors else self._compiled[len(x)].roll_batched(x, network, constants, t)
 
     def _values(self, weights: Weights) -> Weights:
-        return {n: torch.sigmoid(w) if n in self._decays else w for n, w in weights.items()}
+        return {n: _FORMS[self.forms.get(n, "plain")](w) for n, w in weights.items()}
 
 
 class BatchedRules:

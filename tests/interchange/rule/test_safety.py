@@ -61,6 +61,7 @@ def test_what_no_constant_mends_is_given_up(name: str):
         ("-g / ((sqrt(ema(square(g), 0.9)) + c) * (1 + t))", ("c",)),
         ("-g / ((sqrt(ema(square(g), 0.9)) + c) / sqrt(ema(1, 0.9)))", ("c",)),
         ("-g * powabs(ema(square(g), 0.9) + c, -0.5)", ("c",)),
+        ("-g / max(sqrt(ema(square(g), 0.9)), c)", ("c",)),
         ("-g / (ema(g, 0.9) + c)", ()),  # which may cross 0 whatever c is
         ("-g * (square(g) + c)", ()),  # no denominator
         ("-(g + c) / (abs(g) + 1)", ()),
