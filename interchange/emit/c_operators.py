@@ -15,9 +15,15 @@ ROWS = {
     "sign": "sign_({a})",
     "pow": "{b} != {b} ? {b} : sign_({a}) * pow_(fabs({a}), {b})",
     "powabs": "{a} != {a} ? {a} : {b} != {b} ? {b} : pow_(fabs({a}), {b})",
+    "power": (
+        "{a} != {a} ? {a} : {b} != {b} ? {b} : {a} < 0 && floor({b}) != {b} ? (real)NAN : "
+        "({a} < 0 && floor({b} / 2) * 2 != {b} ? (real)-1 : (real)1) * pow_(fabs({a}), {b})"
+    ),
     "sqrt": "sqrt(fabs({a}))",
+    "root": "sqrt({a})",
     "log": "log_(fabs({a}) + (real)1e-8)",
     "logabs": "log_(fabs({a}))",
+    "ln": "log_({a})",
     "log1p": "log1p({a})",
     "cbrt": "cbrt({a})",
     "exp": "exp_({a})",
@@ -58,6 +64,13 @@ DERIVATIVES = {
     "sign": ("",),
     "pow": (_POW_A, _POW_B),
     "powabs": (f"sign_({{a}}) * ({_POW_A})", _POW_B),
+    "power": (
+        "{a} == 0 ? (real)0 : {a} < 0 && floor({b}) != {b} ? (real)NAN : "
+        "({a} < 0 && floor({b} / 2) * 2 == {b} ? -{b} : {b}) * pow_(fabs({a}), {b} - (real)1)",
+        _POW_B,
+    ),
+    "root": ("{a} == 0 ? (real)0 : (real)0.5 / {o}",),
+    "ln": ("{a} == 0 ? (real)0 : (real)1 / {a}",),
     "sqrt": ("{a} == 0 ? (real)0 : (real)0.5 * sign_({a}) / {o}",),
     "log": ("sign_({a}) / (fabs({a}) + (real)1e-8)",),
     "logabs": ("{a} == 0 ? (real)0 : (real)1 / {a}",),

@@ -54,9 +54,22 @@ def op_powabs(a, b):
     return keep_nan(jnp.where(zero, at_zero, jnp.power(jnp.abs(safe), b)), a, b)
 
 
+def op_power(a, b):
+    zero, safe = nonzero(a)
+    floor = jnp.floor(jax.lax.stop_gradient(b))
+    side = jnp.where(floor == b, jnp.where(jnp.floor(floor / 2) * 2 == floor, 1.0, -1.0), jnp.nan)
+    out = jnp.where(safe < 0, side, 1.0) * jnp.power(jnp.abs(safe), b)
+    return keep_nan(jnp.where(zero, jnp.power(0.0, jax.lax.stop_gradient(b)), out), a, b)
+
+
 def op_sqrt(a):
     zero, safe = nonzero(a)
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.abs(safe)))
+
+
+def op_root(a):
+    zero, safe = nonzero(a)
+    return jnp.where(zero, 0.0, jnp.sqrt(safe))
 
 
 def op_log(a):
@@ -66,6 +79,11 @@ def op_log(a):
 def op_logabs(a):
     zero, safe = nonzero(a)
     return jnp.where(zero, -jnp.inf, jnp.log(jnp.abs(safe)))
+
+
+def op_ln(a):
+    zero, safe = nonzero(a)
+    return jnp.where(zero, -jnp.inf, jnp.log(safe))
 
 
 def op_log1p(a):

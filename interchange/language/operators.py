@@ -8,8 +8,8 @@ with ``np.errstate(all="ignore")``.
 
 A derivative takes the arguments and the result and returns one partial per argument, each
 broadcastable to the result; a plain float where it is the same everywhere. Conventions at kinks: at 0
-the derivatives of abs, sqrt, log, logabs, cbrt, relu are 0; pow and powabs have both partials 0 where
-a = 0; sign and greater are 0 everywhere; ties of max and min are shared half and half.
+the derivatives of abs, sqrt, root, log, logabs, ln, cbrt, relu are 0; pow, powabs and power have both
+partials 0 where a = 0; sign and greater are 0 everywhere; ties of max and min are shared half and half.
 """
 
 import dataclasses
@@ -94,6 +94,21 @@ def op_powabs(a: Array, b: Array) -> Array:
 
 def op_sqrt(a: Array) -> Array:
     return np.sqrt(np.abs(a))
+
+
+def op_root(a: Array) -> Array:
+    return np.sqrt(a)
+
+
+def op_power(a: Array, b: Array) -> Array:
+    # By the size of a, as the frameworks compute it: so b has a derivative where a is negative, too.
+    side = np.where(np.floor(b) != b, np.nan, np.where(np.floor(b / 2) * 2 == b, 1.0, -1.0))
+    out = np.where(a < 0, side, 1.0) * np.power(np.abs(a), b)
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, out).astype(np.result_type(a, b))
+
+
+def op_ln(a: Array) -> Array:
+    return np.log(a)
 
 
 def op_log(a: Array) -> Array:
@@ -187,6 +202,10 @@ def op_aq(a: Array, b: Array) -> Array:
     return a / np.sqrt(1.0 + b * b)
 
 
+def _off_zero(a: Array, slope: Array) -> Array:
+    return np.where(a == 0, 0.0, slope)
+
+
 def _d_sigmoid(a: Array, out: Array) -> tuple:
     tail = np.exp(-np.abs(a))
     return (tail / np.square(1.0 + tail),)
@@ -194,13 +213,16 @@ def _d_sigmoid(a: Array, out: Array) -> tuple:
 
 def _d_pow(a: Array, b: Array, out: Array) -> tuple:
     size = np.abs(a)
-    by_a = np.where(a == 0, 0.0, b * np.power(size, b - 1.0))
-    return by_a, np.where(a == 0, 0.0, out * np.log(size))
+    return _off_zero(a, b * np.power(size, b - 1.0)), _off_zero(a, out * np.log(size))
 
 
 def _d_powabs(a: Array, b: Array, out: Array) -> tuple:
     by_a, by_b = _d_pow(a, b, out)
     return np.sign(a) * by_a, by_b
+
+
+def _d_power(a: Array, b: Array, out: Array) -> tuple:
+    return _off_zero(a, b * op_power(a, b - 1.0)), _off_zero(a, out * np.log(np.abs(a)))
 
 
 def _d_max(a: Array, b: Array, out: Array) -> tuple:
@@ -223,6 +245,7 @@ def _rows(*rows: Operator) -> dict[str, Operator]:
     return {row.name: row for row in rows}
 
 
+_ABS = ("sqrt(abs(a))", "log(abs(a) + 1e-8)", "log(abs(a))")
 _TWO_OVER_ROOT_PI = 2.0 / math.sqrt(math.pi)
 
 OPERATORS: Registry[Operator] = Registry(
@@ -239,21 +262,14 @@ OPERATORS: Registry[Operator] = Registry(
         Operator("sign", 1, op_sign, lambda a, out: (0.0,), "sgn", "sign"),
         Operator("pow", 2, op_pow, _d_pow, note="sign(a) abs(a)**b; at a = 0: b >= 0 gives 0, b < 0 nan"),
         Operator("powabs", 2, op_powabs, _d_powabs, note="abs(a)**b"),
-        Operator(
-            "sqrt",
-            1,
-            op_sqrt,
-            lambda a, out: (np.where(a == 0, 0.0, 0.5 * np.sign(a) / out),),
-            note="sqrt(abs(a))",
-        ),
-        Operator(
-            "log", 1, op_log, lambda a, out: (np.sign(a) / (np.abs(a) + 1e-8),), note="log(abs(a) + 1e-8)"
-        ),
-        Operator(
-            "logabs", 1, op_logabs, lambda a, out: (np.where(a == 0, 0.0, 1.0 / a),), note="log(abs(a))"
-        ),
+        Operator("power", 2, op_power, _d_power, note="a**b; nan where a < 0 and b is no integer"),
+        Operator("sqrt", 1, op_sqrt, lambda a, out: (_off_zero(a, 0.5 * np.sign(a) / out),), note=_ABS[0]),
+        Operator("root", 1, op_root, lambda a, out: (_off_zero(a, 0.5 / out),), note="nan below 0"),
+        Operator("log", 1, op_log, lambda a, out: (np.sign(a) / (np.abs(a) + 1e-8),), note=_ABS[1]),
+        Operator("logabs", 1, op_logabs, lambda a, out: (_off_zero(a, 1.0 / a),), note=_ABS[2]),
+        Operator("ln", 1, op_ln, lambda a, out: (_off_zero(a, 1.0 / a),), note="nan below 0"),
         Operator("log1p", 1, op_log1p, lambda a, out: (1.0 / (1.0 + a),)),
-        Operator("cbrt", 1, op_cbrt, lambda a, out: (np.where(a == 0, 0.0, 1.0 / (3.0 * out * out)),)),
+        Operator("cbrt", 1, op_cbrt, lambda a, out: (_off_zero(a, 1.0 / (3.0 * out * out)),)),
         Operator("exp", 1, op_exp, lambda a, out: (out,), "exp", "exp"),
         Operator("tanh", 1, op_tanh, lambda a, out: (1.0 - out * out,), "tanh", "tanh"),
         Operator("sinh", 1, op_sinh, lambda a, out: (np.cosh(a),), "sinh", "sinh"),
@@ -283,9 +299,7 @@ OPERATORS: Registry[Operator] = Registry(
         Operator("row_max", 1, tensor=matrix.op_row_max, note="maximum over a row"),
         Operator("col_max", 1, tensor=matrix.op_col_max, note="maximum over a column; x itself of one row"),
         Operator("polar", 1, symbol="polar", tensor=matrix.op_polar, note=matrix.POLAR),
-        Operator(
-            "orth", 1, symbol="orth", tensor=matrix.op_orth, note="polar(x) at the RMS of x; one row: x"
-        ),
+        Operator("orth", 1, symbol="orth", tensor=matrix.op_orth, note="polar(x) at the RMS of x; a row: x"),
         Operator("by_matrix", 2, note="a where the tensor has a matrix view, b elsewhere"),
     ),
 )

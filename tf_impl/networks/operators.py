@@ -1,9 +1,9 @@
 """Pointwise operators in TensorFlow, one per pointwise row of interchange.language.operators.
 
 Values equal the NumPy oracle; NaN goes through everything but ``greater``. Derivatives under
-``GradientTape`` follow the table's conventions (0 at the kinks of abs, sqrt, log, logabs, cbrt, relu, and
-of pow and powabs at a = 0; ties of max and min half and half) by choosing a safe argument before the
-operation, so that no gradient is NaN or infinite there. Arguments are tensors, variables or Python
+``GradientTape`` follow the table's conventions (0 at the kinks of abs, sqrt, root, log, logabs, ln, cbrt,
+relu, and of pow, powabs and power at a = 0; ties of max and min half and half) by choosing a safe argument
+before the operation, so that no gradient is NaN or infinite there. Arguments are tensors, variables or Python
 numbers; a 0-dim or plain number takes the dtype of the dimensioned tensor, which TensorFlow itself refuses
 to do. The TensorFlow emitter copies these functions' source text into standalone files, so bodies use
 tensorflow and each other only.
@@ -107,10 +107,26 @@ def op_powabs(a: Value, b: Value) -> Tensor:
     return keep_nan(tf.where(zero, at_zero, tf.pow(tf.abs(safe), b)), a, b)
 
 
+def op_power(a: Value, b: Value) -> Tensor:
+    a, b = _pair(a, b)
+    zero, safe = _nonzero(a)
+    floor, one = tf.floor(b), tf.ones_like(b)
+    side = tf.where(tf.equal(tf.floor(floor / 2) * 2, floor), one, -one)
+    side = tf.where(tf.equal(floor, b), side, tf.constant(float("nan"), b.dtype))
+    out = tf.where(safe < 0, side, one) * tf.pow(tf.abs(safe), b)
+    return keep_nan(tf.where(zero, tf.pow(tf.zeros_like(b), tf.stop_gradient(b)), out), a, b)
+
+
 def op_sqrt(a: Value) -> Tensor:
     a = as_tensor(a)
     zero, safe = _nonzero(a)
     return tf.where(zero, tf.zeros_like(a), tf.sqrt(tf.abs(safe)))
+
+
+def op_root(a: Value) -> Tensor:
+    a = as_tensor(a)
+    zero, safe = _nonzero(a)
+    return tf.where(zero, tf.zeros_like(a), tf.sqrt(safe))
 
 
 def op_log(a: Value) -> Tensor:
@@ -121,6 +137,12 @@ def op_logabs(a: Value) -> Tensor:
     a = as_tensor(a)
     zero, safe = _nonzero(a)
     return tf.where(zero, tf.constant(float("-inf"), a.dtype), tf.math.log(tf.abs(safe)))
+
+
+def op_ln(a: Value) -> Tensor:
+    a = as_tensor(a)
+    zero, safe = _nonzero(a)
+    return tf.where(zero, tf.constant(float("-inf"), a.dtype), tf.math.log(safe))
 
 
 def op_log1p(a: Value) -> Tensor:
@@ -234,9 +256,12 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "sign": op_sign,
     "pow": op_pow,
     "powabs": op_powabs,
+    "power": op_power,
     "sqrt": op_sqrt,
+    "root": op_root,
     "log": op_log,
     "logabs": op_logabs,
+    "ln": op_ln,
     "log1p": op_log1p,
     "cbrt": op_cbrt,
     "exp": op_exp,

@@ -1,11 +1,11 @@
 """Pointwise operators in torch, one per pointwise row of interchange.language.operators.
 
 Values equal the NumPy oracle; NaN goes through everything but ``greater``. Derivatives under autograd
-follow the table's conventions (0 at the kinks of abs, sqrt, log, logabs, cbrt, relu, and of pow and powabs
-at a = 0; ties of max and min half and half) by choosing a safe argument before the operation, so that no
-gradient is NaN or infinite there. Arguments are tensors or Python floats; a 0-dim or plain number takes
-the dtype of the dimensioned tensor. The torch emitter copies these functions' source text into standalone
-files, so bodies use torch and each other only.
+follow the table's conventions (0 at the kinks of abs, sqrt, root, log, logabs, ln, cbrt, relu, and of pow,
+powabs and power at a = 0; ties of max and min half and half) by choosing a safe argument before
+the operation, so that no gradient is NaN or infinite there. Arguments are tensors or Python floats; a 0-dim
+or plain number takes the dtype of the dimensioned tensor. The torch emitter copies these functions' source text into
+standalone files, so bodies use torch and each other only.
 """
 
 from collections.abc import Callable
@@ -91,10 +91,25 @@ def op_powabs(a: Value, b: Value) -> Tensor:
     return keep_nan(out, a, b)
 
 
+def op_power(a: Value, b: Value) -> Tensor:
+    a, b = _pair(a, b)
+    zero, floor = a == 0, torch.floor(b.detach())
+    safe, whole = torch.where(zero, 1.0, a), floor == b
+    side = torch.where(whole, torch.where(torch.floor(floor / 2) * 2 == floor, 1.0, -1.0), torch.nan)
+    out = torch.where(safe < 0, side.to(a.dtype), 1.0) * torch.pow(torch.abs(safe), b)
+    return keep_nan(torch.where(zero, torch.pow(torch.zeros_like(b), b.detach()), out), a, b)
+
+
 def op_sqrt(a: Value) -> Tensor:
     a = as_tensor(a)
     zero = a == 0
     return torch.where(zero, 0.0, torch.sqrt(torch.abs(torch.where(zero, 1.0, a))))
+
+
+def op_root(a: Value) -> Tensor:
+    a = as_tensor(a)
+    zero = a == 0
+    return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, a)))
 
 
 def op_log(a: Value) -> Tensor:
@@ -105,6 +120,12 @@ def op_logabs(a: Value) -> Tensor:
     a = as_tensor(a)
     zero = a == 0
     return torch.where(zero, -torch.inf, torch.log(torch.abs(torch.where(zero, 1.0, a))))
+
+
+def op_ln(a: Value) -> Tensor:
+    a = as_tensor(a)
+    zero = a == 0
+    return torch.where(zero, -torch.inf, torch.log(torch.where(zero, 1.0, a)))
 
 
 def op_log1p(a: Value) -> Tensor:
@@ -212,9 +233,12 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "sign": op_sign,
     "pow": op_pow,
     "powabs": op_powabs,
+    "power": op_power,
     "sqrt": op_sqrt,
+    "root": op_root,
     "log": op_log,
     "logabs": op_logabs,
+    "ln": op_ln,
     "log1p": op_log1p,
     "cbrt": op_cbrt,
     "exp": op_exp,

@@ -122,6 +122,16 @@ def _powabs(n: Nodes, a: str, b: str) -> str:
     return keep_nan(n, n.add("Pow", n.add("Abs", a), b), a, b)
 
 
+def _power(n: Nodes, a: str, b: str) -> str:
+    size, one = n.add("Pow", n.add("Abs", a), b), n.number(1.0)
+    floor, two = n.add("Floor", b), n.number(2.0)
+    even = n.add("Equal", n.add("Mul", n.add("Floor", n.add("Div", floor, two)), two), floor)
+    side = n.add("Where", even, one, n.number(-1.0))
+    side = n.add("Where", n.add("Equal", floor, b), side, n.number(np.nan))
+    side = n.add("Where", n.add("Less", a, n.number(0.0)), side, one)
+    return keep_nan(n, n.add("Mul", side, size), a, b)
+
+
 def _log(n: Nodes, a: str) -> str:
     return n.add("Log", n.add("Add", n.add("Abs", a), n.number(1e-8)))
 
@@ -199,6 +209,9 @@ ONNX: dict[str, Callable[..., str]] = {
     "sign": _sign,
     "pow": _pow,
     "powabs": _powabs,
+    "power": _power,
+    "root": _same("Sqrt"),
+    "ln": _same("Log"),
     "sqrt": lambda n, a: n.add("Sqrt", n.add("Abs", a)),
     "log": _log,
     "logabs": lambda n, a: n.add("Log", n.add("Abs", a)),

@@ -4,7 +4,7 @@ from interchange.emit.notation import Box, definition, equation
 from interchange.language.equation import Equation
 from interchange.language.expression import Node
 
-_COMMANDS = {"sin", "cos", "tan", "exp", "log", "max", "min", "sinh", "cosh", "tanh", "arctan"}
+_COMMANDS = {"sin", "cos", "tan", "exp", "log", "ln", "max", "min", "sinh", "cosh", "tanh", "arctan"}
 _LETTERS = {"theta": r"\theta", "sigma": r"\sigma"}
 _SYMBOLS = {"": r"\,", "times": r" \cdot ", ",": ", ", "+": " + ", "-": " - ", "=": " = ", ">": " > "}
 _FENCES = {

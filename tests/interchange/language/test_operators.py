@@ -29,6 +29,17 @@ VALUES = {
     "powabs": [(-2, 3, 8), (0, 0, 1), (0, -1, INF)],
     "sqrt": [(-4, 2)],
     "log": [(0, math.log(1e-8)), (-1, math.log(1 + 1e-8))],
+    "root": [(4, 2), (0, 0), (-4, NAN)],
+    "ln": [(1, 0), (0, -INF), (-1, NAN)],
+    "power": [
+        (-2, 2, 4),
+        (-2, 3, -8),
+        (-8, 1 / 3, NAN),
+        (4, 0.5, 2),
+        (0, 0, 1),
+        (0, -1, INF),
+        (-2, -1, -0.5),
+    ],
     "logabs": [(0, -INF), (-math.e, 1)],
     "log1p": [(1e-20, 1e-20)],
     "cbrt": [(-8, -2)],
@@ -73,7 +84,7 @@ def test_the_dtype_is_kept(name, dtype):
 def test_derivatives_match_finite_differences(name):
     rng = np.random.default_rng(0)
     points = rng.uniform(-2.0, 2.0, (2, 200))[: OPERATORS[name].arity]
-    if name == "log1p":
+    if name in ("log1p", "root", "ln", "power"):
         points = np.abs(points)
     if name == "tan":
         points = points / 2.0
@@ -93,10 +104,10 @@ def test_derivatives_match_finite_differences(name):
 AT_KINKS = [
     *(
         (name, (zero,), (0.0,))
-        for name in ["abs", "sqrt", "log", "logabs", "relu", "cbrt", "sign"]
+        for name in ["abs", "sqrt", "root", "log", "logabs", "ln", "relu", "cbrt", "sign"]
         for zero in (0.0, -0.0)
     ),
-    *((name, (0.0, b), (0.0, 0.0)) for name in ("pow", "powabs") for b in (0.5, 1.0, 2.0, 0.0)),
+    *((name, (0.0, b), (0.0, 0.0)) for name in ("pow", "powabs", "power") for b in (0.5, 1.0, 2.0, 0.0)),
     *((name, (x, x), (0.5, 0.5)) for name in ("max", "min") for x in (1.5, INF)),
     ("max", (1.0, 2.0), (0.0, 1.0)),
     ("min", (1.0, 2.0), (1.0, 0.0)),
