@@ -22,8 +22,8 @@ from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import check, option
 from common.run.storage import ReadError, RunLock, atomic_write, content_hash, open_regular
+from interchange.dialects.table import DIALECTS
 from interchange.language import expression as ex
-from interchange.language.dialects import DIALECTS
 from interchange.language.parse import parse
 from interchange.rule.front import write_front
 from interchange.rule.rule import RAW, Rule

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from common.registry import Registry
-from interchange.language import matrix
+from interchange.language import matrix, slopes
 
 Array = np.ndarray
 
@@ -202,45 +202,6 @@ def op_aq(a: Array, b: Array) -> Array:
     return a / np.sqrt(1.0 + b * b)
 
 
-def _off_zero(a: Array, slope: Array) -> Array:
-    return np.where(a == 0, 0.0, slope)
-
-
-def _d_sigmoid(a: Array, out: Array) -> tuple:
-    tail = np.exp(-np.abs(a))
-    return (tail / np.square(1.0 + tail),)
-
-
-def _d_pow(a: Array, b: Array, out: Array) -> tuple:
-    size = np.abs(a)
-    return _off_zero(a, b * np.power(size, b - 1.0)), _off_zero(a, out * np.log(size))
-
-
-def _d_powabs(a: Array, b: Array, out: Array) -> tuple:
-    by_a, by_b = _d_pow(a, b, out)
-    return np.sign(a) * by_a, by_b
-
-
-def _d_power(a: Array, b: Array, out: Array) -> tuple:
-    return _off_zero(a, b * op_power(a, b - 1.0)), _off_zero(a, out * np.log(np.abs(a)))
-
-
-def _d_max(a: Array, b: Array, out: Array) -> tuple:
-    by_a = 0.5 * (1.0 + np.sign(a - b))
-    by_a = np.where(np.equal(a, b), 0.5, by_a)
-    return by_a, 1.0 - by_a
-
-
-def _d_min(a: Array, b: Array, out: Array) -> tuple:
-    by_b, by_a = _d_max(a, b, out)
-    return by_a, by_b
-
-
-def _d_aq(a: Array, b: Array, out: Array) -> tuple:
-    root = np.sqrt(1.0 + b * b)
-    return 1.0 / root, -out * b / (root * root)
-
-
 def _rows(*rows: Operator) -> dict[str, Operator]:
     return {row.name: row for row in rows}
 
@@ -260,16 +221,20 @@ OPERATORS: Registry[Operator] = Registry(
         Operator("cube", 1, op_cube, lambda a, out: (3.0 * a * a,)),
         Operator("abs", 1, op_abs, lambda a, out: (np.sign(a),), sympy="Abs"),
         Operator("sign", 1, op_sign, lambda a, out: (0.0,), "sgn", "sign"),
-        Operator("pow", 2, op_pow, _d_pow, note="sign(a) abs(a)**b; at a = 0: b >= 0 gives 0, b < 0 nan"),
-        Operator("powabs", 2, op_powabs, _d_powabs, note="abs(a)**b"),
-        Operator("power", 2, op_power, _d_power, note="a**b; nan where a < 0 and b is no integer"),
-        Operator("sqrt", 1, op_sqrt, lambda a, out: (_off_zero(a, 0.5 * np.sign(a) / out),), note=_ABS[0]),
-        Operator("root", 1, op_root, lambda a, out: (_off_zero(a, 0.5 / out),), note="nan below 0"),
+        Operator(
+            "pow", 2, op_pow, slopes.d_pow, note="sign(a) abs(a)**b; at a = 0: b >= 0 gives 0, b < 0 nan"
+        ),
+        Operator("powabs", 2, op_powabs, slopes.d_powabs, note="abs(a)**b"),
+        Operator("power", 2, op_power, slopes.d_power, note="a**b; nan where a < 0 and b is no integer"),
+        Operator(
+            "sqrt", 1, op_sqrt, lambda a, out: (slopes.off_zero(a, 0.5 * np.sign(a) / out),), note=_ABS[0]
+        ),
+        Operator("root", 1, op_root, lambda a, out: (slopes.off_zero(a, 0.5 / out),), note="nan below 0"),
         Operator("log", 1, op_log, lambda a, out: (np.sign(a) / (np.abs(a) + 1e-8),), note=_ABS[1]),
-        Operator("logabs", 1, op_logabs, lambda a, out: (_off_zero(a, 1.0 / a),), note=_ABS[2]),
-        Operator("ln", 1, op_ln, lambda a, out: (_off_zero(a, 1.0 / a),), note="nan below 0"),
+        Operator("logabs", 1, op_logabs, lambda a, out: (slopes.off_zero(a, 1.0 / a),), note=_ABS[2]),
+        Operator("ln", 1, op_ln, lambda a, out: (slopes.off_zero(a, 1.0 / a),), note="nan below 0"),
         Operator("log1p", 1, op_log1p, lambda a, out: (1.0 / (1.0 + a),)),
-        Operator("cbrt", 1, op_cbrt, lambda a, out: (_off_zero(a, 1.0 / (3.0 * out * out)),)),
+        Operator("cbrt", 1, op_cbrt, lambda a, out: (slopes.off_zero(a, 1.0 / (3.0 * out * out)),)),
         Operator("exp", 1, op_exp, lambda a, out: (out,), "exp", "exp"),
         Operator("tanh", 1, op_tanh, lambda a, out: (1.0 - out * out,), "tanh", "tanh"),
         Operator("sinh", 1, op_sinh, lambda a, out: (np.cosh(a),), "sinh", "sinh"),
@@ -281,13 +246,13 @@ OPERATORS: Registry[Operator] = Registry(
         Operator("cos", 1, op_cos, lambda a, out: (-np.sin(a),), "cos", "cos"),
         Operator("tan", 1, op_tan, lambda a, out: (1.0 + out * out,), "tan", "tan"),
         Operator("atan", 1, op_atan, lambda a, out: (1.0 / (1.0 + a * a),), "arctan", "atan"),
-        Operator("sigmoid", 1, op_sigmoid, _d_sigmoid, note="1 / (1 + exp(-a))"),
+        Operator("sigmoid", 1, op_sigmoid, slopes.d_sigmoid, note="1 / (1 + exp(-a))"),
         Operator("relu", 1, op_relu, lambda a, out: (op_greater(a, 0.0),), note="max(a, 0)"),
         Operator("softsign", 1, op_softsign, lambda a, out: (1.0 / np.square(1.0 + np.abs(a)),)),
-        Operator("max", 2, op_max, _d_max, "max", "Max"),
-        Operator("min", 2, op_min, _d_min, "min", "Min"),
+        Operator("max", 2, op_max, slopes.d_max, "max", "Max"),
+        Operator("min", 2, op_min, slopes.d_min, "min", "Min"),
         Operator("greater", 2, op_greater, lambda a, b, out: (0.0, 0.0), note="1 if a > b else 0"),
-        Operator("aq", 2, op_aq, _d_aq, note="a / sqrt(1 + b*b)"),
+        Operator("aq", 2, op_aq, slopes.d_aq, note="a / sqrt(1 + b*b)"),
         Operator("lag", 2, note="x of k steps ago, 0 before the start; k a literal integer 0..100"),
         Operator("ema", 2, symbol="ema", note="s <- b*s + (1-b)*x from 0; b literal or constant"),
         Operator("ema_hat", 2, symbol="ema", note="ema(x, b) / (1 - b**t)"),

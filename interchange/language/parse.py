@@ -1,7 +1,7 @@
 """Text of the rule language -> tree, by a whitelist on Python's ``ast``. Nothing is ever executed.
 
 Refused with one line that names the fault: other syntax, unknown names, and anything over the limits
-(10,000 characters, depth 100, 1,000 nodes). Other programs' spellings are in interchange.language.dialects.
+(10,000 characters, depth 100, 1,000 nodes). Other programs' spellings are in interchange.dialects.table.
 """
 
 import ast
@@ -12,15 +12,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from common.errors import L2OError
-from interchange.language.expression import MAX_LAG, Node, call, complexity, depth, name, number
+from interchange.language.expression import MAX_LAG, Node, call, complexity, depth, name, number, walk
 from interchange.language.operators import OPERATORS
+from interchange.language.sugar import ALIASES, COMPARISONS, compare, real_power
 
 MAX_CHARACTERS = 10_000
 MAX_DEPTH = 100
 MAX_NODES = 1_000
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
-_ALIEN = re.compile(r"[^A-Za-z0-9_+\-*/(),. ]")
+_ALIEN = re.compile(r"[^A-Za-z0-9_+\-*/(),.<>= ]")
 _LITERAL = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INTEGER = re.compile(r"\d+")
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
@@ -38,6 +39,9 @@ class Dialect:
         calls: spelling -> builder of the node from its parsed arguments.
         binary: ``ast`` operator class -> the same for two operands.
         caret: powers are written ``^``; ``**`` then is no spelling of anything.
+        finish: what is done to the whole tree.
+        pieces: what makes one node of the (value, condition) pairs of ``Piecewise``; None is ``nan`` or
+            ``True`` there.
         refused: known functions without a row of their meaning -> the reason.
         reserved: words that are no variables, such as ``nan``.
     """
@@ -47,6 +51,8 @@ class Dialect:
     caret: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
     reserved: Collection[str] = ()
+    pieces: Callable[[list[tuple[Node | None, Node | None]]], Node] | None = None
+    finish: Callable[[Node], Node] = lambda node: node
 
 
 def builder(op: str) -> Callable[..., Node]:
@@ -58,9 +64,11 @@ ARITHMETIC = {kind: builder(op) for kind, op in _BINARY.items()}
 
 
 class _Operators(Mapping[str, Callable[..., Node]]):
-    """The table's operators as calls, whatever the table has when it is asked."""
+    """The table's operators as calls, whatever the table has when it is asked; aliases are not listed."""
 
     def __getitem__(self, op: str) -> Callable[..., Node]:
+        if op in ALIASES:
+            return ALIASES[op]
         if op not in OPERATORS:
             raise KeyError(op)
         return builder(op)
@@ -72,7 +80,7 @@ class _Operators(Mapping[str, Callable[..., Node]]):
         return len(OPERATORS)
 
 
-NATIVE = Dialect(calls=_Operators(), binary=ARITHMETIC)
+NATIVE = Dialect(calls=_Operators(), binary=ARITHMETIC | {ast.Pow: real_power})
 
 
 def parse(text: str, known_names: Collection[str] | None = None, dialect: Dialect = NATIVE) -> Node:
@@ -99,20 +107,24 @@ def parse(text: str, known_names: Collection[str] | None = None, dialect: Dialec
     if alien:
         raise ParseError(
             f"unexpected character {alien.group()!r} in an expression at position {alien.start() + 1}; "
-            "allowed: letters, digits, _ + - * / ( ) , . and space"
+            "allowed: letters, digits, _ + - * / ( ) , . < > = and space"
         )
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = _shorten(error.msg, 40) if isinstance(error, SyntaxError) else type(error).__name__
         raise ParseError(f"not an expression: {reason}: {_shorten(text)!r}") from None
-    node = _Reader(text, known_names, dialect).read(tree, 1)
-    # A power stands for several nodes.
-    if dialect is not NATIVE and (complexity(node) > MAX_NODES or depth(node) > MAX_DEPTH):
+    node = dialect.finish(_Reader(text, known_names, dialect).read(tree, 1))
+    # A power and what is protected stand for several nodes.
+    size = complexity(node)
+    if size > MAX_NODES or depth(node) > MAX_DEPTH:
         raise ParseError(
-            f"expected an expression of at most {MAX_NODES} nodes and {MAX_DEPTH} levels "
-            f"with its powers written out: {_shorten(text)!r}"
+            f"expected at most {MAX_NODES} nodes and {MAX_DEPTH} levels with powers and protected operators "
+            f"written out in the rule language, got {size} nodes: {_shorten(text)!r}"
         )
+    strange = next((n.op for n in walk(node) if n.args and n.op not in OPERATORS), "")
+    if strange:
+        raise ParseError(f"{strange!r} has no row in the operator table but as part of a condition")
     return node
 
 
@@ -143,6 +155,9 @@ class _Reader:
         if isinstance(tree, ast.BinOp) and type(tree.op) in self.dialect.binary:
             left, right = self.read(tree.left, level + 1), self.read(tree.right, level + 1)
             return self._build(self.dialect.binary[type(tree.op)], [left, right], tree)
+        if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], COMPARISONS):
+            sides = [self.read(side, level + 1) for side in (tree.left, *tree.comparators)]
+            return compare(type(tree.ops[0]), *sides)
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.keywords:
             return self._call(tree, level)
         raise ParseError(self._refusal(tree))
@@ -151,6 +166,8 @@ class _Reader:
         op = tree.func.id
         if op in self.dialect.refused:
             raise ParseError(f"{self._shown(tree)!r}: {self.dialect.refused[op]}")
+        if op == "Piecewise" and self.dialect.pieces:
+            return self._build(self.dialect.pieces, [self._pieces(tree, level)], tree)
         if op not in self.dialect.calls:
             raise ParseError(_unknown("operator", op, self.dialect.calls))
         if op == "lag" and len(tree.args) == 2 and not _INTEGER.fullmatch(self._segment(tree.args[1])):
@@ -158,7 +175,23 @@ class _Reader:
             raise ParseError(f"lag(x, k) needs a literal integer k from 0 to {MAX_LAG}, got {written}")
         return self._build(self.dialect.calls[op], [self.read(arg, level + 1) for arg in tree.args], tree)
 
-    def _build(self, build: Callable[..., Node], args: list[Node], tree: ast.expr) -> Node:
+    def _pieces(self, tree: ast.Call, level: int) -> list[tuple[Node | None, Node | None]]:
+        pairs = []
+        for pair in tree.args:
+            if not isinstance(pair, ast.Tuple) or len(pair.elts) != 2:
+                raise ParseError(f"expected Piecewise((value, condition), ...), got {self._shown(tree)!r}")
+            value, condition = pair.elts
+            nan = isinstance(value, ast.Name) and value.id == "nan"
+            always = isinstance(condition, ast.Constant) and condition.value is True
+            pairs.append(
+                (
+                    None if nan else self.read(value, level + 1),
+                    None if always else self.read(condition, level + 1),
+                )
+            )
+        return pairs
+
+    def _build(self, build: Callable[..., Node], args: list, tree: ast.expr) -> Node:
         try:
             return build(*args)
         except L2OError as error:
@@ -192,7 +225,7 @@ class _Reader:
                 raise ParseError(_unknown("name", written, self.known_names))
         elif not NAME.fullmatch(written):
             raise ParseError(f"expected a name of the form {NAME.pattern}, got {_shorten(written)!r}")
-        if written in self.dialect.calls:
+        if written in (OPERATORS if self.dialect is NATIVE else self.dialect.calls):
             raise ParseError(f"{written!r} is an operator; write {written}(...)")
         return written
 
@@ -209,8 +242,8 @@ class _Reader:
 
     def _refusal(self, tree: ast.AST) -> str:
         remedy = "use numbers, names, operator calls, + - * / and parentheses"
-        if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Pow):
-            remedy = "for powers use square(a), cube(a), pow(a, b) or powabs(a, b)"
+        if isinstance(tree, ast.Compare):
+            remedy = "of comparisons one of < > <= >= between two sides"
         return f"{self._shown(tree)!r} is not part of the rule language; {remedy}"
 
 

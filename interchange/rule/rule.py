@@ -1,6 +1,7 @@
 """Rules: small equations that are optimizers, and their JSON files (``format = "l2o-rule"``)."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.run.places import inside
@@ -8,6 +9,7 @@ from common.run.storage import read_json
 from interchange.files.kinds import HDF5, JSON, RULE, kind
 from interchange.language.checks import FORMAT, FORMAT_VERSION, RAW, RuleError
 from interchange.language.equation import Equation, zero_update
+from interchange.language.parse import parse
 from interchange.rule.gallery import NAMED, is_named, named
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "RAW", "Rule", "RuleError", "zero_update"]
@@ -85,11 +87,76 @@ class Rule(Equation):
 
         return to_mathml.emit(self).strip()
 
-    def sympy(self) -> Any:
-        """``scale * expression`` as a SymPy expression over real symbols, unevaluated."""
+    def sympy(self, *, values: bool = False) -> Any:
+        """``scale * expression`` as a SymPy expression over real symbols, unevaluated.
+
+        ``lambdify`` (numpy, math, mpmath), ``evalf``, ``subs`` and ``diff`` give the rule's numbers; temporal
+        and tensor operators are functions by name, which no number goes through.
+
+        Args:
+            values: put in the numbers of the constants, else they are symbols, too.
+        """
         from interchange.emit.targets import to_sympy
 
-        return to_sympy.build_rule(self)
+        return to_sympy.build_rule(self, values=values)
+
+    @classmethod
+    def from_sympy(
+        cls,
+        expression: Any,
+        features: Mapping[str, str | None] | None = None,
+        constants: Mapping[str, float] | None = None,
+        *,
+        name: str = "rule",
+        scale: float = 1.0,
+    ) -> "Rule":
+        """A rule of a SymPy expression over the reals.
+
+        Args:
+            features: symbol -> its expression over ``g``, ``t``, ``theta``, or None.
+            constants: symbol -> its value; numbers in the expression stay numbers.
+
+        Raises:
+            L2OError: a part of it, which is named, has no exact meaning in the rule language.
+        """
+        from interchange.dialects.sympy_tree import from_sympy
+
+        trees = {key: None if text is None else parse(text, RAW) for key, text in (features or {}).items()}
+        return cls(name, from_sympy(expression), dict(constants or {}), trees, scale)
+
+    @classmethod
+    def from_pysr(
+        cls,
+        model: Any,
+        index: int | None = None,
+        *,
+        features: Mapping[str, str] | None = None,
+        operators: Sequence[str] = (),
+        scale: float = 1.0,
+    ) -> "Rule":
+        """The equation a fitted ``PySRRegressor`` picks, or the one at ``index`` of its ``equations_``.
+
+        Args:
+            features: variable -> its expression over ``g``, ``t``, ``theta``.
+            operators: further operators of the search, as ``sq=square(x)``.
+        """
+        from interchange.dialects.objects import pysr_equation
+
+        return cls(**pysr_equation(model, index, features, operators), scale=scale)
+
+    @classmethod
+    def from_operon(
+        cls,
+        model: Any,
+        index: int | None = None,
+        *,
+        features: Mapping[str, str] | None = None,
+        scale: float = 1.0,
+    ) -> "Rule":
+        """The model a fitted ``SymbolicRegressor`` of pyoperon chose, or that at ``index`` of its front."""
+        from interchange.dialects.objects import operon_model
+
+        return cls(**operon_model(model, index, features), scale=scale)
 
 
 def _other_kind(path: str | os.PathLike[str]) -> str:

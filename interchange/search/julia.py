@@ -4,12 +4,12 @@ import csv
 import dataclasses
 import io
 import logging
-import re
 from collections.abc import Sequence
 
 from common.errors import L2OError
+from interchange.dialects.objects import without_suffix
+from interchange.dialects.table import DIALECTS
 from interchange.language import expression as ex
-from interchange.language.dialects import DIALECTS
 from interchange.language.expression import Node
 from interchange.language.parse import Dialect, builder, parse
 
@@ -34,7 +34,6 @@ JULIA |= {
     "aq": "aq(x, y) = x / sqrt(one(y) + y * y)",
 }
 DEFINED = {text.partition("(")[0]: op for op, text in JULIA.items() if "(" in text}
-_FLOAT32 = re.compile(r"\b(\d+\.?\d*)f([+-]?\d+)\b")  # 1.5f-5: how Julia prints single precision
 
 _PYSR = DIALECTS["pysr-2"]
 DIALECT: Dialect = dataclasses.replace(
@@ -90,7 +89,7 @@ def read_front(text: str, count: int) -> list[Node]:
     try:
         for row in csv.DictReader(io.StringIO(text), strict=True):
             try:
-                equation = _FLOAT32.sub(r"\1e\2", row.get("Equation") or "")
+                equation = without_suffix(row.get("Equation") or "")
                 nodes.append(parse(equation, variables(count), DIALECT))
             except L2OError as error:
                 _log.warning("an equation of PySR is dropped: %s", error)

@@ -18,7 +18,8 @@ import numpy as np
 
 from common.errors import L2OError
 from common.rng import derived_seed, rng
-from interchange.language.dialects import operon_tree
+from interchange.dialects.objects import read_tree
+from interchange.dialects.table import operon_tree
 from interchange.language.expression import Node
 from interchange.search import Task
 from interchange.search.standard import Archive, Standard, resampled, standardised
@@ -104,22 +105,3 @@ def front(regressor: Any, data: Standard) -> list[Node]:
         except L2OError:  # local search can drive a constant off to infinity
             continue
     return nodes
-
-
-def read_tree(nodes: Any, columns: dict[int, int]) -> Any:
-    """Nested lists from Operon's postfix nodes, whose first operand stands last."""
-    stack: list[Any] = []
-    for node in nodes:
-        kind = str(node.Type).split(".")[-1].lower()
-        if kind == "constant":
-            stack.append(["c", float(node.Value)])
-        elif kind == "variable":
-            stack.append(["mul", ["c", float(node.Value)], ["x", columns[node.HashValue]]])
-        else:
-            args = [stack.pop() for _ in range(node.Arity)]
-            tree = [kind, *args[:2]]
-            for arg in args[2:]:  # add and mul may take more than two
-                tree = [kind, tree, arg]
-            stack.append(tree)
-    (tree,) = stack
-    return tree

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
+from interchange.dialects.table import DIALECTS
 from interchange.language import expression as ex
-from interchange.language.dialects import DIALECTS
 from interchange.language.expression import Node
 from interchange.language.parse import parse
 from interchange.search import Task
@@ -70,7 +70,7 @@ def read(fitted: Any, dialect: str = "") -> list[Node]:
     ``x`` or ``X`` with the number of the column, from 0.
 
     Args:
-        dialect: spelling of the texts (``language.dialects``), where it is not the usual one of the kind.
+        dialect: spelling of the texts (``dialects.table``), where it is not the usual one of the kind.
     """
     if hasattr(fitted, "_program"):
         program = getattr(fitted._program, "program", None)

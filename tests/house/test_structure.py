@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     "common": ("", "data", "tables", "kernels", "run", "roof"),
     "interchange": (
-        "", "language", "evaluation", "files", "emit", "rule", "search", "meta", "report", "distill",
-        "commands", "convert", "sanity", "inspect", "roof",
+        "", "language", "dialects", "evaluation", "files", "emit", "rule", "search", "meta", "report",
+        "distill", "commands", "convert", "sanity", "inspect", "roof",
     ),
     "torch_impl": ("", "problems", "networks", "optimizers", "meta", "recording", "roof"),
     "tf_impl": ("", "problems", "networks", "optimizers", "meta", "recording", "roof"),

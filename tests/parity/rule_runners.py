@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from interchange.dialects.sympy_tree import from_sympy
+from interchange.dialects.table import DIALECTS
 from interchange.emit import TARGETS
-from interchange.emit.targets.to_sympy import build_rule, from_sympy
+from interchange.emit.targets.to_sympy import build_rule
 from interchange.language.execute import evaluate
 from interchange.language.expression import Node
 from interchange.language.parse import parse
@@ -67,7 +69,7 @@ def whole_sequences(rule: Rule, g: Array, theta: Array) -> Array:
 
 
 def sympy_text(rule: Rule) -> Node:
-    read = parse(TARGETS["sympy"].emit(rule).strip())
+    read = parse(TARGETS["sympy"].emit(rule).splitlines()[0], None, DIALECTS["sympy"])
     assert read == parse(str(read))
     return read
 

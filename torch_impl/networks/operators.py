@@ -2,10 +2,10 @@
 
 Values equal the NumPy oracle; NaN goes through everything but ``greater``. Derivatives under autograd
 follow the table's conventions (0 at the kinks of abs, sqrt, root, log, logabs, ln, cbrt, relu, and of pow,
-powabs and power at a = 0; ties of max and min half and half) by choosing a safe argument before
-the operation, so that no gradient is NaN or infinite there. Arguments are tensors or Python floats; a 0-dim
-or plain number takes the dtype of the dimensioned tensor. The torch emitter copies these functions' source text into
-standalone files, so bodies use torch and each other only.
+powabs and power at a = 0; ties of max and min half and half) by choosing a safe argument before the
+operation, so that no gradient is NaN or infinite there. Arguments are tensors or Python floats; a 0-dim or
+plain number takes the dtype of the dimensioned tensor. The torch emitter copies these functions' source text
+into standalone files, so bodies use torch and each other only.
 """
 
 from collections.abc import Callable

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from interchange.dialects.table import DIALECTS
 from interchange.language import expression as ex
-from interchange.language.dialects import DIALECTS
 from interchange.language.execute import compile_program, evaluate
 from interchange.language.parse import parse
 from interchange.search import Task, pursuit, templates

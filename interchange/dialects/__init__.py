@@ -1,0 +1,1 @@
+"""Other programs' spellings of expressions, exactly or not at all."""

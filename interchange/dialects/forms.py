@@ -1,0 +1,49 @@
+"""Formulas that are rows: what SymPy prints of an operator that it has not, as that operator again."""
+
+import functools
+
+from interchange.language.expression import Node
+from interchange.language.parse import parse
+
+# Over a and b, as the parser of SymPy's text reads them; the values and the derivatives are the row's.
+_FORMS = {
+    "pow": "sign(a) * powabs(a, b)",
+    "cbrt": "sign(a) * powabs(a, 1 / 3)",
+    "log": "logabs(abs(a) + 1e-8)",
+    "log1p": "2 * asinh(a / (2 * root(a + 1)))",
+    "sigmoid": "exp(min(a, 0)) / (1 + exp(-abs(a)))",
+    "softsign": "a / (1 + abs(a))",
+    "aq": "a / sqrt(1 + square(b))",
+}
+_COMMUTE = ("add", "mul", "min", "max")
+
+
+@functools.cache
+def _templates() -> dict[str, Node]:
+    trees = {op: parse(text, ("a", "b")) for op, text in _FORMS.items()}
+    return {"cbrt": trees["cbrt"]} | trees  # before pow, whose form it has too
+
+
+def recognised(node: Node) -> Node:
+    """The tree with rows in place of their formulas."""
+    node = Node(node.op, tuple(map(recognised, node.args)), node.name, node.value) if node.args else node
+    for op, template in _templates().items():
+        for bound in _matches(template, node, {}):
+            return Node(op, tuple(bound[name] for name in ("a", "b") if name in bound))
+    return node
+
+
+def _matches(template: Node, node: Node, bound: dict[str, Node]) -> list[dict[str, Node]]:
+    """What a and b stand for where the node has the template's form; factors and terms in any order."""
+    if template.op == "name":
+        return [{**bound, template.name: node}] if bound.get(template.name, node) == node else []
+    if template.op == "number" or template.op != node.op:
+        return [bound] if template == node else []
+    orders = [node.args, node.args[::-1]] if template.op in _COMMUTE else [node.args]
+    found = []
+    for args in orders:
+        states = [bound]
+        for below, arg in zip(template.args, args, strict=True):
+            states = [after for state in states for after in _matches(below, arg, state)]
+        found += states
+    return found[:1]

@@ -1,0 +1,190 @@
+"""The operators that SymPy has not with our meaning, as SymPy functions of their names.
+
+Each knows its formula in plain SymPy, which is what is printed, evaluated (``evalf``) and compiled by
+``lambdify``, and its derivative by the table's conventions. Temporal and tensor operators are functions by
+name alone. SymPy is imported at the first use.
+"""
+
+import functools
+from typing import Any
+
+from common.errors import L2OError
+from interchange.language.operators import OPERATORS
+
+_NAMED = (
+    "{op}(...) has memory or sees a whole tensor, so SymPy cannot compute it: put a feature in its place, "
+    " or use Rule.evaluate"
+)
+_PRINTERS = (
+    "_sympystr", "_latex", "_pretty", "_sympyrepr", "_pythoncode", "_mpmathcode", "_numpycode", "_ccode",
+    "_octave", "_fcode", "_jscode", "_torchcode", "_tensorflowcode",
+)  # fmt: skip
+_COMPILED = ("_pythoncode", "_mpmathcode", "_numpycode", "_ccode", "_torchcode", "_tensorflowcode")
+# What NumPy computes as the oracle does, nan outside the domain.
+_NUMPY = {"log1p": "log1p", "cbrt": "cbrt", "root": "sqrt", "ln": "log", "power": "power"}
+
+
+@functools.cache
+def functions() -> dict[str, Any]:
+    """Row of the operator table -> SymPy class, of all that SymPy does not have itself."""
+    import sympy
+
+    formulas, slopes = _formulas(sympy), _slopes(sympy)
+    found = {
+        op: type(op, (_protected(sympy),), {"row": op, "formula": staticmethod(formulas[op])})
+        for op in formulas
+    }
+    for op, make in slopes.items():
+        found[op].slopes = staticmethod(functools.partial(make, found))
+    found |= {op: type(op, (_by_name(sympy),), {"row": op}) for op, row in OPERATORS.items() if not row.numpy}
+    # SymPy's own derivative is a delta, of no use as a number.
+    zero = {"row": "sign", "_eval_derivative": lambda self, by: sympy.S.Zero}
+    return found | {"sign": type("sign", (sympy.sign,), zero)}
+
+
+@functools.cache
+def _protected(sympy: Any) -> type:
+    class Protected(sympy.Function):
+        """An operator with a formula."""
+
+        is_commutative = True
+
+        def _eval_is_extended_real(self) -> bool | None:
+            return all(arg.is_extended_real for arg in self.args) or None
+
+        def plain(self) -> Any:
+            """The formula in functions of SymPy alone."""
+            return self.formula(*self.args)
+
+        @property
+        def precedence(self) -> int:
+            """Of what is printed, so that it is put in parentheses where it has to be."""
+            return sympy.printing.precedence.precedence(self.plain())
+
+        def _eval_evalf(self, prec: int) -> Any:
+            if not all(arg.is_number for arg in self.args):
+                return None
+            digits = sympy.core.evalf.prec_to_dps(prec)
+            args = [arg.evalf(digits) for arg in self.args]
+            if sympy.nan in args:  # which SymPy compares with nothing
+                return sympy.S.Zero if self.row == "greater" else sympy.nan
+            return self.formula(*args).evalf(digits)
+
+        def fdiff(self, argindex: int = 1) -> Any:
+            return self.slopes(self, *self.args)[argindex - 1]
+
+    def printed(self: Any, printer: Any, *args: Any) -> Any:
+        return printer._print(self.plain(), *args)
+
+    def numpy(self: Any, printer: Any, *args: Any) -> str:
+        if self.row not in _NUMPY:
+            return printed(self, printer, *args)
+        inner = ", ".join(printer._print(arg) for arg in self.args)
+        return f"{printer._module_format(f'numpy.{_NUMPY[self.row]}')}({inner})"
+
+    for method in _PRINTERS:
+        setattr(Protected, method, printed)
+    Protected._numpycode = numpy
+    return Protected
+
+
+@functools.cache
+def _by_name(sympy: Any) -> type:
+    class ByName(sympy.Function):
+        """A temporal or tensor operator."""
+
+        is_extended_real = True
+        is_commutative = True
+
+        @classmethod
+        def eval(cls, *args: Any) -> None:
+            return None
+
+        def _eval_evalf(self, prec: int) -> None:
+            return None
+
+        def fdiff(self, argindex: int = 1) -> Any:
+            raise L2OError(_NAMED.format(op=self.row))
+
+    def refused(self: Any, printer: Any, *args: Any) -> str:
+        raise L2OError(_NAMED.format(op=self.row))
+
+    for method in _COMPILED:
+        setattr(ByName, method, refused)
+    return ByName
+
+
+def _formulas(sympy: Any) -> dict[str, Any]:
+    """The operators in plain SymPy; unevaluated where SymPy would change the form that is read back."""
+    absolute, sign, log, root, nan = sympy.Abs, sympy.sign, sympy.log, sympy.sqrt, sympy.nan
+    third, one, tiny = sympy.Rational(1, 3), sympy.S.One, sympy.Float(1e-8)
+
+    def pieces(*pairs: tuple) -> Any:
+        return sympy.Piecewise(*pairs, evaluate=False)
+
+    def above(a: Any, b: Any) -> Any:
+        try:
+            return sympy.Ge(a, b)
+        except TypeError:  # of a number that is nan
+            return sympy.false
+
+    def higher(a: Any, b: Any) -> Any:
+        return sympy.false if sympy.nan in (a, b) else sympy.Gt(a, b)
+
+    def power(a: Any, b: Any) -> Any:
+        if b.is_integer:
+            return a**b
+        whole = () if b.is_number else ((a**b, sympy.Eq(b, sympy.floor(b), evaluate=False)),)
+        return pieces((a**b, above(a, 0)), *whole, (nan, True))
+
+    def log1p(a: Any) -> Any:
+        return pieces((2 * sympy.asinh(a / (2 * root(a + 1))), above(a + 1, 0)), (nan, True))
+
+    return {
+        "sqrt": lambda a: root(absolute(a)),
+        "log": lambda a: log(absolute(a) + tiny),
+        "logabs": lambda a: log(absolute(a)),
+        "log1p": log1p,
+        "cbrt": lambda a: sign(a) * absolute(a) ** third,
+        "pow": lambda a, b: sign(a) * absolute(a) ** b,
+        "powabs": lambda a, b: absolute(a) ** b,
+        "power": power,
+        "root": lambda a: pieces((root(a), above(a, 0)), (nan, True)),
+        "ln": lambda a: pieces((log(a), above(a, 0)), (nan, True)),
+        "sigmoid": lambda a: sympy.exp(sympy.Min(a, 0)) / (1 + sympy.exp(-absolute(a))),
+        "relu": lambda a: sympy.Max(a, 0),
+        "softsign": lambda a: a / (1 + absolute(a)),
+        "greater": lambda a, b: pieces((one, higher(a, b)), (sympy.S.Zero, True)),
+        "aq": lambda a, b: a / root(1 + b**2),
+    }
+
+
+def _slopes(sympy: Any) -> dict[str, Any]:
+    """Operator -> (classes, result, arguments) -> its derivatives by each argument."""
+    absolute, sign, zero, one = sympy.Abs, sympy.sign, sympy.S.Zero, sympy.S.One
+
+    def off_zero(a: Any, *slopes: Any) -> tuple:
+        return tuple(sympy.Piecewise((zero, sympy.Eq(a, 0)), (slope, True)) for slope in slopes)
+
+    def power_like(op: str, outer: Any) -> Any:
+        return lambda own, out, a, b: off_zero(
+            a, outer(a) * b * own[op](a, b - 1, evaluate=False), out * own["logabs"](a)
+        )
+
+    return {
+        "sqrt": lambda own, out, a: off_zero(a, sign(a) / (2 * out)),
+        "log": lambda own, out, a: (sign(a) / (absolute(a) + sympy.Float(1e-8)),),
+        "logabs": lambda own, out, a: off_zero(a, one / a),
+        "log1p": lambda own, out, a: (one / (1 + a),),
+        "cbrt": lambda own, out, a: off_zero(a, one / (3 * out**2)),
+        "pow": power_like("powabs", lambda a: one),
+        "powabs": power_like("powabs", sign),
+        "power": power_like("power", lambda a: one),
+        "root": lambda own, out, a: off_zero(a, one / (2 * out)),
+        "ln": lambda own, out, a: off_zero(a, one / a),
+        "sigmoid": lambda own, out, a: (sympy.exp(-absolute(a)) / (1 + sympy.exp(-absolute(a))) ** 2,),
+        "relu": lambda own, out, a: (own["greater"](a, zero),),
+        "softsign": lambda own, out, a: (one / (1 + absolute(a)) ** 2,),
+        "greater": lambda own, out, a, b: (zero, zero),
+        "aq": lambda own, out, a, b: (one / sympy.sqrt(1 + b**2), -out * b / (1 + b**2)),
+    }

@@ -1,0 +1,265 @@
+"""SymPy computes a rule's numbers by every way it has, and what goes there comes back."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from common.errors import L2OError
+from interchange.dialects.sympy_tree import from_sympy
+from interchange.emit import TARGETS
+from interchange.language import expression as ex
+from interchange.language.operators import OPERATORS, POINTWISE
+from interchange.rule.rule import Rule
+
+sympy = pytest.importorskip("sympy")
+RULES = 500
+NASTY = (0.0, 1.0, -1.0, 1e6, -1e6, 1e-12, -8.0, 2.0, -0.5, 0.3)
+
+
+def random_rule(index: int) -> Rule:
+    """Up to 4 levels over all pointwise operators, one at the root after the other."""
+    rng = np.random.default_rng(index)
+
+    def tree(depth, op=""):
+        if not op and (depth == 1 or rng.random() < 0.2):
+            kind = rng.integers(4)
+            names = ("x", "y", "c0")
+            if kind < 3:
+                return ex.name(names[kind])
+            return ex.number(float(rng.choice((0.5, 1.0, 2.0, -1.5, 3.0, 0.1))))
+        op = op or str(rng.choice(POINTWISE))
+        return ex.call(op, *(tree(depth - 1) for _ in range(OPERATORS[op].arity)))
+
+    node = tree(4, POINTWISE[index % len(POINTWISE)])
+    constants = {"c0": float(rng.choice((0.25, -1.5, 0.1234567890123456)))}
+    return Rule("random", node, constants, {"x": None, "y": None}, float(rng.choice((1.0, -0.1))))
+
+
+def points(index: int, count: int = 50) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1000 + index)
+    x, y = (np.where(rng.random(count) < 0.5, rng.choice(NASTY, count), rng.normal(size=count)) for _ in "xy")
+    return {"x": x, "y": y}
+
+
+def oracle(rule: Rule, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Values, and where they are finite on the way and well conditioned, so that any order will do."""
+    known, rng = {**inputs, **rule.constants}, np.random.default_rng(0)
+
+    def value(node, dtype, nudge):
+        if node.op == "number":
+            return dtype(node.value), True
+        if node.op == "name":
+            return np.asarray(known[node.name], dtype), True
+        args = [value(arg, dtype, nudge) for arg in node.args]
+        out = OPERATORS[node.op].numpy(*(arg for arg, _ in args))
+        fine = np.isfinite(out) & (np.abs(out) < 1e100)
+        if nudge:  # every node errs
+            out = out * (1.0 + nudge * rng.choice((-1.0, 1.0), np.shape(out)))
+        for _, sure in args:
+            fine = fine & sure
+        if node.op in ("greater", "max", "min"):
+            fine = fine & (np.abs(args[0][0] - args[1][0]) != 0)
+        return out, fine
+
+    with np.errstate(all="ignore"):
+        exact, fine = value(rule.expression, np.float64, 0.0)
+        for nudge in (1e-13, 1e-13, 1e-13):
+            fine = fine & (
+                np.abs(value(rule.expression, np.float64, nudge)[0] - exact) <= 1e-9 * np.abs(exact)
+            )
+    shape = inputs["x"].shape
+    return rule.scale * np.broadcast_to(exact, shape), np.broadcast_to(fine, shape)
+
+
+def compiled(expression, modules):
+    symbols = [next((s for s in expression.free_symbols if s.name == name), name) for name in ("x", "y")]
+    return sympy.lambdify(symbols, expression, modules)
+
+
+def numbers(function, inputs, one_by_one=False):
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        if not one_by_one:
+            return np.broadcast_to(np.asarray(function(inputs["x"], inputs["y"]), float), inputs["x"].shape)
+        out = []
+        for x, y in zip(inputs["x"], inputs["y"], strict=True):
+            try:
+                out.append(float(function(float(x), float(y))))
+            except (
+                OverflowError,
+                ZeroDivisionError,
+                ValueError,
+            ):  # Python's own answer where a float is none
+                out.append(None)
+        return out
+
+
+def check(rule, how, got, want, fine):
+    for have, expected, sure in zip(got, want, fine, strict=True):
+        if sure and have is not None:
+            assert have == pytest.approx(expected, rel=1e-8, abs=1e-100), (str(rule), how)
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_lambdify_and_text_give_the_rules_numbers(part):
+    compared = 0
+    for index in range(part, RULES, 5):
+        rule, inputs = random_rule(index), points(index)
+        want, fine = oracle(rule, inputs)
+        compared += fine.sum()
+        expression = rule.sympy(values=True)
+        check(rule, "expression", numbers(compiled(expression, ["scipy", "numpy"]), inputs), want, fine)
+        check(rule, "expression", numbers(compiled(expression, "math"), inputs, one_by_one=True), want, fine)
+        text = sympy.sympify(TARGETS["sympy"].emit(rule))
+        check(rule, "text", numbers(compiled(text, ["scipy", "numpy"]), inputs), want, fine)
+        again = Rule("again", from_sympy(expression), features={"x": None, "y": None})
+        check(rule, "again", oracle(again, inputs)[0], want, fine)
+    assert compared > 0.4 * 50 * RULES / 5
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_evalf_subs_and_mpmath_give_the_rules_numbers(part):
+    for index in range(part, RULES, 12):
+        rule, inputs = random_rule(index), points(index, 8)
+        want, fine = oracle(rule, inputs)
+        expression = rule.sympy(values=True)
+        by_mpmath = compiled(expression, "mpmath")
+        for x, y, expected, sure in zip(inputs["x"], inputs["y"], want, fine, strict=True):
+            if not sure:
+                continue
+            at = {
+                sympy.Symbol(name, real=True): sympy.Float(value, 17) for name, value in (("x", x), ("y", y))
+            }
+            for got in (
+                expression.subs(at).evalf(),
+                expression.evalf(subs=at),
+                by_mpmath(float(x), float(y)),
+            ):
+                assert float(got) == pytest.approx(expected, rel=1e-8, abs=1e-100)
+
+
+@pytest.mark.parametrize("op", POINTWISE)
+def test_derivatives_are_the_tables_at_kinks_too(op):
+    row = OPERATORS[op]
+    names = ("x", "y")[: row.arity]
+    rule = Rule("one", ex.call(op, *map(ex.name, names)), {}, {"x": None, "y": None})
+    grid = np.array([0.0, -2.0, 0.5, 3.0, 1.0])
+    x, y = (part.ravel() for part in np.meshgrid(grid, grid + 0.25 * (op not in ("max", "min"))))
+    args = [x, y][: row.arity]
+    with np.errstate(all="ignore"):
+        out = row.numpy(*args)
+        slopes = row.derivative(*args, out)
+    expression = rule.sympy()
+    for name, slope in zip(names, slopes, strict=True):
+        function = compiled(expression.diff(sympy.Symbol(name, real=True)), ["scipy", "numpy"])
+        got = numbers(function, {"x": x, "y": y})
+        fine = np.isfinite(out) & np.isfinite(np.broadcast_to(slope, x.shape))
+        np.testing.assert_allclose(got[fine], np.broadcast_to(slope, x.shape)[fine], rtol=1e-9, atol=1e-12)
+
+
+def test_outside_a_domain_every_way_says_nan():
+    for text in ("root(x)", "ln(x)", "power(x, 0.5)", "power(x, y)", "log1p(x - 1.0)", "abs(ln(x))"):
+        rule = Rule.from_text(text, features={"x": None, "y": None})
+        printed = sympy.sympify(TARGETS["sympy"].emit(rule))
+        for expression in (rule.sympy(), printed):
+            for modules in ("numpy", "math", "mpmath"):
+                with np.errstate(all="ignore"):
+                    assert math.isnan(compiled(expression, modules)(-2.0, 0.5)), (text, modules)
+            assert expression.subs(
+                {s: -2.0 if s.name == "x" else 0.5 for s in expression.free_symbols}
+            ) is sympy.nan or (
+                math.isnan(
+                    expression.evalf(
+                        subs={s: -2.0 if s.name == "x" else 0.5 for s in expression.free_symbols}
+                    )
+                )
+            )
+
+
+@pytest.mark.parametrize("op", [op for op, row in OPERATORS.items() if not row.numpy])
+def test_temporal_and_tensor_operators_stay_names_and_no_number_goes_through(op):
+    more = {"lag": ", 3", "ema": ", 0.9", "ema_hat": ", 0.9", "by_matrix": ", 2.0"}.get(op, "")
+    rule = Rule.from_text(f"{op}(g{more}) * 2.0")
+    expression = rule.sympy()
+    assert str(expression).startswith(("2*", op)) and op in str(expression)
+    assert from_sympy(expression) in (rule.expression, Rule.from_text(f"2.0 * {op}(g{more})").expression)
+    for modules in ("numpy", "math", "mpmath"):
+        with pytest.raises(L2OError, match=f"{op}.* has memory or sees a whole tensor"):
+            compiled(expression, modules)
+
+
+WRITTEN = {
+    "Abs(x)**1.5": "powabs(x, 1.5)",
+    "sqrt(x) + x**Rational(1, 3)": "root(x) + power(x, 1.0 / 3.0)",
+    "sqrt(x**2 + 1)": "sqrt(1.0 + square(x))",
+    "log(Abs(x)) - log(y)": "",
+    "Max(x, y, 0)": "",
+    "Heaviside(x)": "0.5 * (1.0 + sign(x))",
+    "Piecewise((1, x > y), (0, True))": "greater(x, y)",
+    "Piecewise((x, x < 1), (1, True))": "",
+    "exp(x)*x**-2": "",
+    "pi*x": "3.141592653589793 * x",
+}
+
+
+@pytest.mark.parametrize(("text", "want"), WRITTEN.items())
+def test_what_people_write_is_read(text, want):
+    x, y = sympy.symbols("x y", real=True)
+    rule = Rule.from_sympy(sympy.sympify(text, locals={"x": x, "y": y}), features={"x": "g", "y": None})
+    if want:
+        assert Rule.from_text(want, features={"x": None, "y": None}).expression == rule.expression
+    grid = np.array([[-3.0, -0.5, 0.5, 4.0]])
+    with np.errstate(all="ignore"):
+        values = compiled(sympy.sympify(text, locals={"x": x, "y": y}), ["numpy"])(grid, grid[:, ::-1])
+    got = np.broadcast_to(rule.evaluate({"x": grid, "y": grid[:, ::-1]}), grid.shape)
+    np.testing.assert_allclose(got, values, rtol=1e-13)
+
+
+def test_constants_and_features_of_a_sympy_rule():
+    x, k = sympy.symbols("x k")
+    rule = Rule.from_sympy(-k * sympy.tanh(x), {"x": "ema(g, 0.9)"}, {"k": 0.5}, name="mine", scale=0.1)
+    assert (
+        rule.name == "mine"
+        and rule.constants == {"k": 0.5}
+        and str(rule.inlined()) == "-(k * tanh(ema(g, 0.9)))"
+    )
+
+
+REFUSED = [
+    (lambda x: sympy.gamma(x), "has no gamma: gamma"),
+    (lambda x: sympy.floor(x) + 1, "has no floor"),
+    (lambda x: sympy.Piecewise((1 / x, x > 1), (0, True)), "a branch of Piecewise with div"),
+    (lambda x: sympy.Piecewise((1, (x > 1) & (x < 2)), (0, True)), "expected one comparison"),
+    (lambda x: sympy.Piecewise((1, x > 1)), "expected Piecewise to end"),
+    (lambda x: x + sympy.I, "real finite numbers, got I"),
+    (lambda x: sympy.zoo + x, "real finite numbers, got zoo"),
+    (lambda x: x + sympy.Symbol("y"), "unknown name 'y'"),
+    (lambda x: "x + 1", "expected a SymPy expression, got str"),
+    (lambda x: sympy.Integral(x, x), "has no Integral"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED)
+def test_what_no_row_says_is_refused_and_named(make, message):
+    with pytest.raises(L2OError, match=message) as caught:
+        Rule.from_sympy(make(sympy.Symbol("x")), {"x": "g"})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_text_brings_its_features_and_numbers_along(tmp_path):
+    from interchange import import_hall_of_fame
+
+    adam = Rule.named("adam")
+    features = {"m_tilde": "ema(g, 0.9)", "v": None}
+    for rule in (
+        adam,
+        Rule.from_text("c0 * tanh(m_tilde / 0.61) + v", {"c0": 0.123456789012345678}, features),
+    ):
+        (tmp_path / "rule.txt").write_text(TARGETS["sympy"].emit(rule))
+        (again,) = import_hall_of_fame(tmp_path / "rule.txt")
+        assert again.provenance["dialect"] == "sympy" and again.features == rule.features
+        g = np.random.default_rng(0).normal(size=(6, 5))
+        inputs = {"g": g, **({"v": g * 2.0} if "v" in rule.features else {})}
+        np.testing.assert_allclose(again.evaluate(inputs), rule.evaluate(inputs), rtol=1e-14)
