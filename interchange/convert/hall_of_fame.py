@@ -82,11 +82,26 @@ def import_hall_of_fame(
     table = _plain(read_lines(path, data))
     texts = [line.text for line in table.lines if not line.fault]
     variables = Variables(texts, {**_noted(table, texts), **(features or {})})
-    table = dataclasses.replace(
-        table, lines=[dataclasses.replace(line, text=variables.text(line.text)) for line in table.lines]
-    )
+    called = [dataclasses.replace(line, text=variables.text(line.text)) for line in table.lines]
+    table = dataclasses.replace(table, lines=called)
     dialect, reading = _parse_all(path, table, dialect, operators)
     origin = {"file": Path(path).name, "file_sha256": content_hash(data), "dialect": dialect}
+    rules, faults = _rules(table, reading, variables, origin, scale)
+    _report(path, table, faults, strict or not rules)
+    variables.said([name for rule in rules for name in rule.features])
+    if dialect.startswith("pysr"):
+        _compare(path, table.lines, rules)
+    if dialect == "operon" and any(0.0 in rule.constants.values() for rule in rules):
+        _log.warning(
+            "%s: some constants are 0; print models with more digits, or import the front itself", path
+        )
+    return rules
+
+
+def _rules(
+    table: Table, reading: _Reading, variables: Variables, origin: dict[str, Any], scale: float
+) -> tuple[list[Rule], dict[int, str]]:
+    """The rules of the lines that were read, and line number -> why not of the others."""
     rules, faults = [], dict(reading.faults)
     for line in table.lines:
         if line.number not in reading.nodes:
@@ -97,15 +112,7 @@ def import_hall_of_fame(
             rules.append(Rule(**parts, scale=scale, provenance=origin | {"line": line.number} | loss))
         except L2OError as error:
             faults[line.number] = str(error)
-    _report(path, table, faults, strict or not rules)
-    variables.said([name for rule in rules for name in rule.features])
-    if dialect.startswith("pysr"):
-        _compare(path, table.lines, rules)
-    if dialect == "operon" and any(0.0 in rule.constants.values() for rule in rules):
-        _log.warning(
-            "%s: some constants are 0; print models with more digits, or import the front itself", path
-        )
-    return rules
+    return rules, faults
 
 
 def _plain(table: Table) -> Table:

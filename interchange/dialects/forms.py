@@ -47,3 +47,11 @@ def _matches(template: Node, node: Node, bound: dict[str, Node]) -> list[dict[st
             states = [after for state in states for after in _matches(below, arg, state)]
         found += states
     return found[:1]
+
+
+def ordered(node: Node) -> Node:
+    """The tree with factors and terms in one order, for comparisons."""
+    args = tuple(map(ordered, node.args))
+    return Node(
+        node.op, tuple(sorted(args, key=repr)) if node.op in _COMMUTE else args, node.name, node.value
+    )

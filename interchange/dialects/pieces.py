@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from common.errors import L2OError
+from interchange.dialects.forms import ordered
 from interchange.dialects.functions import ONE, ZERO
 from interchange.language.expression import Node, call, number, to_text, walk
 from interchange.language.sugar import COMPARISONS, compare, not_negative
 
 Pair = tuple[Node | None, Node | None]
-_GT, _LT, _GE, _LE = COMPARISONS
+_GE = COMPARISONS[2]
 
 # Finite for every finite argument, but for overflow: what a condition excludes then does no harm.
 _TOTAL = frozenset({
@@ -27,39 +28,79 @@ def piecewise(pairs: Sequence[Pair]) -> Node:
     """
     if not pairs or pairs[-1][1] is not None or any(condition is None for _, condition in pairs[:-1]):
         raise L2OError("expected Piecewise to end with (value, True), so that it has a value everywhere")
-    (*cases, (last, _)) = pairs
-    if last is None:
-        return _domain(cases)
-    result = last
+    (*cases, (result, _)) = pairs
+    if result is None:  # a value, and nan elsewhere
+        if len(cases) != 1 or cases[0][0] is None:
+            raise L2OError("Piecewise with nan at its end has a row with one value before it; write it so")
+        value, condition = cases[0]
+        cases, result = [(None, call("sub", ONE, condition))], value
     for value, condition in reversed(cases):
         if value is None:
-            raise L2OError("nan in the midst of Piecewise has no row")
-        result = _chosen(condition, value, result)
+            result = _outside(result, condition)
+        elif not (value == ZERO and result.op == "greater" and _is_zero_where(result, condition)):
+            result = _chosen(condition, value, result)
     return result
 
 
-def _domain(cases: Sequence[Pair]) -> Node:
-    """A value that is nan outside its domain anyway, beside nan under the condition that says so."""
-    value, condition = cases[0]
-    if value is not None:
-        for node in _reached(value):
-            if not node.args or (node.op not in _STRICT and not not_negative(node.args[0])):
-                continue  # of what is not negative only nan fails the condition
-            if condition == compare(_GE, node.args[0], ZERO) and _rest(cases[1:], value, node):
-                return value
-    raise L2OError("nan under a condition has a row only where sqrt, log or a power is nan there by itself")
+def _outside(value: Node, condition: Node) -> Node:
+    """The value, and nan where a condition holds."""
+    if condition.op == "sub":  # where it does not hold
+        low, high = _sides(condition.args[1])
+        strict = condition.args[1].op == "greater" and condition.args[1].args[1].op != "sign"
+        if strict:
+            raise L2OError("nan where two sides are equal has no row; write the condition with >= or <=")
+        low, high = high, low
+    else:
+        low, high = _sides(condition)
+        if condition.args[1].op == "sign":
+            raise L2OError("nan where two sides are equal has no row; write the condition with < or >")
+    if _is_nan_where(value, low, high):
+        return value
+    # The root of what is negative there; elsewhere 0 is added.
+    gap = low if high == ZERO else call("sub", low, high)
+    return call("add", value, call("mul", ZERO, call("root", gap)))
 
 
-def _rest(cases: Sequence[Pair], value: Node, node: Node) -> bool:
-    """No further case, or for a power the one of integer exponents."""
-    if not cases:
-        return node.op != "power" or (node.args[1].op == "number" and not node.args[1].value.is_integer())
-    whole = Node("Eq", (Node("floor", (node.args[1],)), node.args[1])) if node.op == "power" else None
-    return len(cases) == 1 and cases[0] in ((value, whole), (value, _swapped(whole)))
+def _sides(condition: Node) -> tuple[Node, Node]:
+    """a and b of a < b, or of a <= b."""
+    if condition.op != "greater":
+        raise L2OError(f"expected a comparison as condition, got {to_text(condition)[:60]}")
+    high, low = condition.args
+    if low.op != "sign":
+        return low, high
+    inner = low.args[0]
+    return inner.args if inner.op == "sub" else (inner, ZERO)
 
 
-def _swapped(node: Node | None) -> Node | None:
-    return None if node is None else Node(node.op, node.args[::-1])
+def _is_nan_where(value: Node, low: Node, high: Node) -> bool:
+    """Whether a tree is nan by itself wherever low < high."""
+    gaps = [low] if high == ZERO else [call("sub", low, high)]
+    if high.op == "number" and high != ZERO:
+        gaps.append(call("add", low, number(-high.value)))
+    gaps = [ordered(gap) for gap in gaps]
+    for node in _reached(value):
+        if not node.args or (node.op not in _STRICT and not not_negative(node.args[0])):
+            continue
+        a, *more = node.args
+        if ordered(a) in gaps and _is_real(node):
+            return True
+        if node.op == "power":
+            rest = call("sub", more[0], Node("floor", (more[0],)))
+            if ordered(call("mul", a, rest)) in gaps:
+                return True
+    return False
+
+
+def _is_real(node: Node) -> bool:
+    """Whether the exponent of a power, if it is one, is no integer."""
+    return node.op != "power" or (node.args[1].op == "number" and not node.args[1].value.is_integer())
+
+
+def _is_zero_where(result: Node, condition: Node) -> bool:
+    """Whether a comparison is 0 where the condition holds, because a side of it is nan there."""
+    return condition.args[1].op != "sign" and any(
+        _is_nan_where(side, *_sides(condition)) for side in result.args
+    )
 
 
 def _reached(node: Node) -> list[Node]:

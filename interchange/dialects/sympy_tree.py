@@ -8,7 +8,7 @@ from common.errors import L2OError
 from interchange.dialects.forms import recognised
 from interchange.dialects.functions import REAL
 from interchange.dialects.pieces import heaviside, piecewise
-from interchange.language.expression import Node, call, name, number
+from interchange.language.expression import Node, call, name, number, walk
 from interchange.language.operators import OPERATORS
 from interchange.language.parse import MAX_DEPTH
 from interchange.language.sugar import compare, folded, real_logarithm, real_power, real_root
@@ -26,7 +26,10 @@ def from_sympy(expression: Any) -> Node:
 
     if not isinstance(expression, sympy.Basic):
         raise L2OError(f"expected a SymPy expression, got {type(expression).__name__}; text: Rule.from_text")
-    return recognised(_Reader(sympy).read(expression, 1))
+    tree = recognised(_Reader(sympy).read(expression, 1))
+    if any(node.op == "floor" for node in walk(tree)):
+        raise L2OError("floor has no row in the operator table but as part of a condition; rewrite that part")
+    return tree
 
 
 class _Reader:
@@ -40,6 +43,7 @@ class _Reader:
             "Max": folded("max"),
             "Min": folded("min"),
             "Heaviside": heaviside,
+            "floor": lambda a: Node("floor", (a,)),
         }
 
     def read(self, expression: Any, level: int) -> Node:
@@ -92,26 +96,15 @@ class _Reader:
     def _pieces(self, expression: Any, level: int) -> Node:
         pairs = []
         for value, condition in expression.args:
-            if condition not in (True, False) and getattr(condition, "rel_op", "") not in (*_RELATIONS, "=="):
+            if condition not in (True, False) and getattr(condition, "rel_op", "") not in _RELATIONS:
                 raise L2OError(f"expected one comparison as condition, got {str(condition)[:80]}; rewrite it")
             pairs.append(
                 (
                     None if value is self.sympy.nan else self.read(value, level + 1),
-                    None if condition == True else self._condition(condition, level),  # noqa: E712
+                    None if condition == True else self.read(condition, level + 1),  # noqa: E712
                 )
             )
         return piecewise(pairs)
-
-    def _condition(self, condition: Any, level: int) -> Node:
-        if condition.rel_op != "==":
-            return self.read(condition, level + 1)
-        sides = [
-            Node("floor", (self.read(side.args[0], level + 1),))
-            if isinstance(side, self.sympy.floor)
-            else self.read(side, level + 1)
-            for side in condition.args
-        ]
-        return Node("Eq", tuple(sides))
 
 
 def _real(constant: Any) -> float:

@@ -76,7 +76,7 @@ _THIRD = number(1.0 / 3.0)
 _SYMPY = dict(NATIVE.calls) | REAL | _rows(Abs="abs") | {name: NATIVE.calls[name] for name in ("Max", "Min")}
 _SYMPY |= named(1, sqrt=real_root, log=real_logarithm, ln=real_logarithm)
 _SYMPY |= named(1, cbrt=lambda a: real_power(a, _THIRD), floor=lambda a: Node("floor", (a,)))
-_SYMPY |= named(2, pow=real_power, Pow=real_power, Eq=lambda a, b: Node("Eq", (a, b)))
+_SYMPY |= named(2, pow=real_power, Pow=real_power)
 _SYMPY |= {"Heaviside": heaviside}
 
 DIALECTS: Registry[Dialect] = Registry(

@@ -115,46 +115,70 @@ def _by_name(sympy: Any) -> type:
 
 
 def _formulas(sympy: Any) -> dict[str, Any]:
-    """The operators in plain SymPy; unevaluated where SymPy would change the form that is read back."""
-    absolute, sign, log, root, nan = sympy.Abs, sympy.sign, sympy.log, sympy.sqrt, sympy.nan
-    third, one, tiny = sympy.Rational(1, 3), sympy.S.One, sympy.Float(1e-8)
+    """The operators in plain SymPy, nan where they are not real."""
 
-    def pieces(*pairs: tuple) -> Any:
-        return sympy.Piecewise(*pairs, evaluate=False)
+    def guarded(op: str) -> Any:
+        def formula(*args: Any) -> Any:
+            outside = excluded(op, *args)
+            inside = natural(op, *args)
+            return inside if outside is None else sympy.Piecewise((sympy.nan, outside), (inside, True))
 
-    def above(a: Any, b: Any) -> Any:
-        try:
-            return sympy.Ge(a, b)
-        except TypeError:  # of a number that is nan
-            return sympy.false
+        return formula
 
-    def higher(a: Any, b: Any) -> Any:
-        return sympy.false if sympy.nan in (a, b) else sympy.Gt(a, b)
+    def greater(a: Any, b: Any) -> Any:
+        higher = sympy.false if sympy.nan in (a, b) else sympy.Gt(a, b)
+        return sympy.Piecewise((sympy.S.One, higher), (sympy.S.Zero, True), evaluate=False)
 
-    def power(a: Any, b: Any) -> Any:
-        if b.is_integer:
-            return a**b
-        whole = () if b.is_number else ((a**b, sympy.Eq(b, sympy.floor(b), evaluate=False)),)
-        return pieces((a**b, above(a, 0)), *whole, (nan, True))
+    return {op: guarded(op) for op in _natural(sympy)} | {"greater": greater}
 
-    def log1p(a: Any) -> Any:
-        return pieces((2 * sympy.asinh(a / (2 * root(a + 1))), above(a + 1, 0)), (nan, True))
 
+def natural(op: str, *args: Any) -> Any:
+    """An operator in functions of SymPy alone, whatever they give outside its domain."""
+    import sympy
+
+    return _natural(sympy)[op](*args)
+
+
+def excluded(op: str, *args: Any, evaluate: bool = True) -> Any:
+    """The comparison that holds where an operator is not real and so nan; None for nowhere."""
+    import sympy
+
+    a, *more = args
+    if op == "log1p":
+        a = sympy.Add(a, sympy.S.One, evaluate=evaluate)
+    elif op == "power":
+        (b,) = more
+        if b.is_comparable and float(b).is_integer():
+            return None
+        if not b.is_comparable:  # of a fraction above an integer only the sign of a is left
+            rest = sympy.Add(b, sympy.Mul(-1, sympy.floor(b), evaluate=evaluate), evaluate=evaluate)
+            a = sympy.Mul(a, rest, evaluate=evaluate)
+    elif op not in ("root", "ln"):
+        return None
+    try:
+        return sympy.Lt(a, 0, evaluate=evaluate)
+    except TypeError:  # of a number that is nan, and passes on as such
+        return sympy.false
+
+
+@functools.cache
+def _natural(sympy: Any) -> dict[str, Any]:
+    absolute, sign, log, root = sympy.Abs, sympy.sign, sympy.log, sympy.sqrt
+    third, tiny = sympy.Rational(1, 3), sympy.Float(1e-8)
     return {
         "sqrt": lambda a: root(absolute(a)),
         "log": lambda a: log(absolute(a) + tiny),
         "logabs": lambda a: log(absolute(a)),
-        "log1p": log1p,
+        "log1p": lambda a: 2 * sympy.asinh(a / (2 * root(a + 1))),
         "cbrt": lambda a: sign(a) * absolute(a) ** third,
         "pow": lambda a, b: sign(a) * absolute(a) ** b,
         "powabs": lambda a, b: absolute(a) ** b,
-        "power": power,
-        "root": lambda a: pieces((root(a), above(a, 0)), (nan, True)),
-        "ln": lambda a: pieces((log(a), above(a, 0)), (nan, True)),
+        "power": lambda a, b: a**b,
+        "root": root,
+        "ln": log,
         "sigmoid": lambda a: sympy.exp(sympy.Min(a, 0)) / (1 + sympy.exp(-absolute(a))),
         "relu": lambda a: sympy.Max(a, 0),
         "softsign": lambda a: a / (1 + absolute(a)),
-        "greater": lambda a, b: pieces((one, higher(a, b)), (sympy.S.Zero, True)),
         "aq": lambda a, b: a / root(1 + b**2),
     }
 

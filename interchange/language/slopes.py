@@ -28,7 +28,7 @@ def d_power(a: Array, b: Array, out: Array) -> tuple:
     size = np.abs(a)
     # Of a**(b - 1), told by b itself, because b - 1 may round to b.
     side = np.where(np.floor(b) != b, np.nan, np.where(np.floor(b / 2) * 2 == b, -1.0, 1.0))
-    side = np.where(a < 0, side, 1.0)
+    side = np.where(a < 0, side, 1.0).astype(np.result_type(a, b))
     return off_zero(a, side * b * np.power(size, b - 1.0)), off_zero(a, out * np.log(size))
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from interleaved import parser_of, save, tell
 
-from interchange.convert.__main__ import import_npy
 from interchange.convert.hall_of_fame import import_hall_of_fame
+from interchange.convert.tables import import_npy
 from interchange.distill.config import DistillConfig
 from interchange.distill.refit import predict
 from interchange.distill.run import search_front

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from interchange.convert import __main__ as command
-from interchange.convert.__main__ import export_npy, import_npy
+from interchange.convert import tables
+from interchange.convert.tables import export_npy, import_npy
 from interchange.files.trajectories import Run, Samples, Trajectories, load_trajectories, save_trajectories
 from interchange.inspect import __main__ as inspect
 from interchange.rule.front import read_front
@@ -183,7 +183,7 @@ def test_the_wider_of_two_types_is_written_and_short_runs_are_left_out(tmp_path)
 
 
 def test_a_table_that_would_be_too_large_is_refused_before_it_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_BUDGET", 100)
+    monkeypatch.setattr(tables, "_BUDGET", 100)
     with pytest.raises(L2OError, match=r"at most 100 bytes, got shape \(15, 3\)"):
         export_npy(make(make_run(1, 5)), tmp_path / "t.npy")
     assert not list(tmp_path.iterdir())
@@ -206,7 +206,7 @@ BAD = {
     "table.npy --lags 2 --out x": "it takes --names, --scale",
     "hall.csv --names a --out x": "it takes --dialect, --scale",
     "hall.csv --dialect pysr --out x": "unknown dialect 'pysr'",
-    "hall.csv --dialect pysr-2 --out x": "hall.csv:3: unknown",
+    "hall.csv --dialect pysr-2 --strict --out x": "hall.csv:3: unknown",
     "table.npy --out hall.csv": "is there already; replace it with --overwrite",
 }
 
@@ -218,3 +218,22 @@ def test_bad_arguments_are_one_line_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     assert message in refused(f"{CONVERT} {words}")
     assert {path.name for path in tmp_path.iterdir()} == {"hall.csv", "table.npy"}
+
+
+def test_columns_are_chosen_and_rows_that_are_not_finite_are_left_out(tmp_path, caplog):
+    table = np.array([[1.0, 2.0, 3.0, 9.0], [np.nan, 5.0, 6.0, 9.0], [7.0, np.inf, 8.0, 9.0]])
+    np.save(tmp_path / "t.npy", table)
+    found = import_npy(tmp_path / "t.npy", columns=(2, 1), target=0, drop_nan=True).samples
+    np.testing.assert_array_equal(found.x, [[3.0, 2.0]])
+    np.testing.assert_array_equal(found.y, [1.0])
+    assert "2 of 3 rows are left out, not finite" in caplog.text
+    assert list(import_npy(tmp_path / "t.npy", columns=(2,)).features) == ["x2"]
+    for options, message in (
+        ({"columns": (4,)}, "expected columns from 0 to 3, got 4"),
+        ({"columns": (1, 3)}, "the target 3 not among them"),
+        ({"columns": (1, 1)}, "each column once"),
+        ({}, "leave such rows out with --drop-nan"),
+        ({"columns": (0, 1, 2), "names": ("a",)}, "expected finite numbers"),
+    ):
+        with pytest.raises(L2OError, match=message):
+            import_npy(tmp_path / "t.npy", **options)

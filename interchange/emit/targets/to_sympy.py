@@ -10,11 +10,11 @@ import math
 from typing import Any
 
 from interchange.dialects.table import BY_SYMPY
-from interchange.emit.sympy_functions import functions
+from interchange.emit.sympy_functions import excluded, functions, natural
 from interchange.language.equation import Equation
 from interchange.language.expression import Node, call, names, number, substitute, to_text, walk
 from interchange.language.operators import OPERATORS
-from interchange.language.sugar import of_numbers
+from interchange.language.sugar import not_negative, of_numbers
 
 _ARITHMETIC = frozenset({"add", "sub", "mul", "div", "neg", "square", "cube"})
 
@@ -26,7 +26,7 @@ def emit(rule: Equation) -> str:
     """
     used = names(rule.expression)
     given = {name: tree for name, tree in rule.features.items() if name in used and tree is not None}
-    lines = [printed(build_rule(rule, values=True)), f"# {BY_SYMPY}"]
+    lines = [printed(_closed(*_flat(_scaled(rule, values=True)))), f"# {BY_SYMPY}"]
     return "\n".join([*lines, *(f"# {name} = {to_text(tree)}" for name, tree in given.items())]) + "\n"
 
 
@@ -54,10 +54,50 @@ def build_rule(rule: Equation, *, values: bool = False) -> Any:
     Args:
         values: put in the numbers of the constants.
     """
+    return build(_scaled(rule, values))
+
+
+def _scaled(rule: Equation, values: bool) -> Node:
     tree = rule.expression
     if values:
         tree = substitute(tree, {name: number(value) for name, value in rule.constants.items()})
-    return build(tree if rule.scale == 1.0 else call("mul", number(rule.scale), tree))
+    return tree if rule.scale == 1.0 else call("mul", number(rule.scale), tree)
+
+
+def _flat(node: Node) -> tuple[Any, list]:
+    """A tree in functions of SymPy alone, and the comparisons under which it is nan, the inner ones first.
+
+    SymPy cannot compare what is nan by its form, so the comparisons are gathered up to where they are asked.
+    """
+    import sympy
+
+    if not node.args or _of_numbers(node):
+        return build(node), []
+    parts = [_flat(arg) for arg in node.args]
+    if not OPERATORS[node.op].numpy:
+        return functions()[node.op](*(_closed(*part) for part in parts), evaluate=False), []
+    args, outside = [part[0] for part in parts], [bad for part in parts for bad in part[1]]
+    if sympy.nan in args:
+        return (sympy.S.Zero if node.op == "greater" else sympy.nan), []
+    if node.op == "greater":
+        zeros = [(sympy.S.Zero, bad) for bad in outside]
+        higher = (sympy.S.One, sympy.Gt(*args, evaluate=False))
+        return sympy.Piecewise(*zeros, higher, (sympy.S.Zero, True), evaluate=False), []
+    if node.op in _ARITHMETIC:
+        return _arithmetic(sympy, node.op, args), outside
+    if node.op not in functions() or node.op == "sign":
+        return getattr(sympy, OPERATORS[node.op].sympy)(*args, evaluate=False), outside
+    bad = None if not_negative(node.args[0]) else excluded(node.op, *args, evaluate=False)
+    return natural(node.op, *args), [*outside, *([] if bad is None else [bad])]
+
+
+def _closed(expression: Any, outside: list) -> Any:
+    import sympy
+
+    if not outside:
+        return expression
+    cases = [(sympy.nan, bad) for bad in dict.fromkeys(outside)]
+    return sympy.Piecewise(*cases, (expression, True), evaluate=False)
 
 
 def build(node: Node) -> Any:
@@ -72,16 +112,22 @@ def build(node: Node) -> Any:
         return sympy.Float(node.value, 15 if short else 17)
     if node.op == "name":
         return sympy.Symbol(node.name, real=True)
-    if all(part.op == "number" or (part.args and OPERATORS[part.op].numpy) for part in walk(node)):
+    if _of_numbers(node):
         value = of_numbers(node)
         if not math.isfinite(value):  # SymPy stumbles over every comparison with it
             return sympy.nan if math.isnan(value) else math.copysign(1, value) * sympy.oo
     args = [build(arg) for arg in node.args]
+    if sympy.nan in args and OPERATORS[node.op].numpy:
+        return sympy.S.Zero if node.op == "greater" else sympy.nan
     if node.op in _ARITHMETIC:
         return _arithmetic(sympy, node.op, args)
     own = functions()
     function = own[node.op] if node.op in own else getattr(sympy, OPERATORS[node.op].sympy)
     return function(*args, evaluate=False)
+
+
+def _of_numbers(node: Node) -> bool:
+    return all(part.op == "number" or (part.args and OPERATORS[part.op].numpy) for part in walk(node))
 
 
 def _arithmetic(sympy: Any, op: str, args: list) -> Any:

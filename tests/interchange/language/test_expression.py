@@ -84,7 +84,7 @@ def test_names_come_once_in_order_and_substitution_replaces_them_only():
         ("tanh(a, b)", "tanh takes 1 argument, got 2"),
         ("max(a)", "max takes 2 arguments, got 1"),
         ("sqr(a)", "did you mean 'sqrt'"),
-        ("a ** 2", "for powers use square"),
+        ("a == 2", "of comparisons one of < > <= >="),
         ("tanh", "is an operator"),
         ("lag(x, 1.0)", "literal integer"),
         ("lag(x, 101)", "literal integer"),
