@@ -76,8 +76,7 @@ def import_hall_of_fame(
         L2OError: no line, or with ``strict`` not every line, has an exact meaning here, as
             ``FILE:LINE: reason``.
     """
-    if dialect:
-        DIALECTS[dialect]  # an unknown one lists the known
+    _ = dialect and DIALECTS[dialect]  # an unknown one lists the known
     data = read_file(path, _LIMIT)
     table = _plain(read_lines(path, data))
     texts = [line.text for line in table.lines if not line.fault]
@@ -89,12 +88,7 @@ def import_hall_of_fame(
     rules, faults = _rules(table, reading, variables, origin, scale)
     _report(path, table, faults, strict or not rules)
     variables.said([name for rule in rules for name in rule.features])
-    if dialect.startswith("pysr"):
-        _compare(path, table.lines, rules)
-    if dialect == "operon" and any(0.0 in rule.constants.values() for rule in rules):
-        _log.warning(
-            "%s: some constants are 0; print models with more digits, or import the front itself", path
-        )
+    _warn(path, dialect, table, rules)
     return rules
 
 
@@ -216,6 +210,15 @@ def _read(lines: list[Line], dialect: str, operators: Sequence[str]) -> _Reading
             known = "; give its meaning with --operator NAME=EXPRESSION"
             reading.faults[line.number] = f"{error}{known * str(error).startswith('unknown operator')}"
     return reading
+
+
+def _warn(path: Any, dialect: str, table: Table, rules: list[Rule]) -> None:
+    if dialect.startswith("pysr"):
+        _compare(path, table.lines, rules)
+    if dialect == "operon" and any(0.0 in rule.constants.values() for rule in rules):
+        _log.warning(
+            "%s: some constants are 0; print models with more digits, or import the front itself", path
+        )
 
 
 def _compare(path: Any, lines: list[Line], rules: list[Rule]) -> None:

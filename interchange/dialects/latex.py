@@ -8,7 +8,7 @@ import re
 from common.errors import L2OError
 
 _TOKEN = re.compile(
-    r"\\left\s*[(\[|]|\\right\s*[)\]|]|\\,|\\[A-Za-z]+|\d+\.?\d*|\.\d+|[A-Za-z]|[{}^_+\-=>,\[\]()]|\s+"
+    r"\\left\s*[(\[|]|\\right\s*[)\]|]|\\,|\\_|\\[A-Za-z]+|\d+\.?\d*|\.\d+|[A-Za-z]|[{}^_+\-=>,\[\]()]|\s+"
 )
 _FUNCTIONS = {"arctan": "atan", "arsinh": "asinh", "sgn": "sign"}
 _WORDS = ("sin", "cos", "tan", "exp", "log", "ln", "max", "min", "sinh", "cosh", "tanh", "arctan")
@@ -162,7 +162,7 @@ class _Reader:
         inner = self.group()
         stripped = re.fullmatch(r"abs\((.*)\)", inner)
         whole = stripped and _closes_last(inner)
-        return f"sqrt({stripped[1]})" if whole else f"power({inner}, 0.5)"
+        return f"sqrt({stripped[1]})" if whole else f"root({inner})"
 
     def is_average(self) -> bool:
         return self.next in (r"\widehat", r"\hat") and self.tokens[self.place + 2] == r"\operatorname"

@@ -17,7 +17,7 @@ _TOTAL = frozenset({
     "tanh", "asinh", "erf", "erfc", "sin", "cos", "atan", "sigmoid", "relu", "softsign", "max", "min",
     "greater", "aq",
 })  # fmt: skip
-_STRICT = ("root", "ln", "power")
+_STRICT = ("root", "ln", "powreal")
 
 
 def piecewise(pairs: Sequence[Pair]) -> Node:
@@ -84,7 +84,7 @@ def _is_nan_where(value: Node, low: Node, high: Node) -> bool:
         a, *more = node.args
         if ordered(a) in gaps and _is_real(node):
             return True
-        if node.op == "power":
+        if node.op == "powreal":
             rest = call("sub", more[0], Node("floor", (more[0],)))
             if ordered(call("mul", a, rest)) in gaps:
                 return True
@@ -93,7 +93,7 @@ def _is_nan_where(value: Node, low: Node, high: Node) -> bool:
 
 def _is_real(node: Node) -> bool:
     """Whether the exponent of a power, if it is one, is no integer."""
-    return node.op != "power" or (node.args[1].op == "number" and not node.args[1].value.is_integer())
+    return node.op != "powreal" or (node.args[1].op == "number" and not node.args[1].value.is_integer())
 
 
 def _is_zero_where(result: Node, condition: Node) -> bool:

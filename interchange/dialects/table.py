@@ -136,7 +136,7 @@ _OPERON_KINDS = {
 _OPERON_KINDS |= {
     name: name for name in DIALECTS["operon"].calls if name not in ("sqrt", "log", "asin", "acos")
 }
-_OPERON_KINDS |= {"sqrtabs": "sqrt", "sqrt": "root", "log": "ln", "pow": "power"}
+_OPERON_KINDS |= {"sqrtabs": "sqrt", "sqrt": "root", "log": "ln", "pow": "powreal"}
 
 
 def operon_tree(tree: list) -> list:

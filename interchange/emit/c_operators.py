@@ -15,7 +15,7 @@ ROWS = {
     "sign": "sign_({a})",
     "pow": "{b} != {b} ? {b} : sign_({a}) * pow_(fabs({a}), {b})",
     "powabs": "{a} != {a} ? {a} : {b} != {b} ? {b} : pow_(fabs({a}), {b})",
-    "power": (
+    "powreal": (
         "{a} != {a} ? {a} : {b} != {b} ? {b} : {a} < 0 && floor({b}) != {b} ? (real)NAN : "
         "({a} < 0 && floor({b} / 2) * 2 != {b} ? (real)-1 : (real)1) * pow_(fabs({a}), {b})"
     ),
@@ -64,7 +64,7 @@ DERIVATIVES = {
     "sign": ("",),
     "pow": (_POW_A, _POW_B),
     "powabs": (f"sign_({{a}}) * ({_POW_A})", _POW_B),
-    "power": (
+    "powreal": (
         "{a} == 0 ? (real)0 : {a} < 0 && floor({b}) != {b} ? (real)NAN : "
         "({a} < 0 && floor({b} / 2) * 2 == {b} ? -{b} : {b}) * pow_(fabs({a}), {b} - (real)1)",
         _POW_B,

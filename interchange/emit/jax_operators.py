@@ -54,7 +54,7 @@ def op_powabs(a, b):
     return keep_nan(jnp.where(zero, at_zero, jnp.power(jnp.abs(safe), b)), a, b)
 
 
-def op_power(a, b):
+def op_powreal(a, b):
     zero, safe = nonzero(a)
     floor = jnp.floor(jax.lax.stop_gradient(b))
     side = jnp.where(floor == b, jnp.where(jnp.floor(floor / 2) * 2 == floor, 1.0, -1.0), jnp.nan)

@@ -194,7 +194,7 @@ _STRENGTHS = {
     "square": _POWER,
     "cube": _POWER,
     "powabs": _POWER,
-    "power": _POWER,
+    "powreal": _POWER,
 }
 _ONE = Box("number", text="1")
 _SPECIAL = {
@@ -208,7 +208,7 @@ _SPECIAL = {
         Box("word", text="log"), _fence(_row(_magnitude(a), Box("symbol", text="+"), _number(1e-8)))
     ),
     "root": lambda a: Box("root", (layout(a),), "2"),
-    "power": lambda a, b: Box("sup", (_bound(a, _ATOM), layout(b))),
+    "powreal": lambda a, b: Box("sup", (_bound(a, _ATOM), layout(b))),
     "logabs": lambda a: _row(Box("word", text="log"), _magnitude(a)),
     "log1p": lambda a: _row(Box("word", text="log"), _fence(_sum(number(1.0), a, minus=False))),
     "cbrt": lambda a: Box("root", (layout(a),), "3"),

@@ -21,7 +21,7 @@ _PRINTERS = (
 )  # fmt: skip
 _COMPILED = ("_pythoncode", "_mpmathcode", "_numpycode", "_ccode", "_torchcode", "_tensorflowcode")
 # What NumPy computes as the oracle does, nan outside the domain.
-_NUMPY = {"log1p": "log1p", "cbrt": "cbrt", "root": "sqrt", "ln": "log", "power": "power"}
+_NUMPY = {"log1p": "log1p", "cbrt": "cbrt", "root": "sqrt", "ln": "log", "powreal": "power"}
 
 
 @functools.cache
@@ -146,7 +146,7 @@ def excluded(op: str, *args: Any, evaluate: bool = True) -> Any:
     a, *more = args
     if op == "log1p":
         a = sympy.Add(a, sympy.S.One, evaluate=evaluate)
-    elif op == "power":
+    elif op == "powreal":
         (b,) = more
         if b.is_comparable and float(b).is_integer():
             return None
@@ -173,7 +173,7 @@ def _natural(sympy: Any) -> dict[str, Any]:
         "cbrt": lambda a: sign(a) * absolute(a) ** third,
         "pow": lambda a, b: sign(a) * absolute(a) ** b,
         "powabs": lambda a, b: absolute(a) ** b,
-        "power": lambda a, b: a**b,
+        "powreal": lambda a, b: a**b,
         "root": root,
         "ln": log,
         "sigmoid": lambda a: sympy.exp(sympy.Min(a, 0)) / (1 + sympy.exp(-absolute(a))),
@@ -203,7 +203,7 @@ def _slopes(sympy: Any) -> dict[str, Any]:
         "cbrt": lambda own, out, a: off_zero(a, one / (3 * out**2)),
         "pow": power_like("powabs", lambda a: one),
         "powabs": power_like("powabs", sign),
-        "power": power_like("power", lambda a: one),
+        "powreal": power_like("powreal", lambda a: one),
         "root": lambda own, out, a: off_zero(a, one / (2 * out)),
         "ln": lambda own, out, a: off_zero(a, one / a),
         "sigmoid": lambda own, out, a: (sympy.exp(-absolute(a)) / (1 + sympy.exp(-absolute(a))) ** 2,),

@@ -160,7 +160,7 @@ class Equation:
         trees = [self.expression, *(tree for tree in self.features.values() if tree is not None)]
         nodes = [node for tree in trees for node in ex.walk(tree)]
         courses = [n for n in nodes if n.op == "ema" and n.args[1].op not in ("name", "number")]
-        added = any(n.op in ("root", "ln", "power") for n in nodes)
+        added = any(n.op in ("root", "ln", "powreal") for n in nodes)
         return bool(courses) or added or any(map(ex.sees_tensors, trees))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ with ``np.errstate(all="ignore")``.
 
 A derivative takes the arguments and the result and returns one partial per argument, each
 broadcastable to the result; a plain float where it is the same everywhere. Conventions at kinks: at 0
-the derivatives of abs, sqrt, root, log, logabs, ln, cbrt, relu are 0; pow, powabs and power have both
+the derivatives of abs, sqrt, root, log, logabs, ln, cbrt, relu are 0; pow, powabs and powreal have both
 partials 0 where a = 0; sign and greater are 0 everywhere; ties of max and min are shared half and half.
 """
 
@@ -100,7 +100,7 @@ def op_root(a: Array) -> Array:
     return np.sqrt(a)
 
 
-def op_power(a: Array, b: Array) -> Array:
+def op_powreal(a: Array, b: Array) -> Array:
     # By the size of a, as the frameworks compute it: so b has a derivative where a is negative, too.
     side = np.where(np.floor(b) != b, np.nan, np.where(np.floor(b / 2) * 2 == b, 1.0, -1.0))
     out = np.where(a < 0, side, 1.0) * np.power(np.abs(a), b)
@@ -225,7 +225,7 @@ OPERATORS: Registry[Operator] = Registry(
             "pow", 2, op_pow, slopes.d_pow, note="sign(a) abs(a)**b; at a = 0: b >= 0 gives 0, b < 0 nan"
         ),
         Operator("powabs", 2, op_powabs, slopes.d_powabs, note="abs(a)**b"),
-        Operator("power", 2, op_power, slopes.d_power, note="a**b; nan where a < 0 and b is no integer"),
+        Operator("powreal", 2, op_powreal, slopes.d_powreal, note="a**b; nan where a < 0, b no integer"),
         Operator(
             "sqrt", 1, op_sqrt, lambda a, out: (slopes.off_zero(a, 0.5 * np.sign(a) / out),), note=_ABS[0]
         ),

@@ -24,7 +24,7 @@ def d_powabs(a: Array, b: Array, out: Array) -> tuple:
     return np.sign(a) * by_a, by_b
 
 
-def d_power(a: Array, b: Array, out: Array) -> tuple:
+def d_powreal(a: Array, b: Array, out: Array) -> tuple:
     size = np.abs(a)
     # Of a**(b - 1), told by b itself, because b - 1 may round to b.
     side = np.where(np.floor(b) != b, np.nan, np.where(np.floor(b / 2) * 2 == b, -1.0, 1.0))

@@ -17,7 +17,7 @@ _ONE = number(1.0)
 def integer_power(base: Node, exponent: int) -> Node:
     """``base**exponent`` as squares, cubes and products; a negative power is one over it."""
     if abs(exponent) > MAX_POWER:
-        return call("power", base, number(exponent))
+        return call("powreal", base, number(exponent))
     if exponent <= 0:
         return call("div", _ONE, integer_power(base, -exponent)) if exponent else _ONE
     if exponent == 1:
@@ -38,7 +38,7 @@ def real_power(base: Node, exponent: Node) -> Node:
         return integer_power(base, int(exponent.value))
     if base.op == "abs":
         return call("powabs", base.args[0], exponent)
-    return call("powabs" if not_negative(base) else "power", base, exponent)
+    return call("powabs" if not_negative(base) else "powreal", base, exponent)
 
 
 def real_root(a: Node) -> Node:

@@ -22,7 +22,7 @@ JULIA |= {
         "cos", "tan", "atan", "cbrt", "log1p", "relu", "max", "min", "greater",
     )
 }  # fmt: skip
-JULIA |= {"power": "^", "root": "sqrt", "ln": "log"}  # as PySR has them, nan outside their domain
+JULIA |= {"powreal": "^", "root": "sqrt", "ln": "log"}  # as PySR has them, nan outside their domain
 JULIA |= {
     "sqrt": "sqrt_abs(x) = sqrt(abs(x))",
     "log": "log_eps(x) = log(abs(x) + oftype(x, 1.0e-8))",

@@ -19,7 +19,7 @@ K = 8.0  # units by which a target may be off
 # Which branch a register takes, or which side of a pole it is on.
 SIDES = {
     **dict.fromkeys(("pow", "powabs"), lambda a, b: np.where(a == 0, np.sign(b), 2.0)),
-    "power": lambda a, b: np.where(a == 0, np.sign(b), 2.0 * np.sign(a) + 4.0 * np.floor(b) * (a < 0)),
+    "powreal": lambda a, b: np.where(a == 0, np.sign(b), 2.0 * np.sign(a) + 4.0 * np.floor(b) * (a < 0)),
     **dict.fromkeys(("sign", "logabs", "root", "ln"), np.sign),
     "log1p": lambda a: np.sign(1.0 + a),
     "div": lambda a, b: np.sign(b),

@@ -2,7 +2,7 @@
 
 Values equal the NumPy oracle; NaN goes through everything but ``greater``. Derivatives under
 ``GradientTape`` follow the table's conventions (0 at the kinks of abs, sqrt, root, log, logabs, ln, cbrt,
-relu, and of pow, powabs and power at a = 0; ties of max and min half and half) by choosing a safe argument
+relu, and of pow, powabs and powreal at a = 0; ties of max and min half and half) by choosing a safe argument
 before the operation, so that no gradient is NaN or infinite there. Arguments are tensors, variables or Python
 numbers; a 0-dim or plain number takes the dtype of the dimensioned tensor, which TensorFlow itself refuses
 to do. The TensorFlow emitter copies these functions' source text into standalone files, so bodies use
@@ -107,7 +107,7 @@ def op_powabs(a: Value, b: Value) -> Tensor:
     return keep_nan(tf.where(zero, at_zero, tf.pow(tf.abs(safe), b)), a, b)
 
 
-def op_power(a: Value, b: Value) -> Tensor:
+def op_powreal(a: Value, b: Value) -> Tensor:
     a, b = _pair(a, b)
     zero, safe = _nonzero(a)
     floor, one = tf.floor(b), tf.ones_like(b)
@@ -256,7 +256,7 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "sign": op_sign,
     "pow": op_pow,
     "powabs": op_powabs,
-    "power": op_power,
+    "powreal": op_powreal,
     "sqrt": op_sqrt,
     "root": op_root,
     "log": op_log,

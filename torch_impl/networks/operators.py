@@ -2,7 +2,7 @@
 
 Values equal the NumPy oracle; NaN goes through everything but ``greater``. Derivatives under autograd
 follow the table's conventions (0 at the kinks of abs, sqrt, root, log, logabs, ln, cbrt, relu, and of pow,
-powabs and power at a = 0; ties of max and min half and half) by choosing a safe argument before the
+powabs and powreal at a = 0; ties of max and min half and half) by choosing a safe argument before the
 operation, so that no gradient is NaN or infinite there. Arguments are tensors or Python floats; a 0-dim or
 plain number takes the dtype of the dimensioned tensor. The torch emitter copies these functions' source text
 into standalone files, so bodies use torch and each other only.
@@ -91,7 +91,7 @@ def op_powabs(a: Value, b: Value) -> Tensor:
     return keep_nan(out, a, b)
 
 
-def op_power(a: Value, b: Value) -> Tensor:
+def op_powreal(a: Value, b: Value) -> Tensor:
     a, b = _pair(a, b)
     zero, floor = a == 0, torch.floor(b.detach())
     safe, whole = torch.where(zero, 1.0, a), floor == b
@@ -233,7 +233,7 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "sign": op_sign,
     "pow": op_pow,
     "powabs": op_powabs,
-    "power": op_power,
+    "powreal": op_powreal,
     "sqrt": op_sqrt,
     "root": op_root,
     "log": op_log,

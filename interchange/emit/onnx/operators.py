@@ -209,7 +209,7 @@ ONNX: dict[str, Callable[..., str]] = {
     "sign": _sign,
     "pow": _pow,
     "powabs": _powabs,
-    "power": _power,
+    "powreal": _power,
     "root": _same("Sqrt"),
     "ln": _same("Log"),
     "sqrt": lambda n, a: n.add("Sqrt", n.add("Abs", a)),

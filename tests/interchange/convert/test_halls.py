@@ -188,7 +188,7 @@ LIKE_THESE = {
     "an infinite loss": ("Complexity,Loss,Equation\n3,Inf,x0 * 2.0\n", "x0 * c0", [2.0]),
     "a complexity that is no integer": ("Complexity,Loss,Equation\n3.0,0.1,x0 * 2.0\n", "x0 * c0", [2.0]),
     "a comparison": ("Complexity,Loss,Equation\n3,0.1,x0 > 0.47\n", "greater(x0, c0)", [0.47]),
-    "a root of what may be negative": ("Complexity,Loss,Equation\n3,0.1,x0 ^ 0.5\n", "power(x0, c0)", [0.5]),
+    "a root below 0": ("Complexity,Loss,Equation\n3,0.1,x0 ^ 0.5\n", "powreal(x0, c0)", [0.5]),
     "Greek": ("Complexity,Loss,Equation\n3,0.1,Δx₁ * 2.0\n", "Deltax1 * c0", [2.0]),
     "a keyword": ("Complexity,Loss,Equation\n3,0.1,lambda * 2.0\n", "lambda_column * c0", [2.0]),
     "a constant's name": ("Complexity,Loss,Equation\n3,0.1,c0 * 2.0\n", "c0_column * c0", [2.0]),
