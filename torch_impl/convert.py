@@ -62,7 +62,11 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(name): tensor.numpy() for name, tensor in state.items()}
+        if isinstance(state.get("state_dict"), Mapping):
+            state = state["state_dict"]
+        arrays = {str(name).removeprefix("module."): tensor.detach() for name, tensor in state.items()}
+        half = (torch.bfloat16, torch.float16)
+        return {name: (a.float() if a.dtype in half else a).numpy() for name, a in arrays.items()}
     except Exception as error:  # torch documents no list of what a missing, broken or unsafe file raises
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
     raise L2OError(
@@ -74,6 +78,12 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
 def canonical(state: Mapping[str, np.ndarray], where: str = "state dict") -> dict[str, np.ndarray]:
     """The original's arrays by our names (FORMATS.md section 2); its two biases per cell are added up."""
     weights: dict[str, np.ndarray] = {}
+    for name in state:
+        twin = name.replace("bias_ih", "bias_hh") if "bias_ih" in name else name.replace("bias_hh", "bias_ih")
+        if _CELL.fullmatch(name) and twin not in state:
+            raise L2OError(
+                f"{where}: expected two biases of every cell, got no {twin}; save the whole network"
+            )
     for name, array in state.items():
         stem, _, part = name.rpartition(".")
         if stem in _PLAIN and part in ("weight", "bias"):
@@ -101,6 +111,11 @@ def fitted(row: TeacherRow, weights: Mapping[str, np.ndarray], where: str = "sta
         raise L2OError(
             f"{where}: expected a network of {len(row.inputs)} inputs ({'+'.join(row.inputs)}), got one of "
             f"{first.shape[1]}; name its features with --inputs or another --teacher"
+        )
+    if len(cells) != len(row.lstm):
+        raise L2OError(
+            f"{where}: expected {len(row.lstm)} LSTM cells, as the teacher {row.name!r} has, got {len(cells)}; "
+            "name the row it was trained as with --teacher"
         )
     sizes = tuple(weights[f"lstm_{k}/w_hidden"].shape[1] for k in range(len(cells)))
     return dataclasses.replace(row, lstm=sizes, pre=len(weights["pre/w"]) if "pre/w" in weights else 0)

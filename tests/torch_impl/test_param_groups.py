@@ -157,7 +157,7 @@ def test_groups_are_kept_by_every_way_of_saving(way):
         file = io.BytesIO()
         torch.save(optimizer.state_dict(), file)
         file.seek(0)
-        other = SymbolicOptimizer(param_groups(others), Rule.named("sgd"))
+        other = SymbolicOptimizer(param_groups(others), RULE)
         other.load_state_dict(torch.load(file, weights_only=True))
     else:
         others, other = pickle.loads(pickle.dumps((model, optimizer)))

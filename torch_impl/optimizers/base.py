@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interchange.language.view import View
-from torch_impl.optimizers.resuming import FLAGS, Resumable
+from torch_impl.optimizers.resuming import FLAGS, Resumable, number, plain
 from torch_impl.optimizers.ways import Way, shard, states_of, view_of, whole
 
 _PART = 2**16  # coordinates that are stepped at once, without compiled code
@@ -25,12 +25,16 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         nonfinite: str,
         **options: Any,
     ) -> None:
-        defaults = {"lr": lr, "weight_decay": weight_decay, "nonfinite": nonfinite, **FLAGS, **options}
+        defaults = {"lr": plain(lr), "weight_decay": plain(weight_decay), "nonfinite": nonfinite}
+        defaults |= FLAGS | options
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; settings that make no sense are ``ValueError``."""
         if isinstance(param_group, dict):
+            param_group |= {
+                key: plain(param_group[key]) for key in ("lr", "weight_decay") if key in param_group
+            }
             _check_settings(self.defaults | param_group)
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
@@ -219,11 +223,6 @@ class CoordinateOptimizer(Resumable, abc.ABC):
                 kept.copy_(shard(array, kept))
         p.copy_(shard(moved, p))  # the last, because new state may be the old parameter itself
         return left
-
-
-def number(value: float | Tensor) -> float:
-    """A setting that may be a tensor, as a float."""
-    return value.detach().item() if isinstance(value, Tensor) else float(value)
 
 
 def real(x: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ from interchange.language.expression import to_text
 from interchange.rule.rule import Rule, zero_update
 from torch_impl.networks.compiled import Steps
 from torch_impl.networks.teacher import TeacherNetwork
-from torch_impl.optimizers.base import number, real
+from torch_impl.optimizers.base import real
 from torch_impl.optimizers.guard import GuardedOptimizer, NonFinite, NonFiniteError
+from torch_impl.optimizers.resuming import named, number, with_constants
 from torch_impl.optimizers.ways import Way, Ways, states_of
 
 __all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
+
 
 AnyRule = Rule | str | os.PathLike[str]
 
@@ -66,23 +68,23 @@ class SymbolicOptimizer(GuardedOptimizer):
         self._bound: dict[tuple[str, bool], _Bound] = {}
         options = {"maximize": maximize, "foreach": foreach, "capturable": capturable}
         options |= {"differentiable": differentiable, "center": center, "matrix": matrix}
-        options |= _named(rule, constants or {})
+        options |= named(rule, constants or {})
         super().__init__(params, lr, weight_decay, nonfinite, **options)
 
     @property
     def rule(self) -> Rule:
         """The rule of the first parameter group, with the constants it was given."""
         group = self.param_groups[0]
-        return _with_constants(group)
+        return with_constants(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; what the group says of ``rule``, ``matrix``, ... counts before the optimizer's own."""
         if isinstance(param_group, dict):
             group = self.defaults | param_group
             own = param_group.get("constants", {} if "rule" in param_group else self.defaults["constants"])
-            param_group.update(_named(group["rule"], own))
+            param_group.update(named(group["rule"], own))
             if not group["center"] and all(_differ(param_group, other) for other in self.param_groups):
-                _warn_of_bias(_with_constants(param_group))
+                _warn_of_bias(with_constants(param_group))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -98,7 +100,7 @@ class SymbolicOptimizer(GuardedOptimizer):
         for bound in self._bound.values():
             bound.steps.clear()  # loaded state may lie where other state lay
         if old is not None:
-            self.defaults |= {"center": False, **_named(old, {})}
+            self.defaults |= {"center": False, **named(old, {})}
         self.defaults = {"matrix": None} | self.defaults
         for group in self.param_groups:
             for key in ("rule", "constants", "center", "matrix"):
@@ -117,6 +119,16 @@ class SymbolicOptimizer(GuardedOptimizer):
         if key not in self._bound:
             self._bound[key] = _Bound(*key)
         return self._bound[key]
+
+    def _source(self, group: dict[str, Any]) -> tuple[Any, str] | None:
+        if "rule" not in group:
+            ours = "nonfinite" in group and "teacher" not in group
+            return None if ours else ("", "an optimizer without a rule")
+        rule = Rule.from_json(group["rule"])
+        return (rule.inlined(), rule.scale), f"the rule {rule.name!r}, u = {to_text(rule.expression)[:80]}"
+
+    def _own(self, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+        return {**saved, "rule": group["rule"], "constants": group["constants"]}
 
     def _way(self, p: torch.Tensor, group: dict[str, Any]) -> Way:
         return self._of(group).ways(p, group["matrix"])
@@ -189,30 +201,6 @@ class _Bound:
         self.steps: dict[int, Steps] = {}  # by the list of parameters
 
 
-def _named(given: AnyRule, constants: Mapping[str, float | torch.Tensor]) -> dict[str, Any]:
-    """A group's ``rule`` and ``constants``: plain text and numbers, which every way of saving keeps."""
-    if isinstance(given, str) and given.lstrip().startswith("{"):
-        rule = Rule.from_json(given)
-    else:
-        rule = given if isinstance(given, Rule) else Rule.load(given)
-    missing = [name for name, node in rule.features.items() if node is None]
-    if missing:
-        raise L2OError(
-            f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g, so it can be "
-            "evaluated on arrays only; add its expression under 'features'"
-        )
-    for name, value in constants.items():
-        if isinstance(value, torch.Tensor) and value.numel() != 1:
-            raise L2OError(f"constant {name!r}: expected one number, got a tensor of {value.numel()}")
-    rule.with_constants({name: number(value) for name, value in constants.items()})
-    return {"rule": rule.to_json(), "constants": {**rule.constants, **constants}}
-
-
-def _with_constants(group: Mapping[str, Any]) -> Rule:
-    values = {name: number(value) for name, value in group["constants"].items()}
-    return Rule.from_json(group["rule"]).with_constants(values)
-
-
 def _differ(group: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return group["rule"] != other["rule"] or group["constants"] != other["constants"]
 
@@ -259,7 +247,17 @@ class LearnedOptimizer(GuardedOptimizer):
         self._given = teacher if isinstance(teacher, Teacher) else load_weights(teacher)
         self._networks: dict[tuple[torch.dtype, torch.device], TeacherNetwork] = {}
         options = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
+        options |= {"teacher": self._given.sha256}
         super().__init__(params, lr, weight_decay, nonfinite, **options)
+
+    def _source(self, group: dict[str, Any]) -> tuple[Any, str] | None:
+        own = self._given.sha256
+        if "nonfinite" not in group or "rule" in group:
+            return "", "an optimizer that is no teacher"
+        if "teacher" not in group:
+            return None
+        sha256 = group["teacher"]
+        return sha256, f"the teacher {self._given.row.name!r}" if sha256 == own else "another teacher"
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"teacher": self._given}
@@ -268,6 +266,8 @@ class LearnedOptimizer(GuardedOptimizer):
         if "teacher" in state:
             self._given, self._networks = state.pop("teacher"), {}
         super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("teacher", self._given.sha256)
 
     def _network(self, p: torch.Tensor) -> TeacherNetwork:
         key = (p.dtype, torch.device("cpu") if p.is_meta else p.device)

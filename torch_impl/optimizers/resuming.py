@@ -1,10 +1,13 @@
 """Optimizers whose state comes back from files as it was: dtypes kept, older files read."""
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from common.errors import L2OError
+from interchange.rule.rule import Rule
 
 # Keys of a parameter group, with the values they have where a file was written before they were there.
 FLAGS = {"foreach": None, "capturable": False, "differentiable": False, "maximize": False}
@@ -26,7 +29,8 @@ class Resumable(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but state keeps the dtype it was saved in (torch casts it, pytorch#43706).
 
-        State is copied: steps are counted in place, and two optimizers must not count together.
+        State is copied: steps are counted in place, and two optimizers must not count together. A rule keeps
+        the constants this optimizer was given; lr and the other settings are the file's, as in torch.
 
         Raises:
             L2OError: state of another rule, teacher or model; nothing is changed.
@@ -34,7 +38,9 @@ class Resumable(torch.optim.Optimizer):
         given: list[dict[str, Any]] = []
 
         def take(_: torch.optim.Optimizer, seen: dict[str, Any]) -> None:
+            self._check_sources(seen)
             self._check_state(seen)
+            seen["param_groups"] = list(map(self._own, seen["param_groups"], self.param_groups))
             given.append(seen)
 
         def restore(optimizer: torch.optim.Optimizer) -> None:
@@ -56,6 +62,25 @@ class Resumable(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
+    def _source(self, group: dict[str, Any]) -> tuple[Any, str] | None:
+        """What steps a group, own or saved: to be compared, and in words; None in older files."""
+        return None
+
+    def _own(self, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+        """A saved group with what is asked of this optimizer rather than of the file."""
+        return saved
+
+    def _check_sources(self, state_dict: dict[str, Any]) -> None:
+        """Another rule's state may fit by its shapes and mean something else."""
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            own, other = self._source(group), self._source(saved)
+            if own and other and own[0] != other[0]:
+                expected, got = own[1], other[1]
+                raise L2OError(
+                    f"state_dict: expected state of {expected}, got that of {got}; load that of the same "
+                    "rule or teacher, or begin without it"
+                )
+
     def _check_state(self, state_dict: dict[str, Any]) -> None:
         """Compiled code believes what it is told of arrays: those of other shapes are refused here."""
         for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
@@ -74,3 +99,41 @@ class Resumable(torch.optim.Optimizer):
                         f"state_dict: expected arrays of state of shapes {expected} for a parameter of shape "
                         f"{tuple(p.shape)}, got {got}; load that of the same rule or teacher and model"
                     )
+
+
+def number(value: float | torch.Tensor) -> float:
+    """A setting that may be a tensor, as a float."""
+    return value.detach().item() if isinstance(value, torch.Tensor) else float(value)
+
+
+def plain(value: Any) -> Any:
+    """A setting without NumPy's types, which torch.load refuses by default."""
+    return value if isinstance(value, torch.Tensor) or type(value) in (int, float) else float(value)
+
+
+def named(
+    given: Rule | str | os.PathLike[str], constants: Mapping[str, float | torch.Tensor]
+) -> dict[str, Any]:
+    """A group's ``rule`` and ``constants``: plain text and numbers, which every way of saving keeps."""
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        rule = Rule.from_json(given)
+    else:
+        rule = given if isinstance(given, Rule) else Rule.load(given)
+    missing = [name for name, node in rule.features.items() if node is None]
+    if missing:
+        raise L2OError(
+            f"rule {rule.name!r}: feature {missing[0]!r} has no definition over g, so it can be "
+            "evaluated on arrays only; add its expression under 'features'"
+        )
+    for name, value in constants.items():
+        if isinstance(value, torch.Tensor) and value.numel() != 1:
+            raise L2OError(f"constant {name!r}: expected one number, got a tensor of {value.numel()}")
+    rule.with_constants({name: number(value) for name, value in constants.items()})
+    given_plain = {name: plain(value) for name, value in constants.items()}
+    return {"rule": rule.to_json(), "constants": {**rule.constants, **given_plain}}
+
+
+def with_constants(group: Mapping[str, Any]) -> Rule:
+    """A group's rule with the constants it has now."""
+    values = {name: number(value) for name, value in group["constants"].items()}
+    return Rule.from_json(group["rule"]).with_constants(values)
