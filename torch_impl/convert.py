@@ -114,8 +114,8 @@ def fitted(row: TeacherRow, weights: Mapping[str, np.ndarray], where: str = "sta
         )
     if len(cells) != len(row.lstm):
         raise L2OError(
-            f"{where}: expected {len(row.lstm)} LSTM cells, as the teacher {row.name!r} has, got {len(cells)}; "
-            "name the row it was trained as with --teacher"
+            f"{where}: expected {len(row.lstm)} LSTM cells, as the teacher {row.name!r} has, got "
+            f"{len(cells)}; name the row it was trained as with --teacher"
         )
     sizes = tuple(weights[f"lstm_{k}/w_hidden"].shape[1] for k in range(len(cells)))
     return dataclasses.replace(row, lstm=sizes, pre=len(weights["pre/w"]) if "pre/w" in weights else 0)
