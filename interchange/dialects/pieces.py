@@ -137,7 +137,7 @@ def _chosen(condition: Node, yes: Node, no: Node) -> Node:
 def heaviside(a: Node, at_zero: Node = number(0.5)) -> Node:  # noqa: B008
     """0 below 0, 1 above; at 0 a half, or what SymPy's second argument says."""
     if at_zero == ZERO:
-        return call("greater", a, ZERO)
+        return call("greater", *a.args) if a.op == "sub" else call("greater", a, ZERO)
     if at_zero == ONE:
         return compare(_GE, a, ZERO)
     if at_zero not in (number(0.5), call("div", ONE, number(2.0))):

@@ -163,7 +163,9 @@ def excluded(op: str, *args: Any, evaluate: bool = True) -> Any:
 
 @functools.cache
 def _natural(sympy: Any) -> dict[str, Any]:
-    absolute, sign, log, root = sympy.Abs, sympy.sign, sympy.log, sympy.sqrt
+    # SymPy would split abs(a**b) into real and imaginary parts, of what is real.
+    absolute = functools.partial(sympy.Abs, evaluate=False)
+    sign, log, root = sympy.sign, sympy.log, sympy.sqrt
     third, tiny = sympy.Rational(1, 3), sympy.Float(1e-8)
     return {
         "sqrt": lambda a: root(absolute(a)),

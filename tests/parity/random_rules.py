@@ -23,7 +23,9 @@ _LEAVES = ("g", "g", "g", "feature", "feature", "constant", "constant", "literal
 _NASTY = np.array([0.0, -0.0, 1e-12, -1e-12, 1e6, -1e6, 1.0, -1.0, 0.3, -2.5])
 
 
-COORDINATEWISE = [*POINTWISE, *(op for op in OPERATORS if op in TEMPORAL)]
+# Of these hardly a rule is finite at half of its steps; test_operators_agree has them.
+_SELDOM_FINITE = ("root", "ln", "powreal")
+COORDINATEWISE = [op for op in OPERATORS if op in (*POINTWISE, *TEMPORAL) and op not in _SELDOM_FINITE]
 
 
 class Draw:

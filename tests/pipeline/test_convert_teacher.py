@@ -45,6 +45,25 @@ def test_layer_sizes_are_the_files_and_inputs_may_be_named(tmp_path):
     assert (row.pre, row.lstm, row.inputs) == (9, (12,), TEACHERS["rp_extra"].inputs)
 
 
+WRAPPED = {
+    "DataParallel": lambda weights: {f"module.{key}": value for key, value in weights.items()},
+    "in a dict": lambda weights: {"epoch": 3, "state_dict": weights},
+    "parameters": lambda weights: {key: torch.nn.Parameter(value) for key, value in weights.items()},
+    "bfloat16": lambda weights: {key: value.bfloat16() for key, value in weights.items()},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_checkpoints_are_read_as_people_save_them(wrap, tmp_path):
+    torch.save(state("rp_s"), tmp_path / "plain.pth")
+    torch.save(wrap(state("rp_s")), tmp_path / "wrapped.pth")
+    for name in ("plain", "wrapped"):
+        assert main([str(tmp_path / f"{name}.pth"), "--quiet", "--out", str(tmp_path / name)]) == 0
+    plain, wrapped = (load_weights(tmp_path / name).weights for name in ("plain", "wrapped"))
+    close = 1e-2 if wrap is WRAPPED["bfloat16"] else 0.0
+    assert all(np.allclose(plain[key], wrapped[key], rtol=close, atol=close) for key in plain)
+
+
 def saved(content: object) -> Callable[[Path], object]:
     return lambda path: torch.save(content, path)
 
@@ -56,6 +75,16 @@ WRONG = {
     "code": (saved(torch.nn.Linear(2, 2)), "", "cannot be read"),  # a whole module: loading it would run code
     "a tensor": (saved(torch.zeros(3)), "", "cannot be read"),
     "resnet": (saved({"layer1.conv.weight": torch.zeros(3)}), "", "'layer1.conv.weight'"),
+    "a bias missing": (
+        saved({key: value for key, value in state("rp_s").items() if not key.endswith("bias_hh")}),
+        "",
+        "expected two biases a cell, got no recurs.0.bias_hh",
+    ),
+    "cells missing": (
+        saved(state("rp_s")),
+        "--teacher rnnprop",
+        "expected 2 LSTM cells, as 'rnnprop' has, got 1",
+    ),
     "inputs": (
         saved(state("rp_extra")),
         "",

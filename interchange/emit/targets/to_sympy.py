@@ -26,7 +26,10 @@ def emit(rule: Equation) -> str:
     """
     used = names(rule.expression)
     given = {name: tree for name, tree in rule.features.items() if name in used and tree is not None}
-    lines = [printed(_closed(*_flat(_scaled(rule, values=True)))), f"# {BY_SYMPY}"]
+    import sympy
+
+    with sympy.evaluate(False):  # what SymPy knows of real numbers floats do not keep: exp(-1000) > 0
+        lines = [printed(_closed(*_flat(_scaled(rule, values=True)))), f"# {BY_SYMPY}"]
     return "\n".join([*lines, *(f"# {name} = {to_text(tree)}" for name, tree in given.items())]) + "\n"
 
 
@@ -64,21 +67,26 @@ def _scaled(rule: Equation, values: bool) -> Node:
     return tree if rule.scale == 1.0 else call("mul", number(rule.scale), tree)
 
 
-def _flat(node: Node) -> tuple[Any, list]:
+def _flat(node: Node, asked: bool = False) -> tuple[Any, list]:
     """A tree in functions of SymPy alone, and the comparisons under which it is nan, the inner ones first.
 
     SymPy cannot compare what is nan by its form, so the comparisons are gathered up to where they are asked.
+    Of comparisons of comparisons it makes ITE, which Heaviside is not (``asked``: it will be compared).
     """
     import sympy
 
     if not node.args or _of_numbers(node):
         return build(node), []
-    parts = [_flat(arg) for arg in node.args]
+    compared, asked = asked, asked or node.op in ("greater", "root", "ln", "log1p", "powreal")
+    parts = [_flat(arg, asked and bool(OPERATORS[node.op].numpy)) for arg in node.args]
     if not OPERATORS[node.op].numpy:
         return functions()[node.op](*(_closed(*part) for part in parts), evaluate=False), []
     args, outside = [part[0] for part in parts], [bad for part in parts for bad in part[1]]
     if sympy.nan in args:
         return (sympy.S.Zero if node.op == "greater" else sympy.nan), []
+    if node.op == "greater" and compared and not outside:
+        gap = sympy.Add(args[0], sympy.Mul(-1, args[1], evaluate=False), evaluate=False)
+        return sympy.Heaviside(gap, 0, evaluate=False), []
     if node.op == "greater":
         zeros = [(sympy.S.Zero, bad) for bad in outside]
         higher = (sympy.S.One, sympy.Gt(*args, evaluate=False))
