@@ -29,7 +29,8 @@ def emit(rule: Equation) -> str:
     import sympy
 
     with sympy.evaluate(False):  # what SymPy knows of real numbers floats do not keep: exp(-1000) > 0
-        lines = [printed(_closed(*_flat(_scaled(rule, values=True)))), f"# {BY_SYMPY}"]
+        expression = _closed(*_flat(_scaled(rule, values=True)))
+    lines = [printed(expression), f"# {BY_SYMPY}"]
     return "\n".join([*lines, *(f"# {name} = {to_text(tree)}" for name, tree in given.items())]) + "\n"
 
 

@@ -120,7 +120,10 @@ def test_lambdify_and_text_give_the_rules_numbers(part):
         if text.has(sympy.zoo):  # SymPy divides by what it takes for 0, and says so
             poles += 1
             continue
-        check(rule, "text", numbers(compiled(text, ["scipy", "numpy"]), inputs), want, fine)
+        try:
+            check(rule, "text", numbers(compiled(text, ["scipy", "numpy"]), inputs), want, fine)
+        except ZeroDivisionError:  # numbers alone, which lambdify leaves to Python
+            poles += 1
         again = Rule("again", from_sympy(expression), features={"x": None, "y": None})
         check(rule, "again", oracle(again, inputs)[0], want, fine)
     assert poles < 3 and compared > 0.4 * 50 * RULES / 5
