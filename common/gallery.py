@@ -120,7 +120,8 @@ def _teacher(row: TeacherRow) -> Iterator[str]:
     yield f"`{row.name}`"
     yield ", ".join(f"`{name}`" for name in row.inputs)
     yield ", ".join([*cells, "Linear 1"])
-    yield f"{row.scale:g} tanh(out)" if row.output == "tanh" else f"{row.scale:g} out"
+    out = "tanh(out)" if row.output == "tanh" else "out"
+    yield f"{row.scale:g} {row.structure}({out})" if row.structure else f"{row.scale:g} {out}"
     yield f"{weights:,}"
     yield str(row.state_floats())
     yield row.source

@@ -131,7 +131,10 @@ def unroll(
     steps: int,
     lr: float = 1.0,
 ) -> tuple[Array, Array]:
-    """Losses [T + 1] and parameters [T + 1, N] of a teacher's T steps from ``theta`` [N] and zero state."""
+    """Losses [T + 1] and parameters [T + 1, N] of a teacher's T steps from ``theta`` [N] and zero state.
+
+    The parameters are no matrices: those alone a structure changes.
+    """
     features = Features(teacher.beta1, teacher.beta2, teacher.eps, teacher.p)
     cells = zero_cells(teacher, theta.size)
     losses, thetas = [], [theta]

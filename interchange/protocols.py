@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from common.errors import L2OError
+
 if TYPE_CHECKING:
     from interchange.language.view import View
 
@@ -75,6 +77,7 @@ class Network(Protocol):
         weights_batchable: so may several sets of weights (``batched``).
         sees_tensors: an output depends on other coordinates of its tensor.
         views: of the tensors of the task it is bound to, where it sees them.
+        structure: the tensor operator its outputs go through before ``scale``, "" for none.
     """
 
     weights: dict[str, Tensor]
@@ -83,6 +86,7 @@ class Network(Protocol):
     tasks_batchable: bool
     sees_tensors: bool
     views: "tuple[View, ...]"
+    structure: str
 
     def bind(self, task: Task) -> None:
         """Told at the start of an epoch what comes."""
@@ -99,7 +103,7 @@ class Network(Protocol):
     def step(
         self, weights: dict[str, Tensor], x: Tensor, network: tuple[Tensor, ...], t: int
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Output [N] before ``scale``, and the new network state."""
+        """Output [N] before ``structure`` and ``scale``, and the new network state."""
 
     def roll(
         self, x: Tensor, network: tuple[Tensor, ...], t: int, *, reuse: bool = False
@@ -164,6 +168,28 @@ class Tangents:
 
     theta: Tensor
     network: tuple[Tensor, ...]
+
+
+def views_of(task: Task, who: str) -> "tuple[View, ...]":
+    """The views of a task's tensors; ``L2OError`` where it does not have one for each, which ``who`` needs."""
+    views = tuple(getattr(task, "views", ()))
+    if [view.shape for view in views] != list(map(tuple, task.shapes)):
+        raise L2OError(
+            f"{who} sees tensors: expected an optimizee with views, one for each of its shapes "
+            "(interchange.language.view), beside them"
+        )
+    return views
+
+
+def lanes_of(task: Task, who: str) -> "tuple[tuple[View, ...], int]":
+    """The views of the tensors in one lane of a flat vector, and the number of lanes, which are alike.
+
+    Of optimizees side by side (``BatchedTasks``) that are not alike, all tensors are those of one lane.
+    """
+    each = [views_of(one, who) for one in getattr(task, "tasks", (task,))]
+    if all(views == each[0] for views in each):
+        return each[0], len(each)
+    return tuple(view for views in each for view in views), 1
 
 
 def start(task: Task, network: Network) -> Position:

@@ -23,6 +23,7 @@ from tf_impl.meta.learner import Learner
 from tf_impl.meta.unroll import mean_loss_at
 from tf_impl.meta.workers import join
 from tf_impl.networks.rule import RuleNetwork
+from tf_impl.networks.structure import structure_of
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
 from tf_impl.rollout import descend, leaves, rollout_job
@@ -97,7 +98,7 @@ def trace(
     lr, theta = source.spec.lr or source.spec.middle, task.initial()
     if network is not None:
         network.bind(task)
-        state = network.initial_state(theta)
+        state, structure = network.initial_state(theta), structure_of(network, task)
     else:
         variable = tf.Variable(theta)
         update = _updater(source.optimizer([variable], lr), [variable])
@@ -109,7 +110,7 @@ def trace(
             x, state = network.inputs(g, state)
             y, hidden = network.roll(x, state.network, state.t)
             state = dataclasses.replace(state, network=hidden)
-            theta = theta + (lr * network.scale) * y
+            theta = theta + (lr * network.scale) * (y if structure is None else structure(y))
         else:
             update([g])
             x, before, theta = g[None], theta, tf.convert_to_tensor(variable)

@@ -22,6 +22,7 @@ from torch_impl.meta.learner import Learner
 from torch_impl.meta.unroll import mean_loss_at
 from torch_impl.meta.workers import join
 from torch_impl.networks.rule import RuleNetwork
+from torch_impl.networks.structure import structure_of
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
 from torch_impl.rollout import rollout_job
@@ -100,7 +101,7 @@ def trace(
     pick = torch.from_numpy(coordinates).to(theta.device)
     if network is not None:
         network.bind(task)
-        state = network.initial_state(theta)
+        state, structure = network.initial_state(theta), structure_of(network, task)
     else:
         theta = theta.requires_grad_()
         optimizer = source.optimizer([theta], lr)
@@ -113,7 +114,7 @@ def trace(
                 x, state = network.inputs(g, state)
                 y, hidden = network.roll(x, state.network, state.t)
                 state = dataclasses.replace(state, network=hidden)
-                theta = theta + (lr * network.scale) * y
+                theta = theta + (lr * network.scale) * (y if structure is None else structure(y))
             else:
                 x, before = g[None], theta.detach().clone()
                 theta.grad = g

@@ -1,14 +1,15 @@
 """The table of teachers: LSTM optimizers, coordinate-wise, as plain data.
 
-A teacher maps the features of one coordinate's gradient to that coordinate's update,
-``u = scale * output(network(features))``, and is applied as ``theta += lr * u``. Both backends build
-their network from the row and the weight shapes given here.
+A teacher maps the features of one coordinate's gradient to y = output(network(features)) of that
+coordinate. The update is ``u = scale * y``, with a structure ``u = scale * structure(y)``, tensor by tensor,
+and is applied as ``theta += lr * u``. Both backends build their network from the row and the weight shapes
+given here.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from common.rng import rng
 from common.tables import features
 
 Draw = Callable[[np.random.Generator, tuple[int, ...], int], np.ndarray]
+Structure = Literal["", "orth"]
+STRUCTURES: tuple[str, ...] = get_args(Structure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class TeacherRow:
         beta1, beta2, eps: the moving averages inside the features.
         p: the scale of LogAndSign (Andrychowicz et al. 2016, appendix A).
         source: paper the row follows.
+        structure: the tensor operator that y goes through (MATH.md section 3b), "" for none.
     """
 
     name: str
@@ -46,6 +50,7 @@ class TeacherRow:
     eps: float = features.DEFAULTS["eps"]
     p: float = features.DEFAULTS["p"]
     source: str = ""
+    structure: Structure = ""
 
     def expressions(self) -> dict[str, str]:
         """Input feature -> its expression over ``g``, in input order."""
@@ -76,8 +81,9 @@ class TeacherRow:
         return 2 * sum(self.lstm)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON-ready data."""
-        return dataclasses.asdict(self)
+        """The row as JSON-ready data; without a structure as it was before there were any."""
+        row = dataclasses.asdict(self)
+        return row if self.structure else {key: value for key, value in row.items() if key != "structure"}
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> "TeacherRow":
@@ -93,6 +99,9 @@ class TeacherRow:
         values = dict(row)
         values["inputs"] = tuple(values["inputs"])
         values["lstm"] = tuple(int(size) for size in values["lstm"])
+        if values.get("structure", "") not in STRUCTURES:
+            known = ", ".join(filter(None, STRUCTURES))
+            raise L2OError(f"unknown structure {values['structure']!r}; known: {known}, or leave it out")
         return cls(**values)
 
 
@@ -117,6 +126,23 @@ TEACHERS: Registry[TeacherRow] = Registry(
             pre=20,
             lstm=(20, 20),
             source="Lv et al. 2017; output scale 0.01 as in Chen et al. 2020",
+        ),
+        TeacherRow(
+            name="rp_s_m",
+            inputs=("m_tilde", "g_tilde"),
+            pre=6,
+            lstm=(7,),
+            eps=1e-12,
+            structure="orth",
+            source="rp_s through orth, as Celo2 (ICLR 2026) puts a small network through Newton-Schulz",
+        ),
+        TeacherRow(
+            name="rnnprop_m",
+            inputs=("m_tilde", "g_tilde"),
+            pre=20,
+            lstm=(20, 20),
+            structure="orth",
+            source="rnnprop through orth, as rp_s_m",
         ),
         TeacherRow(
             name="dm",
@@ -168,10 +194,13 @@ TEACHERS: Registry[TeacherRow] = Registry(
 )
 
 
-def variant(teacher: TeacherRow, inputs: str = "", scale: float = 0.0) -> TeacherRow:
-    """The row with other features, e.g. ``mt+gt+mom5``, or another output scale; "" and 0 leave its own."""
+def variant(teacher: TeacherRow, inputs: str = "", scale: float = 0.0, structure: str = "") -> TeacherRow:
+    """The row with other features, e.g. ``mt+gt+mom5``, scale or structure; "" and 0 leave its own."""
     return dataclasses.replace(
-        teacher, inputs=features.names(inputs) if inputs else teacher.inputs, scale=scale or teacher.scale
+        teacher,
+        inputs=features.names(inputs) if inputs else teacher.inputs,
+        scale=scale or teacher.scale,
+        structure=structure or teacher.structure,
     )
 
 

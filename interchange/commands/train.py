@@ -187,9 +187,9 @@ def _given(config: TrainConfig) -> "Teacher | None":
 
 
 def _row(config: TrainConfig, given: "Teacher | None") -> TeacherRow:
-    """The row to train: the given teacher's, or of the table with what ``--inputs``, ``--scale`` replace."""
+    """The row to train: the given teacher's, or of the table with what the flags replace."""
     if given is None:
-        return variant(TEACHERS[config.teacher or "rp_s"], config.inputs, config.scale)
+        return variant(TEACHERS[config.teacher or "rp_s"], config.inputs, config.scale, config.structure)
     if given.row.name not in TEACHERS:  # it names the run's folder
         raise L2OError(
             f"--init {config.init}: expected a teacher called {', '.join(TEACHERS)}, got {given.row.name!r}; "
@@ -197,14 +197,15 @@ def _row(config: TrainConfig, given: "Teacher | None") -> TeacherRow:
         )
     if config.resume:
         return given.row
-    asked = variant(TEACHERS[config.teacher] if config.teacher else given.row, config.inputs, config.scale)
-    mine, its = asked.to_dict(), given.row.to_dict()
+    row = TEACHERS[config.teacher] if config.teacher else given.row
+    asked = variant(row, config.inputs, config.scale, config.structure)
+    mine, its = dataclasses.asdict(asked), dataclasses.asdict(given.row)
     differing = [name for name in mine if mine[name] != its[name] and name != "source"]
     differing += ["weights"] if config.weights != TrainConfig.weights else []
     if differing:
         raise L2OError(
             f"--init {config.init}: expected its {given.row.name} teacher as it is, got flags for one with "
-            f"other {', '.join(differing)}; leave out --teacher, --inputs, --scale and --weights"
+            f"other {', '.join(differing)}; leave out --teacher, --inputs, --scale, --structure and --weights"
         )
     return given.row
 

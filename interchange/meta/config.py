@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from common.run.config import OnProblem, option
 from common.tables.problems import PROBLEMS
-from common.tables.teachers import INITIAL_WEIGHTS, TEACHERS
+from common.tables.teachers import INITIAL_WEIGHTS, STRUCTURES, TEACHERS
 
 EPOCHS = 200
 
@@ -76,6 +76,12 @@ class TrainConfig(MetaLoop):
     )
     inputs: str = option("", "features instead of the row's own, such as mt+gt+mom5+mom99")
     scale: float = option(0.0, "output scale instead of the row's own (0: the row's)", low=0)
+    structure: str = option(
+        "",
+        "the tensor operator that the output goes through, if not the row's own: orth",
+        choices=lambda: tuple(filter(None, STRUCTURES)),
+        empty=True,
+    )
     weights: str = option(
         "uniform", "initial weights: as the ICLR code's or Lv et al.'s", choices=lambda: INITIAL_WEIGHTS
     )

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
-from interchange.backend import Task
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
 from interchange.language.view import SIZES, View
+from interchange.protocols import Task, views_of
 from interchange.rule.decay import split
 from interchange.rule.forms import forms, from_free, to_free
 from interchange.rule.rule import Rule
@@ -43,6 +43,7 @@ class RuleWeights:
         L2OError: a feature has no definition over ``g``, or the rule reads ``theta`` but for weight decay.
     """
 
+    structure = ""  # a rule has its tensor operators in it
     weights: dict[str, Any]
 
     def __init__(self, rule: Rule, problems: Sequence[str] = (), kinds: bool = False) -> None:
@@ -120,7 +121,7 @@ class RuleWeights:
         instance = getattr(task, "instance", None)
         self._problem = "" if instance is None else instance.problem.name
         if self.sees_tensors:
-            self.views = _views(self.rule, task)
+            self.views = views_of(task, f"rule {self.rule.name!r}")
         elif self._kinds:
             self._place = np.repeat(
                 [kind_of(shape) for shape in task.shapes], list(map(math.prod, task.shapes))
@@ -159,16 +160,6 @@ class RuleWeights:
 def kind_of(shape: Sequence[int]) -> int:
     """The number in ``KINDS`` of a tensor."""
     return {2: 0, 4: 1}.get(len(shape), 2)
-
-
-def _views(rule: Rule, task: Task) -> tuple[View, ...]:
-    views = tuple(getattr(task, "views", ()))
-    if [view.shape for view in views] != list(map(tuple, task.shapes)):
-        raise L2OError(
-            f"rule {rule.name!r} sees tensors: expected an optimizee with views, one for each of its shapes "
-            "(interchange.language.view), beside them"
-        )
-    return views
 
 
 def _factor(problem: str) -> str:

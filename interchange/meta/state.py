@@ -30,6 +30,7 @@ LATER_FIELDS = frozenset(
         "horizon",
         "tasks",
         "average",
+        "structure",
     }
     | {"curriculum", "imitation", "schedule", "weight_decay", "factors", "constants", "kinds"}
     | {"state_dtype", "memory"}

@@ -164,6 +164,15 @@ def next_draw() -> list[tf.Tensor]:
     return []
 
 
+def structured(task: Task, network: Any, y: tf.Tensor) -> tf.Tensor:
+    if not network.structure:
+        return y
+    act, found = module("networks.matrix").TENSOR[network.structure], []
+    for part, view in zip(unflatten(y, task.shapes), task.views, strict=True):
+        found.append(tf.reshape(act(tf.reshape(part, view.split), view.axes), [-1]))
+    return tf.concat(found, 0)
+
+
 @mock.patch.dict(os.environ, {"L2O_KERNELS": "0"})  # no tape sees what compiled code does
 def whole_graph(
     task: Task, network: Any, at: Position, steps: int, loss: str, lr: float = 1.0, second: bool = True
@@ -186,6 +195,6 @@ def whole_graph(
                 x, state = module("meta.unroll").inputs_at(network, here)
                 out, hidden = network.step(weights, x, state.network, state.t)
                 state = dataclasses.replace(state, network=hidden)
-                theta = theta + lr * network.scale * out
+                theta = theta + lr * network.scale * structured(task, network, out)
         total = tf.add_n(losses) if loss == "sum" else losses[-1]
     return tape.gradient(total, weights, unconnected_gradients="zero")

@@ -179,6 +179,16 @@ def next_draw() -> list[torch.Tensor]:
     return [torch.rand(3)]
 
 
+def structured(task: Task, network: Any, y: torch.Tensor) -> torch.Tensor:
+    """A teacher's output through its structure; a rule's as it is."""
+    if not network.structure:
+        return y
+    act, found = module("networks.matrix").TENSOR[network.structure], []
+    for part, view in zip(unflatten(y, task.shapes), task.views, strict=True):
+        found.append(act(part.reshape(view.split), view.axes).reshape(-1))
+    return torch.cat(found)
+
+
 def whole_graph(
     task: Task, network: Any, at: Position, steps: int, loss: str, lr: float = 1.0, second: bool = True
 ) -> dict[str, torch.Tensor]:
@@ -202,7 +212,7 @@ def whole_graph(
             x, state = module("meta.unroll").inputs_at(network, here)
             out, hidden = network.step(weights, x, state.network, state.t)
             state = dataclasses.replace(state, network=hidden)
-            theta = theta + lr * network.scale * out
+            theta = theta + lr * network.scale * structured(task, network, out)
     total = torch.stack(losses).sum() if loss == "sum" else losses[-1]
     grads = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
     return dict(zip(weights, grads, strict=True))

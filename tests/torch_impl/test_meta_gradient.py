@@ -22,6 +22,7 @@ from tests.helpers.torch_side import whole_graph  # noqa: E402
 from torch_impl.meta import unroll  # noqa: E402
 from torch_impl.meta.learner import Learner  # noqa: E402
 from torch_impl.networks.rule import RuleNetwork  # noqa: E402
+from torch_impl.networks.structure import by_outputs
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.tasks import ModuleTask, ProblemTask, value_and_gradient  # noqa: E402
 from torch_impl.tensors import unflatten  # noqa: E402
@@ -76,8 +77,9 @@ def without_graph(
     lr: float = 1.0,
     memory: float = 0.0,
 ) -> dict[str, torch.Tensor]:
-    _, _, gradients, inputs = unroll.advance(task, network, at, steps, lr)
-    c = unroll.cotangents(gradients, loss, unroll.decay_factor(network, lr))
+    outs: list[torch.Tensor] = []
+    _, _, gradients, inputs = unroll.advance(task, network, at, steps, lr, outs=outs)
+    c = by_outputs(network, task, outs, unroll.cotangents(gradients, loss, unroll.decay_factor(network, lr)))
     return unroll.meta_gradient(network, at.state, inputs, lr * c, memory=memory)
 
 

@@ -12,6 +12,7 @@ from interchange.protocols import Imitation, Task
 from interchange.rule.rule import Rule
 from tf_impl.meta import unroll
 from tf_impl.networks.rule import RuleNetwork
+from tf_impl.networks.structure import structure_of
 from tf_impl.problems.tasks import value_and_gradient
 
 
@@ -33,17 +34,19 @@ def advance(
 
     Returns:
         The new position; losses of imitation [steps]; for ``unroll.meta_gradient`` the network's inputs
-        [steps, F, N] and c = d loss / d u [steps, N].
+        [steps, F, N] and c = d loss / d u [steps, N], by the outputs where there is a structure.
     """
     expert, at, state = position.expert, position.at, position.state
-    losses, inputs, c = [], [], []
+    losses, inputs, c, structure = [], [], [], structure_of(network, task)
     for _ in range(steps):
         x, state = unroll.inputs_at(network, dataclasses.replace(at, state=state))
-        out, hidden = network.roll(x, state.network, state.t)
+        y, hidden = network.roll(x, state.network, state.t)
+        out = y if structure is None else structure(y)
         state, before = dataclasses.replace(state, network=hidden), at.theta
         at = unroll.advance(task, expert, at, 1, position.lr)[0]
         miss = network.scale * out - (at.theta - before)
         losses.append(0.5 * tf.reduce_mean(tf.square(miss)))
         inputs.append(x)
-        c.append(miss / len(miss))
+        by_out = miss / len(miss)
+        c.append(by_out if structure is None else structure.back(y, by_out))
     return dataclasses.replace(position, at=at, state=state), tf.stack(losses), tf.stack(inputs), tf.stack(c)

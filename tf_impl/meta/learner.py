@@ -18,6 +18,7 @@ from interchange.protocols import State, Task
 from interchange.rule.rule import Rule
 from tf_impl.meta import imitation, unroll
 from tf_impl.networks.rule import RuleNetwork
+from tf_impl.networks.structure import by_outputs
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.augment import ConvexTerm, RandomScaling
 from tf_impl.problems.batched import BatchedTasks, divided, joined, kind
@@ -127,13 +128,16 @@ class Learner:
         """An unroll by the meta-gradient that needs no graph of the optimizee."""
         index = None if coordinates is None else coordinates.numbers
         begin = unroll.chosen_state(position.state, index)
+        outs: list[tf.Tensor] = []
         end, losses, gradients, inputs = unroll.advance(
-            task, self.network, position, steps, coordinates=index, reuse=index is not None
+            task, self.network, position, steps, coordinates=index, reuse=index is not None, outs=outs
         )
         # The kept coordinates' gradients and losses do not show that another one's is not finite: theta does.
         if not _finite(losses, gradients, end.theta, end.gradient):
             return end, [], None
-        c = self._cotangents(gradients, 1.0 if coordinates is None else coordinates.weights)
+        c = by_outputs(self.network, task, outs, self._cotangents(gradients), index)
+        if coordinates is not None:
+            c = _weighed(c, coordinates.weights)
         return end, losses[:-1].numpy().tolist(), self._vjp(begin, inputs, c)
 
     def first_order_batch(
@@ -153,13 +157,14 @@ class Learner:
             starts = np.cumsum([0, *lanes.sizes[:-1]])
             moved = [drawn.numbers + start for drawn, start in zip(coordinates, starts, strict=True)]
             index, counts = np.concatenate(moved), [len(drawn) for drawn in coordinates]
-        begin = unroll.chosen_state(position.state, index)
+        begin, outs = unroll.chosen_state(position.state, index), []
         end, losses, gradients, inputs = unroll.advance(
-            lanes, self.network, position, steps, coordinates=index, reuse=index is not None
+            lanes, self.network, position, steps, coordinates=index, reuse=index is not None, outs=outs
         )
         ends: list[Any] = divided(end, lanes.sizes)
         found, shares = [], []
-        per_lane = zip(tf.unstack(losses, axis=1), tf.split(gradients, counts, 1), strict=True)
+        felt = tf.split(gradients, lanes.sizes if outs else counts, 1)
+        per_lane = zip(tf.unstack(losses, axis=1), felt, strict=True)
         for k, (loss, gradient) in enumerate(per_lane):
             if _finite(loss, gradient, ends[k].theta, ends[k].gradient):
                 found.append(loss[:-1].numpy().tolist())
@@ -172,17 +177,17 @@ class Learner:
         factor = np.repeat(shares, counts)
         if coordinates is not None:
             factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
+        c = by_outputs(self.network, lanes, outs, self._cotangents(gradients), index)
         if len(found) < len(tasks):
             kept = np.flatnonzero(np.isfinite(factor))
             begin = unroll.chosen_state(begin, kept)
-            inputs, gradients = tf.gather(inputs, kept, axis=2), tf.gather(gradients, kept, axis=1)
+            inputs, c = tf.gather(inputs, kept, axis=2), tf.gather(c, kept, axis=1)
             factor = factor[kept]
-        return ends, found, self._vjp(begin, inputs, self._cotangents(gradients, factor))
+        return ends, found, self._vjp(begin, inputs, _weighed(c, factor))
 
-    def _cotangents(self, gradients: tf.Tensor, factor: float | np.ndarray) -> tf.Tensor:
-        return unroll.cotangents(
-            gradients, self.config.loss, unroll.decay_factor(self.network), factor=factor, reuse=True
-        )
+    def _cotangents(self, gradients: tf.Tensor) -> tf.Tensor:
+        keep = unroll.decay_factor(self.network)
+        return unroll.cotangents(gradients, self.config.loss, keep, reuse=True)
 
     def _vjp(
         self,
@@ -270,6 +275,14 @@ class Learner:
         return unroll.Position(
             step, here["theta"], State.from_named(t, state), here["loss"], here["gradient"]
         )
+
+
+def _weighed(c: tf.Tensor, factor: np.ndarray) -> tf.Tensor:
+    """c [T, N] times [N], in place where it is an array."""
+    if isinstance(c, np.ndarray):
+        c *= np.asarray(factor, c.dtype)
+        return c
+    return c * tf.cast(factor, c.dtype)
 
 
 def _finite(*tensors: tf.Tensor) -> bool:

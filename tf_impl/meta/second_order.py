@@ -26,6 +26,7 @@ import tensorflow as tf
 
 from interchange.protocols import Network, Position, State, Task
 from tf_impl.meta.unroll import advance, begun, inputs_at
+from tf_impl.networks.structure import Structure, structure_of
 from tf_impl.problems.tasks import ModuleTask
 from tf_impl.tensors import Weights, unflatten
 
@@ -50,12 +51,13 @@ def unrolled(
     for _ in range(steps):
         drawn.append(_running(task))
         path.append(advance(task, network, path[-1], 1, lr)[0])
-    end = path[-1]
+    end, structure = path[-1], structure_of(network, task)
     grads = {name: tf.zeros_like(w) for name, w in network.weights.items()}
     later, state = end.gradient, _zeros(end.state)  # dL by theta and by the state, one step on
     with _undisturbed(task):
         for s in reversed(range(steps)):
-            by_g, by_theta, state, pieces = _step_back(network, path[s], lr * network.scale * later, state)
+            by_u = lr * network.scale * later
+            by_g, by_theta, state, pieces = _step_back(network, structure, path[s], by_u, state)
             for name, piece in pieces.items():
                 grads[name] += piece
             if s == 0:
@@ -67,12 +69,12 @@ def unrolled(
 
 
 def _step_back(
-    network: Network, at: Position, by_out: tf.Tensor, by_state: State
+    network: Network, structure: Structure | None, at: Position, by_out: tf.Tensor, by_state: State
 ) -> tuple[tf.Tensor, tf.Tensor, State, dict[str, tf.Tensor]]:
     """The backward pass of one step of the optimizer.
 
     Args:
-        by_out: dL by its output [N]; by_state: by the state after the step.
+        by_out: dL by its output [N], after its structure; by_state: by the state after the step.
 
     Returns:
         dL by the gradient [N], by theta [N] (weight decay only), by the state before, and by the weights.
@@ -82,18 +84,23 @@ def _step_back(
     by = (by_out, *by_state.features, *by_state.network)
     # A graph would keep what a network reads of itself: kinds of tensors, and whether there is weight decay.
     fixed = network.tasks_batchable and not network.weight_decay
-    run = _compiled(network) if fixed else functools.partial(_vjp_of_all, network)
+    run = (_compiled if fixed else _bound)(network, structure)
     by_g, by_theta, features, hidden, pieces = run(tf.constant(at.state.t), *given, weights, by)
     return by_g, by_theta, State(at.state.t, features, hidden), pieces
 
 
+def _bound(network: Network, structure: Structure | None) -> Callable[..., Any]:
+    return functools.partial(_vjp_of_all, network, structure)
+
+
 @functools.lru_cache(maxsize=2)
-def _compiled(network: Network) -> Callable[..., Any]:
-    return tf.function(functools.partial(_vjp_of_all, network))
+def _compiled(network: Network, structure: Structure | None) -> Callable[..., Any]:
+    return tf.function(_bound(network, structure))
 
 
 def _vjp_of_all(
     network: Network,
+    structure: Structure | None,
     t: tf.Tensor,
     g: tf.Tensor,
     theta: tf.Tensor,
@@ -111,6 +118,7 @@ def _vjp_of_all(
         tape.watch([g, theta, *features, *hidden, *weights.values()])
         x, state = inputs_at(network, Position(0, theta, State(t, features, hidden), None, g))
         out, after = network.step(weights, x, state.network, state.t)
+        out = out if structure is None else structure.acted(out)
     return tape.gradient(
         [out, *state.features, *after],
         (g, theta, features, hidden, weights),

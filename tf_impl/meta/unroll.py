@@ -9,6 +9,8 @@ theta_t = theta_0 + sum_{s<t} lr u_s, the meta-gradient of sum_t w_t f_t is
 one backward pass of the network as a sequence, chunk by chunk over coordinates. A teacher's network has
 compiled code for its steps and this pass (``common.kernels``); the chunks here are for what has none. The
 coordinates of a rule that sees tensors do not come apart: it goes back step by step, each computed once more.
+Of a teacher with a structure S, u_s = scale S(y_s), they do after one step more: y_s is kept, and c_s becomes
+(dS/dy at y_s)^T c_s, which is of all coordinates whatever subset then goes through the network.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ import tensorflow as tf
 
 from common.metrics import loss_at
 from interchange.protocols import Network, Position, State, Task, start
+from tf_impl.networks.structure import Structure, structure_of
 from tf_impl.problems.batched import BatchedTasks
 from tf_impl.problems.tasks import value_and_gradient
 from tf_impl.tensors import on_host, view
@@ -37,29 +40,37 @@ def advance(
     coordinates: np.ndarray | None = None,
     reuse: bool = False,
     keep: bool = True,
+    outs: list[tf.Tensor] | None = None,
 ) -> tuple[Position, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Take ``steps`` steps theta += lr * scale * out with no graph.
+    """Take ``steps`` steps theta += lr * scale * out, or lr * scale * structure(out), with no graph.
 
     Args:
-        coordinates: numbers of the n coordinates whose gradients and inputs are kept, all if None.
+        coordinates: numbers of the n coordinates whose gradients and inputs are kept, all if None. Of a
+            network with a structure all gradients are kept.
         reuse: the state of ``position`` is not needed any more and may be overwritten.
         keep: gradients and inputs are wanted; without, they are empty.
+        outs: takes the outputs [N] of every step, of a network with a structure, for ``by_outputs``.
 
     Returns:
         The new position, losses [steps + 1] (of lanes [steps + 1, lane]), gradients [steps + 1, n], inputs
         [steps, F, n].
     """
-    position = begun(task, position)
+    position, structure = begun(task, position), structure_of(network, task)
 
     def chosen(a: tf.Tensor) -> tf.Tensor:
         return a if coordinates is None else tf.gather(a, coordinates, axis=-1)
 
+    def felt(g: tf.Tensor) -> tf.Tensor:
+        return chosen(g) if structure is None else g
+
     losses, gradients, inputs = [position.loss], _Rows((steps + 1) * keep), _Rows(steps * keep)
-    gradients.add(chosen(position.gradient))
+    gradients.add(felt(position.gradient))
     for step in range(steps):
-        position, x = _one_step(task, network, position, lr, reuse or step > 0)
+        position, x, y = _one_step(task, network, structure, position, lr, reuse or step > 0)
         losses.append(position.loss)
-        gradients.add(chosen(position.gradient))
+        if structure is not None and outs is not None:
+            outs.append(y)
+        gradients.add(felt(position.gradient))
         inputs.add(chosen(x))
     return position, tf.stack(losses), gradients.stacked(), inputs.stacked()
 
@@ -112,7 +123,6 @@ def cotangents(
     loss: str,
     keep: float = 1.0,
     *,
-    factor: float | np.ndarray = 1.0,
     reuse: bool = False,
 ) -> tf.Tensor:
     """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].
@@ -120,7 +130,6 @@ def cotangents(
     Args:
         loss: w is all 1 (``sum``) or e_T (``last``).
         keep: what weight decay leaves of theta in a step (``decay_factor``).
-        factor: on all of it, or [N].
         reuse: the gradients are not needed any more and may be overwritten.
     """
     if on_host(gradients):
@@ -128,12 +137,11 @@ def cotangents(
         c = given if reuse and given.flags.writeable else given.copy()
         for t in range(len(c) - 2, -1, -1):
             c[t] = keep * c[t + 1] + (0.0 if loss == "last" else c[t])
-        c *= np.asarray(factor, c.dtype)
         return c
     found = [gradients[-1]]
     for g in tf.unstack(gradients[1:-1])[::-1]:
         found.append(keep * found[-1] + (g if loss == "sum" else 0.0))
-    return tf.stack(found[::-1]) * tf.cast(factor, gradients.dtype)
+    return tf.stack(found[::-1])
 
 
 def meta_gradient(
@@ -148,7 +156,7 @@ def meta_gradient(
 
     Args:
         state: at the start of the unroll.
-        inputs: [T, F, N]; c: [T, N], with the learning rate in it.
+        inputs: [T, F, N]; c: [T, N], with the learning rate in it, by the outputs (``structure.by_outputs``).
         coordinates: numbers of the coordinates to use, all if None; the result is scaled by N/n, so
             a random subset is unbiased.
         memory: GiB that one pass may take beside ``inputs`` and ``c``, about, where it is not compiled: it
@@ -252,11 +260,17 @@ def inputs_at(network: Network, at: Position) -> tuple[tf.Tensor, State]:
 
 
 def _one_step(
-    task: Task | BatchedTasks, network: Network, at: Position, lr: float, reuse: bool
-) -> tuple[Position, tf.Tensor]:
-    """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
+    task: Task | BatchedTasks,
+    network: Network,
+    structure: Structure | None,
+    at: Position,
+    lr: float,
+    reuse: bool,
+) -> tuple[Position, tf.Tensor, tf.Tensor]:
+    """One step from a position whose loss and gradient are known; also the inputs [F, N] and outputs [N]."""
     x, state = inputs_at(network, at)
-    out, hidden = network.roll(x, state.network, state.t, reuse=reuse)
+    y, hidden = network.roll(x, state.network, state.t, reuse=reuse)
+    out = y if structure is None else structure(y)
     theta = at.theta + (lr * network.scale) * out
     loss, g = value_and_gradient(task, theta, at.step + 1)
-    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x
+    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x, y

@@ -183,7 +183,8 @@ class BatchedRules:
     def __init__(
         self, alone: RuleNetwork, weights: Sequence[Mapping[str, np.ndarray]], factor: str, decays: bool
     ) -> None:
-        self._alone, self._decays, self.scale = alone, decays, alone.rule.scale
+        self._alone, self._decays = alone, decays
+        self.scale, self.structure = alone.rule.scale, alone.structure
         self.inputs = alone.inputs
         self._weights = {
             name: to_tensor(np.stack([lane[name] for lane in weights]), w.dtype, w.device)[:, None]

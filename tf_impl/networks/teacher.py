@@ -42,7 +42,7 @@ class TeacherNetwork:
     ) -> None:
         self.teacher, self.state_dtype = teacher, state_dtype or dtype
         self._narrow = self.state_dtype != dtype
-        self.scale, self.weight_decay = teacher.scale, 0.0
+        self.scale, self.weight_decay, self.structure = teacher.scale, 0.0, teacher.structure
         self.features = FeatureStream(teacher.expressions())
         with tf.device(device):
             self.weights: Weights = {
@@ -92,7 +92,7 @@ class TeacherNetwork:
     def step(
         self, weights: Weights, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        """Output [N] before ``scale``, and the new network state, for inputs x [F, N]."""
+        """Output [N] before ``structure`` and ``scale``, and the new network state, for inputs x [F, N]."""
         del t  # a rule's network reads it
         arrays = tuple(tf.cast(a, x.dtype) for a in network)
         out, after = self._step({name: tf.convert_to_tensor(w) for name, w in weights.items()}, x, arrays)
@@ -190,6 +190,7 @@ class BatchedTeachers:
 
     def __init__(self, alone: TeacherNetwork, weights: Sequence[Mapping[str, np.ndarray]]) -> None:
         self.scale, self.inputs, self.rows = alone.scale, alone.inputs, alone.rows
+        self.structure = alone.structure
         self._compiled, self._count = alone.compiled, len(weights)
         dtype = alone.weights["out/w"].dtype.as_numpy_dtype
         self._weights = np.stack(

@@ -12,6 +12,7 @@ from interchange.protocols import Imitation, Task
 from interchange.rule.rule import Rule
 from torch_impl.meta import unroll
 from torch_impl.networks.rule import RuleNetwork
+from torch_impl.networks.structure import structure_of
 from torch_impl.problems.tasks import value_and_gradient
 
 
@@ -33,20 +34,22 @@ def advance(
 
     Returns:
         The new position; losses of imitation [steps]; for ``unroll.meta_gradient`` the network's inputs
-        [steps, F, N] and c = d loss / d u [steps, N].
+        [steps, F, N] and c = d loss / d u [steps, N], by the outputs where there is a structure.
     """
     expert, at, state = position.expert, position.at, position.state
-    losses, inputs, c = [], [], []
+    losses, inputs, c, structure = [], [], [], structure_of(network, task)
     for _ in range(steps):
         with torch.no_grad():
             x, state = unroll.inputs_at(network, dataclasses.replace(at, state=state))
-            out, hidden = network.roll(x, state.network, state.t)
+            y, hidden = network.roll(x, state.network, state.t)
+            out = y if structure is None else structure(y)
         state, before = dataclasses.replace(state, network=hidden), at.theta
         at = unroll.advance(task, expert, at, 1, position.lr)[0]
         miss = network.scale * out - (at.theta - before)
         losses.append(0.5 * miss.square().mean())
         inputs.append(x)
-        c.append(miss / len(miss))
+        by_out = miss / len(miss)
+        c.append(by_out if structure is None else structure.back(y, by_out))
     return (
         dataclasses.replace(position, at=at, state=state),
         torch.stack(losses),

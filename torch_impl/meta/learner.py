@@ -17,6 +17,7 @@ from interchange.protocols import State, Task
 from interchange.rule.rule import Rule
 from torch_impl.meta import imitation, unroll
 from torch_impl.networks.rule import RuleNetwork
+from torch_impl.networks.structure import by_outputs
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.augment import ConvexTerm, RandomScaling
 from torch_impl.problems.batched import BatchedTasks, divided, joined, kind
@@ -123,15 +124,16 @@ class Learner:
         with fitting(task):
             index = None if coordinates is None else torch.from_numpy(coordinates.numbers).to(self.device)
             begin = unroll.chosen_state(position.state, index)
+            outs: list[torch.Tensor] = []
             end, losses, gradients, inputs = unroll.advance(
-                task, self.network, position, steps, coordinates=index, reuse=index is not None
+                task, self.network, position, steps, coordinates=index, reuse=index is not None, outs=outs
             )
             # The kept coordinates do not show that another one's gradient is not finite: theta does.
             if not _finite(losses, gradients, end.theta, end.gradient):
                 return end, [], None
-            c = self._cotangents(
-                gradients, 1.0 if coordinates is None else gradients.new_tensor(coordinates.weights)
-            )
+            c = by_outputs(self.network, task, outs, self._cotangents(gradients), index)
+            if coordinates is not None:
+                c.mul_(c.new_tensor(coordinates.weights))
             return end, losses[:-1].tolist(), self._vjp(begin, inputs, c)
 
     def first_order_batch(
@@ -154,13 +156,14 @@ class Learner:
                 moved = [drawn.numbers + start for drawn, start in zip(coordinates, starts, strict=True)]
                 index = torch.from_numpy(np.concatenate(moved)).to(self.device)
                 counts = [len(drawn) for drawn in coordinates]
-            begin = unroll.chosen_state(position.state, index)
+            begin, outs = unroll.chosen_state(position.state, index), []
             end, losses, gradients, inputs = unroll.advance(
-                lanes, self.network, position, steps, coordinates=index, reuse=index is not None
+                lanes, self.network, position, steps, coordinates=index, reuse=index is not None, outs=outs
             )
             ends: list[Any] = divided(end, lanes.sizes)
             found, shares = [], []
-            for k, (loss, gradient) in enumerate(zip(losses.T, gradients.split(counts, 1), strict=True)):
+            felt = gradients.split(lanes.sizes if outs else counts, 1)
+            for k, (loss, gradient) in enumerate(zip(losses.T, felt, strict=True)):
                 if _finite(loss, gradient, ends[k].theta, ends[k].gradient):
                     found.append(loss[:-1].tolist())
                     shares.append(weigh(found[-1]))
@@ -173,16 +176,16 @@ class Learner:
             if coordinates is not None:
                 factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
             factor = gradients.new_tensor(factor)
+            c = by_outputs(self.network, lanes, outs, self._cotangents(gradients), index)
             if len(found) < len(positions):
                 kept = torch.isfinite(factor).nonzero()[:, 0]
                 begin = unroll.chosen_state(begin, kept)
-                inputs, gradients, factor = inputs[..., kept], gradients[..., kept], factor[kept]
-            return ends, found, self._vjp(begin, inputs, self._cotangents(gradients, factor))
+                inputs, c, factor = inputs[..., kept], c[..., kept], factor[kept]
+            return ends, found, self._vjp(begin, inputs, c.mul_(factor))
 
-    def _cotangents(self, gradients: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
-        return unroll.cotangents(
-            gradients, self.config.loss, unroll.decay_factor(self.network), factor=factor, reuse=True
-        )
+    def _cotangents(self, gradients: torch.Tensor) -> torch.Tensor:
+        keep = unroll.decay_factor(self.network)
+        return unroll.cotangents(gradients, self.config.loss, keep, reuse=True)
 
     def _vjp(
         self,

@@ -20,6 +20,7 @@ import torch
 
 from interchange.protocols import Network, Position, State, Task
 from torch_impl.meta.unroll import advance, begun, inputs_at, pulled_back
+from torch_impl.networks.structure import Structure, structure_of
 from torch_impl.problems.tasks import ModuleTask
 from torch_impl.tensors import unflatten
 
@@ -44,12 +45,13 @@ def unrolled(
     for _ in range(steps):
         drawn.append(_random_state(position.theta.device))
         path.append(advance(task, network, path[-1], 1, lr)[0])
-    end = path[-1]
+    end, structure = path[-1], structure_of(network, task)
     grads = {name: torch.zeros_like(w) for name, w in network.weights.items()}
     later, state = end.gradient, _zeros(end.state)  # dL by theta and by the state, one step on
     with _undisturbed(task):
         for s in reversed(range(steps)):
-            by_g, by_theta, state, pieces = _step_back(network, path[s], lr * network.scale * later, state)
+            by_u = lr * network.scale * later
+            by_g, by_theta, state, pieces = _step_back(network, structure, path[s], by_u, state)
             for name, piece in pieces.items():
                 grads[name] += piece
             if s == 0:
@@ -61,12 +63,12 @@ def unrolled(
 
 
 def _step_back(
-    network: Network, at: Position, by_out: torch.Tensor, by_state: State
+    network: Network, structure: Structure | None, at: Position, by_out: torch.Tensor, by_state: State
 ) -> tuple[torch.Tensor, torch.Tensor, State, dict[str, torch.Tensor]]:
     """The backward pass of one step of the optimizer.
 
     Args:
-        by_out: dL by its output [N]; by_state: by the state after the step.
+        by_out: dL by its output [N], after its structure; by_state: by the state after the step.
 
     Returns:
         dL by the gradient [N], by theta [N] (weight decay only), by the state before, and by the weights.
@@ -82,6 +84,7 @@ def _step_back(
         here = Position(at.step, theta, State(at.state.t, features, hidden), at.loss, g)
         x, state = inputs_at(network, here)
         out, after = network.step(weights, x, state.network, state.t)
+        out = out if structure is None else structure(out)
     ends, by = (out, *state.features, *after), (by_out, *by_state.features, *by_state.network)
     by = pulled_back(ends, by, (g, theta, *features, *hidden, *weights.values()))
     first, second = 2 + len(features), 2 + len(features) + len(hidden)

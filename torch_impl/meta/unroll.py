@@ -9,6 +9,8 @@ theta_t = theta_0 + sum_{s<t} lr u_s, the meta-gradient of sum_t w_t f_t is
 one backward pass of the network as a sequence, chunk by chunk over coordinates. A teacher's network has
 compiled code for its steps and this pass (``common.kernels``); the chunks here are for what has none. The
 coordinates of a rule that sees tensors do not come apart: it goes back step by step, each computed once more.
+Of a teacher with a structure S, u_s = scale S(y_s), they do after one step more: y_s is kept, and c_s becomes
+(dS/dy at y_s)^T c_s, which is of all coordinates whatever subset then goes through the network.
 """
 
 import dataclasses
@@ -22,6 +24,7 @@ import torch
 
 from common.metrics import loss_at
 from interchange.protocols import Network, Position, State, Task, start
+from torch_impl.networks.structure import Structure, structure_of
 from torch_impl.problems.batched import BatchedTasks
 from torch_impl.problems.tasks import value_and_gradient
 from torch_impl.threads import fitting
@@ -42,34 +45,43 @@ def advance(
     coordinates: torch.Tensor | None = None,
     reuse: bool = False,
     keep: bool = True,
+    outs: list[torch.Tensor] | None = None,
 ) -> tuple[Position, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Take ``steps`` steps theta += lr * scale * out with no graph.
+    """Take ``steps`` steps theta += lr * scale * out, or lr * scale * structure(out), with no graph.
 
     Args:
-        coordinates: numbers of the n coordinates whose gradients and inputs are kept, all if None.
+        coordinates: numbers of the n coordinates whose gradients and inputs are kept, all if None. Of a
+            network with a structure all gradients are kept.
         reuse: the state of ``position`` is not needed any more and may be overwritten.
         keep: gradients and inputs are wanted; without, they are empty.
+        outs: takes the outputs [N] of every step, of a network with a structure, for ``by_outputs``.
 
     Returns:
         The new position, losses [steps + 1] (of lanes [steps + 1, lane]), gradients [steps + 1, n], inputs
         [steps, F, n].
     """
+    structure = structure_of(network, task)
 
     def chosen(a: torch.Tensor) -> torch.Tensor:
         return a if coordinates is None else a.index_select(-1, coordinates)
 
+    def felt(g: torch.Tensor) -> torch.Tensor:
+        return chosen(g) if structure is None else g
+
     with fitting(task):
         position = begun(task, position)
-        losses, first = [position.loss], chosen(position.gradient)
+        losses, first = [position.loss], felt(position.gradient)
         # Filled row by row: stacked from a list they would need their memory twice.
         gradients, inputs = first.new_empty((steps + 1) * keep, len(first)), first.new_empty(0)
         gradients[:1] = first
         for step in range(steps):
-            position, x = _one_step(task, network, position, lr, reuse or step > 0)
+            position, x, y = _one_step(task, network, structure, position, lr, reuse or step > 0)
             losses.append(position.loss)
             if not keep:
                 continue
-            gradients[step + 1] = chosen(position.gradient)
+            if structure is not None and outs is not None:
+                outs.append(y)
+            gradients[step + 1] = felt(position.gradient)
             x = chosen(x)
             if step == 0:
                 inputs = x.new_empty(steps, *x.shape)
@@ -97,7 +109,6 @@ def cotangents(
     loss: str,
     keep: float = 1.0,
     *,
-    factor: float | torch.Tensor = 1.0,
     reuse: bool = False,
 ) -> torch.Tensor:
     """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].
@@ -105,7 +116,6 @@ def cotangents(
     Args:
         loss: w is all 1 (``sum``) or e_T (``last``).
         keep: what weight decay leaves of theta in a step (``decay_factor``).
-        factor: on all of it, or [N].
         reuse: the gradients are not needed any more and may be overwritten.
     """
     c = gradients[1:] if reuse else gradients[1:].clone()
@@ -114,7 +124,7 @@ def cotangents(
             torch.mul(c[t + 1], keep, out=c[t])
         else:
             c[t].add_(c[t + 1], alpha=keep)
-    return c.mul_(factor)
+    return c
 
 
 def meta_gradient(
@@ -129,7 +139,7 @@ def meta_gradient(
 
     Args:
         state: at the start of the unroll.
-        inputs: [T, F, N]; c: [T, N], with the learning rate in it.
+        inputs: [T, F, N]; c: [T, N], with the learning rate in it, by the outputs (``structure.by_outputs``).
         coordinates: numbers of the coordinates to use, all if None; the result is scaled by N/n, so
             a random subset is unbiased.
         memory: GiB that one pass may take beside ``inputs`` and ``c``, about, where it is not compiled: it
@@ -255,12 +265,18 @@ def inputs_at(network: Network, at: Position) -> tuple[torch.Tensor, State]:
 
 
 def _one_step(
-    task: Task | BatchedTasks, network: Network, at: Position, lr: float, reuse: bool
-) -> tuple[Position, torch.Tensor]:
-    """One step from a position whose loss and gradient are known; also the inputs [F, N] used."""
+    task: Task | BatchedTasks,
+    network: Network,
+    structure: Structure | None,
+    at: Position,
+    lr: float,
+    reuse: bool,
+) -> tuple[Position, torch.Tensor, torch.Tensor]:
+    """One step from a position whose loss and gradient are known; also the inputs [F, N] and outputs [N]."""
     with torch.no_grad():
         x, state = inputs_at(network, at)
-        out, hidden = network.roll(x, state.network, state.t, reuse=reuse)
+        y, hidden = network.roll(x, state.network, state.t, reuse=reuse)
+        out = y if structure is None else structure(y)
         theta = torch.add(at.theta, out, alpha=lr * network.scale)
     loss, g = value_and_gradient(task, theta, at.step + 1)
-    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x
+    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x, y

@@ -42,7 +42,7 @@ class TeacherNetwork:
     ) -> None:
         self.teacher, self.state_dtype = teacher, state_dtype or dtype
         self._narrow = self.state_dtype != dtype
-        self.scale, self.weight_decay = teacher.scale, 0.0
+        self.scale, self.weight_decay, self.structure = teacher.scale, 0.0, teacher.structure
         self.features = FeatureStream(teacher.expressions())
         self.weights: Weights = {
             name: torch.tensor(weights[name], dtype=dtype, device=device) for name in teacher.weight_shapes()
@@ -89,7 +89,7 @@ class TeacherNetwork:
     def step(
         self, weights: Weights, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Output [N] before ``scale``, and the new network state, for inputs x [F, N]."""
+        """Output [N] before ``structure`` and ``scale``, and the new network state, for inputs x [F, N]."""
         del t  # a rule's network reads it
         network = tuple(a.to(x.dtype) for a in network)
         if self.teacher.pre:
@@ -175,6 +175,7 @@ class BatchedTeachers:
 
     def __init__(self, alone: TeacherNetwork, weights: Sequence[Mapping[str, np.ndarray]]) -> None:
         self.scale, self.inputs, self.rows = alone.scale, alone.inputs, alone.rows
+        self.structure = alone.structure
         self._compiled, self._count = alone.compiled, len(weights)
         flat = [np.concatenate([np.ravel(lane[name]) for name in alone.weights]) for lane in weights]
         self._weights = to_tensor(np.stack(flat), alone.weights["out/w"].dtype)
