@@ -171,7 +171,7 @@ class Tangents:
 
 
 def views_of(task: Task, who: str) -> "tuple[View, ...]":
-    """The views of a task's tensors; ``L2OError`` where it does not have one for each, which ``who`` needs."""
+    """The views of a task's tensors, one for each; ``L2OError`` where ``who`` finds none."""
     views = tuple(getattr(task, "views", ()))
     if [view.shape for view in views] != list(map(tuple, task.shapes)):
         raise L2OError(

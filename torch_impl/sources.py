@@ -33,8 +33,9 @@ class Source(source.Source):
         if lr > largest:  # torch would say so at the first step only
             raise L2OError(f"{self.spec.text}: expected lr of at most {largest:.3g}, got {lr:g}; lower it")
         views = views if self.sees_tensors else None
-        if isinstance(self.loaded, Rule):
+        if isinstance(self.loaded, Rule | Teacher):
             params = params if views is None else seen_as(views, params)
+        if isinstance(self.loaded, Rule):
             with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
                 warnings.simplefilter("ignore", RuntimeWarning)
                 return SymbolicOptimizer(params, self.loaded, lr)

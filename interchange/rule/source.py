@@ -32,6 +32,8 @@ class Source:
         """Whether coordinates of a tensor are not independent, so that it has to be told how one is seen."""
         if isinstance(self.loaded, Rule):
             return self.loaded.sees_tensors
+        if isinstance(self.loaded, Teacher):
+            return bool(self.loaded.row.structure)
         return self.spec.kind == "baseline" and not BASELINES[self.spec.target].coordinatewise
 
     @property

@@ -1,4 +1,4 @@
-"""Teachers whose output goes through a tensor operator, in both frameworks: meta-gradients, lanes, subsets."""
+"""Teachers whose output goes through a tensor operator, in both frameworks: meta-gradients and lanes."""
 
 import dataclasses
 
@@ -8,9 +8,11 @@ import pytest
 from common.data.coordinates import choose_subset
 from common.errors import L2OError
 from common.rng import rng
+from common.tables.baselines import parse_spec
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, TeacherRow, initial_weights
 from interchange.backend import Half
+from interchange.files.weights import Teacher
 from interchange.language import matrix as oracle
 from interchange.language.view import slices
 from interchange.meta.config import TrainConfig
@@ -151,7 +153,7 @@ def test_imitation_is_the_derivative_of_its_loss(impl):
     task, network = task_of(impl), network_of(impl)
     learner = learner_of(impl, network)
     at = learner.start_imitation(task, "adam", 0.01)
-    _, losses, grads = learner.imitation(task, at, 6, None)
+    grads = learner.imitation(task, at, 6, None)[2]
     weights, name, step = learner.weights(), "out/w", 1e-5
     for column in (0, 3):
         values = []
@@ -177,3 +179,28 @@ def test_a_row_says_its_structure_and_rows_without_stay_as_they_were():
     assert TEACHER.to_dict()["structure"] == "orth" and TeacherRow.from_dict(TEACHER.to_dict()) == TEACHER
     with pytest.raises(L2OError, match="unknown structure 'svd'; known: orth"):
         TeacherRow.from_dict(TEACHER.to_dict() | {"structure": "svd"})
+
+
+def native(impl, task, steps: int) -> np.ndarray:
+    """Parameters [N] after steps of the teacher as an optimizer of its framework."""
+    network = network_of(impl)
+    weights = {name: np.array(w) for name, w in network.weights.items()}
+    teacher = Teacher(TEACHER, weights, "0" * 64, "test")
+    source = impl.module("sources").Source(parse_spec("teacher:rp_s_m"), teacher)
+    rollout = impl.module("rollout")
+    if impl.__name__.endswith("torch_side"):
+        leaves = rollout.leaves(task)
+        rollout.descend(task, leaves, source.optimizer(leaves, 1.0, task.views), steps)
+    else:
+        with impl.module("loops").borrowed(source, task, 1.0) as loop:
+            rollout.descend(task, loop, steps)
+            leaves = [p.numpy() for p in loop.parameters]
+    return np.concatenate([np.asarray(p.detach() if hasattr(p, "detach") else p).ravel() for p in leaves])
+
+
+@pytest.mark.parametrize("problem", ["digits-mlp", "digits-conv"])
+def test_the_native_optimizer_takes_the_same_steps(impl, problem):
+    task = task_of(impl, problem)
+    expected = begun(impl, task, network_of(impl), 6).theta
+    np.testing.assert_allclose(native(impl, task, 6), np.asarray(expected), rtol=1e-9, atol=1e-12)
+    assert not np.allclose(native(impl, task, 6), np.asarray(task.initial()), rtol=1e-3)

@@ -22,7 +22,7 @@ from tests.helpers.torch_side import whole_graph  # noqa: E402
 from torch_impl.meta import unroll  # noqa: E402
 from torch_impl.meta.learner import Learner  # noqa: E402
 from torch_impl.networks.rule import RuleNetwork  # noqa: E402
-from torch_impl.networks.structure import by_outputs
+from torch_impl.networks.structure import by_outputs  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.tasks import ModuleTask, ProblemTask, value_and_gradient  # noqa: E402
 from torch_impl.tensors import unflatten  # noqa: E402

@@ -78,11 +78,18 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         else:
             ok = _fits(moved, theta.dtype)  # so is u, which is in it
             for array in new:
-                ok &= _of_coordinates(tf.math.is_finite(array), theta.shape, own.view)
+                ok &= _of_coordinates(tf.math.is_finite(array), theta.shape, self._state_view(own))
             left = _left(ok)
         tally = tf.stack([tf.where(left < max(size, 1), t, before), tf.cast(left, tf.float64), in_a_row])
-        state = (tf.where(_of_state(ok, a.shape, own.view), a, b) for a, b in zip(new, state, strict=True))
+        state = (
+            tf.where(_of_state(ok, a.shape, self._state_view(own)), a, b)
+            for a, b in zip(new, state, strict=True)
+        )
         return tf.where(ok, tf.cast(moved, theta.dtype), theta), tally, *state
+
+    def _state_view(self, own: Own) -> View | None:
+        """How state is kept of a tensor that is seen as a whole; None for every coordinate's own."""
+        return own.view
 
     def _tallied(
         self, tally: tf.Tensor, k: int, variable: tf.Variable, g: tf.Tensor, lr: tf.Tensor
@@ -148,7 +155,9 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         t, work = tally[0] + tf.cast(tally[1] >= math.prod(theta.shape), tf.float64), work_dtype(theta)
         u, new = self._update(tf.cast(theta, work), tf.cast(g, work), tuple(state), t, own.view)
         moved, _ = self._moved(own, theta, g, lr, t, tuple(state))
-        states = [_of_coordinates(tf.math.is_finite(array), theta.shape, own.view) for array in new]
+        states = [
+            _of_coordinates(tf.math.is_finite(array), theta.shape, self._state_view(own)) for array in new
+        ]
         looks = {
             "gradient": tf.math.is_finite(g),
             "update": tf.math.is_finite(u),

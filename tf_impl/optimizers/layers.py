@@ -12,6 +12,8 @@ import keras
 
 from common.errors import L2OError
 from interchange.language.view import View, canonical, chosen, matrix, vector
+from tf_impl.optimizers.base import LearningRate
+from tf_impl.optimizers.guard import GuardedOptimizer, NonFinite
 
 _TRANSPOSED = tuple(getattr(keras.layers, f"Conv{n}DTranspose") for n in (1, 2, 3))
 _CONVOLUTIONS = tuple(getattr(keras.layers, f"Conv{n}D") for n in (1, 2, 3))
@@ -166,3 +168,42 @@ def _plain(value: Any) -> Any:
     if isinstance(value, View):
         return {name: _plain(x) for name, x in dataclasses.asdict(value).items()}
     return [_plain(x) for x in value] if isinstance(value, tuple | list) else value
+
+
+class LayeredOptimizer(GuardedOptimizer):
+    """What sees tensors as the layers of a model say, and spares those of weight decay that they name.
+
+    Args:
+        views, undecayed: as for ``SymbolicOptimizer``.
+    """
+
+    def __init__(
+        self,
+        learning_rate: LearningRate,
+        weight_decay: float | None,
+        nonfinite: NonFinite,
+        views: Mapping[str, Any] | keras.Layer | None,
+        undecayed: Sequence[str],
+        **keywords: Any,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, nonfinite, **keywords)
+        # Past Keras' tracking, which wraps dictionaries and lists.
+        vars(self).update(views=given(views), undecayed=list(undecayed))
+
+    def _sees_tensors(self) -> bool:
+        """Whether coordinates ask for others."""
+        raise NotImplementedError
+
+    def _prepare(self, variables: Sequence[keras.Variable]) -> None:
+        spared = {k for k, v in enumerate(variables) if find(self.undecayed, path_of(v))}
+        vars(self).update(_places=of_variables(self.views, variables), _spared=spared)
+
+    def _view(self, k: int) -> View | None:
+        return self._places[k] if self._sees_tensors() else None
+
+    def _use_weight_decay(self, variable: keras.Variable) -> bool:
+        spared = self._get_variable_index(variable) in self._spared
+        return not spared and super()._use_weight_decay(variable)
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {"views": to_config(self.views), "undecayed": self.undecayed}

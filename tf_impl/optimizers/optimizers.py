@@ -20,11 +20,12 @@ from interchange.language.view import View
 from interchange.rule.rule import Rule, zero_update
 from tf_impl.networks.compiled import step_fresh
 from tf_impl.networks.lowering import Lowered, Scalar
+from tf_impl.networks.matrix import TENSOR
 from tf_impl.networks.operators import as_tensor, op_div, op_mul
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.optimizers import layers
 from tf_impl.optimizers.base import LearningRate, Own, State, work_dtype
-from tf_impl.optimizers.guard import GuardedOptimizer, NonFinite, NonFiniteError
+from tf_impl.optimizers.guard import NonFinite, NonFiniteError
 
 __all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
 
@@ -32,7 +33,7 @@ AnyRule = Rule | str | os.PathLike[str]
 
 
 @keras.saving.register_keras_serializable(package="symbolic_l2o")
-class SymbolicOptimizer(GuardedOptimizer):
+class SymbolicOptimizer(layers.LayeredOptimizer):
     """A rule as an optimizer: theta += lr * scale * expression(g).
 
     Args:
@@ -71,15 +72,10 @@ class SymbolicOptimizer(GuardedOptimizer):
         nonfinite: NonFinite = "skip",
         **keywords: Any,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, nonfinite, **keywords)
+        super().__init__(learning_rate, weight_decay, nonfinite, views, undecayed, **keywords)
         rule = rule if isinstance(rule, Rule) else Rule.load(rule)
         self.rule = rule.with_constants(constants or {})
-        # Past Keras' tracking, which wraps dictionaries and lists.
-        vars(self).update(
-            constants=None if constants is None else dict(constants),
-            views=layers.given(views),
-            undecayed=list(undecayed),
-        )
+        vars(self).update(constants=None if constants is None else dict(constants))  # past Keras' tracking
         self.center = bool(center)
         missing = [name for name, node in self.rule.features.items() if node is None]
         if missing:
@@ -98,16 +94,8 @@ class SymbolicOptimizer(GuardedOptimizer):
         self._run = self.rule.centered() if center else self.rule
         self._lowered = {has: _Plain(self._run.program(has)) for has in (True, False)}
 
-    def _prepare(self, variables: Sequence[keras.Variable]) -> None:
-        spared = {k for k, v in enumerate(variables) if layers.find(self.undecayed, layers.path_of(v))}
-        vars(self).update(_places=layers.of_variables(self.views, variables), _spared=spared)
-
-    def _view(self, k: int) -> View | None:
-        return self._places[k] if self._run.sees_tensors else None
-
-    def _use_weight_decay(self, variable: keras.Variable) -> bool:
-        spared = self._get_variable_index(variable) in self._spared
-        return not spared and super()._use_weight_decay(variable)
+    def _sees_tensors(self) -> bool:
+        return self._run.sees_tensors
 
     def _of(self, view: View | None) -> tuple[Lowered, View | None]:
         """The program for a tensor, and the view where that sees more than a coordinate."""
@@ -152,8 +140,6 @@ class SymbolicOptimizer(GuardedOptimizer):
             "rule": self.rule.to_json(),
             "constants": self.constants,
             "center": self.center,
-            "views": layers.to_config(self.views),
-            "undecayed": self.undecayed,
         }
 
     @classmethod
@@ -174,13 +160,16 @@ class _Plain(Lowered):
 
 
 @keras.saving.register_keras_serializable(package="symbolic_l2o")
-class LearnedOptimizer(GuardedOptimizer):
+class LearnedOptimizer(layers.LayeredOptimizer):
     """A meta-trained teacher as an optimizer: theta += lr * scale * output(LSTM(features(g))).
+
+    Of a teacher with a structure matrices get structure(output(...)).
 
     Args:
         teacher: a run folder, a ``teacher.h5`` file, or ``Teacher``.
         learning_rate: multiplier on the teacher's update.
-        weight_decay, nonfinite, keywords: as for ``SymbolicOptimizer``.
+        views: how a teacher with a structure sees tensors, as for ``SymbolicOptimizer``.
+        weight_decay, undecayed, nonfinite, keywords: as there.
 
     State per parameter tensor of n elements: h and c of every cell, [hidden, n], and the features'.
     """
@@ -191,14 +180,27 @@ class LearnedOptimizer(GuardedOptimizer):
         learning_rate: LearningRate = 1.0,
         *,
         weight_decay: float | None = None,
+        views: Mapping[str, Any] | keras.Layer | None = None,
+        undecayed: Sequence[str] = (),
         nonfinite: NonFinite = "skip",
         **keywords: Any,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, nonfinite, **keywords)
+        super().__init__(learning_rate, weight_decay, nonfinite, views, undecayed, **keywords)
         self._given = teacher if isinstance(teacher, Teacher) else load_weights(teacher)
         self._network = TeacherNetwork(self._given.row, self._given.weights)
 
+    def _sees_tensors(self) -> bool:
+        return bool(self._network.structure)
+
+    def _view(self, k: int) -> View | None:
+        view = super()._view(k)
+        return None if view is None or not view.matrix else view
+
+    def _state_view(self, own: Own) -> None:
+        return None  # state is of every coordinate
+
     def _prepare(self, variables: Sequence[keras.Variable]) -> None:
+        super()._prepare(variables)
         with tf.init_scope():  # constants of one graph cannot be used in another
             self._weights = {
                 dtype.name: {name: tf.constant(w, dtype) for name, w in self._given.weights.items()}
@@ -216,6 +218,8 @@ class LearnedOptimizer(GuardedOptimizer):
         count = len(state) - 2 * len(network.teacher.lstm)
         x, features = network.features.step(tf.reshape(g, [-1]), state[:count], t)
         out, hidden = network.step(self._weights[p.dtype.name], x, state[count:], t)
+        if view is not None:
+            out = TENSOR[network.structure](tf.reshape(out, view.split), view.axes)
         return network.scale * tf.reshape(out, p.shape), features + hidden
 
     def _settings(self) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.errors import L2OError
 from interchange.language.view import View
 from torch_impl.optimizers.resuming import FLAGS, Resumable, number, plain
-from torch_impl.optimizers.ways import Way, shard, states_of, view_of, whole
+from torch_impl.optimizers.ways import Way, shard, state_view_of, states_of, view_of, whole
 
 _PART = 2**16  # coordinates that are stepped at once, without compiled code
 
@@ -41,6 +42,11 @@ class CoordinateOptimizer(Resumable, abc.ABC):
             if not (p.is_floating_point() or p.is_complex()):
                 del self.param_groups[-1]
                 raise ValueError(f"params: expected floating point or complex numbers, got {p.dtype}")
+        try:
+            [self._way(p, group) for group in self.param_groups[-1:] for p in group["params"]]
+        except L2OError:  # an option that does not fit a tensor
+            del self.param_groups[-1]
+            raise
 
     def _way(self, p: Tensor, group: dict[str, Any]) -> Way | None:
         """Of a parameter of a group; None where the optimizer has no choice."""
@@ -214,7 +220,7 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         u, new = self._update(theta, g, tuple(before), t, group, way)
         moved, left = _moved(theta, u, group).to(p.dtype), 0
         if group["nonfinite"] != "off":
-            moved, new, left = self._accepted(old, moved, tuple(before), new, view)
+            moved, new, left = self._accepted(old, moved, tuple(before), new, state_view_of(way))
         if values is not None:
             values.update({f"s{i}": array for i, array in enumerate(new)})
         else:

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from common.errors import L2OError
 from interchange.files.weights import Teacher, load_weights
 from interchange.language.expression import to_text
 from interchange.rule.rule import Rule, zero_update
 from torch_impl.networks.compiled import Steps
+from torch_impl.networks.matrix import TENSOR
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.optimizers.base import real
 from torch_impl.optimizers.guard import GuardedOptimizer, NonFinite, NonFiniteError
-from torch_impl.optimizers.resuming import named, number, with_constants
-from torch_impl.optimizers.ways import Way, Ways, states_of
+from torch_impl.optimizers.resuming import named, number, with_constants, zero_dim
+from torch_impl.optimizers.ways import Way, Ways, seen, states_of
 
 __all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
 
@@ -86,12 +86,6 @@ class SymbolicOptimizer(GuardedOptimizer):
             if not group["center"] and all(_differ(param_group, other) for other in self.param_groups):
                 _warn_of_bias(with_constants(param_group))
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            [self._way(p, group) for p in group["params"]]
-        except L2OError:
-            del self.param_groups[-1]
-            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         old = state.pop("rule_json", None)  # of pickles from before rules were in the groups
@@ -145,7 +139,7 @@ class SymbolicOptimizer(GuardedOptimizer):
         group: dict[str, Any],
         way: Way,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        constants = {name: _zero_dim(value) for name, value in group["constants"].items()}
+        constants = {name: zero_dim(value) for name, value in group["constants"].items()}
         (out,), state = way.lowered.step({"g": g, "theta": p, **constants}, state, t, way.view)
         out = torch.as_tensor(out, dtype=p.dtype, device=p.device)
         if way.view is not None and out.shape != p.shape:  # the same for a row, a column or the tensor
@@ -215,18 +209,16 @@ def _warn_of_bias(rule: Rule) -> None:
         )
 
 
-def _zero_dim(value: float | torch.Tensor) -> float | torch.Tensor:
-    """A constant; a tensor as 0-dim float64, in which 1 - b is formed."""
-    return value.reshape(()).to(torch.float64) if isinstance(value, torch.Tensor) else value
-
-
 class LearnedOptimizer(GuardedOptimizer):
     """A meta-trained teacher as an optimizer: theta += lr * scale * output(LSTM(features(g))).
+
+    Of a teacher with a structure matrices get structure(output(...)).
 
     Args:
         params: as for any torch optimizer.
         teacher: a run folder, a ``teacher.h5`` file, or ``Teacher``.
         lr: multiplier on the teacher's update.
+        matrix: how a teacher with a structure sees tensors, as for ``SymbolicOptimizer``.
         weight_decay, nonfinite, maximize, capturable, differentiable: as for ``SymbolicOptimizer``.
 
     State per parameter tensor of n elements: h and c of every cell, [hidden, n], and the features'.
@@ -238,6 +230,7 @@ class LearnedOptimizer(GuardedOptimizer):
         teacher: Teacher | str | os.PathLike[str],
         lr: float | torch.Tensor = 1.0,
         *,
+        matrix: Any = None,
         weight_decay: float = 0.0,
         nonfinite: NonFinite = "skip",
         maximize: bool = False,
@@ -247,7 +240,7 @@ class LearnedOptimizer(GuardedOptimizer):
         self._given = teacher if isinstance(teacher, Teacher) else load_weights(teacher)
         self._networks: dict[tuple[torch.dtype, torch.device], TeacherNetwork] = {}
         options = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
-        options |= {"teacher": self._given.sha256}
+        options |= {"teacher": self._given.sha256, "matrix": matrix}
         super().__init__(params, lr, weight_decay, nonfinite, **options)
 
     def _source(self, group: dict[str, Any]) -> tuple[Any, str] | None:
@@ -266,8 +259,12 @@ class LearnedOptimizer(GuardedOptimizer):
         if "teacher" in state:
             self._given, self._networks = state.pop("teacher"), {}
         super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("teacher", self._given.sha256)
+        for settings in (self.defaults, *self.param_groups):
+            settings.update({"teacher": self._given.sha256, "matrix": None} | settings)
+
+    def _way(self, p: torch.Tensor, group: dict[str, Any]) -> Way | None:
+        view = seen(tuple(p.shape), p.is_complex(), group["matrix"]) if self._given.row.structure else None
+        return Way(None, view) if view and view.matrix else None
 
     def _network(self, p: torch.Tensor) -> TeacherNetwork:
         key = (p.dtype, torch.device("cpu") if p.is_meta else p.device)
@@ -297,4 +294,6 @@ class LearnedOptimizer(GuardedOptimizer):
             out, hidden = network.step(network.weights, x, state[count:], t)
         else:
             out, hidden = network.roll(x, state[count:], t)
-        return network.scale * out.view(p.shape), features + hidden
+        if way is not None:
+            out = TENSOR[network.structure](out.view(way.view.split), way.view.axes)
+        return network.scale * out.reshape(p.shape), features + hidden

@@ -101,6 +101,11 @@ class Resumable(torch.optim.Optimizer):
                     )
 
 
+def zero_dim(value: float | Tensor) -> float | Tensor:
+    """A constant; a tensor as 0-dim float64, in which 1 - b is formed."""
+    return value.reshape(()).to(torch.float64) if isinstance(value, Tensor) else value
+
+
 def number(value: float | torch.Tensor) -> float:
     """A setting that may be a tensor, as a float."""
     return value.detach().item() if isinstance(value, torch.Tensor) else float(value)

@@ -19,11 +19,11 @@ class Way:
     """How a tensor is stepped.
 
     Attributes:
-        lowered: the program.
+        lowered: the rule's program; None of a teacher.
         view: how it sees the tensor, which then is stepped whole; None for coordinate by coordinate.
     """
 
-    lowered: Lowered
+    lowered: Lowered | None
     view: View | None = None
 
 
@@ -51,7 +51,7 @@ class Ways:
         return self._known[key]
 
     def _of(self, shape: tuple[int, ...], pairs: bool, option: Any) -> Way:
-        view = vector((*shape, 2)) if pairs else chosen(shape, option, outputs_first(shape))
+        view = seen(shape, pairs, option)
         lowered = self._with if view.matrix else self._without
         return Way(lowered, view if lowered.program.sees_tensors else None)
 
@@ -84,9 +84,23 @@ class Ways:
                 )
 
 
+def seen(shape: tuple[int, ...], pairs: bool, option: Any) -> View:
+    """How a tensor is seen whose group has this option ``matrix``; ``pairs``: it is complex.
+
+    Raises:
+        L2OError: the option does not fit the tensor.
+    """
+    return vector((*shape, 2)) if pairs else chosen(shape, option, outputs_first(shape))
+
+
 def view_of(way: Way | None) -> View | None:
     """How a tensor is seen as a whole, if it is."""
     return None if way is None else way.view
+
+
+def state_view_of(way: Way | None) -> View | None:
+    """How state is kept of a tensor that is seen as a whole; of a teacher it is kept per coordinate."""
+    return None if way is None or way.lowered is None else way.view
 
 
 def states_of(arrays: Sequence[Tensor], counts: Sequence[int]) -> list[tuple[Tensor, ...]]:
