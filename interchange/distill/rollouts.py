@@ -18,6 +18,7 @@ from common.extras import require
 from common.machine import cores
 from common.rng import derived_seed
 from common.tables.problems import PROBLEMS, problem_row
+from interchange.distill.structure import structure_of, whole
 from interchange.rule.rule import Rule
 
 if TYPE_CHECKING:
@@ -90,11 +91,14 @@ def visited(
 ) -> np.ndarray:
     """Gradients [steps, about ``count``] along rollouts of the rules, at coordinates of all tensors.
 
+    Rules are rolled out with the structure that their teacher was recorded with.
+
     Rules that diverge are left out, and said so.
 
     Raises:
         L2OError: every rule diverges.
     """
+    structure = structure_of(trajectories)
     samples = max(1, round(count / len(rules))) * steps
     # Not the recording's own optimizees: some of them are held out.
     seed = derived_seed(trajectories.seed, "rollouts") % _SEED
@@ -104,7 +108,7 @@ def visited(
             from interchange.files.trajectories import load_trajectories
 
             rule, out = Path(folder, f"{number}.json"), Path(folder, f"{number}.h5")
-            rules[number].save(rule)
+            whole(rules[number], structure).save(rule)
             sizes = {"runs": _RUNS, "steps": steps, "samples": samples, "seed": seed + number, "out": out}
             flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))] + [
                 "--quiet"

@@ -75,7 +75,7 @@ def _folder(config: DistillConfig) -> Path:
 
 
 def search_front(trajectories: "Trajectories", config: DistillConfig, started: float) -> list[Rule]:
-    """The front of rules, shortest first, with R2 of each split.
+    """The front of rules, shortest first, with R2 of each split; what a structure holds is fitted without it.
 
     Args:
         started: ``time.monotonic()`` from which ``config.time`` counts.
@@ -86,6 +86,7 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     from interchange.distill.exact import settled
     from interchange.distill.rate import rated
     from interchange.distill.sequences import renumbered, sequence_front
+    from interchange.distill.structure import structure_of, whole
     from interchange.distill.tables import table_front
     from interchange.search import samples
 
@@ -104,7 +105,8 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     if trajectories.samples is None:
         rules = settled(rules, trajectories, data)
         rules = rated(rules, trajectories)
-    return [_named(renumbered(rule)) for rule in rules]
+    structure = structure_of(trajectories)
+    return [_named(whole(renumbered(rule), structure)) for rule in rules]
 
 
 def _named(rule: Rule) -> Rule:

@@ -204,3 +204,46 @@ def test_the_native_optimizer_takes_the_same_steps(impl, problem):
     expected = begun(impl, task, network_of(impl), 6).theta
     np.testing.assert_allclose(native(impl, task, 6), np.asarray(expected), rtol=1e-9, atol=1e-12)
     assert not np.allclose(native(impl, task, 6), np.asarray(task.initial()), rtol=1e-3)
+
+
+def teacher_of(row: TeacherRow = TEACHER) -> Teacher:
+    return Teacher(row, {key: 2.0 * w for key, w in initial_weights(row, 1).items()}, "0" * 64, "test")
+
+
+def stepped(impl, given: Teacher, gradients, **options):
+    """An optimizer of a matrix and a vector after steps by these gradients, and the two."""
+    params = impl.parameters([np.ones((4, 3)), np.ones(3)])
+    optimizer = impl.optimizer(params, given, 1.0, **options)
+    for row in gradients:
+        impl.feed(optimizer, params, row)
+    return optimizer, params
+
+
+def drawn(steps: int):
+    generator = np.random.default_rng(5)
+    return [[generator.normal(size=(4, 3)), generator.normal(size=3)] for _ in range(steps)]
+
+
+def test_a_matrix_with_one_coordinate_that_is_not_finite_is_left_alone_with_its_state(impl):
+    given = drawn(3)
+    optimizer, params = stepped(impl, teacher_of(), given)
+    matrix, vector = (impl.value(p).copy() for p in params)
+    state = [a.copy() for a in impl.state(optimizer, params[0])]
+    given[0][0][1, 2] = np.nan
+    impl.feed(optimizer, params, given[0])
+    assert impl.left_alone(optimizer, params) == [12, 0] and impl.counts(optimizer, params) == [3, 4]
+    np.testing.assert_array_equal(impl.value(params[0]), matrix)
+    assert np.abs(impl.value(params[1]) - vector).min() > 0.0
+    for old, new in zip(state, impl.state(optimizer, params[0]), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_what_is_a_matrix_can_be_said(impl):
+    plain = teacher_of(dataclasses.replace(TEACHER, structure=""))
+    ends = [stepped(impl, given, drawn(4))[1] for given in (teacher_of(), plain)]
+    said = {"matrix": False} if impl.__name__.endswith("torch_side") else {"views": {"p0": False}}
+    bare = stepped(impl, teacher_of(), drawn(4), **said)[1]
+    for k in (0, 1):
+        np.testing.assert_allclose(impl.value(bare[k]), impl.value(ends[1][k]), rtol=1e-12)
+    assert not np.allclose(impl.value(ends[0][0]), impl.value(ends[1][0]), rtol=1e-4)
+    np.testing.assert_allclose(impl.value(ends[0][1]), impl.value(ends[1][1]), rtol=1e-12)

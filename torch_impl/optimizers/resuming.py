@@ -101,9 +101,9 @@ class Resumable(torch.optim.Optimizer):
                     )
 
 
-def zero_dim(value: float | Tensor) -> float | Tensor:
+def zero_dim(value: float | torch.Tensor) -> float | torch.Tensor:
     """A constant; a tensor as 0-dim float64, in which 1 - b is formed."""
-    return value.reshape(()).to(torch.float64) if isinstance(value, Tensor) else value
+    return value.reshape(()).to(torch.float64) if isinstance(value, torch.Tensor) else value
 
 
 def number(value: float | torch.Tensor) -> float:

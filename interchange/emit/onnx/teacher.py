@@ -8,6 +8,7 @@ weights are initializers by their names, shapes and gate order (i, f, g, o) in t
 
 import numpy as np
 
+from common.errors import L2OError
 from common.run.storage import canonical_json
 from interchange.emit.onnx.operators import Nodes
 from interchange.emit.onnx.rule import Step, lower
@@ -18,8 +19,13 @@ from interchange.language.parse import parse
 
 
 def emit(teacher: Teacher) -> bytes:
-    """The file's bytes; the same weights give the same bytes."""
+    """The file's bytes; the same weights give the same bytes. A teacher with a structure: ``L2OError``."""
     row = teacher.row
+    if row.structure:
+        raise L2OError(
+            f"teacher {row.name}: expected one whose coordinates go each for itself, got one through "
+            f"{row.structure}, which ONNX files do not hold yet; run it as a LearnedOptimizer"
+        )
     program = compile_program([parse(text, RAW) for text in row.expressions().values()])
     averages = [f"state_{slot}" for slot in range(len(program.writes))]
     cells = {f"lstm_{k}/{part}": (size, "N") for k, size in enumerate(row.lstm) for part in "hc"}
