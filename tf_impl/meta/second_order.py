@@ -83,7 +83,7 @@ def _step_back(
     weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
     by = (by_out, *by_state.features, *by_state.network)
     # A graph would keep what a network reads of itself: kinds of tensors, and whether there is weight decay.
-    fixed = network.tasks_batchable and not network.weight_decay
+    fixed = network.tasks_batchable and not network.weight_decay  # as every one with a structure
     run = (_compiled if fixed else _bound)(network, structure)
     by_g, by_theta, features, hidden, pieces = run(tf.constant(at.state.t), *given, weights, by)
     return by_g, by_theta, State(at.state.t, features, hidden), pieces
@@ -118,7 +118,7 @@ def _vjp_of_all(
         tape.watch([g, theta, *features, *hidden, *weights.values()])
         x, state = inputs_at(network, Position(0, theta, State(t, features, hidden), None, g))
         out, after = network.step(weights, x, state.network, state.t)
-        out = out if structure is None else structure.acted(out)
+        out = out if structure is None else structure(out)
     return tape.gradient(
         [out, *state.features, *after],
         (g, theta, features, hidden, weights),

@@ -57,21 +57,16 @@ def advance(
     """
     position, structure = begun(task, position), structure_of(network, task)
 
-    def chosen(a: tf.Tensor) -> tf.Tensor:
-        return a if coordinates is None else tf.gather(a, coordinates, axis=-1)
-
-    def felt(g: tf.Tensor) -> tf.Tensor:
-        return chosen(g) if structure is None else g
-
+    felt = coordinates if structure is None else None
     losses, gradients, inputs = [position.loss], _Rows((steps + 1) * keep), _Rows(steps * keep)
-    gradients.add(felt(position.gradient))
+    gradients.add(_chosen(position.gradient, felt))
     for step in range(steps):
         position, x, y = _one_step(task, network, structure, position, lr, reuse or step > 0)
         losses.append(position.loss)
         if structure is not None and outs is not None:
             outs.append(y)
-        gradients.add(felt(position.gradient))
-        inputs.add(chosen(x))
+        gradients.add(_chosen(position.gradient, felt))
+        inputs.add(_chosen(x, coordinates))
     return position, tf.stack(losses), gradients.stacked(), inputs.stacked()
 
 
@@ -97,6 +92,10 @@ class _Rows:
         if self._array is None:
             return tf.stack(self._elsewhere) if self._count else tf.zeros([0])
         return self._array
+
+
+def _chosen(a: tf.Tensor, coordinates: np.ndarray | None) -> tf.Tensor:
+    return a if coordinates is None else tf.gather(a, coordinates, axis=-1)
 
 
 def begun(task: Task | BatchedTasks, position: Position) -> Position:

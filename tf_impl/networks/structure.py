@@ -22,18 +22,17 @@ class Structure:
 
     def __init__(self, name: str, views: tuple[View, ...], lanes: int = 1) -> None:
         self._act, self._views, self._lanes = TENSOR[name], views, lanes
-        self._forth, self._back = Direct(self.acted), Direct(self._pulled_back)
+        self._forth, self._back = Direct(self._acted), Direct(self._pulled_back)
 
     def __call__(self, y: tf.Tensor) -> tf.Tensor:
-        """S(y) [N], which no tape records."""
+        """S(y) [N]."""
         return self._forth(y)
 
     def back(self, y: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
         """(dS/dy at y)^T c [N]."""
         return self._back(y, c)
 
-    def acted(self, y: tf.Tensor) -> tf.Tensor:
-        """S(y) [N] as operations that a tape records."""
+    def _acted(self, y: tf.Tensor) -> tf.Tensor:
         lead = [self._lanes] if self._lanes > 1 else []
         y = tf.reshape(y, [*lead, -1])
         parts = (
@@ -45,7 +44,7 @@ class Structure:
     def _pulled_back(self, y: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             tape.watch(y)
-            out = self.acted(y)
+            out = self._acted(y)
         return tape.gradient(out, y, output_gradients=c)
 
 

@@ -62,15 +62,10 @@ def advance(
     """
     structure = structure_of(network, task)
 
-    def chosen(a: torch.Tensor) -> torch.Tensor:
-        return a if coordinates is None else a.index_select(-1, coordinates)
-
-    def felt(g: torch.Tensor) -> torch.Tensor:
-        return chosen(g) if structure is None else g
-
+    felt = coordinates if structure is None else None
     with fitting(task):
         position = begun(task, position)
-        losses, first = [position.loss], felt(position.gradient)
+        losses, first = [position.loss], _chosen(position.gradient, felt)
         # Filled row by row: stacked from a list they would need their memory twice.
         gradients, inputs = first.new_empty((steps + 1) * keep, len(first)), first.new_empty(0)
         gradients[:1] = first
@@ -81,12 +76,16 @@ def advance(
                 continue
             if structure is not None and outs is not None:
                 outs.append(y)
-            gradients[step + 1] = felt(position.gradient)
-            x = chosen(x)
+            gradients[step + 1] = _chosen(position.gradient, felt)
+            x = _chosen(x, coordinates)
             if step == 0:
                 inputs = x.new_empty(steps, *x.shape)
             inputs[step] = x
         return position, torch.stack(losses), gradients, inputs
+
+
+def _chosen(a: torch.Tensor, coordinates: torch.Tensor | None) -> torch.Tensor:
+    return a if coordinates is None else a.index_select(-1, coordinates)
 
 
 def begun(task: Task | BatchedTasks, position: Position) -> Position:

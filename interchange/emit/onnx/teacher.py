@@ -4,12 +4,14 @@ Inputs: ``g`` [N], the features' moving averages ``state_0`` ... [N], per cell `
 [H, N], all zero before the first step, and ``t``, int64 [], the number of this step from 1. Outputs: ``u``
 [N], with the scale and before the learning rate, and each state's new value, named ``new_`` and its name. The
 weights are initializers by their names, shapes and gate order (i, f, g, o) in teacher files (FORMATS.md 2).
+Of a teacher with a structure ``g``, the averages and ``u`` are [rows, cols], N = rows x cols coordinates row
+after row; a tensor without a matrix view is one row.
 """
 
 import numpy as np
 
-from common.errors import L2OError
 from common.run.storage import canonical_json
+from interchange.emit.onnx.matrix import TENSOR
 from interchange.emit.onnx.operators import Nodes
 from interchange.emit.onnx.rule import Step, lower
 from interchange.files.weights import Teacher
@@ -19,13 +21,8 @@ from interchange.language.parse import parse
 
 
 def emit(teacher: Teacher) -> bytes:
-    """The file's bytes; the same weights give the same bytes. A teacher with a structure: ``L2OError``."""
+    """The file's bytes; the same weights give the same bytes."""
     row = teacher.row
-    if row.structure:
-        raise L2OError(
-            f"teacher {row.name}: expected one whose coordinates go each for itself, got one through "
-            f"{row.structure}, which ONNX files do not hold yet; run it as a LearnedOptimizer"
-        )
     program = compile_program([parse(text, RAW) for text in row.expressions().values()])
     averages = [f"state_{slot}" for slot in range(len(program.writes))]
     cells = {f"lstm_{k}/{part}": (size, "N") for k, size in enumerate(row.lstm) for part in "hc"}
@@ -35,10 +32,13 @@ def emit(teacher: Teacher) -> bytes:
         ["g", *averages, *cells, "t"],
         {"scale": np.float64(row.scale), **weights},
         {**cells, **{f"new_{name}": shape for name, shape in cells.items()}},
+        ("rows", "cols") if row.structure else ("N",),
     )
     n = step.nodes
     registers = lower(n, program, {"g": "g"}, averages)
-    x = n.add("Concat", *(_row(n, registers[output]) for output in program.outputs), axis=0)
+    x = n.add(
+        "Concat", *(_row(n, registers[output], bool(row.structure)) for output in program.outputs), axis=0
+    )
     if row.pre:
         x = n.add("Elu", _linear(n, "pre", x))
     new_cells = {}
@@ -48,6 +48,8 @@ def emit(teacher: Teacher) -> bytes:
     out = n.add("Squeeze", _linear(n, "out", x), n.integers(0))
     if row.output == "tanh":
         out = n.add("Tanh", out)
+    if row.structure:
+        out = TENSOR[row.structure](n, n.add("Reshape", out, n.shape_of("g")))
     step.output("u", n.add("Mul", n.single("scale"), out))
     for slot, register in enumerate(program.writes):
         step.output(f"new_state_{slot}", registers[register])
@@ -58,9 +60,10 @@ def emit(teacher: Teacher) -> bytes:
     )
 
 
-def _row(n: Nodes, value: str) -> str:
+def _row(n: Nodes, value: str, matrix: bool) -> str:
     """[1, N] of a feature; one without dimensions, such as t/1000, is repeated N times."""
-    return n.add("Unsqueeze", n.add("Expand", value, n.shape_of("g")), n.integers(0))
+    value = n.add("Expand", value, n.shape_of("g"))
+    return n.add("Reshape", value, n.integers(1, -1)) if matrix else n.add("Unsqueeze", value, n.integers(0))
 
 
 def _linear(n: Nodes, layer: str, x: str) -> str:
