@@ -182,9 +182,6 @@ class Learner(Protocol):
     def mean_loss_at(self, tasks: Iterable[Task], steps: int) -> float:
         """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
 
-    def metrics_writer(self, folder: str) -> Callable[[Mapping[str, Any]], None]:
-        """What takes the rows of a run's metrics and writes them for TensorBoard."""
-
     def table_task(self, config: Any, stream: str, number: int, *, problem: str = "") -> Task:
         """Optimizee ``number`` of a stream of seeds, as the configuration describes it."""
 
@@ -213,6 +210,9 @@ class Backend(Protocol):
     CREATED_BY: str
     KINDS: tuple[str, ...]
     Learner: Callable[..., Learner]
+
+    def metrics_writer(self, folder: str) -> Callable[[Mapping[str, Any]], None]:
+        """What takes the rows of a run's metrics and writes them for TensorBoard."""
 
     def device_of(self, name: str) -> Any:
         """The device called ``name``; one that is not there raises ``L2OError``."""

@@ -43,6 +43,7 @@ __all__ = [
     "join",
     "load_source",
     "mean_loss_at",
+    "metrics_writer",
     "rollout_job",
     "rule_network",
     "stepper",

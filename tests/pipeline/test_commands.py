@@ -464,8 +464,16 @@ def test_the_commands_run_as_modules_and_say_what_they_wrote(front, rule, tmp_pa
     assert file == f"rule: {tuned}" and following.startswith("next: python -m torch_impl.evaluate ")
     table = [line for line in lines if line]
     own = f"rule:{rule}"
-    assert [line.split()[0] for line in table[2:]] == ["sgd", own, f"{own}:", "evaluation:", "exit"]
-    assert table[-2:] == [f"evaluation: {folder / 'evaluation.h5'}", "exit 0"]
+    assert [line.split()[0] for line in table[2:]] == [
+        "sgd",
+        own,
+        f"{own}:",
+        "evaluation:",
+        "report:",
+        "exit",
+    ]
+    files = [f"evaluation: {folder / 'evaluation.h5'}", f"report: {folder / 'report.html'}"]
+    assert table[-3:] == [*files, "exit 0"]
     assert load_trajectories(trajectories).seed == 0
     assert Rule.load(front / "best.json").name == "good"
     assert Rule.load(tuned).provenance["tuned"]["epochs"] == 1

@@ -392,7 +392,7 @@ def test_the_command_prints_a_table_per_problem_and_where_each_rule_stands(tmp_p
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert [block.splitlines()[0] for block in blocks[:2]] == ["lasso", "quadratic"]
     assert blocks[2].startswith(f"{rule}: of 2 problems, at least as good as the best")
-    assert blocks[3] == f"evaluation: {out / 'evaluation.h5'}"
+    assert blocks[3] == f"evaluation: {out / 'evaluation.h5'}\nreport: {out / 'report.html'}"
     page = (out / "report.html").read_text()
     assert "rule r is at least as good as" in page and page.count("<svg") == 2
     (out / "report.html").unlink()

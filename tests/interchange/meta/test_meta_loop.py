@@ -17,7 +17,7 @@ SHORT = {"epochs": 2, "epoch_length": 8, "unroll": 3, "validate_every": 0, "lr":
 
 
 class Optimizee(list):
-    shapes = ((10,),)
+    names, shapes, initial, loss = ("x",), ((10,),), None, None
 
 
 class Fake:
@@ -31,7 +31,7 @@ class Fake:
     def __init__(self, config, diverges=(), scores=None):
         self.config, self.diverges, self.scores, self.calls = config, diverges, scores, []
         weights = {"a": np.zeros(()), "b": np.zeros(())}
-        self.network = SimpleNamespace(weights=weights, bind=lambda task: None)
+        self.network = SimpleNamespace(weights=weights, sees_tensors=False, bind=lambda task: None)
 
     def table_task(self, config, stream, number, problem=""):
         return Optimizee([stream, number, problem])
