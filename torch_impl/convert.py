@@ -81,9 +81,7 @@ def canonical(state: Mapping[str, np.ndarray], where: str = "state dict") -> dic
     for name in state:
         twin = name.replace("bias_ih", "bias_hh") if "bias_ih" in name else name.replace("bias_hh", "bias_ih")
         if _CELL.fullmatch(name) and twin not in state:
-            raise L2OError(
-                f"{where}: expected two biases of every cell, got no {twin}; save the whole network"
-            )
+            raise L2OError(f"{where}: expected two biases a cell, got no {twin}; save the whole network")
     for name, array in state.items():
         stem, _, part = name.rpartition(".")
         if stem in _PLAIN and part in ("weight", "bias"):
@@ -114,8 +112,8 @@ def fitted(row: TeacherRow, weights: Mapping[str, np.ndarray], where: str = "sta
         )
     if len(cells) != len(row.lstm):
         raise L2OError(
-            f"{where}: expected {len(row.lstm)} LSTM cells, as the teacher {row.name!r} has, got "
-            f"{len(cells)}; name the row it was trained as with --teacher"
+            f"{where}: expected {len(row.lstm)} LSTM cells, as {row.name!r} has, got {len(cells)}; "
+            "name the row it was trained as with --teacher"
         )
     sizes = tuple(weights[f"lstm_{k}/w_hidden"].shape[1] for k in range(len(cells)))
     return dataclasses.replace(row, lstm=sizes, pre=len(weights["pre/w"]) if "pre/w" in weights else 0)

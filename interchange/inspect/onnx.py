@@ -25,7 +25,7 @@ _DTYPES = {1: np.dtype("<f4"), 7: np.dtype("<i8"), 11: np.dtype("<f8")}  # of Te
 _OPERATORS = frozenset(
     re.findall(
         r"\w+",
-        "Abs Add Asinh Atan Cast Concat Constant Cos Cosh Div Elu Equal Erf Exp Expand Greater IsNaN "
+        "Abs Add Asinh Atan Cast Concat Constant Cos Cosh Div Elu Equal Erf Exp Expand Floor Greater IsNaN "
         "GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Min Mul Neg Or Pow ReduceMax ReduceMean "
         "ReduceSum Reshape Shape Sigmoid Sign Sin Sinh Split Sqrt Squeeze Sub Tan Tanh Transpose Unsqueeze "
         "Where",
