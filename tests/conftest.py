@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,29 @@ ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("L2O_DATA") or ROOT.parent / "shared" / "data")
 
 np.set_printoptions(precision=17)
+
+
+# What takes seconds and shows in another framework, path or draw what the tests beside it show already; by
+# node id. ``make test-slow`` runs it.
+SLOW = (
+    r"backends/test_(tensor_rules|structures)\.py::.*\[(tf-|.*-tf\b|tf\])",
+    r"backends/test_tensor_rules_agree\.py::",
+    r"backends/test_matrix_steps\.py::.*\[.*tf (graph|xla|fused)",
+    r"parity/test_hard_gradients\.py::.*torch\.compile",
+    r"parity/test_random_rules\.py::.*optax",
+    r"parity/test_unrolls_agree\.py::.*_m[-\]]",
+    r"torch_impl/test_meta_gradient\.py::.*rnnprop_m",
+    r"tf_impl/test_tf_optimizers\.py::.*mixed",
+    r"tf_impl/test_keras_loading\.py::.*import tf_impl, tensorflow",
+    r"pipeline/test_whole_path\.py::.*notebook",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(re.search(pattern, item.nodeid) for pattern in SLOW):
+            item.add_marker("slow")
 
 
 def pytest_sessionstart() -> None:
