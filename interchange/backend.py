@@ -126,7 +126,10 @@ class Learner(Protocol):
     def first_order(
         self, task: Task, position: Position, steps: int, coordinates: Subset | None
     ) -> tuple[Position, list[float], dict[str, Any] | None]:
-        """An unroll by the meta-gradient that needs no graph of the optimizee."""
+        """An unroll by the meta-gradient that needs no graph of the optimizee.
+
+        With ``coordinates`` the position is used up: its state may be written into.
+        """
 
     def first_order_batch(
         self,
