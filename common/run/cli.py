@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 from common import __version__
 from common.errors import L2OError
-from common.extras import missing
 from common.run.config import resolve
+from common.run.shell import DEBUG, command
 
 SILENCE = 10.0  # seconds without a line of progress, at most
 
@@ -47,6 +47,9 @@ def parser_for(
     parser = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"symbolic-l2o {__version__}")
     parser.add_argument("--config", default="", metavar="FILE", help="TOML or JSON file with any of these")
+    parser.add_argument(
+        DEBUG, action="store_true", default=argparse.SUPPRESS, help="where it fails, show the traceback too"
+    )
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
@@ -93,16 +96,19 @@ def run(
     short: dict[str, str] | None = None,
     required: Sequence[str] = (),
     alone: Mapping[str, Sequence[str]] | None = None,
+    again: str = "",
 ) -> int:
     """Parse ``argv``, resolve the configuration, run ``body`` with it; the exit code.
 
     ``required`` names fields that must not stay empty; ``alone`` maps a flag to the only others that may
-    stand beside it. Any ``L2OError`` becomes one line on stderr
-    and exit code 2 (74 where a file could not be written); Ctrl-C is 130.
+    stand beside it; ``again`` says how to go on after a signal. Whatever goes wrong is one line on stderr
+    (``common.run.shell``).
     """
-    try:
+
+    def parsed() -> int:
         parser = parser_for(cls, prog=prog, description=description, positional=positional, short=short)
         flags = vars(parser.parse_intermixed_args(argv))
+        flags.pop("debug", None)
         flags = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
         for name, friends in (alone or {}).items():
             others = set(flags) - {name, *friends, *([] if flags["config"] else ["config"])}
@@ -125,21 +131,8 @@ def run(
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         with _heartbeat(prog, getattr(config, "quiet", False)):
             return body(config) or 0
-    except L2OError as error:
-        if not getattr(error, "told", False):  # as by another of several processes
-            print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
-    except ModuleNotFoundError as error:
-        if not (told := missing(error.name)):
-            raise
-        print(f"{prog}: error: this {told}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader has what it wanted, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return 130
+
+    return command(prog, parsed, debug=DEBUG in (sys.argv if argv is None else argv), again=again)
 
 
 class _Pulse:
@@ -208,7 +201,7 @@ class Progress:
         self._shown, self._text = -1, ""
 
     def __enter__(self) -> "Progress":
-        if not self.quiet and sys.stderr.isatty():
+        if not self.quiet and sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from common import __version__
 from common.errors import L2OError
 from common.registry import Registry
+from common.run.shell import command
 
 _BACKEND = {
     "demo": "the whole path on embedded data: teacher, equation, comparison, report",
@@ -38,22 +39,26 @@ _BACKENDS = {"torch": "torch_impl", "tf": "tf_impl"}
 
 def door(package: str, argv: Sequence[str] | None = None) -> int:
     """``python -m PACKAGE``: list its commands, or run the one that is named; the exit code."""
-    return _open(f"python -m {package}", {"": package}, sys.argv[1:] if argv is None else argv)
+    return _open(f"python -m {package}", {"": package}, argv)
 
 
 def l2o(argv: Sequence[str] | None = None) -> int:
     """The script ``l2o``: ``l2o distill``, ``l2o torch train``; the exit code."""
-    return _open("l2o", {"": "interchange"} | _BACKENDS, sys.argv[1:] if argv is None else argv)
+    return _open("l2o", {"": "interchange"} | _BACKENDS, argv)
 
 
-def _open(prog: str, packages: dict[str, str], argv: Sequence[str]) -> int:
+def _open(prog: str, packages: dict[str, str], argv: Sequence[str] | None) -> int:
     """Run what ``argv`` names.
 
     Args:
         packages: a first word -> the package whose commands follow it; "" for no such word.
     """
-    words = list(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     prefix = words.pop(0) if words and words[0] in packages else ""
+    return command(f"{prog} {prefix}".strip(), lambda: _run(prog, prefix, packages, words))
+
+
+def _run(prog: str, prefix: str, packages: dict[str, str], words: list[str]) -> int:
     shown = f"{prog} {prefix}".strip()
     package = packages[prefix]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -67,8 +72,7 @@ def _open(prog: str, packages: dict[str, str], argv: Sequence[str]) -> int:
     try:
         COMMANDS[package][words[0]]
     except L2OError as error:
-        print(f"{shown}: error: {error}; see {shown} --help", file=sys.stderr)
-        return 2
+        raise L2OError(f"{error}; see {shown} --help") from None
     name = f"{package}.{words[0]}"
     folder = importlib.util.find_spec(name).submodule_search_locations
     return importlib.import_module(f"{name}.__main__" if folder else name).main(words[1:])

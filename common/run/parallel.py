@@ -15,6 +15,8 @@ import os
 import re
 import socket
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -94,6 +96,8 @@ def parallel(jobs: int, cluster: str = "", *, ordered: bool = False) -> Iterator
             settings["backend"] = stack.enter_context(_ray(jobs, address))
             settings["n_jobs"] = -1 if address else jobs
             shape = "list"  # all that its backend supports
+        else:
+            settings |= {"initializer": _end_with, "initargs": (os.getpid(),)}
         work = Parallel(return_as=shape, **settings)
 
         def run(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
@@ -108,6 +112,17 @@ def parallel(jobs: int, cluster: str = "", *, ordered: bool = False) -> Iterator
                 f"a worker process ended ({type(error).__name__}), perhaps for want of memory; what is on "
                 "disk is kept: give the same command with fewer --jobs"
             ) from error
+
+
+def _end_with(parent: int) -> None:
+    """Have this worker end once its parent has: one that was killed cannot end its workers itself."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _alone(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

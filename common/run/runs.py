@@ -59,7 +59,7 @@ class RunFolder:
         overwrite: bool = False,
     ) -> None:
         self.path = Path(path)
-        self._fresh, self._resume, self._overwrite = create and not resume, resume, overwrite
+        self._fresh, self.resumes, self._overwrite = create and not resume, resume, overwrite
         self._lock = RunLock(self.path)
         self._metrics: int | None = None
         self._held = False
@@ -68,7 +68,7 @@ class RunFolder:
             self._check_there()
 
     def __enter__(self) -> "RunFolder":
-        if not (self._fresh or self._resume):
+        if not (self._fresh or self.resumes):
             return self
         with contextlib.ExitStack() as undo:
             undo.enter_context(self._lock)

@@ -280,4 +280,5 @@ def main(command: Callable[[EvaluateConfig], Any], name: str, argv: Sequence[str
         argv,
         prog=f"python -m {name}_impl.evaluate",
         description="Compare optimizers, each tuned with the same number of trials.",
+        again="the same command goes on",
     )

@@ -6,6 +6,7 @@ from every parameter tensor, or at all coordinates of some tensors.
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from interchange.rule.source import named_spec
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Network
-    from interchange.files.trajectories import Run
+    from interchange.files.trajectories import Run, Trajectories
     from interchange.rule.source import Source
 
 _FILE = "trajectories.h5"
@@ -49,37 +50,78 @@ class RecordConfig(OnProblem):
 def record(config: RecordConfig, backend: "Backend") -> Path:
     """Record ``config.runs`` trajectories and write them to ``config.out``; the file's path.
 
+    Each is kept beside it until all are there: the same command goes on where one was stopped.
+
     Raises:
         L2OError: an unknown source or problem, missing data, or every run diverged.
     """
-    from interchange.files.trajectories import Trajectories, save_trajectories
+    from common.run.storage import RunLock
+    from interchange.files.trajectories import save_trajectories
 
     spec, config, out = _resolve(config)
     backend.device_of(config.device)
     source = backend.load_source(spec)
     if out.exists() and not config.overwrite:
         raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
+    parts = out.with_name(out.name + ".parts")
     runs: dict[str, Run] = {}
-    features: dict[str, str] = {}
-    with Progress(f"record {spec.kind}", config.runs, quiet=config.quiet) as progress:
+    with RunLock(parts), Progress(f"record {spec.kind}", config.runs, quiet=config.quiet) as progress:
         for index in range(config.runs):
-            run, features = _record_one(source, config, backend, index)
-            runs[run.name] = run
-            progress.advance(loss=float(run.loss[-1]))
+            part = parts / f"{index:06d}.h5"
+            one = _kept(part, source, config, spec, backend)
+            if one is None:
+                run, features = _record_one(source, config, backend, index)
+                one = _trajectories({run.name: run}, features, {}, config, spec, backend)
+                save_trajectories(part, one)
+            runs |= one.runs
+            progress.advance(loss=float(one.runs[f"{index:06d}"].loss[-1]))
     if all(run.diverged for run in runs.values()):
+        shutil.rmtree(parts, ignore_errors=True)
         raise L2OError(
             f"every trajectory of {spec.text} on {config.problem} diverged; lower its lr or train it longer"
         )
-    trajectories = Trajectories(
+    save_trajectories(out, _trajectories(runs, one.features, split_by_run(list(runs)), config, spec, backend))
+    shutil.rmtree(parts, ignore_errors=True)
+    return out
+
+
+def _trajectories(
+    runs: "dict[str, Run]",
+    features: dict[str, str],
+    split: dict[str, tuple[str, ...]],
+    config: RecordConfig,
+    spec: Spec,
+    backend: "Backend",
+) -> "Trajectories":
+    from interchange.files.trajectories import Trajectories
+
+    return Trajectories(
         features=features,
         runs=runs,
-        split=split_by_run(list(runs)),
+        split=split,
         config=_portable(config, spec),
         seed=config.seed,
         created_by=backend.CREATED_BY,
     )
-    save_trajectories(out, trajectories)
-    return out
+
+
+def _kept(
+    part: Path, source: "Source", config: RecordConfig, spec: Spec, backend: "Backend"
+) -> "Trajectories | None":
+    """A trajectory that an interrupted recording of these settings left; None where there is none."""
+    from common.run.storage import canonical_json
+    from interchange.files.trajectories import load_trajectories
+
+    if not part.exists():
+        return None
+    try:
+        found = load_trajectories(part)
+    except L2OError:
+        return None
+    same = (found.config, found.created_by) == (_portable(config, spec), backend.CREATED_BY)
+    row = canonical_json(source.row())
+    same = same and all((r.source_sha256, r.source_json) == (source.sha256, row) for r in found.runs.values())
+    return found if same else None
 
 
 def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
@@ -194,4 +236,5 @@ def main(command: Callable[[RecordConfig], Any], name: str, argv: Sequence[str] 
         description="Record what an optimizer sees and does, coordinate by coordinate.",
         positional=("source",),
         required=("source",),
+        again="the same command goes on",
     )

@@ -4,22 +4,27 @@ The same meta-gradient as a teacher's training (MATH.md section 3), on the handf
 equation; what comes back is an equation again.
 """
 
+import contextlib
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import L2OError
 from common.run.cli import run as run_command
+from common.run.shell import Interrupted
 from interchange.meta.config import TuneConfig
 from interchange.meta.sharing import check_share
+from interchange.meta.state import settings_hash
 from interchange.meta.tasks import factors
 from interchange.meta.trainer import make_trainer
 from interchange.meta.workers import place
 from interchange.rule.words import readable, told
 
 if TYPE_CHECKING:
+    from common.run.runs import RunFolder
     from interchange.backend import Backend, Tasks
     from interchange.meta.workers import Workers
     from interchange.rule.rule import Rule
@@ -34,11 +39,14 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
     Args:
         tasks: optimizees to tune on, as for ``train``; ``config.problem``'s if None.
 
-    Validation decides, before the first step too: without a gain the constants stay as they were.
+    Validation decides, before the first step too: without a gain the constants stay as they were. A signal
+    ends it with a checkpoint beside ``config.out``, from which the same command goes on; with tasks of a
+    caller, which no one can compare, there is none.
 
     Raises:
         L2OError: the rule has no constants or cannot run as an optimizer, it diverges whatever is tuned,
             data are missing.
+        Interrupted: by a signal.
     """
     with backend.join(config.device) as workers:
         return _tune(config, backend, tasks, workers)
@@ -46,22 +54,32 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
 
 def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers: "Workers") -> "Rule":
     """One worker's part; rank 0 reads and writes the files and tells the others what is in them."""
+    from common.run.runs import Interrupt
     from interchange.rule.rule import Rule
 
-    digest, told = "", ""
+    digest, told, folder = "", {}, None
     with workers.together():
         if workers.leads:
             rule, digest = _begin(config)
-            told = rule.to_json()
+            folder = None if tasks is not None else _folder(config, digest)
+            told = {"rule": rule.to_json(), "goes_on": folder is not None and folder.resumes}
     told, _ = workers.broadcast(told)
     with workers.together():
-        rule = rule if workers.leads else Rule.from_json(told)
+        rule = rule if workers.leads else Rule.from_json(told["rule"])
         check_share(config, workers)
         mine = dataclasses.replace(config, device=workers.device(config.device))
         network = backend.rule_network(rule, mine.device, factors(mine), mine.kinds)
         learner = backend.Learner(network, mine)
-        trainer = make_trainer(learner, rates=network.rates, tasks=tasks, workers=workers)
-    trainer.run(label="tune", quiet=config.quiet or not workers.leads)
+        trainer = make_trainer(learner, rates=network.rates, tasks=tasks, folder=folder, workers=workers)
+    with Interrupt() as interrupt, folder or contextlib.nullcontext():
+        if told["goes_on"]:
+            trainer.state.restore()
+        elif folder is not None:
+            folder.write_config(_identity(config, digest))
+        if not trainer.run(label="tune", quiet=config.quiet or not workers.leads, interrupt=interrupt):
+            raise Interrupted(interrupt.exit_code)
+    if folder is not None:
+        shutil.rmtree(folder.path, ignore_errors=True)
     with workers.together():
         if math.isinf(trainer.state.best_score):
             raise L2OError(
@@ -100,6 +118,24 @@ def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers
     if workers.leads:
         tuned.save(output_file(config))
     return tuned
+
+
+def _folder(config: TuneConfig, digest: str) -> "RunFolder":
+    """Where the checkpoints go; what an interrupted run of the same settings left there is gone on with."""
+    from common.run.runs import RunFolder
+
+    out = output_file(config)
+    path = out.with_name(f"{out.name}.run")
+    try:
+        goes_on = RunFolder(path).config() == _identity(config, digest)
+    except L2OError:
+        goes_on = False
+    return RunFolder(path, create=not goes_on, resume=goes_on, overwrite=True)
+
+
+def _identity(config: TuneConfig, digest: str) -> dict[str, Any]:
+    """What two tunings must have in common to go on with each other."""
+    return {"settings": settings_hash(config), "rule_sha256": digest}
 
 
 def _begin(config: TuneConfig) -> "tuple[Rule, str]":
@@ -171,4 +207,5 @@ def main(command: Callable[[TuneConfig], Any], name: str, argv: Sequence[str] | 
         description="Tune the constants of a rule by the meta-gradient.",
         positional=("rule",),
         required=("rule",),
+        again="the same command goes on",
     )

@@ -125,6 +125,8 @@ class TrainConfig(MetaLoop):
 class TuneConfig(MetaLoop):
     """Meta-tuning of a rule's constants (MATH.md section 3)."""
 
+    checkpoint_seconds: ClassVar[float] = 30.0
+
     rule: str = option("", "rule file")
     estimator: str = option(
         "es",

@@ -135,6 +135,7 @@ class TrainerState:
             "meta_count": count,
             "skipped": self.skipped,
             "best_score": self.best_score if math.isfinite(self.best_score) else None,
+            "first_score": self.first_score if math.isfinite(self.first_score) else None,
             "counted": self.counted,
             "step": 0,
         }
@@ -183,6 +184,8 @@ class TrainerState:
         self.learner.set_moments(group("meta_m/"), group("meta_v/"), meta["meta_count"])
         self.best = group("best/")
         self.best_score = math.inf if meta["best_score"] is None else meta["best_score"]
+        first = meta.get("first_score")  # younger than some checkpoints
+        self.first_score = math.inf if first is None else first
         self.epoch, self.updates, self.skipped = meta["epoch"], meta["updates"], meta["skipped"]
         self.summed, self.counted = group("average/"), meta.get("counted", 0)
         if self.stage is not None:

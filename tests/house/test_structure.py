@@ -34,7 +34,6 @@ LONG_FILES = {
     "interchange/report/plots.py": "one plot after the other, of which none is used elsewhere",
 }
 LONG_FUNCTIONS = {
-    "common/run/cli.py: run": "what every command does around its body, in the order it happens",
     "common/tables/layers.py: _specs": "one case a kind of layer",
     "interchange/commands/tune.py: _tune": "one worker's part, step by step; its record is a third of it",
     "interchange/meta/schedule.py: _check": "a table of settings that do not go together",

@@ -1,0 +1,112 @@
+"""What a command owes its shell: exit codes, one line, signals, streams of few letters."""
+
+import errno
+import io
+import os
+import signal
+import sys
+
+import pytest
+
+from common.errors import L2OError
+from common.run.shell import command
+from tests.helpers.processes import launched, started
+
+TAKES_TIME = """
+import sys, time
+from common.run.shell import command
+def work():
+    print("at work", flush=True)
+    time.sleep(600)
+sys.exit(command("prog", work, again="the same command goes on"))
+"""
+WITH_WORKERS = """
+import os, time
+from common.run.parallel import parallel
+def work(seconds):
+    print(os.getpid(), flush=True)
+    time.sleep(seconds)
+if __name__ == "__main__":
+    with parallel(2) as run:
+        list(run(work, [(600,)] * 2))
+"""
+
+
+def raising(error: BaseException):
+    def body() -> None:
+        raise error
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (L2OError("expected a,\n got b"), 2, "error: expected a, got b"),
+        (OSError(errno.ENOSPC, "No space left", "/a/b"), 74, "error: /a/b: No space left"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), 74, "/a/b: Permission denied"),
+        (MemoryError(), 2, "memory"),
+        (OverflowError("too\nlarge"), 1, "OverflowError: too large"),
+        (RecursionError("deep"), 1, "RecursionError: deep"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_whatever_fails_is_one_line_and_a_code(error, code, told, capsys):
+    assert command("prog", raising(error)) == code
+    err = capsys.readouterr().err
+    assert err.startswith("prog: ") and told in err and err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_shows_its_traceback_on_demand(capsys):
+    assert command("prog", raising(ZeroDivisionError("x")), debug=True) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "in body" in err and "prog: error: ZeroDivisionError: x" in err
+
+
+def test_a_full_output_is_one_line():
+    code = (
+        "import os, sys; from common.run.shell import command; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+    )
+    process = started(f"{code}; sys.exit(command('prog', lambda: print('x')))")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 74 and err.startswith("prog: error: No space left") and err.count("\n") == 1
+
+
+def test_a_terminated_command_says_how_to_go_on():
+    process = started(TAKES_TIME)
+    assert process.stdout.readline() == "at work\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err == "prog: interrupted; the same command goes on\n"
+
+
+def test_a_callers_own_handler_stays():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    try:
+        assert command("prog", lambda: os.kill(os.getpid(), signal.SIGTERM)) == 0
+        assert seen == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_an_output_of_few_letters_gets_plain_signs(monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert command("prog", lambda: print("−1 × θ…")) == 0
+    assert narrow.buffer.getvalue() == "-1 \xd7 theta...\n".encode("latin-1")
+    with pytest.raises(UnicodeEncodeError):  # and as before where no command runs
+        print("−", flush=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_process_that_started_them(number, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(WITH_WORKERS)
+    process = launched([str(program)], PYTHONPATH=os.pathsep.join(sys.path))
+    assert all(int(process.stdout.readline()) for _ in range(2))
+    process.send_signal(number)
+    process.communicate(timeout=60)  # to the end of its pipes, which the workers hold too
+    assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM)

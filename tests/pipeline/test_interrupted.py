@@ -1,0 +1,94 @@
+"""Commands that a signal or a kill stops go on with what they had, and end as if nothing had been."""
+
+import dataclasses
+import os
+import signal
+
+import pytest
+
+from common.run.shell import Interrupted
+from interchange import Rule
+from interchange.commands import record as recording
+from interchange.commands.record import RecordConfig
+from interchange.files.trajectories import load_trajectories
+from interchange.meta import trainer as meta
+from interchange.meta.config import TuneConfig
+
+pytest.importorskip("torch")
+
+from torch_impl.record import record
+from torch_impl.tune import tune
+
+
+class CutError(Exception):
+    """Stands for the end of the process."""
+
+
+def cut_at(monkeypatch, owner, name: str, count: int) -> list:
+    """The calls of a function, the ``count``-th of which ends the process."""
+    real, calls = getattr(owner, name), []
+
+    def counted(*given, **more):
+        calls.append(given)
+        if len(calls) == count:
+            raise CutError
+        return real(*given, **more)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+def test_a_recording_keeps_its_finished_trajectories(tmp_path, monkeypatch):
+    config = RecordConfig(
+        source="adam:lr=0.01", problem="quadratic", steps=6, runs=4, samples=200, quiet=True
+    )
+    whole = record(dataclasses.replace(config, out=str(tmp_path / "whole.h5")))
+    config = dataclasses.replace(config, out=str(tmp_path / "cut.h5"))
+    with monkeypatch.context() as patch, pytest.raises(CutError):
+        cut_at(patch, recording, "_record_one", 3)
+        record(config)
+    other = dataclasses.replace(config, source="adam:lr=0.02", overwrite=True)
+    calls = cut_at(monkeypatch, recording, "_record_one", 0)
+    record(config)
+    assert len(calls) == 2
+    assert load_trajectories(config.out).sha256 == load_trajectories(whole).sha256
+    assert sorted(os.listdir(tmp_path)) == ["cut.h5", "whole.h5"]
+    with pytest.raises(CutError):
+        cut_at(monkeypatch, recording, "_record_one", 2)
+        record(other)
+    calls = cut_at(monkeypatch, recording, "_record_one", 0)
+    record(dataclasses.replace(config, overwrite=True))  # other settings: nothing of the other is taken
+    assert len(calls) == 4
+    assert load_trajectories(config.out).sha256 == load_trajectories(whole).sha256
+
+
+@pytest.mark.parametrize("estimator", ["first", "es"])
+@pytest.mark.parametrize("signalled", [True, False], ids=["SIGTERM", "cut"])
+def test_a_tuning_goes_on_from_its_checkpoint(estimator, signalled, tmp_path, monkeypatch):
+    Rule.named("momentum").save(tmp_path / "rule.json")
+    config = TuneConfig(
+        rule=str(tmp_path / "rule.json"), problem="quadratic", estimator=estimator, epochs=6, epoch_length=10,
+        unroll=5, validate_every=1, validation_tasks=1, quiet=True,
+    )  # fmt: skip
+    real, updates, last = meta.Trainer._update, [], 0
+
+    def update(self, grads) -> None:
+        real(self, grads)
+        updates.append(1)
+        if len(updates) == last:
+            if not signalled:
+                raise CutError
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(TuneConfig, "checkpoint_seconds", 0.0)
+    monkeypatch.setattr(meta.Trainer, "_update", update)
+    whole = tune(dataclasses.replace(config, out=str(tmp_path / "whole.json")))
+    config = dataclasses.replace(config, out=str(tmp_path / "cut.json"))
+    total, last = len(updates), len(updates) + 5
+    with pytest.raises(Interrupted if signalled else CutError) as ended:
+        tune(config)
+    assert not signalled or ended.value.exit_code == 143
+    assert not (tmp_path / "cut.json").exists() and (tmp_path / "cut.json.run").is_dir()
+    assert tune(config) == whole
+    assert len(updates) - last < total, "it went on, and did not begin anew"
+    assert sorted(os.listdir(tmp_path)) == ["cut.json", "rule.json", "whole.json"]
