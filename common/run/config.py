@@ -6,7 +6,6 @@ A field's help text, choices and bounds stand in its metadata (``option``), from
 """
 
 import dataclasses
-import json
 import math
 import tomllib
 import types
@@ -16,9 +15,12 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from common.errors import L2OError
+from common.run.storage import read_file, read_json
 from common.tables.problems import PROBLEMS
 
 Config = TypeVar("Config")
+_LIMIT = 1 << 16  # bytes of a configuration file
+_DEPTH = 100
 
 
 def option(
@@ -138,7 +140,12 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         raise TypeError(f"{where}: union types are not configuration types")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise L2OError(
+                f"{where}: expected a number of float64, got one of {len(str(value))} digits"
+            ) from None
     if type(value) is not kind:
         raise L2OError(f"{where}: expected {kind.__name__}, got {value!r}")
     return value
@@ -146,18 +153,21 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 def load_file(path: str) -> dict[str, Any]:
     """The keys of a TOML or JSON configuration file; ``-`` in keys counts as ``_``."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise L2OError(f"--config {path}: cannot be read ({error}); give a TOML or JSON file") from None
-    try:
-        values = tomllib.loads(text) if Path(path).suffix == ".toml" else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise L2OError(
-            f"--config {path}: expected TOML (.toml) or JSON, got a broken file: {error}"
-        ) from None
+    what = f"--config {path}"
+    if Path(path).suffix != ".toml":
+        values = read_json(path, _LIMIT)
+    else:
+        try:
+            text = read_file(path, _LIMIT).decode()
+            if any(line.count(".") + line.count("[") > _DEPTH for line in text.splitlines()):
+                raise ValueError(f"a line of more than {_DEPTH} dots or brackets")  # takes quadratic time
+            values = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, L2OError):
+                raise
+            raise L2OError(f"{what}: expected TOML, got a broken file: {error}; correct it") from None
     if not isinstance(values, dict):
-        raise L2OError(f"--config {path}: expected keys and values, got {type(values).__name__}")
+        raise L2OError(f"{what}: expected keys and values, got {type(values).__name__}")
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 

@@ -55,7 +55,6 @@ def record(config: RecordConfig, backend: "Backend") -> Path:
     Raises:
         L2OError: an unknown source or problem, missing data, or every run diverged.
     """
-    from common.run.storage import RunLock
     from interchange.files.trajectories import save_trajectories
 
     spec, config, out = _resolve(config)
@@ -65,18 +64,18 @@ def record(config: RecordConfig, backend: "Backend") -> Path:
         raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
     parts = out.with_name(out.name + ".parts")
     runs: dict[str, Run] = {}
-    with RunLock(parts), Progress(f"record {spec.kind}", config.runs, quiet=config.quiet) as progress:
+    with Progress(f"record {spec.kind}", config.runs, quiet=config.quiet) as progress:
         for index in range(config.runs):
             part = parts / f"{index:06d}.h5"
             one = _kept(part, source, config, spec, backend)
             if one is None:
                 run, features = _record_one(source, config, backend, index)
                 one = _trajectories({run.name: run}, features, {}, config, spec, backend)
-                save_trajectories(part, one)
+                if not run.diverged:  # of which there may be nothing but these
+                    save_trajectories(part, one)
             runs |= one.runs
             progress.advance(loss=float(one.runs[f"{index:06d}"].loss[-1]))
     if all(run.diverged for run in runs.values()):
-        shutil.rmtree(parts, ignore_errors=True)
         raise L2OError(
             f"every trajectory of {spec.text} on {config.problem} diverged; lower its lr or train it longer"
         )

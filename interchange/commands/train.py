@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,7 +220,7 @@ def main(command: Callable[[TrainConfig], Any], name: str, argv: Sequence[str] |
             state = "teacher" if result.exit_code == 0 else "interrupted; best teacher so far"
             print(f"{state}: {result.folder / 'teacher.h5'}")
             if result.exit_code:
-                print(f"go on with: python -m {name}_impl.train --resume {result.folder}")
+                print(f"go on with: python -m {name}_impl.train --resume {shlex.quote(str(result.folder))}")
         return result.exit_code
 
     return run_command(
