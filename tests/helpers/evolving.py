@@ -1,4 +1,4 @@
-"""Evolution strategies of a backend's network, as meta-training runs them: tensors in, tensors out."""
+"""A backend's network as meta-training sees it: its learner, gradients, evolution; tensors in, tensors out."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -9,12 +9,25 @@ import numpy as np
 
 from interchange.meta import evolution as shared
 from interchange.meta.config import TuneConfig
+from interchange.rule.forms import from_free
 
 
 def learner_of(network: Any, dtype: str = "float64") -> Any:
     """The learner of a network, of the backend it comes from."""
     package = type(network).__module__.partition(".")[0]
     return import_module(f"{package}.meta.learner").Learner(network, TuneConfig(dtype=dtype))
+
+
+def by_constants(network: Any, grads: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Derivatives, those by a logarithm (``interchange.rule.forms``) as those by the constant itself.
+
+    Adam's eps is 1e-8, and the derivative by its logarithm 1e8 times smaller than the terms it is a sum of.
+    """
+    found, forms = {}, getattr(network, "forms", {})
+    for name, grad in grads.items():
+        log = forms.get(name) == "log"
+        found[name] = np.asarray(grad) / (from_free(float(network.weights[name]), "log") if log else 1.0)
+    return found
 
 
 def here(task: Callable[[int], Any], network: Any) -> shared.Segments:
