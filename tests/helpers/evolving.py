@@ -1,4 +1,4 @@
-"""A backend's network as meta-training sees it: its learner, gradients, evolution; tensors in, tensors out."""
+"""A backend's network as meta-training sees it: learner, gradients, evolution; tensors in, tensors out."""
 
 import functools
 from collections.abc import Callable, Mapping

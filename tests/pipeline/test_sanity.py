@@ -296,7 +296,7 @@ def test_a_recording_is_distilled_beside_the_papers_figure(recording, tmp_path, 
     file = tmp_path / "table.json"
     one = recording("a.h5", {"name": "rp_si"})
     other = recording("b.h5", {"name": "adam", "beta1": 0.9, "beta2": 0.9})
-    options = f"--engine linear --time 60 --threads 1 --seeds 1 --json {file}"  # ends long before the clock
+    options = f"--engine linear --evaluations 1 --threads 1 --seeds 1 --json {file}"
     assert call(f"interchange.sanity --trajectories {one} {other} {options}") == 0
     out, err = capsys.readouterr()
     assert "2/2" in err and "rp_si, seed 0" in err
@@ -307,7 +307,7 @@ def test_a_recording_is_distilled_beside_the_papers_figure(recording, tmp_path, 
     assert set(first) == set(keys.split())
     assert (first["teacher"], first["problem"], second["teacher"]) == ("rp_si", "quadratic", "adam(0.9, 0.9)")
     assert first["r2_25"] > 0.999 and first["r2_50"] >= first["r2_25"] - 1e-6
-    assert first["nodes"] <= 9 and 0.0 < first["seconds"] < 120.0
+    assert first["nodes"] <= 9 and first["seconds"] > 0.0
     assert (first["bars"], first["passed"], first["paper_r2"]) == ([0.92, 0.97], [True, True], [0.94, 0.94])
     assert (second["bars"], second["passed"], second["paper_r2"]) == (None, None, [0.25, 0.31])
     sizes = [point["nodes"] for point in first["runs"][0]["front"]]

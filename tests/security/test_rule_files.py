@@ -9,9 +9,9 @@ import random
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.errors import L2OError
@@ -20,6 +20,7 @@ from interchange.language.checks import RAW
 from interchange.language.operators import OPERATORS
 from interchange.language.parse import NAME, ParseError, parse
 from interchange.rule.rule import Rule
+from tests.helpers.effort import few_calls
 from tests.security.hostile_rules import PIECES, REFUSED
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*carries no sha256")
@@ -32,10 +33,8 @@ def rule():
 
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: ascii(text[:24]))
 def test_hostile_expressions_are_refused_in_one_short_line(text):
-    start = time.perf_counter()
-    with pytest.raises(ParseError) as caught:
+    with few_calls(50_000), pytest.raises(ParseError) as caught:
         parse(text)
-    assert time.perf_counter() - start < 1.0
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
 
@@ -86,10 +85,8 @@ def test_hostile_files_are_refused_by_name(rule, tmp_path, old, new):
     path = tmp_path / "hostile.json"
     for content in (changed, payload_line):
         path.write_text(content)
-        start = time.perf_counter()
-        with pytest.raises(L2OError, match=r"hostile\.json"):
+        with few_calls(50_000), pytest.raises(L2OError, match=r"hostile\.json"):
             Rule.load(path)
-        assert time.perf_counter() - start < 2.0
 
 
 def test_every_changed_byte_is_noticed(rule, tmp_path):
@@ -132,11 +129,27 @@ def test_names_of_constants_are_checked_before_anything_is_generated(bad):
 def test_size_of_inlined_programs_stays_small():
     feature = "max(" * 60 + "g" + ", t)" * 60
     wide = "+".join(["f"] * 99)
-    started = time.perf_counter()
-    rule = Rule.from_text(wide, features={"f": feature})
-    assert len(rule.program().instructions) < 200
-    assert len(Rule.from_text("lag(" * 90 + "g" + ", 100)" * 90).program().writes) == 9000
-    assert time.perf_counter() - started < 5.0
+    with few_calls(500_000):
+        rule = Rule.from_text(wide, features={"f": feature})
+        assert len(rule.program().instructions) < 200
+        assert len(Rule.from_text("lag(" * 90 + "g" + ", 100)" * 90).program().writes) == 9000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["10**10**10", "g**10**10**10", "2**-10**10", "g**1e300", "(g**16)**16", "(g + 1)**(g**15)", "g < g"],
+)
+def test_powers_are_written_out_small_whatever_they_stand_for(text):
+    """Python would compute the number 10**10**10, of ten thousand million digits, if it were asked."""
+    with few_calls(50_000):
+        rule = Rule.from_text(text)
+        assert rule.complexity <= 12 and len(rule.program().instructions) <= 12
+        assert rule.evaluate({"g": np.full((2, 3), 2.0)}).shape == (2, 3)
+
+
+def test_a_power_of_powers_ends_where_it_grows_too_large():
+    with few_calls(50_000), pytest.raises(ParseError, match="power of at most 1000 nodes"):
+        parse("(" * 12 + "g" + "**15)" * 12)
 
 
 def test_a_thousand_hostile_files_run_no_code_and_end_quickly(tmp_path):

@@ -1,7 +1,6 @@
 """Reading ONNX files back: what is in them, and every way they can be wrong or hostile."""
 
 import random
-import time
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from interchange.inspect import __main__ as inspect
 from interchange.inspect.onnx import _OPERATORS, read_onnx
 from interchange.language.operators import OPERATORS, POINTWISE
 from interchange.rule.rule import Rule
+from tests.helpers.effort import few_calls
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: extra [onnx]")
 helper = onnx.helper
@@ -134,16 +134,15 @@ def test_no_mutant_crashes_hangs_or_passes_for_the_original(write):
         for _ in range(dice.choice((1, 1, 4))):
             mutant[dice.randrange(len(mutant))] = dice.randrange(256)
         path = write(bytes(mutant))
-        start = time.perf_counter()
         try:
-            found = read_onnx(path)
+            with few_calls(200_000):
+                found = read_onnx(path)
         except L2OError as error:
             assert "\n" not in str(error)
         else:
             read += 1
             numbers = found.changed() or mutant == CONTENT
             assert not found.as_written or numbers or _same_graph(mutant)
-        assert time.perf_counter() - start < 2.0
     assert 0 < read < 200
 
 
