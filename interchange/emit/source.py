@@ -114,26 +114,37 @@ def body(program: Program, write: Callable[[Instruction, list[str], str], str], 
     return Body("\n".join(lines), tuple(texts))
 
 
-def listed(program: Program, code: Body) -> str:
+def _listed(program: Program, code: Body, scaled: str, copied: str) -> str:
     """The texts of the update and of every slot's new value."""
-    return ", ".join(code.texts[register] for register in (*program.outputs, *program.writes))
+    texts = [scaled + code.texts[program.outputs[0]]]
+    for register in program.writes:
+        source = program.instructions[register]
+        given = source.op == "input" and source.name in ("g", "theta", "t")
+        texts.append(code.texts[register] + copied * given)
+    return ", ".join(texts)
 
 
 def steps(
     rule: Equation,
     write: Callable[[Instruction, list[str], str], str],
     indent: str,
-    results: Callable[[Program, Body], str] = listed,
+    scaled: str = "",
+    copied: str = "",
 ) -> str:
     """The lines of a step that end in ``results = [...]``, update first and then the slots.
 
     Where tensors with a matrix view take another way than others, ``axes[0]`` says which one is taken.
+
+    Args:
+        scaled: what is written before the update.
+        copied: what is written after a gradient or parameter that is kept as it is, because a slot must not
+            share memory with the caller's.
     """
     programs, texts = branches(rule), []
     for program in programs:
         deeper = indent + " " * 4 * (len(programs) - 1)
         code = body(program, write, deeper)
-        ending = f"{deeper}results = [{results(program, code)}]"
+        ending = f"{deeper}results = [{_listed(program, code, scaled, copied)}]"
         texts.append(f"{code.lines}\n{ending}" if code.lines else ending)
     return texts[0] if len(texts) == 1 else f"{indent}if axes[0]:\n{texts[0]}\n{indent}else:\n{texts[1]}"
 

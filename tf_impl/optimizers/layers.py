@@ -4,6 +4,7 @@ Keras gives an optimizer variables without their layers, so a user hands over wh
 paths of variables: ``SymbolicOptimizer(rule, **per_layer(model, weight_decay=0.01))``.
 """
 
+import abc
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -170,7 +171,7 @@ def _plain(value: Any) -> Any:
     return [_plain(x) for x in value] if isinstance(value, tuple | list) else value
 
 
-class LayeredOptimizer(GuardedOptimizer):
+class LayeredOptimizer(GuardedOptimizer, abc.ABC):
     """What sees tensors as the layers of a model say, and spares those of weight decay that they name.
 
     Args:
@@ -190,9 +191,9 @@ class LayeredOptimizer(GuardedOptimizer):
         # Past Keras' tracking, which wraps dictionaries and lists.
         vars(self).update(views=given(views), undecayed=list(undecayed))
 
+    @abc.abstractmethod
     def _sees_tensors(self) -> bool:
         """Whether coordinates ask for others."""
-        raise NotImplementedError
 
     def _prepare(self, variables: Sequence[keras.Variable]) -> None:
         spared = {k for k, v in enumerate(variables) if find(self.undecayed, path_of(v))}

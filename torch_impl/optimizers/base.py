@@ -87,10 +87,7 @@ class CoordinateOptimizer(Resumable, abc.ABC):
 
     def _step(self, closure: Callable[[], Tensor] | None) -> Tensor | None:
         self._accelerator_graph_capture_health_check()
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         self._refuse_sparse()
         compiling = torch.compiler.is_compiling()
         for group in self.param_groups:
@@ -229,6 +226,14 @@ class CoordinateOptimizer(Resumable, abc.ABC):
                 kept.copy_(shard(array, kept))
         p.copy_(shard(moved, p))  # the last, because new state may be the old parameter itself
         return left
+
+
+def loss_of(closure: Callable[[], Tensor] | None) -> Tensor | None:
+    """The loss of a step's closure, which computes the gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def real(x: Tensor) -> Tensor:

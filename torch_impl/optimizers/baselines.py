@@ -10,6 +10,7 @@ from common.errors import L2OError
 from common.tables.baselines import BASELINES, missing
 from interchange.language.view import View
 from interchange.rule.rule import Rule
+from torch_impl.optimizers.base import loss_of
 from torch_impl.optimizers.groups import seen_as
 from torch_impl.optimizers.optimizers import SymbolicOptimizer
 from torch_impl.optimizers.packaged import PACKAGED
@@ -34,10 +35,7 @@ class Lion(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One update of every parameter that has a gradient; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -78,10 +76,7 @@ class ScheduleFree(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One update of every parameter that has a gradient; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             lr, b1, b2 = group["lr"], group["beta1"], group["beta2"]
             for p in group["params"]:

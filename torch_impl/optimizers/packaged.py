@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from interchange.language.view import chosen, outputs_first
+from torch_impl.optimizers.base import loss_of
 
 
 class NorMuon(torch.optim.Optimizer):
@@ -48,10 +49,7 @@ class NorMuon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One update of every parameter that has a gradient; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for p, view in self._views.items():
             view.grad = None if p.grad is None else p.grad.permute(*self._orders[p]).reshape(view.shape)
         for group in self._theirs.param_groups:
@@ -99,11 +97,8 @@ def _psgd(params: Iterable[Any], lr: float, **o: float) -> torch.optim.Optimizer
         """Its probes are drawn by the step's number, and whoever else draws does not notice."""
 
         def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-            loss, drawn, seed = (
-                closure and closure(),
-                np.random.get_state(),
-                self.param_groups[0].get("step", 0),
-            )
+            loss, drawn = loss_of(closure), np.random.get_state()
+            seed = self.param_groups[0].get("step", 0)
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 np.random.seed(seed)

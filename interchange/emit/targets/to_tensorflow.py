@@ -3,7 +3,6 @@
 import dataclasses
 
 from interchange.emit.source import (
-    Body,
     branches,
     constant,
     copied_source,
@@ -15,7 +14,7 @@ from interchange.emit.source import (
     tensor_operators,
 )
 from interchange.language.equation import Equation
-from interchange.language.execute import Instruction, Program
+from interchange.language.execute import Instruction
 from interchange.language.operators import TENSOR
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -255,15 +254,10 @@ def emit(rule: Equation) -> str:
     return _FILE.format(
         header=header(rule),
         functions="\n\n\n".join(sources) + "\n\n\n" + seen.functions,
-        body=steps(rule, _write, " " * 4, _results),
+        body=steps(rule, _write, " " * 4, "cast(SCALE) * "),
         package=literal(f"rule_{package}"),
         **texts | {key: text.format(slots=slots) for key, text in texts.items() if "{slots}" in text},
     )
-
-
-def _results(program: Program, code: Body) -> str:
-    update, *slots = (code.texts[register] for register in (*program.outputs, *program.writes))
-    return ", ".join([f"cast(SCALE) * {update}", *slots])
 
 
 def _write(ins: Instruction, args: list[str], decay: str) -> str:

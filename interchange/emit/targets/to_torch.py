@@ -1,7 +1,6 @@
 """A rule as one standalone torch file: constants, ``init``, pure ``update``, ``torch.optim.Optimizer``."""
 
 from interchange.emit.source import (
-    Body,
     branches,
     constant,
     copied_source,
@@ -12,7 +11,7 @@ from interchange.emit.source import (
     tensor_operators,
 )
 from interchange.language.equation import Equation
-from interchange.language.execute import Instruction, Program
+from interchange.language.execute import Instruction
 from interchange.language.operators import TENSOR
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*"}
@@ -191,7 +190,7 @@ def emit(rule: Equation) -> str:
     if operators := tensor_operators(programs):
         copied = copied_source("torch_impl.networks.matrix", [f"op_{op}" for op in operators])
         functions += copied.replace("Tensor = torch.Tensor\n\n\n", "", 1) + "\n\n\n"
-    code, slots = steps(rule, _write, " " * 4, _results), len(programs[0].writes)
+    code, slots = steps(rule, _write, " " * 4, "SCALE * ", ".clone()"), len(programs[0].writes)
     zeros = f"torch.zeros_like(theta, dtype=dtype) for _ in range({slots})"
     if seen.axes:
         shapes = "slot_shapes(theta.shape, axes)"
@@ -211,16 +210,6 @@ def emit(rule: Equation) -> str:
         axes=seen.axes,
         told=seen.told,
     )
-
-
-def _results(program: Program, code: Body) -> str:
-    results = [f"SCALE * {code.texts[program.outputs[0]]}"]
-    for register in program.writes:
-        # A slot must not share memory with the caller's gradient or parameter.
-        source = program.instructions[register]
-        copy = ".clone()" if source.op == "input" and source.name in ("g", "theta", "t") else ""
-        results.append(code.texts[register] + copy)
-    return ", ".join(results)
 
 
 def _write(ins: Instruction, args: list[str], decay: str) -> str:
