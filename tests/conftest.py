@@ -3,7 +3,6 @@
 import functools
 import importlib
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,27 +23,14 @@ DATA = Path(os.environ.get("L2O_DATA") or ROOT.parent / "shared" / "data")
 np.set_printoptions(precision=17)
 
 
-# What takes seconds and shows in another framework, path or draw what the tests beside it show already; by
-# node id. ``make test-slow`` runs it.
-SLOW = (
-    r"backends/test_(tensor_rules|structures)\.py::.*\[(tf-|.*-tf\b|tf\])",
-    r"backends/test_tensor_rules_agree\.py::",
-    r"backends/test_matrix_steps\.py::.*\[.*tf (graph|xla|fused)",
-    r"parity/test_hard_gradients\.py::.*torch\.compile",
-    r"parity/test_random_rules\.py::.*optax",
-    r"parity/test_unrolls_agree\.py::.*_m[-\]]",
-    r"torch_impl/test_meta_gradient\.py::.*rnnprop_m",
-    r"tf_impl/test_tf_optimizers\.py::.*mixed",
-    r"tf_impl/test_keras_loading\.py::.*import tf_impl, tensorflow",
-    r"pipeline/test_whole_path\.py::.*notebook",
-)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``slow_with(name=values)``: slow is a test whose parameter ``name`` is one of the values."""
     for item in items:
-        if any(re.search(pattern, item.nodeid) for pattern in SLOW):
-            item.add_marker("slow")
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        for mark in item.iter_markers("slow_with"):
+            if any(params.get(name) in values for name, values in mark.kwargs.items()):
+                item.add_marker("slow")
 
 
 def pytest_sessionstart() -> None:

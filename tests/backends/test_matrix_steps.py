@@ -13,6 +13,7 @@ from tests.helpers.samples import start
 
 PATHS = [(name, path) for name in ("torch", "tf") for path in ("plain", "graph")]
 PATHS += [("torch", "capturable"), ("torch", "differentiable"), ("tf", "fused"), ("tf", "xla")]
+pytestmark = pytest.mark.slow_with(path=[("tf", path) for path in ("graph", "fused", "xla")])
 every_path = pytest.mark.parametrize("path", PATHS, ids=" ".join)
 EXACT = {"float64": 1e-11, "float32": 1e-3}  # of the largest update: what polar makes of rounding
 

@@ -18,6 +18,7 @@ from interchange.language.view import slices
 from interchange.meta.config import TrainConfig
 
 TEACHER = TEACHERS["rp_s_m"]
+pytestmark = pytest.mark.slow_with(impl=("tf",))
 
 
 def task_of(impl, problem: str = "digits-mlp", seed: int = 0):

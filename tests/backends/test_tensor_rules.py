@@ -20,6 +20,7 @@ from tests.helpers.tensor_rules import ADAFACTOR_LIKE, MUON_LIKE, RULES
 
 every_rule = pytest.mark.parametrize("name", RULES)
 SHAPES = ((5, 3), (3,), (3, 3, 2, 4), (4,), ())
+pytestmark = pytest.mark.slow_with(impl=("tf",))
 
 
 def task_of(impl, problem: str = "digits-mlp", seed: int = 0, **fields):

@@ -11,6 +11,7 @@ from tests.helpers.tensor_rules import RULES
 from tests.parity.backends import all_close, networks, tasks, tf_impl, torch_impl
 
 IMPLS = (torch_impl, tf_impl)
+pytestmark = pytest.mark.slow
 
 
 def first(impl, task, network, at):

@@ -14,7 +14,10 @@ EXPORTED = [path for path in hard.PATHS if path.startswith("exported")]
 MODES = ("exported keras graph", "exported keras xla")  # of a path that is in the matrix
 MATRIX = [(p, f) for p in ALL if p not in MODES for f in hard.FAMILIES if f == "rules" or p not in EXPORTED]
 WORD = {"float64": 1e-9, "float32": 2e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}  # of the largest entry
-pytestmark = pytest.mark.filterwarnings("ignore:rule .* moves weights:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:rule .* moves weights:RuntimeWarning"),
+    pytest.mark.slow_with(path=("torch.compile",)),
+]
 
 
 def at_rest(track: hard.Track) -> np.ndarray:

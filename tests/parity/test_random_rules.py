@@ -20,6 +20,7 @@ from tests.parity.rule_runners import ROWS
 
 # Beside those made by hand; the first few hold every operator once.
 FEW, MANY, SHARE = len(COORDINATEWISE), 2000, 3.0
+pytestmark = pytest.mark.slow_with(target=("optax file",))
 CASES = [(target, dtype) for target, row in ROWS.items() for dtype in row.dtypes]
 
 

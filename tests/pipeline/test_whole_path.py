@@ -26,6 +26,7 @@ from torch_impl.rollout import rollout, task
 STEPS = 100
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error::UserWarning", str(Path(__file__).with_name("notebook.py"))]

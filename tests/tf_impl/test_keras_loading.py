@@ -25,6 +25,11 @@ def saved(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("first", ["import tf_impl", "import keras, tf_impl", "import tf_impl, tensorflow"])
+OTHERS = ("import keras, tf_impl", "import tf_impl, tensorflow")
+
+
+@pytest.mark.parametrize(
+    "first", ["import tf_impl", *(pytest.param(x, marks=pytest.mark.slow) for x in OTHERS)]
+)
 def test_a_saved_model_is_loaded_after_importing_tf_impl(first, saved):
     assert said(first + LOAD, saved) == "adam"

@@ -202,6 +202,7 @@ def test_a_loop_of_ones_own_may_build_it_inside_a_graph(make):
 
 
 @every_optimizer
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_policies_work(make, policy):
     need_half_products(policy.removeprefix("mixed_"))

@@ -97,9 +97,15 @@ def assert_equal(got: dict, expected: dict, tolerance: float) -> None:
         assert float((got[name] - want).abs().max()) < tolerance * size, name
 
 
-@pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried-over"])
-@pytest.mark.parametrize("steps", [1, 5, 20])
-@pytest.mark.parametrize("loss", ["sum", "last"])
+UNROLLS = [(loss, steps, carried) for loss in ("sum", "last") for steps in (1, 5, 20) for carried in (0, 7)]
+QUICK = [unroll for unroll in UNROLLS if unroll[1] == 5 or unroll in (("sum", 1, 0), ("sum", 20, 7))]
+
+
+@pytest.mark.slow_with(name=("rnnprop_m",))
+@pytest.mark.parametrize(
+    ("loss", "steps", "carried"),
+    [pytest.param(*given, marks=[] if given in QUICK else pytest.mark.slow) for given in UNROLLS],
+)
 @pytest.mark.parametrize("path", ["compiled", "plain"])
 @pytest.mark.parametrize("name", TEACHERS)
 def test_teachers_equal_autograd_through_the_whole_graph(name, path, loss, steps, carried):
