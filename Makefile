@@ -45,12 +45,12 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt | .venv/bin/python
 demo: $(if $(wildcard $(STAMP)),$(STAMP),$(LIGHT))
 	$(BIN)/python -m torch_impl.demo --overwrite
 
-# Small arrays: more threads only wait for each other.
+# Small arrays: more threads only wait for each other. Tests of a file share what they make.
 test test-slow: export OMP_NUM_THREADS = 1
 test test-slow: export OMP_WAIT_POLICY = PASSIVE
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
