@@ -6,16 +6,15 @@ is the optimizer, whatever other rules of a front are shorter and nearly as good
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from interchange.distill.refit import few, predict, refit, scored
-from interchange.files.trajectories import Trajectories
 from interchange.language import expression as ex
 from interchange.rule.rule import Rule
 from interchange.rule.safety import EPS, guards, singular
-from interchange.search.samples import Sequences, rounding
+from interchange.search.samples import Sequences
 
 WITHIN = 3.0  # times the rounding: operations add up
 _CLEARLY = 1.5  # times the least that a rule of the front leaves
@@ -103,24 +102,23 @@ def _refitted(rule: Rule, free: Sequence[str], data: Sequences) -> Rule:
     return rule.with_constants(refit(part, data, iterations=5).constants)
 
 
-def settled(rules: Sequence[Rule], trajectories: Trajectories, data: dict[str, Sequences]) -> list[Rule]:
+def settled(rules: Sequence[Rule], data: Mapping[str, Sequences]) -> list[Rule]:
     """The front up to its smallest rule that leaves only rounding, if it has one; as it is otherwise.
 
     That rule gets constants as they were written, and ``provenance["exact"]``: its residual on the runs for
     validation, in units of their rounding.
+
+    Args:
+        data: ``train``, ``valid`` and ``test``, with their rounding.
     """
-    known = {
-        split: dataclasses.replace(part, rounding=rounding(trajectories, split))
-        for split, part in data.items()
-    }
-    held_out = [known["valid"], known["test"]]
+    held_out = [data["valid"], data["test"]]
     exact = smallest_exact(rules, held_out)
     if exact is None:
         return list(rules)
-    written = as_written(exact, few(known["train"], _CELLS))
+    written = as_written(exact, few(data["train"], _CELLS))
     if smallest_exact([written], held_out) is None:
         written = exact
     written = scored(written, data) or exact
-    record = written.provenance | {"exact": excess(written, known["valid"])}
+    record = written.provenance | {"exact": excess(written, data["valid"])}
     shorter = [rule for rule in rules if rule.complexity < exact.complexity]
     return [*shorter, dataclasses.replace(written, provenance=record)]

@@ -23,6 +23,7 @@ from interchange.search.samples import Sequences
 
 _LARGEST_LOG_STEP, _LOGS = 2.0, (-80.0, 80.0)
 _LARGEST_LOGIT = 9.0  # a decay above 0.99988 cannot be told from a running sum within a trajectory
+_HARDLY = 1e-2  # of what a rule leaves: rounding that tells nothing apart
 _CHUNK = 128 << 20  # bytes of values and derivatives at once, about
 _FEW = 100_000  # cells of whole sequences for the first fit, where there are many more
 _TRIED = 5  # cuts that are refitted before one is chosen
@@ -122,12 +123,14 @@ def _fitted(rule: Rule, data: Sequences, iterations: int, tolerance: float, dead
 
 
 def _weights(rule: Rule, data: Sequences) -> np.ndarray | None:
-    """[T, N], 1 where rounding is far below what the rule leaves; None where rounding is not known."""
+    """[T, N], 1 where rounding is far below what the rule leaves; None where that is so everywhere."""
     if data.rounding is None:
         return None
     with np.errstate(all="ignore"):
         left = float(np.sqrt(np.square(data.target - predict(rule, data)).mean()))
         left = max(left if math.isfinite(left) else math.inf, float(np.median(data.rounding)))
+        if data.rounding.max() < _HARDLY * left:
+            return None
         return 1.0 / np.hypot(1.0, data.rounding / left)
 
 

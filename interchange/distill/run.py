@@ -103,7 +103,7 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     if not rules:
         raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise --time or --max-size")
     if trajectories.samples is None:
-        rules = settled(rules, trajectories, data)
+        rules = settled(rules, data)
         rules = rated(rules, trajectories)
     structure = structure_of(trajectories)
     return [_named(whole(renumbered(rule), structure)) for rule in rules]

@@ -38,7 +38,8 @@ class Sequences:
             as ``g`` where the runs were recorded, the parameter as ``theta`` where that was recorded too.
         target: float64 [T, N], the output before ``scale`` and learning rate.
         layers: int [N], which tensor a coordinate belongs to, numbered over all problems; None if unknown.
-        rounding: float64 [T, N], standard deviation of the target's; None where it is not known cell by cell.
+        rounding: float64 [T, N], standard deviation of the target's: that of an optimizer which computed in
+            the recording's dtype, and of the differences of theta where y was made of them; None of a table.
     """
 
     features: dict[str, np.ndarray]
@@ -126,23 +127,19 @@ def sequences(trajectories: Trajectories, split: str) -> Sequences:
         )
     if not runs:
         raise L2OError(f"expected runs in split {split!r} that did not diverge, got none; record more runs")
-    steps = _steps(runs, trajectories)
+    outputs = [_outputs(run, trajectories) for run in runs]
+    errors = [_rounding(run, y) for run, y in zip(runs, outputs, strict=True)]
+    steps = _steps(runs, outputs, errors)
     features = {
         name: np.concatenate([run.x[:steps, :, k] for run in runs], axis=1).astype(np.float64)
         for k, name in enumerate(trajectories.features)
     }
     if "g" not in features:
         features["g"] = np.concatenate([run.g[:steps] for run in runs], axis=1).astype(np.float64)
-    if _all_have(trajectories, "theta"):
+    if all(run.theta is not None for run in trajectories.runs.values()):  # in some is not enough
         features["theta"] = np.concatenate([run.theta[:steps] for run in runs], axis=1).astype(np.float64)
-    target = np.concatenate([outputs(run, trajectories)[:steps] for run in runs], axis=1)
-    known = "theta" in features and _all_have(trajectories, "lr")
-    return Sequences(features, target, _layers(runs), rounding(trajectories, split) if known else None)
-
-
-def _all_have(trajectories: Trajectories, name: str) -> bool:
-    """Whether an array that may be missing is there in every run: what only some have is not used."""
-    return all(getattr(run, name) is not None for run in trajectories.runs.values())
+    target, error = (np.concatenate([part[:steps] for part in parts], axis=1) for parts in (outputs, errors))
+    return Sequences(features, target, _layers(runs), error)
 
 
 def going(trajectories: Trajectories, split: str) -> list[Run]:
@@ -151,23 +148,15 @@ def going(trajectories: Trajectories, split: str) -> list[Run]:
     return [run for run in runs if not run.diverged]
 
 
-def outputs(run: Run, trajectories: Trajectories) -> np.ndarray:
+def _outputs(run: Run, trajectories: Trajectories) -> np.ndarray:
     """float64 [step, coordinate]: y without the learning rate, also where it was recorded with it."""
     y = run.y.astype(np.float64)
     return y / run.lr if trajectories.config.get("include_lr") and run.lr is not None else y
 
 
-def rounding(trajectories: Trajectories, split: str) -> np.ndarray:
-    """Standard deviation [T, N] of the targets' rounding, cell by cell as ``sequences``: that of an optimizer
-    which computed in the recording's dtype, and of the differences of theta where y was made of them.
-    """
-    runs = going(trajectories, split)
-    steps = _steps(runs, trajectories)
-    return np.concatenate([_rounding(run, trajectories)[:steps] for run in runs], axis=1)
-
-
-def _rounding(run: Run, trajectories: Trajectories) -> np.ndarray:
-    y = np.abs(outputs(run, trajectories))
+def _rounding(run: Run, y: np.ndarray) -> np.ndarray:
+    """What ``Sequences.rounding`` is, of one run whose outputs are ``y``: [step, coordinate]."""
+    y = np.abs(y)
     size = y + np.sqrt(np.square(y).mean(0))  # terms that cancel are rounded by their own size
     deviation = _OPERATIONS * np.finfo(run.y.dtype).eps * size
     if run.theta is not None and run.lr is not None:
@@ -176,15 +165,14 @@ def _rounding(run: Run, trajectories: Trajectories) -> np.ndarray:
     return np.maximum(deviation, np.finfo(np.float64).tiny)
 
 
-def _steps(runs: Sequence[Run], trajectories: Trajectories) -> int:
+def _steps(runs: Sequence[Run], outputs: Sequence[np.ndarray], errors: Sequence[np.ndarray]) -> int:
     """Steps that all runs have, without a last part in which rounding hides y: its rate was too small."""
     steps = min(len(run.step) for run in runs)
-    for run in runs:
+    for run, y, error in zip(runs, outputs, errors, strict=True):
         if run.theta is not None and run.lr is not None:
-            y, error = outputs(run, trajectories)[:steps], _rounding(run, trajectories)[:steps]
-            size = np.sqrt(np.square(y).mean(1))
+            size = np.sqrt(np.square(y[:steps]).mean(1))
             usual = np.median(size[size > 0.0]) if size.any() else 0.0
-            seen = np.flatnonzero(np.sqrt(np.square(error).mean(1)) < _LOST * usual)
+            seen = np.flatnonzero(np.sqrt(np.square(error[:steps]).mean(1)) < _LOST * usual)
             steps = min(steps, int(seen[-1]) + 1 if len(seen) else steps)
     return steps
 

@@ -90,10 +90,10 @@ def test_the_front_ends_with_its_exact_rule_and_that_is_the_choice():
     data = data_of(trajectories)
     scores = {"r2": {"train": 0.99, "valid": 0.99, "test": 0.99}}
     short = dataclasses.replace(Rule.named("sgd"), provenance=scores)
-    front = settled([short, dataclasses.replace(ADAM, provenance=scores)], trajectories, data)
+    front = settled([short, dataclasses.replace(ADAM, provenance=scores)], data)
     assert [rule.complexity for rule in front] == [short.complexity, ADAM.complexity]
     assert exact(front) is front[1] and front[1].provenance["exact"] < 1.5
-    assert exact(settled([short], trajectories, data)) is None
+    assert exact(settled([short], data)) is None
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,7 @@ def test_a_rate_in_the_recording_comes_back_as_a_schedule():
     t = np.arange(STEPS)
     rates = LR * (0.5 + 0.5 * np.cos(np.pi * t / STEPS))
     trajectories = recorded(ADAM, rates)
-    assert (
-        settled([ADAM], trajectories, data_of(trajectories))[0].provenance["exact"] < 1.5
-    )  # though rates end near 0
+    assert settled([ADAM], data_of(trajectories))[0].provenance["exact"] < 1.5  # though rates end near 0
     (best,) = rated([ADAM], trajectories)
     g = np.random.default_rng(9).normal(size=(STEPS, 5))
     want = rates[:, None] * ADAM.evaluate({"g": g})
@@ -157,4 +155,4 @@ def test_a_rate_of_no_known_form_is_named_and_left_out(caplog: pytest.LogCapture
 
 def test_a_recording_that_is_mostly_rounding_tells_nothing():
     trajectories = recorded(ADAM, np.full(STEPS, 1e-9))
-    assert settled([ADAM], trajectories, data_of(trajectories)) == [ADAM]
+    assert settled([ADAM], data_of(trajectories)) == [ADAM]
