@@ -109,6 +109,11 @@ class TrainerState:
         self.step, self.positions, self.epoch_losses = begun
 
     @property
+    def _logarithms(self) -> list[str]:
+        """Constants of a rule that are trained as logarithms; checkpoints used to hold them as they are."""
+        return [name for name, form in getattr(self.learner.network, "forms", {}).items() if form == "log"]
+
+    @property
     def due(self) -> bool:
         """It is time for a checkpoint."""
         return time.monotonic() - self._saved_at > self.config.checkpoint_seconds
@@ -139,6 +144,8 @@ class TrainerState:
             "counted": self.counted,
             "step": 0,
         }
+        if self._logarithms:
+            meta |= {"logarithms": self._logarithms}
         if self.stage is not None:
             meta |= {"stage": self.stage.to_dict()}
         live = [k for k, position in enumerate(self.positions) if position is not None]
@@ -166,6 +173,11 @@ class TrainerState:
                         f"{self.folder.path}: the checkpoint was written with other settings; resume with "
                         "the run's own config.json and no other flags (more --epochs only once it has "
                         "finished), or start anew with --init"
+                    )
+                if meta.get("logarithms", []) != self._logarithms:
+                    raise L2OError(
+                        f"{self.folder.path}: expected a checkpoint with the logarithms of "
+                        f"{', '.join(self._logarithms) or 'nothing'}, got an older one; tune the rule anew"
                     )
         meta, arrays = self.workers.broadcast(meta, arrays)
         if meta is not None:

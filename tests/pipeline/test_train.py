@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import L2OError
+from common.run.runs import RunFolder
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights, variant
-from interchange.files.checkpoint import load_checkpoint
+from interchange import Rule
+from interchange.files.checkpoint import load_checkpoint, save_checkpoint
 from interchange.files.weights import Teacher, load_weights, save_weights
 from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.state import LATER_FIELDS
@@ -27,6 +30,7 @@ pytest.importorskip("torch")
 from interchange.meta.state import TrainerState
 from interchange.meta.validation import Validation
 from torch_impl.meta.learner import Learner
+from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.tasks import ProblemTask
 from torch_impl.train import train
@@ -356,6 +360,18 @@ def test_settings_not_used_leave_the_hash_of_a_configuration(config):
     for name, value in {**used, "lr": 0.5}.items():
         changed = dataclasses.replace(config, **{name: value})
         assert TrainerState(Learner(network, changed)).config_hash != OLD_HASHES[config], name
+
+
+def test_a_checkpoint_with_eps_as_it_is_is_not_taken_for_one_with_its_logarithm(tmp_path):
+    learner = Learner(RuleNetwork(Rule.named("adam")), TuneConfig(rule="r.json"))
+    with RunFolder(tmp_path / "run", create=True) as folder:
+        state = TrainerState(learner, folder)
+        state.save()
+        state.restore()
+        arrays, meta = load_checkpoint(folder.path)
+        save_checkpoint(folder.path, arrays, {k: v for k, v in meta.items() if k != "logarithms"})
+        with pytest.raises(L2OError, match="logarithms of eps, got an older one; tune the rule anew"):
+            state.restore()
 
 
 def test_an_older_run_without_a_copy_of_its_init_resumes_from_its_checkpoint(tmp_path):
