@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import check, option
-from interchange.language.expression import to_text
+from interchange.language.expression import names, to_text
 from interchange.language.simplify import simplified
 from interchange.rule.compare import compare
 from interchange.rule.diagnose import descent, domain_scan
 from interchange.rule.gallery import NAMED
 from interchange.rule.nearest import nearest
 from interchange.rule.rule import Rule, zero_update
-from interchange.rule.safety import singular
+from interchange.rule.safety import repaired, singular
 from interchange.rule.words import counted, floats, size
 
 ACTIONS = ("show", "explain", "diff", "check")
@@ -70,7 +70,8 @@ def findings(rule: Rule) -> list[str]:
         return []
     lines = []
     if where := singular(rule):
-        lines.append(f"NOT SAFE: {where}; add a small constant to what it divides by")
+        remedy = "keep its terms bounded" if repaired(rule) is None else "add eps to what it divides by"
+        lines.append(f"NOT SAFE: {where}; {remedy}")
     if moves := zero_update(rule):
         lines.append(f"moves weights at zero gradient: by up to {moves:.3g} x lr; center=True subtracts it")
     domain = domain_scan(rule)
@@ -100,6 +101,8 @@ def explain(rule: Rule) -> str:
         if best.r2 > 0.0
         else "explains none of its updates"
     )
+    if "theta" in names(rule.expression):
+        lines.append("  all at theta = 0: weight decay does not count")
     return "\n".join([*lines, f"  nearest: {best.name}, which {share}"])
 
 

@@ -12,6 +12,7 @@ from interchange.rule.words import size
 
 SAME = 1e-9  # of a column's largest update: rounding
 ALIKE, ABOVE = 1e-6, 1e-7  # of it too, where all gradients are above ABOVE
+_FARTHER = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # sizes above which rules that are not the same may still agree
 
 
 def compare(a: Rule, b: Rule) -> tuple[str, bool]:
@@ -34,19 +35,16 @@ def compare(a: Rule, b: Rule) -> tuple[str, bool]:
     apart = difference(a, b)
     if apart <= SAME:
         return "\n".join([*lines, f"the same updates, to {apart:.1e}"]), True
-    usual = difference(a, b, above=ABOVE)
     where = "one is finite where the other is not"
     if np.isfinite(apart):
         where = f"updates differ by {apart:.3g} of the largest"
-    if usual <= ALIKE and np.isfinite(apart):
-        lines.append(
-            f"the same update within {ALIKE:.0e} wherever abs(g) > {ABOVE:.0e}; where abs(g) is near eps or "
-            f"0 {where}"
-        )
-        return "\n".join(lines), True
-    kind = "the same equation with other constants" if alike else "another equation"
-    lines.append(f"{kind}; {where}")
-    return "\n".join(lines), False
+    above = next((size for size in (ABOVE, *_FARTHER) if difference(a, b, above=size) <= ALIKE), None)
+    same = above == ABOVE and bool(np.isfinite(apart))
+    verdict = [] if same else ["the same equation with other constants" if alike else "another equation"]
+    if above is not None:
+        verdict.append(f"the same update within {ALIKE:.0e} wherever abs(g) > {above:.0e}")
+        where = f"where abs(g) is near eps or 0 {where}"
+    return "\n".join([*lines, "; ".join([*verdict, where])]), same
 
 
 def _constants(a: Rule, b: Rule, in_order: bool) -> list[str]:

@@ -15,6 +15,7 @@ HAND_MADE = ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "amsgr
 _STEPS, _COLUMNS = 200, 40
 _GAIN = "lr"
 _EDGE = 30.0  # of logits and logarithms
+_TIE = 4  # digits of R2: AMSGrad holds Adam's updates too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Match:
 
 
 def nearest(rule: Rule) -> list[Match]:
-    """The hand-made optimizers of the gallery, the nearest first.
+    """The hand-made optimizers of the gallery, the nearest first; of two as near the shorter.
 
     Gradients are noise with a memory of two steps and log-normal scales, theta is 0; updates count relative
     to the size of a coordinate's. Each optimizer has its lr and all its constants free.
@@ -46,7 +47,7 @@ def nearest(rule: Rule) -> list[Match]:
     size = np.sqrt(np.square(target).mean(0))
     weight = 1.0 / np.where(size > 0.0, size, 1.0)
     matches = [_fitted(name, g, target * weight, weight) for name in HAND_MADE]
-    return sorted(matches, key=lambda match: -match.r2)
+    return sorted(matches, key=lambda match: (-round(match.r2, _TIE), match.rule.complexity))
 
 
 def _gradients() -> np.ndarray:

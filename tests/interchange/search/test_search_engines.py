@@ -8,9 +8,12 @@ import pytest
 
 from common.errors import L2OError
 from interchange.dialects.table import DIALECTS
+from interchange.distill.refit import refit, score
 from interchange.language import expression as ex
+from interchange.language.canonical import name_constants
 from interchange.language.execute import compile_program, evaluate
 from interchange.language.parse import parse
+from interchange.rule.rule import Rule
 from interchange.search import Task, pursuit, templates
 from interchange.search.auto import search as auto
 from interchange.search.child import run_engine
@@ -318,3 +321,16 @@ def test_trees_and_nodes_are_the_same_thing():
     (out,) = evaluate(compile_program([node]), inputs)
     np.testing.assert_allclose(out[0], spread * (asked.rows[:, 1] / size + 6.25), rtol=1e-12)
     assert "square" not in ex.to_text(node)  # constants are folded
+
+
+def test_decay_in_the_gradient_is_no_decay_beside_it_too():
+    """Where its size is none of the grid, theta beside the sum would make up for that and stay."""
+    draws = np.random.default_rng(0)
+    g, theta = draws.normal(size=(60, 20)), draws.normal(size=(60, 20)).cumsum(0)
+    truth = Rule.from_text("-(g + 0.005 * theta) - 9 * ema(g + 0.005 * theta, 0.9)")
+    data = Sequences({"g": g, "theta": theta}, truth.evaluate({"g": g, "theta": theta}))
+    drafts = [node for node in templates.drafts(data, ["g"]) if "theta" in ex.names(node)]
+    beside = [node for node in drafts if node.args[1].args[1:] == (ex.name("theta"),)]
+    assert not any("theta" in ex.names(node.args[0]) for node in beside)
+    rules = [Rule("draft", *name_constants(node), {}) for node in drafts]
+    assert max(score(refit(rule, data), data) for rule in rules) > 1.0 - 1e-12
