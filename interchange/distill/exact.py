@@ -6,11 +6,12 @@ is the optimizer, whatever other rules of a front are shorter and nearly as good
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from interchange.distill.refit import few, predict, refit, scored
+from interchange.distill.refit import best_cut, few, predict, refit, scored
 from interchange.language import expression as ex
 from interchange.rule.rule import Rule
 from interchange.rule.safety import EPS, guards, singular
@@ -102,6 +103,15 @@ def _refitted(rule: Rule, free: Sequence[str], data: Sequences) -> Rule:
     return rule.with_constants(refit(part, data, iterations=5).constants)
 
 
+def _without_rest(rule: Rule, data: Sequences, held_out: Sequence[Sequences]) -> Rule:
+    """The rule without what it needs not to leave only rounding: a search may end before it prunes that."""
+    while cut := best_cut(rule, data, math.inf, allow_singular=bool(singular(rule))):
+        if smallest_exact([cut, rule], held_out) is not cut:
+            break
+        rule = cut
+    return rule
+
+
 def settled(rules: Sequence[Rule], data: Mapping[str, Sequences]) -> list[Rule]:
     """The front up to its smallest rule that leaves only rounding, if it has one; as it is otherwise.
 
@@ -115,7 +125,9 @@ def settled(rules: Sequence[Rule], data: Mapping[str, Sequences]) -> list[Rule]:
     exact = smallest_exact(rules, held_out)
     if exact is None:
         return list(rules)
-    written = as_written(exact, few(data["train"], _CELLS))
+    train = few(data["train"], _CELLS)
+    exact = _without_rest(exact, train, held_out)
+    written = as_written(exact, train)
     if smallest_exact([written], held_out) is None:
         written = exact
     written = scored(written, data) or exact

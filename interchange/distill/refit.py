@@ -197,7 +197,7 @@ def improve(
         if current.complexity <= max_size and (allow_singular or not singular(current)):
             judged = scored(current, data)
             versions += [judged] if judged else []
-        current = None if time.monotonic() > deadline else _best_cut(current, train, deadline, allow_singular)
+        current = None if time.monotonic() > deadline else best_cut(current, train, deadline, allow_singular)
     return versions
 
 
@@ -224,7 +224,7 @@ def scored(rule: Rule, data: dict[str, Sequences]) -> Rule | None:
     return dataclasses.replace(rule, provenance=rule.provenance | {"r2": scores})
 
 
-def _best_cut(rule: Rule, data: Sequences, deadline: float, allow_singular: bool) -> Rule | None:
+def best_cut(rule: Rule, data: Sequences, deadline: float, allow_singular: bool) -> Rule | None:
     """The refitted rule with one sub-tree less that loses least on ``data``.
 
     What a cut loses is weighed by the nodes it saves; those that look best by the squared correlation with

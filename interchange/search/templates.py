@@ -122,7 +122,7 @@ def _fits(data: Sequences, inputs: Sequence[str], most_terms: int) -> Iterator[_
     inputs = _Inputs(names, filtered, columns, y, t, data.features, rows, most_terms)
     mine, least = "theta" in data.features, np.inf  # recorded of a loop: hand-made, so a quotient, probably
     yield from () if mine else _links_and_functions(inputs)
-    for fit in itertools.chain(_quotients(inputs, SCHEDULES[:1]), _nesterov_adam(inputs)):
+    for fit in itertools.chain(_nesterov_adam(inputs), _quotients(inputs, SCHEDULES[:1])):
         least = min(least, fit.error)
         yield fit
     if mine and least > _FOUND:

@@ -96,6 +96,15 @@ def test_the_front_ends_with_its_exact_rule_and_that_is_the_choice():
     assert exact(settled([short], data)) is None
 
 
+def test_what_the_exact_rule_does_not_need_is_cut_even_where_the_search_had_no_time_to():
+    constants = {"c0": -10.0, "c1": 0.9}
+    truth = Rule.from_text("c0 * ema(g, c1)", constants)
+    longer = Rule.from_text("c0 * (ema(g, c1) + c2)", constants | {"c2": 4e-11})
+    scores = {"r2": {"train": 1.0, "valid": 1.0, "test": 1.0}}
+    (best,) = settled([dataclasses.replace(longer, provenance=scores)], data_of(recorded(truth)))
+    assert best.expression == truth.expression and best.constants == constants
+
+
 @pytest.mark.parametrize(
     "text",
     [
