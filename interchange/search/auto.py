@@ -15,6 +15,7 @@ from interchange.search.templates import drafts
 
 _FORMS_OVER = 1.5  # times the largest size: pruning shortens what is longer
 _FORMS_SHARE, _FORMS_LEAST = 0.4, 1.5  # of the time; seconds
+_FORMS_MOST = 0.8  # of the time, where a busy machine leaves them less than their share of it
 _FEWEST_TRIES, _PER_TRY = 400, 50  # of forms; evaluations of the genetic search for one of them
 _GENETIC = "operon"
 
@@ -29,7 +30,8 @@ def search(task: Task, report: Callable[[list[str]], None]) -> list[str]:
         if task.evaluations:
             forms = drafts(data, names, tries=max(_FEWEST_TRIES, task.evaluations // _PER_TRY))
         else:
-            forms = drafts(data, names, max(_FORMS_LEAST, _FORMS_SHARE * task.time))
+            work = max(_FORMS_LEAST, _FORMS_SHARE * task.time)
+            forms = drafts(data, names, work, at_most=max(work, _FORMS_MOST * task.time))
         found = [to_text(node) for node in forms if complexity(node) <= _FORMS_OVER * task.max_size]
         report(found)
     genetic = importlib.import_module(ENGINES[_GENETIC].module)

@@ -47,6 +47,8 @@ def sign_forms(
 ) -> list[tuple[Node, float]]:
     """Sums of one, two and three columns whose sign is y's, decays refined; with the part of wrong rows.
 
+    The best first.
+
     Args:
         columns: what may be summed; values: [columns, n]; y: [n].
         features: name -> [T, N]; rows: which n cells of them the values are of.
@@ -80,6 +82,7 @@ def sign_forms(
         tries = [(best_ratio(z, v, sign), node) for node, v in zip(columns, x, strict=True)]
         (ratio, errors), node = min(tries, key=lambda item: item[0][1])
         found.append(_Form([*best.terms, node], [*best.weights, ratio], errors))
+    found.sort(key=lambda form: form.errors)
     return [(form.expression(), form.errors / len(sign)) for form in found]
 
 

@@ -81,20 +81,22 @@ def drafts(
     seconds: float = math.inf,
     most_terms: int = 12,
     tries: int | None = None,
+    at_most: float = math.inf,
 ) -> list[Node]:
     """Expressions over ``inputs``, the best few per number of terms, best first.
 
     Args:
         data: with all ``inputs`` among its features; sequences from the first step.
-        seconds: after which no further form is tried; the forms with most divisors come last.
-        tries: forms after which none is tried; with it and no limit of time the result is always the same.
+        seconds: of work, after which no further form is tried; those with most divisors come last.
+        tries, at_most: forms, and seconds by the clock, after which none is tried. With ``tries`` and no
+            limit of time the result is always the same.
     """
-    deadline = time.monotonic() + seconds
+    begun, deadline = time.thread_time(), time.monotonic() + at_most
     fits = []
     for fit in itertools.islice(_fits(data, inputs, most_terms), tries):
         if np.isfinite(fit.error):
             fits.append(fit)
-        if time.monotonic() > deadline:
+        if time.thread_time() > begun + seconds or time.monotonic() > deadline:
             break
     kept: list[_Fit] = []
     for count in sorted({len(fit.terms) for fit in fits}):
@@ -195,14 +197,11 @@ def _with_l2_decay(inputs: _Inputs) -> Iterator[_Fit]:
     """The same of g + c theta in place of g, which is what L2 decay makes of the gradient."""
     for decay in _DECAYS:
         names = [ex.call("add", x, ex.call("mul", ex.number(decay), _THETA)) for x in inputs.names]
-        terms = [
-            *names,
-            *(ex.call(op, x, ex.number(b)) for x in names for b in FORMS.decays for op in _AVERAGES),
-        ]
+        averages = itertools.product(names, FORMS.decays, _AVERAGES)
+        terms = [*names, *(ex.call(op, x, ex.number(b)) for x, b, op in averages)]
         own = dataclasses.replace(inputs, names=names, terms=terms, columns=inputs.values(terms))
-        for fit in _quotients(own, SCHEDULES[:1]):
-            # Theta beside it makes up for the grid of decays, which a refit leaves behind.
-            yield dataclasses.replace(fit, decay=0.0)
+        # Theta beside it makes up for the grid of decays, which a refit leaves behind.
+        yield from (dataclasses.replace(fit, decay=0.0) for fit in _quotients(own, SCHEDULES[:1]))
 
 
 def _quotient(

@@ -129,10 +129,12 @@ def test_forms_know_no_clock_where_the_tries_are_given(monkeypatch):
         data, target=np.tanh(data.features["a"]) + np.cumsum(data.features["a"], axis=0)
     )
     clock = iter(range(10**6))
-    monkeypatch.setattr(templates.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(templates.time, "thread_time", lambda: float(next(clock)))
     few, more = (templates.drafts(data, ("a",), tries=tries) for tries in (20, 60))
     assert few == templates.drafts(data, ("a",), tries=20) and 0 < len(few) < len(more)
     assert templates.drafts(data, ("a",), seconds=19.5) == few  # one second a form
+    monkeypatch.setattr(templates.time, "monotonic", lambda: float(next(clock)))
+    assert templates.drafts(data, ("a",), at_most=38.5) == few  # both clocks tick
 
 
 def test_autos_forms_know_no_clock_where_there_is_a_budget(monkeypatch):
