@@ -36,6 +36,20 @@ def choose_tensors(sizes: Sequence[int], count: int, seed: int, index: int) -> n
     return np.concatenate([np.arange(starts[k], starts[k] + sizes[k]) for k in sorted(chosen) or [smallest]])
 
 
+def largest_within(sizes: Sequence[int], count: int) -> list[int]:
+    """Numbers of the largest tensors that have ``count`` elements together; the smallest if none fits.
+
+    Tensors of size 0 are left out.
+    """
+    left, chosen = count, []
+    order = sorted((k for k, size in enumerate(sizes) if size), key=lambda k: -sizes[k])
+    for k in order:
+        if sizes[k] <= left:
+            chosen.append(k)
+            left -= sizes[k]
+    return sorted(chosen or order[-1:])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
     """Some of the coordinates of a flat vector, to stand for all in a sum.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data.coordinates import choose_coordinates, choose_tensors, split_by_run
+from common.data.coordinates import choose_coordinates, choose_tensors, largest_within, split_by_run
 from common.errors import L2OError
 from common.run.cli import Progress
 from common.run.cli import run as run_command
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from interchange.rule.source import Source
 
 _FILE = "trajectories.h5"
+_WHOLE_ROWS = 600_000  # of the run that shows what a structure makes of whole matrices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,12 @@ def record(config: RecordConfig, backend: "Backend") -> Path:
         raise L2OError(
             f"every trajectory of {spec.text} on {config.problem} diverged; lower its lr or train it longer"
         )
-    save_trajectories(out, _trajectories(runs, one.features, split_by_run(list(runs)), config, spec, backend))
+    split = split_by_run(list(runs))
+    if source.row().get("structure") and not config.whole_tensors and _has_matrices(config, backend):
+        # In no split: what is fitted, and what the body is judged by, is the same without it.
+        run, _ = _record_one(source, config, backend, config.runs, matrices=True)
+        runs[run.name] = run
+    save_trajectories(out, _trajectories(runs, one.features, split, config, spec, backend))
     shutil.rmtree(parts, ignore_errors=True)
     return out
 
@@ -146,24 +152,34 @@ def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
     return spec, config, Path(config.out or (run if run.is_dir() else Path("runs")) / _FILE)
 
 
+def _has_matrices(config: RecordConfig, backend: "Backend") -> bool:
+    return any(view.matrix for view in backend.table_task(config, "record", config.runs).views)
+
+
 def _record_one(
-    source: "Source", config: RecordConfig, backend: "Backend", index: int
+    source: "Source", config: RecordConfig, backend: "Backend", index: int, matrices: bool = False
 ) -> "tuple[Run, dict[str, str]]":
+    """A run on an optimizee of its own, and its features; ``matrices``: of matrices alone, and whole."""
     from common.run.storage import canonical_json
     from interchange.files.trajectories import Run
 
     task = backend.table_task(config, "record", index)
     row, seed = task.instance.problem, task.instance.seed
     tensor, place = coordinate_table(task.shapes)
-    count = max(1, round(config.samples / (config.runs * config.steps)))
-    choose = choose_tensors if config.whole_tensors else choose_coordinates
-    chosen = choose([math.prod(shape) for shape in task.shapes], count, config.seed, index)
+    count, length = max(1, round(config.samples / (config.runs * config.steps))), config.steps
+    if matrices:
+        sizes = [math.prod(view.shape) * view.matrix for view in task.views]
+        chosen = np.flatnonzero(np.isin(tensor, largest_within(sizes, _WHOLE_ROWS // length)))
+        length = min(length, max(2, _WHOLE_ROWS // len(chosen)))
+    else:
+        choose = choose_tensors if config.whole_tensors else choose_coordinates
+        chosen = choose([math.prod(shape) for shape in task.shapes], count, config.seed, index)
     network, expressions = _network(source, config, backend)
-    steps = list(backend.trace(source, network, task, config.steps, chosen))
+    steps = list(backend.trace(source, network, task, length, chosen))
     if not steps:
         raise L2OError(f"{source.spec.text} diverged on {config.problem} at its first step; lower its lr")
     x, g, y, losses = map(np.stack, zip(*steps, strict=True))
-    diverged = len(losses) < config.steps
+    diverged = len(losses) < length
     return Run(
         name=f"{index:06d}",
         problem=config.problem,
@@ -173,7 +189,7 @@ def _record_one(
         source_sha256=source.sha256,
         seed=seed,
         init_seed=seed,
-        num_steps=config.steps,
+        num_steps=length,
         scale=network.scale if network else 1.0,
         diverged=diverged,
         outcome=f"diverged at step {len(losses) + 1}" if diverged else "ok",
@@ -186,7 +202,7 @@ def _record_one(
         flat_index=place[chosen],
         params_names=task.names,
         params_shapes=task.shapes,
-        params_views=task.views if config.whole_tensors else None,
+        params_views=task.views if config.whole_tensors or matrices else None,
     ), expressions
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.errors import L2OError
-from interchange.rule.front import FRONT_COLUMNS
+from interchange.rule.front import BEFORE_STRUCTURE, FRONT_COLUMNS
 
 _TEXT, _LOSS = ("equation", "model", "expression"), ("mse", "loss", "mean_squared_error")
 _SEPARATORS = "|,;\t"
@@ -56,7 +56,7 @@ def read_lines(path: Any, data: bytes) -> Table:
         raise L2OError(f"{path}: expected equations, got none; is it the right file?")
     for separator in _SEPARATORS:
         titles = [title.strip().strip('"').lower() for title in numbered[0][1].split(separator)]
-        if tuple(titles) == FRONT_COLUMNS:
+        if tuple(titles) in (FRONT_COLUMNS, BEFORE_STRUCTURE):
             raise L2OError(
                 f"{path}: this is the table of a front; its rules are the files it names, beside it"
             )

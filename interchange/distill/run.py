@@ -86,7 +86,7 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     from interchange.distill.exact import settled
     from interchange.distill.rate import rated
     from interchange.distill.sequences import renumbered, sequence_front
-    from interchange.distill.structure import structure_of, whole
+    from interchange.distill.structure import structure_of, update_r2, whole
     from interchange.distill.tables import table_front
     from interchange.search import samples
 
@@ -106,7 +106,8 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
         rules = settled(rules, data)
         rules = rated(rules, trajectories)
     structure = structure_of(trajectories)
-    return [_named(whole(renumbered(rule), structure)) for rule in rules]
+    found = [(renumbered(rule), update_r2(rule, trajectories)) for rule in rules]
+    return [_named(whole(rule, structure, value)) for rule, value in found]
 
 
 def _named(rule: Rule) -> Rule:
@@ -129,6 +130,15 @@ def _following(best: Rule, config: DistillConfig, folder: Path) -> str:
     return f"python -m {config.backend}_impl.select {folder}"
 
 
+def _scores(rule: Rule) -> str:
+    """R2 by split, of the body where there is a structure around it, and then that of the update."""
+    scores, update = rule.provenance["r2"], rule.provenance.get("r2_update")
+    parts = {split: scores[split] for split in ("valid", "test")}
+    parts |= {} if update is None else {"update": update}
+    said = "  ".join(f"{name} -" if r2 is None else f"{name} {r2:.4f}" for name, r2 in parts.items())
+    return said if update is None else f"body {said}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry point; the exit code."""
 
@@ -136,13 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         front, best = distill(config)
         if not config.quiet:
             for rule in front:
-                scores = rule.provenance["r2"]
                 mark = "*" if rule.expression == best.expression else " "
-                r2 = "  ".join(
-                    f"{split} -" if scores[split] is None else f"{split} {scores[split]:.4f}"
-                    for split in ("valid", "test")
-                )
-                print(f"{mark} {rule.complexity:3d} nodes  R2 {r2}")
+                print(f"{mark} {rule.complexity:3d} nodes  R2 {_scores(rule)}")
             folder = _folder(_found(config))
             print(told(best, folder / "best.json", _following(best, config, folder)))
 

@@ -52,7 +52,7 @@ def show(rule: Rule) -> str:
         lines.append(f"  simplified, {shorter.complexity} nodes:  {to_text(shorter.expression)}")
     lines.append(f"  {size(rule)}")
     lines.append(f"  {rule.latex()}")
-    for key in ("source", "note", "engine", "r2", "loss"):
+    for key in ("source", "note", "engine", "r2", "r2_update", "loss"):
         if key in rule.provenance:
             lines.append(f"  {key}: {_short(rule.provenance[key])}")
     return "\n".join(lines)

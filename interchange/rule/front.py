@@ -15,7 +15,8 @@ from interchange.language.expression import to_text
 from interchange.rule.rule import Rule
 from interchange.rule.words import readable
 
-FRONT_COLUMNS = ("file", "complexity", "loss", "tasks", "behind", "r2", "expression")
+BEFORE_STRUCTURE = ("file", "complexity", "loss", "tasks", "behind", "r2", "expression")
+FRONT_COLUMNS = (*BEFORE_STRUCTURE[:-1], "r2_update", "expression")
 
 
 class Front(list[Rule]):
@@ -37,9 +38,10 @@ class Front(list[Rule]):
 
 
 def _r2(rule: Rule) -> str:
+    """R2 on the validation runs; of a rule with a structure the body's / the update's."""
     scores = rule.provenance.get("r2")
-    value = scores.get("valid") if isinstance(scores, dict) else None
-    return "" if value is None else f"{value:.4f}"
+    both = [scores.get("valid") if isinstance(scores, dict) else None, rule.provenance.get("r2_update")]
+    return " / ".join(f"{value:.4f}" for value in both if value is not None)
 
 
 def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
@@ -48,7 +50,7 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
     Rules of a longer front that was there before are removed.
 
     The columns loss, tasks and behind are ``valid``, ``tasks`` and ``behind`` of ``provenance["loss"]``; r2
-    is ``provenance["r2"]["valid"]``. Empty where absent.
+    is ``provenance["r2"]["valid"]``, r2_update ``provenance["r2_update"]``. Empty where absent.
     """
     for stale in Path(folder).glob("rule_*.json"):
         if re.fullmatch(r"rule_\d{3,6}\.json", stale.name) and int(stale.stem[5:]) >= len(rules):
@@ -61,6 +63,7 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
         rule.save(Path(folder, file))
         pairs = (("loss", "valid"), ("loss", "tasks"), ("loss", "behind"), ("r2", "valid"))
         scores = [_score(rule.provenance.get(key), part) for key, part in pairs]
+        scores.append(_score(rule.provenance.get("r2_update"), "valid"))
         rows.writerow([file, rule.complexity, *scores, to_text(rule.expression)])
     atomic_write(Path(folder, "front.csv"), table.getvalue().encode())
 
@@ -74,7 +77,7 @@ def read_front(folder: str | os.PathLike[str]) -> Front:
     """The rules of a folder written by ``write_front``, in its order; ``front_folder`` finds it."""
     path = Path(folder, "front.csv") if not Path(folder).exists() else front_folder(folder) / "front.csv"
     rows = list(csv.reader(io.StringIO(read_file(path, JSON_LIMIT).decode(errors="replace"))))
-    if not rows or tuple(rows[0]) != FRONT_COLUMNS:
+    if not rows or tuple(rows[0]) not in (FRONT_COLUMNS, BEFORE_STRUCTURE):
         raise RuleError(f"{path}: expected the columns {', '.join(FRONT_COLUMNS)}; is it a front's table?")
     rules = Front()
     for line, row in enumerate(rows[1:], 2):

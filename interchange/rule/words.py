@@ -59,7 +59,9 @@ def _facts(rule: Equation) -> str:
     facts = [size(rule)]
     scores = rule.provenance.get("r2", {})
     shown = [f"{scores[split]:.4f} ({split})" for split in ("valid", "test") if scores.get(split) is not None]
-    facts += [f"R2 {', '.join(shown)}"] if shown else []
+    update = rule.provenance.get("r2_update")  # of what a structure around the rule's body makes of it
+    facts += [f"R2 {'of the body ' * (update is not None)}{', '.join(shown)}"] if shown else []
+    facts += [] if update is None else [f"R2 of the update {update:.4f}"]
     if "exact" in rule.provenance:
         facts.append("exact: it leaves only the recording's rounding")
     return "; ".join(facts)

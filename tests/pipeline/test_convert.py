@@ -63,7 +63,7 @@ def test_a_hall_of_fame_becomes_a_front_and_its_best(hall, tmp_path, made):
     assert [rule.complexity for rule in front] == [1, 4, 5] and best == front[1]
     assert best.scale == -0.01 and best.constants == {"c0": -0.5} and best.state_floats == 1
     rows = (out / "front.csv").read_text().splitlines()
-    assert rows[2] == "rule_001.json,4,0.125,,,,tanh(x1) * c0"
+    assert rows[2] == "rule_001.json,4,0.125,,,,,tanh(x1) * c0"
     assert best.provenance["line"] == 3 and best.provenance["file"] == "hall.csv"
 
 

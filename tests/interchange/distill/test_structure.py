@@ -11,11 +11,15 @@ from common.tables.teachers import TEACHERS
 from interchange.distill import rollouts
 from interchange.distill.config import DistillConfig
 from interchange.distill.run import search_front
-from interchange.distill.structure import structure_of, whole
+from interchange.distill.structure import structure_of, update_r2, whole
 from interchange.files.trajectories import Run, Trajectories
 from interchange.language.matrix import op_orth
 from interchange.language.view import canonical
+from interchange.rule.__main__ import show
+from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
+from interchange.rule.words import told
+from tests.helpers.commands import csv_rows
 
 BODY = Rule.from_text("c0 * tanh(g)", {"c0": -0.5})
 
@@ -95,3 +99,63 @@ def test_rollouts_see_the_whole_rule(tmp_path, monkeypatch):
         with pytest.raises(L2OError, match="all 1 rules fail"):
             rollouts.visited([BODY], settings, recorded(teacher), 5, 4)
     assert seen == ["orth", "mul"]
+
+
+def of_matrices(outputs, name: str = "000003", **changes) -> Run:
+    """A run of a matrix and a vector, whole, with these outputs y [T, 15]."""
+    views = (canonical((4, 3)), canonical((3,)))
+    places = {
+        "param_index": np.repeat([0, 1], [12, 3]),
+        "flat_index": np.r_[np.arange(12), np.arange(3)],
+        "params_names": ("w", "b"),
+        "params_shapes": ((4, 3), (3,)),
+    }
+    g = np.random.default_rng(3).normal(size=outputs.shape)
+    given = {"x": g[..., None], "g": g, "y": outputs, "params_views": views} | places | changes
+    return dataclasses.replace(run(name, "rp_s_m"), **given)
+
+
+def test_the_updates_r2_is_of_the_operators_results_on_matrices():
+    """By the oracle, on a run that is in no split."""
+    data, generator = recorded(*["rp_s_m"] * 3), np.random.default_rng(3)
+    g = generator.normal(size=(30, 15))
+    assert update_r2(BODY, data) is None  # the runs are of sampled coordinates
+
+    def judged(y: np.ndarray, body: Rule = BODY) -> float | None:
+        return update_r2(body, dataclasses.replace(data, runs=data.runs | {"000003": of_matrices(y)}))
+
+    exact = -0.5 * np.tanh(g)
+    assert judged(exact) == pytest.approx(1.0, abs=1e-12)
+    vector = exact.copy()
+    vector[:, 12:] = 7.0
+    assert judged(vector) == pytest.approx(1.0, abs=1e-12)  # no matrix: the body's R2 tells of it
+    noisy = exact + 0.2 * generator.normal(size=exact.shape)
+    view = canonical((4, 3))
+    y, u = (op_orth(a[:, :12].reshape(30, 4, 3), view.axes) for a in (noisy, exact))
+    assert judged(noisy) == pytest.approx(1.0 - np.square(y - u).sum() / np.square(y - y.mean()).sum())
+    assert judged(exact, Rule.from_text("1 / (g - g)")) is None
+    fitted = dataclasses.replace(data, split=data.split | {"train": ("000000", "000003")})
+    assert (
+        update_r2(BODY, dataclasses.replace(fitted, runs=fitted.runs | {"000003": of_matrices(exact)}))
+        is None
+    )
+
+
+def test_both_r2_are_named_wherever_rules_are(tmp_path):
+    settings = {"trajectories": str(tmp_path), "engine": "linear", "time": 20.0, "threads": 1, "quiet": True}
+    data = recorded(*["rp_s_m"] * 3)
+    generator = np.random.default_rng(3)
+    noisy = -0.5 * np.tanh(generator.normal(size=(30, 15))) + 0.05 * generator.normal(size=(30, 15))
+    data = dataclasses.replace(data, runs=data.runs | {"000003": of_matrices(noisy)})
+    front = search_front(data, DistillConfig(**settings), 0.0)
+    best = front[-1]
+    body, update = best.provenance["r2"]["valid"], best.provenance["r2_update"]
+    assert 0.8 < body <= 1.0 and 0.5 < update < 1.0
+    write_front(tmp_path, front)
+    assert read_front(tmp_path) == front
+    (*_, row) = csv_rows(tmp_path / "front.csv")
+    assert (float(row["r2"]), float(row["r2_update"])) == (body, update)
+    assert f"{body:.4f} / {update:.4f}" in str(read_front(tmp_path))
+    said = told(best, tmp_path / "best.json")
+    assert f"R2 of the body {body:.4f} (valid)" in said and f"R2 of the update {update:.4f}" in said
+    assert f"r2_update: {update:.4g}" in show(best)
