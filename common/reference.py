@@ -5,7 +5,7 @@ the backends are tested against it. Arrays are flat over coordinates, [N]; hidde
 [N, H] (the backends keep them first). Updates are ``theta + lr * u`` (MATH.md).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,11 +22,23 @@ class Features:
     """Every input feature of one gradient stream, step by step.
 
     Sources: Lv et al. 2017 (``m_tilde``, ``g_tilde``), Andrychowicz et al. 2016, appendix A (``log_g``,
-    ``clip_g``), the ICLR 2022 code (the rest). Moving averages start at zero.
+    ``clip_g``), Shazeer and Stern 2018 (``g_row``, ``g_col``), the ICLR 2022 code (the rest). Moving averages
+    start at zero.
+
+    Args:
+        shapes: of the tensors that lie one after another in a gradient, for ``g_row`` and ``g_col``: rows
+            along the last axis where there are two or more. One vector if None.
     """
 
-    def __init__(self, beta1: float, beta2: float, eps: float, p: float) -> None:
-        self.beta1, self.beta2, self.eps, self.p = beta1, beta2, eps, p
+    def __init__(
+        self,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        p: float,
+        shapes: Sequence[tuple[int, ...]] | None = None,
+    ) -> None:
+        self.beta1, self.beta2, self.eps, self.p, self.shapes = beta1, beta2, eps, p, shapes
         self.t = 0
         self._averages: dict[str, Array | float] = {}
 
@@ -39,10 +51,16 @@ class Features:
         self.t += 1
         m, v = self._ema("m", g, self.beta1), self._ema("v", g * g, self.beta2)
         m_hat, root = m / (1 - self.beta1**self.t), np.sqrt(v / (1 - self.beta2**self.t))
+        rows, columns = (
+            np.sqrt(self._ema(name, mean, self.beta2) / (1 - self.beta2**self.t))
+            for name, mean in zip(("rows", "columns"), self._means(g * g), strict=True)
+        )
         return {
             "g": g,
             "m_tilde": m_hat / (root + self.eps),
             "g_tilde": g / (root + self.eps),
+            "g_row": g / (rows + self.eps),
+            "g_col": g / (columns + self.eps),
             "log_g": np.maximum(np.log(np.abs(g) + 1e-8) / self.p, -1),
             "clip_g": np.clip(g * np.exp(self.p), -1, 1),
             "mom5": self._ema("mom5", g, 0.5),
@@ -57,6 +75,16 @@ class Features:
             "m_p4": m / (self._norm(g, 4.0) + 1e-8),
             "t_1000": np.full_like(g, self.t / 1000),
         }
+
+    def _means(self, squares: Array) -> tuple[Array, Array]:
+        """For every coordinate the means over its row and over its column, both [N]."""
+        rows, columns, start = np.empty_like(squares), np.empty_like(squares), 0
+        for shape in self.shapes or [squares.shape]:
+            part = slice(start, start := start + int(np.prod(shape)))
+            own = squares[part].reshape(-1, shape[-1]) if len(shape) > 1 else squares[part][:, None]
+            rows[part] = np.broadcast_to(own.mean(axis=0), own.shape).ravel()
+            columns[part] = np.broadcast_to(own.mean(axis=1, keepdims=True), own.shape).ravel()
+        return rows, columns
 
     def _norm(self, g: Array, p: float) -> Array:
         """(bias-corrected moving average of |g|^p)^(1/p)."""
@@ -109,9 +137,18 @@ def teacher_step(
     return np.tanh(out) if teacher.output == "tanh" else out, new_cells
 
 
-def replay(teacher: "TeacherRow", weights: Mapping[str, Array], g: Array) -> tuple[Array, Array]:
-    """Inputs [T, N, F] and outputs [T, N] before ``scale`` of a teacher from zero state, for g [T, N]."""
-    features = Features(teacher.beta1, teacher.beta2, teacher.eps, teacher.p)
+def replay(
+    teacher: "TeacherRow",
+    weights: Mapping[str, Array],
+    g: Array,
+    shapes: Sequence[tuple[int, ...]] | None = None,
+) -> tuple[Array, Array]:
+    """Inputs [T, N, F] and outputs [T, N] before ``scale`` of a teacher from zero state, for g [T, N].
+
+    Args:
+        shapes: as of ``Features``.
+    """
+    features = Features(teacher.beta1, teacher.beta2, teacher.eps, teacher.p, shapes)
     cells = zero_cells(teacher, g.shape[1])
     inputs, outputs = [], []
     for row in g:

@@ -3,8 +3,11 @@
 The expressions are in the rule language (interchange.language.parse): ``ema`` is a streaming moving average
 from zero, ``ema_hat`` the same with Adam's bias correction, ``sqrt`` and ``log`` are protected
 (``log(a)`` is log(abs(a) + 1e-8)). ``{beta1}``, ``{beta2}``, ``{eps}`` and ``{p}`` are filled in from
-the teacher's row, so nothing is a hidden constant. Sources: Lv et al. 2017 (``m_tilde``,
-``g_tilde``), Andrychowicz et al. 2016 (``log_g``, ``clip_g``), the ICLR 2022 code (the rest).
+the teacher's row, so nothing is a hidden constant. ``g_row`` and ``g_col`` see the tensor: its rows are the
+outputs of the matrix view, its columns the inputs; of a tensor without one, which is one row, ``g_row`` is g
+over the root mean square of the whole and ``g_col`` is ``g_tilde``. Sources: Lv et al. 2017 (``m_tilde``,
+``g_tilde``), Andrychowicz et al. 2016 (``log_g``, ``clip_g``), the row and column means of Shazeer and
+Stern 2018 (``g_row``, ``g_col``), the ICLR 2022 code (the rest).
 """
 
 from common.errors import L2OError
@@ -16,6 +19,8 @@ FEATURES: Registry[str] = Registry(
         "g": "g",
         "m_tilde": "ema_hat(g, {beta1}) / (sqrt(ema_hat(square(g), {beta2})) + {eps})",
         "g_tilde": "g / (sqrt(ema_hat(square(g), {beta2})) + {eps})",
+        "g_row": "g / (sqrt(ema_hat(row_mean(square(g)), {beta2})) + {eps})",
+        "g_col": "g / (sqrt(ema_hat(col_mean(square(g)), {beta2})) + {eps})",
         "log_g": "max(log(g) / {p}, -1.0)",
         "clip_g": "min(max(g * exp({p}), -1.0), 1.0)",
         "mom5": "ema(g, 0.5)",

@@ -145,6 +145,13 @@ TEACHERS: Registry[TeacherRow] = Registry(
             source="rnnprop through orth, as rp_s_m",
         ),
         TeacherRow(
+            name="rnnprop_f",
+            inputs=("m_tilde", "g_tilde", "g_row", "g_col"),
+            pre=20,
+            lstm=(20, 20),
+            source="rnnprop that sees row and column means of g^2 (Shazeer and Stern 2018), as VeLO does",
+        ),
+        TeacherRow(
             name="dm",
             inputs=("log_g", "clip_g"),
             lstm=(20, 20),

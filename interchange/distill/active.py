@@ -20,6 +20,7 @@ from interchange.distill.refit import predict
 from interchange.files.trajectories import Trajectories
 from interchange.files.weights import SHIPPED, Teacher, load_weights
 from interchange.language.execute import compile_program, evaluate
+from interchange.language.expression import sees_tensors
 from interchange.language.parse import parse
 from interchange.rule.rule import RAW, Rule
 from interchange.search.samples import Sequences
@@ -47,6 +48,11 @@ def find_teacher(
         kinds = ", ".join(sorted({kind for kind, _ in sources})) or "no runs"
         raise L2OError(f"expected a recording of one teacher, got {kinds}; active sampling needs one to ask")
     sha256 = next(iter(sources))[1]
+    if seeing := [name for name, text in trajectories.features.items() if text and sees_tensors(parse(text))]:
+        raise L2OError(
+            f"expected features of single coordinates, got {seeing[0]!r}, which sees the whole tensor: a "
+            "teacher cannot be asked at coordinates alone; leave --active out"
+        )
     if path:
         teacher = load_weights(path)
         if teacher.sha256 != sha256:

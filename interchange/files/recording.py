@@ -147,10 +147,15 @@ class Recording(abc.ABC):
 def _expressions(features: str | Mapping[str, str]) -> dict[str, str]:
     """Feature name -> expression over ``g`` and ``t``; any other name in one is refused."""
     if isinstance(features, str):
-        return TeacherRow("user", feature_names(features), ()).expressions()
+        features = TeacherRow("user", feature_names(features), ()).expressions()
     if not features:
         raise L2OError("features: expected at least one, got none; 'g' is the gradient itself")
     for name, text in features.items():
+        if ex.sees_tensors(parse(text)):
+            raise L2OError(
+                f"feature {name!r}: expected one of a single coordinate, got one that sees the tensor, of "
+                "which a recording has some coordinates; leave it out"
+            )
         strangers = sorted(set(ex.names(parse(text))) - {"g", "t"})
         if strangers:
             raise L2OError(f"feature {name!r}: expected only g and t in it, got {strangers[0]!r}")

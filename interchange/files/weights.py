@@ -5,6 +5,7 @@ each backend converts to its own order and layout. A few trained teachers come w
 """
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from common.tables.teachers import TeacherRow
 from interchange.files.hdf5 import read_hdf5, write_hdf5
 from interchange.files.reader import Tree
 from interchange.files.schema import TEACHER, validate
+from interchange.language import expression as ex
+from interchange.language.parse import parse
 
 GATE_ORDER = "ifgo"
 FILE_NAME = "teacher.h5"
@@ -35,6 +38,12 @@ SHIPPED: Registry[str] = Registry(
 _SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "shipped"
 
 
+@functools.cache
+def features_see_tensors(row: TeacherRow) -> bool:
+    """Whether an input of a teacher's network depends on other coordinates of the tensor."""
+    return any(ex.sees_tensors(parse(text)) for text in row.expressions().values())
+
+
 @dataclasses.dataclass(frozen=True)
 class Teacher:
     """A teacher with its weights.
@@ -49,6 +58,11 @@ class Teacher:
     weights: dict[str, np.ndarray]
     sha256: str
     created_by: str
+
+    @property
+    def sees_tensors(self) -> bool:
+        """Whether coordinates of a tensor are not independent: by its structure or by a feature."""
+        return bool(self.row.structure) or features_see_tensors(self.row)
 
     @classmethod
     def named(cls, name: str) -> "Teacher":

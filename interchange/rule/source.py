@@ -30,10 +30,8 @@ class Source:
     @property
     def sees_tensors(self) -> bool:
         """Whether coordinates of a tensor are not independent, so that it has to be told how one is seen."""
-        if isinstance(self.loaded, Rule):
+        if self.loaded is not None:
             return self.loaded.sees_tensors
-        if isinstance(self.loaded, Teacher):
-            return bool(self.loaded.row.structure)
         return self.spec.kind == "baseline" and not BASELINES[self.spec.target].coordinatewise
 
     @property

@@ -181,8 +181,8 @@ def test_no_parameter_moves_to_infinity_though_it_may_to_the_largest_number(rout
     assert float(impl.value(params[0])[0]) == pytest.approx(largest, rel=1e-7)
 
 
-# With a structure one coordinate is in the update of all (tests/backends/test_structures.py).
-COORDINATEWISE = [name for name, row in TEACHERS.items() if name != "rp_s" and not row.structure]
+# What sees tensors has one coordinate in the update of all (tests/backends/test_structures.py).
+COORDINATEWISE = [name for name in TEACHERS if name != "rp_s" and not enlarged(name).sees_tensors]
 
 
 @pytest.mark.parametrize(
@@ -255,13 +255,13 @@ def test_every_teacher_raises_when_it_is_to_and_not_when_it_is_off(impl, given):
     optimizer = impl.optimizer(params, given, nonfinite="raise")
     with pytest.raises(
         impl.NonFiniteError,
-        match=rf"{12 if given.row.structure else 1} of 12 .* shape \(4, 3\) .* the gradient was not finite",
+        match=rf"{12 if given.sees_tensors else 1} of 12 .* shape \(4, 3\) .* the gradient was not finite",
     ):
         impl.feed(optimizer, params, [bad])
     optimizer = impl.optimizer(params, given, nonfinite="off")
     for _ in range(3):
         impl.feed(optimizer, params, [bad])
-    lost = np.isnan(bad) | bool(given.row.structure)
+    lost = np.isnan(bad) | given.sees_tensors
     np.testing.assert_array_equal(np.isnan(impl.value(params[0])), lost)
 
 

@@ -182,11 +182,11 @@ def test_a_row_says_its_structure_and_rows_without_stay_as_they_were():
         TeacherRow.from_dict(TEACHER.to_dict() | {"structure": "svd"})
 
 
-def native(impl, task, steps: int) -> np.ndarray:
+def native(impl, task, steps: int, row: TeacherRow = TEACHER) -> np.ndarray:
     """Parameters [N] after steps of the teacher as an optimizer of its framework."""
-    network = network_of(impl)
+    network = network_of(impl, row)
     weights = {name: np.array(w) for name, w in network.weights.items()}
-    teacher = Teacher(TEACHER, weights, "0" * 64, "test")
+    teacher = Teacher(row, weights, "0" * 64, "test")
     source = impl.module("sources").Source(parse_spec("teacher:rp_s_m"), teacher)
     rollout = impl.module("rollout")
     if impl.__name__.endswith("torch_side"):

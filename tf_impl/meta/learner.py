@@ -152,6 +152,7 @@ class Learner:
         if not self.network.tasks_batchable:
             return None
         lanes, position = BatchedTasks(tasks), joined(positions)
+        self.network.bind(lanes)
         index, counts = None, lanes.sizes
         if coordinates is not None:
             starts = np.cumsum([0, *lanes.sizes[:-1]])

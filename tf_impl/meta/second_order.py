@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from interchange.language.view import View
 from interchange.protocols import Network, Position, State, Task
 from tf_impl.meta.unroll import advance, begun, inputs_at
 from tf_impl.networks.structure import Structure, structure_of
@@ -84,7 +85,7 @@ def _step_back(
     by = (by_out, *by_state.features, *by_state.network)
     # A graph would keep what a network reads of itself: kinds of tensors, and whether there is weight decay.
     fixed = network.tasks_batchable and not network.weight_decay  # as every one with a structure
-    run = (_compiled if fixed else _bound)(network, structure)
+    run = _compiled(network, structure, network.views) if fixed else _bound(network, structure)
     by_g, by_theta, features, hidden, pieces = run(tf.constant(at.state.t), *given, weights, by)
     return by_g, by_theta, State(at.state.t, features, hidden), pieces
 
@@ -94,7 +95,8 @@ def _bound(network: Network, structure: Structure | None) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=2)
-def _compiled(network: Network, structure: Structure | None) -> Callable[..., Any]:
+def _compiled(network: Network, structure: Structure | None, views: tuple[View, ...]) -> Callable[..., Any]:
+    del views  # which the graph reads of the network
     return tf.function(_bound(network, structure))
 
 

@@ -24,7 +24,7 @@ class PerTensor:
 
     def initial_state(self, like: tf.Tensor, views: Sequence[View]) -> tuple[tf.Tensor, ...]:
         """Zero state for a vector [..., N] of tensors with these views."""
-        parts = ((_tensor(like, place, view), view) for place, view in slices(views))
+        parts = ((tensor_of(like, place, view), view) for place, view in slices(views))
         return tuple(a for part, view in parts for a in self._lowered[view.matrix].initial_state(part, view))
 
     def step(
@@ -45,7 +45,7 @@ class PerTensor:
         for place, view in slices(views):
             lowered = self._lowered[view.matrix]
             own = tuple(itertools.islice(before, len(lowered.program.writes)))
-            given = {name: _tensor(a, place, view) for name, a in arrays.items()}
+            given = {name: tensor_of(a, place, view) for name, a in arrays.items()}
             numbers = {name: _constant(value, view) for name, value in constants.items()}
             (out,), new = lowered.step(given | numbers, own, t, view)
             out = tf.broadcast_to(tf.cast(as_tensor(out), like.dtype), given["g"].shape)
@@ -54,7 +54,7 @@ class PerTensor:
         return tf.concat(outs, -1), tuple(after)
 
 
-def _tensor(a: tf.Tensor, place: slice, view: View) -> tf.Tensor:
+def tensor_of(a: tf.Tensor, place: slice, view: View) -> tf.Tensor:
     """One tensor [..., *shape] of a vector [..., N]."""
     return tf.reshape(a[..., place], [*a.shape[:-1], *view.shape])
 

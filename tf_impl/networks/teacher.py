@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from common.kernels import Kernel, kernel
 from common.tables.teachers import TeacherRow
-from interchange.protocols import State
+from interchange.language.view import View
+from interchange.protocols import State, lanes_of
 from tf_impl.networks.compiled import threads
 from tf_impl.networks.features import FeatureStream
 from tf_impl.problems.direct import Direct
@@ -30,7 +31,7 @@ class TeacherNetwork:
     """
 
     tasks_batchable = True
-    sees_tensors, views = False, ()
+    sees_tensors = False  # given its inputs
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class TeacherNetwork:
         self._narrow = self.state_dtype != dtype
         self.scale, self.weight_decay, self.structure = teacher.scale, 0.0, teacher.structure
         self.features = FeatureStream(teacher.expressions())
+        self.views: tuple[View, ...] = ()
         with tf.device(device):
             self.weights: Weights = {
                 name: tf.Variable(weights[name], dtype=dtype) for name in teacher.weight_shapes()
@@ -69,7 +71,9 @@ class TeacherNetwork:
         return BatchedTeachers(self, weights)
 
     def bind(self, task: Any) -> None:
-        """Nothing of a teacher depends on the problem."""
+        """Take the views of a task's tensors, of one lane of ``BatchedTasks``, where features see them."""
+        if self.features.sees_tensors:
+            self.views, _ = lanes_of(task, f"teacher {self.teacher.name!r}")
 
     def rows(self, theta: tf.Tensor) -> list[tf.Tensor]:
         """Inputs beside the features: none."""
@@ -86,7 +90,7 @@ class TeacherNetwork:
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         """The network's inputs [F, N] for gradient [N]; first order, so outside the meta-gradient."""
-        x, features = self.features.step(g, state.features, state.t + 1)
+        x, features = self.features.step(g, state.features, state.t + 1, self.views)
         return x, State(state.t + 1, features, state.network)
 
     def step(

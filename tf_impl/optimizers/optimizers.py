@@ -168,7 +168,7 @@ class LearnedOptimizer(layers.LayeredOptimizer):
     Args:
         teacher: a run folder, a ``teacher.h5`` file, or ``Teacher``.
         learning_rate: multiplier on the teacher's update.
-        views: how a teacher with a structure sees tensors, as for ``SymbolicOptimizer``.
+        views: how a teacher that sees tensors, by its structure or features, does: as ``SymbolicOptimizer``.
         weight_decay, undecayed, nonfinite, keywords: as there.
 
     State per parameter tensor of n elements: h and c of every cell, [hidden, n], and the features'.
@@ -190,11 +190,11 @@ class LearnedOptimizer(layers.LayeredOptimizer):
         self._network = TeacherNetwork(self._given.row, self._given.weights)
 
     def _sees_tensors(self) -> bool:
-        return bool(self._network.structure)
+        return self._given.sees_tensors
 
     def _view(self, k: int) -> View | None:
         view = super()._view(k)
-        return None if view is None or not view.matrix else view
+        return view if view is not None and (view.matrix or self._network.features.sees_tensors) else None
 
     def _state_view(self, own: Own) -> None:
         return None  # state is of every coordinate
@@ -216,9 +216,10 @@ class LearnedOptimizer(layers.LayeredOptimizer):
     ) -> tuple[tf.Tensor, State]:
         network = self._network
         count = len(state) - 2 * len(network.teacher.lstm)
-        x, features = network.features.step(tf.reshape(g, [-1]), state[:count], t)
+        views = () if view is None else (view,)
+        x, features = network.features.step(tf.reshape(g, [-1]), state[:count], t, views)
         out, hidden = network.step(self._weights[p.dtype.name], x, state[count:], t)
-        if view is not None:
+        if view is not None and network.structure:
             out = TENSOR[network.structure](tf.reshape(out, view.split), view.axes)
         return network.scale * tf.reshape(out, p.shape), features + hidden
 

@@ -148,6 +148,7 @@ class Learner:
         if not self.network.tasks_batchable:
             return None
         lanes = BatchedTasks(tasks)
+        self.network.bind(lanes)
         with fitting(lanes):
             position = joined(positions)
             index, counts = None, lanes.sizes

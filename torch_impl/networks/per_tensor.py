@@ -23,7 +23,7 @@ class PerTensor:
 
     def initial_state(self, like: torch.Tensor, views: Sequence[View]) -> tuple[torch.Tensor, ...]:
         """Zero state for a vector [..., N] of tensors with these views."""
-        parts = ((_tensor(like, place, view), view) for place, view in slices(views))
+        parts = ((tensor_of(like, place, view), view) for place, view in slices(views))
         return tuple(a for part, view in parts for a in self._lowered[view.matrix].initial_state(part, view))
 
     def step(
@@ -44,7 +44,7 @@ class PerTensor:
         for place, view in slices(views):
             lowered = self._lowered[view.matrix]
             own = tuple(itertools.islice(before, len(lowered.program.writes)))
-            given = {name: _tensor(a, place, view) for name, a in arrays.items()}
+            given = {name: tensor_of(a, place, view) for name, a in arrays.items()}
             numbers = {name: _constant(value, view) for name, value in constants.items()}
             (out,), new = lowered.step(given | numbers, own, t, view)
             out = torch.as_tensor(out, dtype=like.dtype, device=like.device).expand_as(given["g"])
@@ -53,7 +53,7 @@ class PerTensor:
         return torch.cat(outs, -1), tuple(after)
 
 
-def _tensor(a: torch.Tensor, place: slice, view: View) -> torch.Tensor:
+def tensor_of(a: torch.Tensor, place: slice, view: View) -> torch.Tensor:
     """One tensor [..., *shape] of a vector [..., N]."""
     return a[..., place].reshape((*a.shape[:-1], *view.shape))
 

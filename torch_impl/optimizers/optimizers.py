@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from interchange.files.weights import Teacher, load_weights
+from interchange.files.weights import Teacher, features_see_tensors, load_weights
 from interchange.language.expression import to_text
 from interchange.rule.rule import Rule, zero_update
 from torch_impl.networks.compiled import Steps
@@ -218,7 +218,7 @@ class LearnedOptimizer(GuardedOptimizer):
         params: as for any torch optimizer.
         teacher: a run folder, a ``teacher.h5`` file, or ``Teacher``.
         lr: multiplier on the teacher's update.
-        matrix: how a teacher with a structure sees tensors, as for ``SymbolicOptimizer``.
+        matrix: how a teacher that sees tensors, by its structure or features, does: as ``SymbolicOptimizer``.
         weight_decay, nonfinite, maximize, capturable, differentiable: as for ``SymbolicOptimizer``.
 
     State per parameter tensor of n elements: h and c of every cell, [hidden, n], and the features'.
@@ -263,8 +263,9 @@ class LearnedOptimizer(GuardedOptimizer):
             settings.update({"teacher": self._given.sha256, "matrix": None} | settings)
 
     def _way(self, p: torch.Tensor, group: dict[str, Any]) -> Way | None:
-        view = seen(tuple(p.shape), p.is_complex(), group["matrix"]) if self._given.row.structure else None
-        return Way(None, view) if view and view.matrix else None
+        given = self._given
+        view = seen(tuple(p.shape), p.is_complex(), group["matrix"]) if given.sees_tensors else None
+        return Way(None, view) if view and (view.matrix or features_see_tensors(given.row)) else None
 
     def _network(self, p: torch.Tensor) -> TeacherNetwork:
         key = (p.dtype, torch.device("cpu") if p.is_meta else p.device)
@@ -289,11 +290,13 @@ class LearnedOptimizer(GuardedOptimizer):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         network = self._network(p)
         count = len(state) - 2 * len(network.teacher.lstm)
-        x, features = network.features.step(g.reshape(-1), state[:count], t)
+        x, features = network.features.step(
+            g.reshape(-1), state[:count], t, () if way is None else (way.view,)
+        )
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             out, hidden = network.step(network.weights, x, state[count:], t)
         else:
             out, hidden = network.roll(x, state[count:], t)
-        if way is not None:
+        if way is not None and network.structure:
             out = TENSOR[network.structure](out.view(way.view.split), way.view.axes)
         return network.scale * out.reshape(p.shape), features + hidden

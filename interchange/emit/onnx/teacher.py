@@ -4,8 +4,8 @@ Inputs: ``g`` [N], the features' moving averages ``state_0`` ... [N], per cell `
 [H, N], all zero before the first step, and ``t``, int64 [], the number of this step from 1. Outputs: ``u``
 [N], with the scale and before the learning rate, and each state's new value, named ``new_`` and its name. The
 weights are initializers by their names, shapes and gate order (i, f, g, o) in teacher files (FORMATS.md 2).
-Of a teacher with a structure ``g``, the averages and ``u`` are [rows, cols], N = rows x cols coordinates row
-after row; a tensor without a matrix view is one row.
+Of a teacher with a structure, or with features that see tensors, ``g``, the averages and ``u`` are
+[rows, cols], N = rows x cols coordinates row after row; a tensor without a matrix view is one row.
 """
 
 import numpy as np
@@ -32,12 +32,12 @@ def emit(teacher: Teacher) -> bytes:
         ["g", *averages, *cells, "t"],
         {"scale": np.float64(row.scale), **weights},
         {**cells, **{f"new_{name}": shape for name, shape in cells.items()}},
-        ("rows", "cols") if row.structure else ("N",),
+        ("rows", "cols") if teacher.sees_tensors else ("N",),
     )
     n = step.nodes
     registers = lower(n, program, {"g": "g"}, averages)
     x = n.add(
-        "Concat", *(_row(n, registers[output], bool(row.structure)) for output in program.outputs), axis=0
+        "Concat", *(_row(n, registers[output], teacher.sees_tensors) for output in program.outputs), axis=0
     )
     if row.pre:
         x = n.add("Elu", _linear(n, "pre", x))
@@ -48,8 +48,10 @@ def emit(teacher: Teacher) -> bytes:
     out = n.add("Squeeze", _linear(n, "out", x), n.integers(0))
     if row.output == "tanh":
         out = n.add("Tanh", out)
+    if teacher.sees_tensors:
+        out = n.add("Reshape", out, n.shape_of("g"))
     if row.structure:
-        out = TENSOR[row.structure](n, n.add("Reshape", out, n.shape_of("g")))
+        out = TENSOR[row.structure](n, out)
     step.output("u", n.add("Mul", n.single("scale"), out))
     for slot, register in enumerate(program.writes):
         step.output(f"new_state_{slot}", registers[register])

@@ -48,14 +48,17 @@ def gradients(steps: int, n: int) -> np.ndarray:
 def test_100_steps_equal_the_oracle(name):
     teacher = MADE[name](name.removeprefix("trained "))
     row, g, runner = teacher.row, gradients(100, 16), session(teacher)
-    shape, view = ((2, 8), matrix((2, 8), (0,))) if row.structure else ((16,), vector((16,)))
+    seen = teacher.sees_tensors
+    shape, view = ((2, 8), matrix((2, 8), (0,))) if seen else ((16,), vector((16,)))
     weights = {key: np.float64(np.float32(value)) for key, value in teacher.weights.items()}
-    features = reference.Features(row.beta1, row.beta2, row.eps, row.p)
+    # The oracle's layout is canonical, outputs last.
+    features = reference.Features(row.beta1, row.beta2, row.eps, row.p, [(8, 2)] if seen else None)
     cells, states = reference.zero_cells(row, 16), zero_states(runner, 16, shape)
     for step, gradient in enumerate(g, 1):
         with np.errstate(all="ignore"):  # it computes features that nothing reads, too
-            values = features.step(np.float64(gradient))
-        x = np.stack([values[key] for key in row.inputs], axis=1)
+            values = features.step(np.float64(gradient.reshape(2, 8).T.ravel() if seen else gradient))
+        given = [values[key].reshape(8, 2).T.ravel() if seen else values[key] for key in row.inputs]
+        x = np.stack(given, axis=1)
         expected, cells = reference.teacher_step(row, weights, x, cells)
         u, *new = runner.run(None, {"g": gradient.reshape(shape), "t": np.array(step), **states})
         states = dict(zip(states, new, strict=True))
