@@ -51,7 +51,10 @@ def assert_same(impl, optimizer, params, other, others) -> None:
 
 # TensorFlow, which takes its time, is compared with torch teacher by teacher in tests/parity.
 @pytest.mark.parametrize(
-    ("impl", "name"), [("torch", name) for name in GIVEN] + [("tf", name) for name in FEW], indirect=["impl"]
+    ("impl", "name"),
+    # Row means are those of the layout, which is not torch's here (tests/backends/test_tensor_features.py).
+    [("torch", name) for name in GIVEN if name != "rnnprop_f"] + [("tf", name) for name in FEW],
+    indirect=["impl"],
 )
 @pytest.mark.parametrize("lr", [1.0, 0.3])
 def test_losses_equal_the_functional_rollout(impl, name, lr):

@@ -3,6 +3,7 @@
     python tests/benchmarks/meta_training.py --data-dir DATA [--teachers rnnprop ...] [--json FILE]
     python tests/benchmarks/meta_training.py --scaling coordinates unroll tasks threads
     python tests/benchmarks/meta_training.py --loss-equality --seeds 8
+    python tests/benchmarks/meta_training.py --together --teachers rp_s rp_s_m --contestants torch
 
 Contestants: ``torch`` and ``tf`` are this project's ``Trainer.run``, with the exact meta-gradient and
 with that of ``--coordinates``, a share of them. ``jax`` is a jitted scan (``reference_jax.py``). ``iclr`` is
@@ -130,6 +131,25 @@ def measure(options: argparse.Namespace, teacher: str) -> dict[str, Any]:
     return {"contestants": rows, "coordinates": size, "stored": kept}
 
 
+def together(options: argparse.Namespace) -> dict[str, Any]:
+    """Teachers beside each other, all contestants of all of them in turn: what a structure costs."""
+    children: list[Child] = []
+    try:
+        for teacher in options.teachers:
+            for child in contestants(options, teacher):
+                child.label = f"{child.label} {teacher}"
+                children.append(child)
+                child.ask("turn")
+        rows = rounds_of(children, options.rounds)
+    finally:
+        for child in children:
+            child.close()
+    for label, row in rows.items():
+        low, high = min(row["steps_per_second"]), max(row["steps_per_second"])
+        print(f"{label:24s}{row['median']:10.2f} steps/s, {low:.2f} to {high:.2f}", flush=True)
+    return rows
+
+
 def parsed() -> argparse.Namespace:
     parser = parser_of(__doc__, unroll=20, rounds=7, seed=0)
     parser.add_argument("--teachers", nargs="+", default=["dm", "rnnprop", "rp_s", "rp_si"])
@@ -142,6 +162,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--slow-steps", type=int, default=20, help="the same for naive and iclr, if fewer")
     parser.add_argument("--threads", type=int, default=0, help="processors of each contestant (0: all)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--together", action="store_true", help="all teachers in turn, not one by one")
     meta_sections.add_options(parser)
     options = parser.parse_args()
     if min(options.steps, options.slow_steps) % options.unroll:
@@ -163,6 +184,8 @@ def main() -> None:
 
     if options.loss_equality:
         report["loss_equality"] = meta_sections.loss_equality(options)
+    elif options.together:
+        report["together"] = together(options)
     elif options.scaling:
         for kind in options.scaling:
             report[kind] = meta_sections.scaling(options, kind)

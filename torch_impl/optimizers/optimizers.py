@@ -20,7 +20,6 @@ from torch_impl.optimizers.ways import Way, Ways, seen, states_of
 
 __all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
 
-
 AnyRule = Rule | str | os.PathLike[str]
 
 
@@ -290,9 +289,8 @@ class LearnedOptimizer(GuardedOptimizer):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         network = self._network(p)
         count = len(state) - 2 * len(network.teacher.lstm)
-        x, features = network.features.step(
-            g.reshape(-1), state[:count], t, () if way is None else (way.view,)
-        )
+        views = (way.view,) if way else ()
+        x, features = network.features.step(g.reshape(-1), state[:count], t, views)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             out, hidden = network.step(network.weights, x, state[count:], t)
         else:
