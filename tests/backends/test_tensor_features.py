@@ -9,11 +9,13 @@ from common.errors import L2OError
 from common.rng import rng
 from common.tables.teachers import TEACHERS, initial_weights, variant
 from interchange.distill.active import find_teacher
+from interchange.files.trajectories import Trajectories
 from interchange.files.weights import Teacher
-from interchange.language.view import canonical
+from interchange.language.view import canonical, vector
 from tests.backends.test_structures import begun, distance, learner_of, native, network_of, task_of
 from tests.helpers.recordings import make_run
 
+pytestmark = pytest.mark.slow_with(impl=("tf",))
 TEACHER = variant(TEACHERS["rp_s"], "m_tilde+g_row+g_col")
 WHOLE = variant(TEACHER, structure="orth")
 SHAPES = ((6, 4), (4,), (3, 3, 2, 5), (5,))
@@ -111,9 +113,20 @@ def test_the_native_optimizer_takes_the_same_steps(impl, row, problem):
     np.testing.assert_allclose(native(impl, task, 5, row), np.asarray(expected), rtol=1e-9, atol=1e-12)
 
 
-def test_a_teacher_cannot_be_asked_at_coordinates_alone():
-    from interchange.files.trajectories import Trajectories
+def test_one_network_goes_from_one_set_of_views_to_another(impl):
+    """Same shapes, other views: what was traced for the first must not run for the second."""
+    network, found = network_of(impl, TEACHER), []
+    tasks = [task_of(impl), task_of(impl)]
+    tasks[1].views = tuple(vector(shape) for shape in tasks[1].shapes)
+    for task in (*tasks, tasks[0]):
+        at = begun(impl, task, network, 1)
+        grads = learner_of(impl, network).second_order(task, at, 2)[2]
+        found.append((np.asarray(at.theta), grads))
+    assert np.array_equal(found[0][0], found[2][0]) and distance(found[2][1], found[0][1]) < 1e-12
+    assert not np.allclose(found[0][0], found[1][0]) and distance(found[1][1], found[0][1]) > 1e-3
 
+
+def test_a_teacher_cannot_be_asked_at_coordinates_alone():
     teacher = Teacher(TEACHER, initial_weights(TEACHER, 1), "0" * 64, "test")
     assert teacher.sees_tensors
     run = make_run(source_kind="teacher", source_sha256=teacher.sha256)

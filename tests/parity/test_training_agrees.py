@@ -82,13 +82,20 @@ MORE = {
     "second order": {"estimator": "second", "unroll": 10},
     "es": {"estimator": "es", "pairs": 2},
     "pes": {"estimator": "pes", "pairs": 2, "problem": "quadratic,lasso"},
+    "structure": {"teacher": "rp_s_m", "tasks": 2, "coordinates": 0.5, "epoch_length": 12, "unroll": 5},
+    "structure, second order": {"teacher": "rp_s_m", "estimator": "second", "epoch_length": 12, "unroll": 5},
+    "structure, imitation": {"teacher": "rp_s_m", "imitation": 1.0, "epoch_length": 12, "unroll": 5},
+    "structure, es": {"teacher": "rp_s_m", "estimator": "es", "pairs": 2, "epoch_length": 12},
+    "structure, pes": {"teacher": "rp_s_m", "estimator": "pes", "pairs": 2, "epoch_length": 12, "unroll": 5},
+    "row means": {"teacher": "rnnprop_f", "tasks": 2, "coordinates": 0.5, "epoch_length": 12, "unroll": 5},
 }
+SLOW = ("imitation of rnnprop", "pes", "row means", *(name for name in MORE if "structure, " in name))
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in ("imitation of rnnprop", "pes")))
+        pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in SLOW))
         for name, fields in MORE.items()
     ],
 )

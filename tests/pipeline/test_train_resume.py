@@ -35,7 +35,15 @@ KINDS = {
     "es": {"estimator": "es", "pairs": 2, "average": 0.5},
     "pes": {"estimator": "pes", "pairs": 2, "problem": "quadratic,lasso"},
     "curriculum": {"curriculum": True, "epochs": 6, "validate_every": 1},
-}
+    "structure": {
+        "problem": "digits-mlp", "batch_size": 8, "structure": "orth", "inputs": "m_tilde+g_row", "tasks": 2,
+        "coordinates": 0.3, "epoch_length": 8, "unroll": 3,
+    },
+    "structure by pes": {
+        "problem": "digits-mlp", "batch_size": 8, "structure": "orth", "estimator": "pes", "pairs": 2,
+        "epoch_length": 8, "unroll": 3,
+    },
+}  # fmt: skip
 # What the validations of the curriculum are made to say, by stage and epoch: a gain and two losses, from the
 # restored weights a loss, a gain and a loss.
 SCORES = {(0, 0): 10.0, (0, 1): 9.0, (0, 2): 11.0, (0, 3): 9.5}

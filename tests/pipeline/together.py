@@ -36,6 +36,10 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "curriculum": {"curriculum": True, "epochs": 3, "validate_every": 1, "tasks": 2, "unroll": 50},
     "es": {"estimator": "es", "pairs": 3, "tasks": 1},
     "pes": {"estimator": "pes", "pairs": 3, "tasks": 1, "problem": "quadratic,lasso"},
+    "structure": {
+        "problem": "digits-mlp", "batch_size": 8, "structure": "orth", "inputs": "m_tilde+g_row",
+        "coordinates": 0.3, "validation_tasks": 1,
+    },
 }  # fmt: skip
 
 TUNINGS: dict[str, dict[str, Any]] = {

@@ -28,6 +28,9 @@ OPTIMIZERS = {
     "rule": lambda **k: SymbolicOptimizer(RULE, **k),
     "teacher": lambda **k: LearnedOptimizer(enlarged(), **k),
 }
+SEEING = {
+    name: lambda name=name, **k: LearnedOptimizer(enlarged(name), **k) for name in ("rp_s_m", "rnnprop_f")
+}
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
@@ -145,7 +148,7 @@ def test_a_configuration_without_a_teacher_is_refused(config, message):
     assert "\n" not in str(error.value)
 
 
-@every_optimizer
+@pytest.mark.parametrize("make", (OPTIMIZERS | SEEING).values(), ids=OPTIMIZERS | SEEING)
 def test_a_saved_model_goes_on_to_the_same_numbers(make, tmp_path):
     model = fitted(make(learning_rate=0.5, weight_decay=0.01, use_ema=True))
     model.save(tmp_path / "model.keras")

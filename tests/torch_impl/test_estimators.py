@@ -148,7 +148,7 @@ def test_an_error_on_the_way_leaves_the_weights_as_they_were():
 
 
 @pytest.mark.parametrize("estimator", ["es", "pes"])
-@pytest.mark.parametrize("what", ["rule", "teacher", "lanes"])
+@pytest.mark.parametrize("what", ["rule", "rp_s", "lanes", pytest.param("rp_s_m", marks=pytest.mark.slow)])
 def test_worker_processes_change_no_number(what, estimator):
     """Lanes: five pairs on one problem are two groups, one for each process."""
     given = {"epochs": 2, "epoch_length": 6, "unroll": 4, "pairs": 3, "validate_every": 1}
@@ -162,7 +162,7 @@ def test_worker_processes_change_no_number(what, estimator):
             net = RuleNetwork(Rule.named("nesterov"))
             config = TuneConfig(problem="digits-mlp", batch_size=8, **(given | {"pairs": 5}))
         else:
-            row = dataclasses.replace(TEACHERS["rp_s"], scale=0.02)
+            row = dataclasses.replace(TEACHERS[what], scale=0.02)
             net = TeacherNetwork(row, initial_weights(row, 0), torch.float64)
             config = TrainConfig(problem="digits-mlp", random_scaling=1.0, batch_size=8, **given)
         learner = Learner(net, dataclasses.replace(config, jobs=jobs))

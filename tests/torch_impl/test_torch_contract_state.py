@@ -23,7 +23,7 @@ from torch.optim.optimizer import (  # noqa: E402
 )
 
 from tests.helpers import torch_side  # noqa: E402
-from tests.helpers.samples import L2O, start  # noqa: E402
+from tests.helpers.samples import L2O, enlarged, start  # noqa: E402
 from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
 
 ADAM = Rule.named("adam")
@@ -33,6 +33,8 @@ OPTIMIZERS = {
     "rp_s": lambda params, **o: LearnedOptimizer(params, "rp_s", **o),
     "rnnprop": lambda params, **o: LearnedOptimizer(params, "rnnprop", **o),
     "dm": lambda params, **o: LearnedOptimizer(params, "dm", **o),
+    "rp_s_m": lambda params, **o: LearnedOptimizer(params, enlarged("rp_s_m"), **o),
+    "rnnprop_f": lambda params, **o: LearnedOptimizer(params, enlarged("rnnprop_f"), **o),
     "adam": lambda params, **o: SymbolicOptimizer(params, ADAM, **o),
 }
 
