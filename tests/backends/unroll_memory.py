@@ -11,6 +11,7 @@ BACKEND, TEACHER, N, T, SHARE, STATE = sys.argv[1:]
 N, T, SHARE = int(N), int(T), float(SHARE)
 
 from common.tables.teachers import TEACHERS, initial_weights  # noqa: E402
+from interchange.language.view import canonical  # noqa: E402
 from interchange.meta.config import TrainConfig  # noqa: E402
 from interchange.meta.trainer import make_trainer  # noqa: E402
 
@@ -29,17 +30,21 @@ else:
 
 
 class Bowl:
-    """theta^2 / 2 of N coordinates: an optimizee that takes little memory itself."""
+    """theta^2 / 2 of N coordinates: an optimizee that takes little memory itself. A matrix of 200 outputs."""
 
     names = ("x",)
 
     def __init__(self, n: int) -> None:
-        self.shapes = ((n,),)
+        self.shapes, self.size = ((n // 200, 200),), n
+        self.views = tuple(map(canonical, self.shapes))
 
     def initial(self):
         return package["tensors"].to_tensor(
-            np.linspace(-1.0, 1.0, *self.shapes[0]), package["tensors"].DTYPES["float32"]
+            np.linspace(-1.0, 1.0, self.size), package["tensors"].DTYPES["float32"]
         )
+
+    def loss(self, parameters, step):
+        raise NotImplementedError("it has its gradient in closed form")
 
     def value_and_gradient(self, theta, step):
         return package["norm"](theta), theta

@@ -17,7 +17,7 @@ STEPS = 12
 DECAYED = dataclasses.replace(with_weight_decay(with_schedule(Rule.named("adam"), 0.05), 0.2), scale=0.01)
 RULES = {"decayed": {"kinds": False}, "kinds": {"kinds": True}}
 QUICK = ("rnnprop", "rp_s", "rp_s_m", "kinds")  # on the larger problem
-pytestmark = pytest.mark.slow_with(name=[name for name in TEACHERS if name.endswith("_m")])
+pytestmark = pytest.mark.slow_with(name=[name for name in TEACHERS if name.endswith(("_m", "_f"))])
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,9 @@ KINDS = {
         "epoch_length": 8, "unroll": 3,
     },
 }  # fmt: skip
+every_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "structure")) for kind in KINDS]
+)
 # What the validations of the curriculum are made to say, by stage and epoch: a gain and two losses, from the
 # restored weights a loss, a gain and a loss.
 SCORES = {(0, 0): 10.0, (0, 1): 9.0, (0, 2): 11.0, (0, 3): 9.5}
@@ -83,7 +86,7 @@ def whole(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_cut_after_any_checkpoint_and_resumed_it_is_the_same_run(kind, whole, tmp_path, monkeypatch):
     expected, count = whole(kind)
     save = standing.save_checkpoint
@@ -127,7 +130,7 @@ def test_stopped_by_a_signal_at_any_update_and_resumed_it_is_the_same_run(kind, 
         assert_same_run(folder, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_every_kind_trains_and_says_in_its_metrics_what_it_did(kind, whole):
     folder, _ = whole(kind)
     history = metrics(folder)
