@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from common.errors import L2OError
@@ -33,8 +33,8 @@ def tensor_operators(programs: Iterable[Program]) -> tuple[str, ...]:
 
 def branches(rule: Equation) -> tuple[Program, ...]:
     """The rule's programs: one, or those for tensors with and without a matrix view where they differ."""
-    both = rule.program(has_matrix=True), rule.program(has_matrix=False)
-    return both[:1] if both[0] == both[1] else both
+    programs = rule.programs()
+    return (programs[True],) if programs[True] is programs[False] else (programs[True], programs[False])
 
 
 def kept(program: Program) -> str:
@@ -125,13 +125,13 @@ def _listed(program: Program, code: Body, scaled: str, copied: str) -> str:
 
 
 def steps(
-    rule: Equation,
+    programs: Sequence[Program],
     write: Callable[[Instruction, list[str], str], str],
     indent: str,
     scaled: str = "",
     copied: str = "",
 ) -> str:
-    """The lines of a step that end in ``results = [...]``, update first and then the slots.
+    """The lines of a step by ``branches`` that end in ``results = [...]``, update first and then the slots.
 
     Where tensors with a matrix view take another way than others, ``axes[0]`` says which one is taken.
 
@@ -140,7 +140,7 @@ def steps(
         copied: what is written after a gradient or parameter that is kept as it is, because a slot must not
             share memory with the caller's.
     """
-    programs, texts = branches(rule), []
+    texts = []
     for program in programs:
         deeper = indent + " " * 4 * (len(programs) - 1)
         code = body(program, write, deeper)
@@ -166,13 +166,13 @@ class Sight:
     told: str = ""
 
 
-def sight(rule: Equation, usual: str) -> Sight:
+def sight(rule: Equation, programs: Sequence[Program], usual: str) -> Sight:
     """Args:
+    programs: the rule's ``branches``.
     usual: the axes of rows of two axes or more where nobody says, as a literal.
     """
     if not rule.sees_tensors:  # a program may not that has only to know whether there is a matrix
         return Sight()
-    programs = branches(rule)
     chosen = (
         kept(programs[0])
         if len(programs) == 1

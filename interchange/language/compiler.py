@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from common.errors import L2OError
-from interchange.language.expression import Node, call, number, of_t_alone, to_text
+from interchange.language.expression import Node, branch, call, number, of_t_alone, to_text
 from interchange.language.operators import OPERATORS, TENSOR
 from interchange.language.view import FULL, SIZES
 
@@ -206,3 +206,16 @@ def compile_program(roots: Sequence[Node], constants: Collection[str] = ()) -> P
     inputs = tuple(ins.name for ins in instructions if ins.op == "input")
     numbers = frozenset((*constants, "t", *SIZES)).intersection(inputs)
     return Program(instructions, outputs, inputs, tuple(compiler.writes), numbers)
+
+
+def compile_cases(roots: Sequence[Node], constants: Collection[str] = ()) -> dict[bool, Program]:
+    """``compile_program`` for tensors with (True) and without (False) a matrix view.
+
+    It is one program where both cases come to the same, as they do without ``by_matrix``.
+    """
+    seen, unseen = ([branch(root, has_matrix) for root in roots] for has_matrix in (True, False))
+    program = compile_program(seen, constants)
+    if all(one is other for one, other in zip(seen, unseen, strict=True)):
+        return {True: program, False: program}
+    other = compile_program(unseen, constants)
+    return {True: program, False: program if other == program else other}

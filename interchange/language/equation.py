@@ -31,7 +31,8 @@ from interchange.language.checks import (
     decay_names,
     finite,
 )
-from interchange.language.execute import Program, compile_program, evaluate_trees
+from interchange.language.compiler import Program, compile_cases, compile_program
+from interchange.language.execute import evaluate_trees
 from interchange.language.expression import Node
 from interchange.language.parse import parse
 from interchange.language.view import FULL, View, of_shapes, trial
@@ -234,6 +235,10 @@ class Equation:
             has_matrix: for tensors with, or without, a matrix view (``by_matrix``).
         """
         return compile_program([ex.branch(self.inlined(), has_matrix)], tuple(self.constants))
+
+    def programs(self) -> dict[bool, Program]:
+        """``program`` for tensors with and without a matrix view; one and the same where they agree."""
+        return compile_cases([self.inlined()], tuple(self.constants))
 
     def evaluate(
         self,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
-from interchange.language.compiler import Instruction, Program, compile_program
-from interchange.language.expression import Node, branch, sees_tensors
+from interchange.language.compiler import Instruction, Program, compile_cases, compile_program
+from interchange.language.expression import Node, sees_tensors
 from interchange.language.operators import OPERATORS, TENSOR
 from interchange.language.registers import (
     Sequences,
@@ -148,20 +148,20 @@ def evaluate_trees(
         return evaluate(compile_program(roots), inputs, dtype)
     if shapes is None:
         raise L2OError("a rule that sees tensors needs their shapes, as evaluate(..., shapes=[(64, 32)])")
-    views, parts = of_shapes(shapes), []
+    views, programs, parts = of_shapes(shapes), compile_cases(roots), []
     whole = shape_of(inputs, ())
     total = sum(view.sizes["numel"] for view in views)
     if len(whole) != 2 or whole[1] != total:
         raise L2OError(f"expected inputs [T, N] with N = {total}, as the shapes say, got {whole}")
     for place, view in slices(views):
-        program = compile_program([branch(root, view.matrix) for root in roots])
         own = {
             name: np.reshape(np.broadcast_to(x, whole)[:, place], (whole[0], *view.shape))
             if np.ndim(x)
             else x
             for name, x in inputs.items()
         }
-        parts.append([np.reshape(out, (whole[0], -1)) for out in evaluate(program, own, dtype, view)])
+        outs = evaluate(programs[view.matrix], own, dtype, view)
+        parts.append([np.reshape(out, (whole[0], -1)) for out in outs])
     return tuple(np.concatenate(outs, axis=1) for outs in zip(*parts, strict=True))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import L2OError
 from interchange.language import expression as ex
-from interchange.language.compiler import compile_program
+from interchange.language.compiler import compile_cases
 from interchange.language.view import SIZES, View
 from interchange.protocols import Task, views_of
 from interchange.rule.decay import split
@@ -53,10 +53,7 @@ class RuleWeights:
         known = {name: feature for name, feature in rule.features.items() if feature is not None}
         seeing = {name: feature for name, feature in known.items() if ex.sees_tensors(feature)}
         self.tree = ex.substitute(tree, seeing)
-        self.programs = {
-            has_matrix: compile_program([ex.branch(self.tree, has_matrix)], tuple(rule.constants))
-            for has_matrix in (True, False)
-        }
+        self.programs = compile_cases([self.tree], tuple(rule.constants))
         names = dict.fromkeys(name for program in self.programs.values() for name in program.inputs)
         self.read = [name for name in names if name not in (*rule.constants, *SIZES, "t")]
         self.views: tuple[View, ...] = ()

@@ -48,7 +48,7 @@ class RuleNetwork(RuleWeights):
         super().__init__(rule, problems, kinds)
         body, read = self.programs[True], self.read
         self.features = FeatureStream(self.feature_trees(read))
-        self._body, self._tensors = LoweredBatched(body), PerTensor(self.programs)
+        self._lowered = PerTensor(self.programs) if self.sees_tensors else LoweredBatched(body)
         # By the number of rows: theta is the last where there is weight decay.
         self._compiled = {} if self.sees_tensors else {len(read): Compiled(body, read)}
         if self._decay and not self.sees_tensors:
@@ -74,9 +74,9 @@ class RuleNetwork(RuleWeights):
     def initial_state(self, theta: tf.Tensor) -> State:
         """Zero state for a flat vector [N], of the tensors it is bound to if it sees them."""
         if self.sees_tensors:
-            network = self._tensors.initial_state(theta, self.views)
+            network = self._lowered.initial_state(theta, self.views)
         else:
-            network = self._body.initial_state(theta)
+            network = self._lowered.initial_state(theta)
         return State(0, self.features.initial_state(theta), network)
 
     def inputs(self, g: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
@@ -147,9 +147,9 @@ class RuleNetwork(RuleWeights):
         arrays = dict(zip(names, rows[: len(names)], strict=True))
         if self.sees_tensors:
             arrays.setdefault("g", tf.zeros(x.shape[1:], x.dtype))  # whose shape tensor operators look at
-            out, network = self._tensors.step(arrays, values, network, t, views)
+            out, network = self._lowered.step(arrays, values, network, t, views)
         else:
-            (out,), network = self._body.step(arrays | values, network, t)
+            (out,), network = self._lowered.step(arrays | values, network, t)
             out = tf.broadcast_to(tf.cast(as_tensor(out), x.dtype), tf.shape(x)[1:])
         if theta:
             out -= tf.cast(weights[self._decay], x.dtype) * theta[0]

@@ -92,7 +92,7 @@ class SymbolicOptimizer(layers.LayeredOptimizer):
                 stacklevel=2,
             )
         self._run = self.rule.centered() if center else self.rule
-        self._lowered = {has: _Plain(self._run.program(has)) for has in (True, False)}
+        self._lowered = {has_matrix: _Plain(program) for has_matrix, program in self._run.programs().items()}
 
     def _sees_tensors(self) -> bool:
         return self._run.sees_tensors

@@ -49,7 +49,7 @@ class RuleNetwork(RuleWeights):
         super().__init__(rule, problems, kinds)
         body, read = self.programs[True], self.read
         self.features = FeatureStream(self.feature_trees(read))
-        self._body, self._tensors = LoweredBatched(body), PerTensor(self.programs)
+        self._lowered = PerTensor(self.programs) if self.sees_tensors else LoweredBatched(body)
         # By the number of rows: theta is the last where there is weight decay.
         self._compiled = {} if self.sees_tensors else {len(read): Compiled(body, read)}
         if self._decay and not self.sees_tensors:
@@ -74,9 +74,9 @@ class RuleNetwork(RuleWeights):
     def initial_state(self, theta: torch.Tensor) -> State:
         """Zero state for a flat vector [N], of the tensors it is bound to if it sees them."""
         if self.sees_tensors:
-            network = self._tensors.initial_state(theta, self.views)
+            network = self._lowered.initial_state(theta, self.views)
         else:
-            network = self._body.initial_state(theta)
+            network = self._lowered.initial_state(theta)
         return State(0, self.features.initial_state(theta), network)
 
     def inputs(self, g: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
@@ -99,9 +99,9 @@ class RuleNetwork(RuleWeights):
         arrays = dict(zip(names, x[: len(names)], strict=True))
         if self.sees_tensors:
             arrays.setdefault("g", x.new_empty(x.shape[1:]))  # whose shape tensor operators look at
-            out, network = self._tensors.step(arrays, values, network, t, self.views)
+            out, network = self._lowered.step(arrays, values, network, t, self.views)
         else:
-            (out,), network = self._body.step(arrays | values, network, t)
+            (out,), network = self._lowered.step(arrays | values, network, t)
             out = torch.as_tensor(out, dtype=x.dtype, device=x.device).expand(x.shape[1:])
         return (out - weights[self._decay].to(x.dtype) * theta[0] if len(theta) else out), network
 

@@ -32,9 +32,10 @@ class Ways:
 
     def __init__(self, rule: Rule) -> None:
         self.sees_tensors = rule.sees_tensors
-        programs = rule.program(), rule.program(has_matrix=False)
-        self._with = Lowered(programs[0])
-        self._without = self._with if programs[0] == programs[1] else Lowered(programs[1])
+        programs = rule.programs()
+        self._with = self._without = Lowered(programs[True])
+        if programs[False] is not programs[True]:
+            self._without = Lowered(programs[False])
         self._known: dict[tuple[Any, ...], Way] = {}
 
     def __call__(self, p: Tensor, option: Any) -> Way:

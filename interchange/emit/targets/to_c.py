@@ -116,8 +116,8 @@ def _coordinates(rule: Equation) -> dict[str, object]:
 
 def _matrices(rule: Equation) -> dict[str, object]:
     """The parts of a file whose step takes one matrix, or a vector, as a whole."""
-    names = ("matrix", "vector") if len(branches(rule)) == 2 else ("tensor",)
     functions = [write_function(program, tuple(rule.constants)) for program in branches(rule)]
+    names = ("matrix", "vector") if len(functions) == 2 else ("tensor",)
     count = max(len(function.slots) for function in functions)
     arguments = "(high, wide, theta, g, state, scratch, steps, constant, lr, weight_decay)"
     calls = [f"{name}_{arguments}" for name in names]

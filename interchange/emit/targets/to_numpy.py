@@ -49,7 +49,7 @@ def update(g, state, theta, constants=CONSTANTS{parameter}):
 
 def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
-    seen, programs = sight(rule, "(0,)"), branches(rule)
+    seen = sight(rule, programs := branches(rule), "(0,)")
     needed = dict.fromkeys(op for p in programs for op in pointwise_operators(p, (*_INFIX, "neg")))
     sources = [
         copied_source(f"interchange.language.{module}", [f"op_{op}" for op in ops])
@@ -57,7 +57,7 @@ def emit(rule: Equation) -> str:
         if ops
     ]
     functions = "".join(text + "\n\n\n" for text in sources) + seen.functions
-    code = steps(rule, _write, " " * 8)
+    code = steps(programs, _write, " " * 8)
     slots = len(programs[0].writes)
     shapes = f"np.zeros({'shape' if seen.axes else 'np.shape(theta)'}, dtype)"
     places = "shape in slot_shapes(np.shape(theta), axes)" if seen.axes else f"_ in range({slots})"

@@ -227,7 +227,7 @@ _SEEING = {
 
 def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
-    seen, programs = sight(rule, "(-1,)"), branches(rule)
+    seen = sight(rule, programs := branches(rule), "(-1,)")
     needed = dict.fromkeys(op for p in programs for op in pointwise_operators(p, (*_INFIX, "neg")))
     operators = [f"op_{op}" for op in (*needed, *tensor_operators(programs))]
     if any(ins.op == "cummax" for program in programs for ins in program.instructions):
@@ -237,7 +237,7 @@ def emit(rule: Equation) -> str:
     parts = _SEEING if seen.axes else _PLAIN
     if seen.axes:
         zeros = "jnp.zeros(shape, dtype) for shape in slot_shapes(jnp.shape(theta), axes)"
-        lines = steps(rule, _write, " " * 4)
+        lines = steps(programs, _write, " " * 4)
         results = parts["results"]
     else:
         zeros = f"jnp.zeros_like(theta, dtype=dtype) for _ in range({slots})"

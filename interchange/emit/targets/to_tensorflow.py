@@ -240,7 +240,7 @@ _SEEING = {
 
 def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
-    seen, programs = sight(rule, "(-1,)"), branches(rule)
+    seen = sight(rule, programs := branches(rule), "(-1,)")
     own = {"parameter": seen.parameter, "told": seen.told, "axes": seen.axes}
     texts, slots = _PLAIN | (_SEEING | own if seen.axes else {}), len(programs[0].writes)
     needed = dict.fromkeys(f"op_{op}" for p in programs for op in pointwise_operators(p, (*_INFIX, "neg")))
@@ -254,7 +254,7 @@ def emit(rule: Equation) -> str:
     return _FILE.format(
         header=header(rule),
         functions="\n\n\n".join(sources) + "\n\n\n" + seen.functions,
-        body=steps(rule, _write, " " * 4, "cast(SCALE) * "),
+        body=steps(programs, _write, " " * 4, "cast(SCALE) * "),
         package=literal(f"rule_{package}"),
         **texts | {key: text.format(slots=slots) for key, text in texts.items() if "{slots}" in text},
     )

@@ -181,7 +181,7 @@ _GROUPS = """
 
 def emit(rule: Equation) -> str:
     """The file's text. A feature without definition raises ``L2OError``."""
-    seen, programs = sight(rule, "(0,)"), branches(rule)
+    seen = sight(rule, programs := branches(rule), "(0,)")
     needed = dict.fromkeys(op for p in programs for op in pointwise_operators(p, (*_INFIX, "neg")))
     needed = [f"op_{op}" for op in needed]
     if any(ins.op == "cummax" for p in programs for ins in p.instructions):
@@ -190,7 +190,7 @@ def emit(rule: Equation) -> str:
     if operators := tensor_operators(programs):
         copied = copied_source("torch_impl.networks.matrix", [f"op_{op}" for op in operators])
         functions += copied.replace("Tensor = torch.Tensor\n\n\n", "", 1) + "\n\n\n"
-    code, slots = steps(rule, _write, " " * 4, "SCALE * ", ".clone()"), len(programs[0].writes)
+    code, slots = steps(programs, _write, " " * 4, "SCALE * ", ".clone()"), len(programs[0].writes)
     zeros = f"torch.zeros_like(theta, dtype=dtype) for _ in range({slots})"
     if seen.axes:
         shapes = "slot_shapes(theta.shape, axes)"

@@ -150,6 +150,13 @@ def test_state_over_rows_and_columns_is_as_small_as_they_are():
     assert muon.state_size((3, 3, 4, 8)) == 288 and muon.state_floats == 1
 
 
+def test_a_program_is_compiled_once_for_both_kinds_of_tensors_where_they_agree_and_once_each_otherwise():
+    for text, count in (("-g", 1), ("by_matrix(-g, -g)", 1), ("by_matrix(-polar(g), -g)", 2)):
+        programs = Rule.from_text(text).programs()
+        assert len({id(program) for program in programs.values()}) == count, text
+        assert programs == {has: Rule.from_text(text).program(has) for has in (True, False)}
+
+
 def test_a_decay_that_falls_and_rises_with_t_is_checked_at_every_step():
     first = Rule.from_text("ema(g, 1 - powabs(t, -0.8))").evaluate({"g": np.full((3, 1), 2.0)})
     np.testing.assert_allclose(first[:, 0], 2.0)
