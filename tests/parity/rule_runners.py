@@ -120,8 +120,7 @@ class CSteps:
 
 def c_file(rule: Rule, g: Array, theta: Array, **_: object) -> Array:
     """theta + u: what the array is after one step from theta."""
-    unread = () if "g" in rule.program().inputs else ("-O1", "-Wno-unused-parameter")
-    steps, out = CSteps(c_library(TARGETS["c"].emit(rule), *unread), theta[0]), []
+    steps, out = CSteps(c_library(TARGETS["c"].emit(rule)), theta[0]), []
     for row, at in zip(g, theta, strict=True):
         steps.theta[:] = at
         steps.step(row)

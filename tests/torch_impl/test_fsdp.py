@@ -21,6 +21,11 @@ SEEING = Rule.from_text(
     "-ema_hat(g, b1) / (sqrt(ema_hat(square(g), b2)) + eps))",
     {"b1": 0.9, "b2": 0.999, "eps": 1e-2},  # keys have a bias whose gradient is rounding
 )
+# Matrices keep what they have a number of for every coordinate, and their own numbers are not read.
+MUON = Rule.from_text(
+    "by_matrix(-polar(g + ema(g, b1)), -ema_hat(g, b1) / (sqrt(ema_hat(square(g), b2)) + eps))",
+    {"b1": 0.9, "b2": 0.999, "eps": 1e-2},
+)
 MATRICES = {"linear.weight": (5, 6), "grouped.weight": (10, 2, 2), "attention.in_proj_weight": (15, 5)}
 MATRICES |= {"attention.out_proj.weight": (5, 5)}
 
@@ -86,7 +91,7 @@ def sharded(rank: int, folder: str, make, rule: Rule) -> None:
         if rank == 1:  # one shard only: that coordinate is left alone
             g.to_local()[-1, 0] = float("nan")
 
-    seen = spy_on_polar()
+    seen, gathered = spy_on_polar(), spy_on_gathering()
     optimizer = train(net, rule, spoil)
     shapes = [tuple(p.to_local().shape) for p in net.parameters()]
     values = [p.full_tensor().detach() for p in net.parameters()]
@@ -94,7 +99,7 @@ def sharded(rank: int, folder: str, make, rule: Rule) -> None:
         {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in optimizer.state[p].items()}
         for p in net.parameters()
     ]
-    ends = {"shapes": shapes, "values": values, "states": states, "polar": seen}
+    ends = {"shapes": shapes, "values": values, "states": states, "polar": seen, "gathered": gathered}
     torch.save(ends, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
@@ -111,6 +116,20 @@ def spy_on_polar() -> list[tuple[int, ...]]:
         return polar(x, axes)
 
     TENSOR["polar"] = spied
+    return seen
+
+
+def spy_on_gathering() -> list[tuple[int, ...]]:
+    """The shapes of what the optimizer gathers from now on in this process."""
+    from torch_impl.optimizers import base
+
+    seen, whole = [], base.whole
+
+    def spied(x: "torch.Tensor") -> "torch.Tensor":
+        seen.append(tuple(x.shape))
+        return whole(x)
+
+    base.whole = spied
     return seen
 
 
@@ -154,3 +173,11 @@ def test_sharded_matrices_are_gathered_for_operators_and_other_tensors_go_their_
     shapes = dict(zip(names, ends[0]["states"], strict=True))
     assert shapes["attention.in_proj_weight"]["s1"].shape == (3, 5, 1)
     assert shapes["linear.weight"]["s1"].shape == (5, 1) and shapes["linear.weight"]["s2"].numel() == 1
+
+
+@pytest.mark.slow
+def test_of_a_sharded_matrix_that_is_not_read_gradient_and_momentum_are_gathered_and_nothing_else(tmp_path):
+    _, ends = as_one(tmp_path, Layers, MUON)
+    for end in ends:
+        assert len(end["polar"]) == len(MATRICES) * STEPS
+        assert sorted(end["gathered"]) == sorted(2 * STEPS * list(MATRICES.values()))

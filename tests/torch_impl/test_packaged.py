@@ -99,6 +99,29 @@ def test_normuon_sees_the_outputs_as_rows_in_both_layouts():
 
 
 @needs_package
+def test_normuon_takes_each_of_packed_matrices_and_transposed_kernels_for_what_they_are():
+    from torch_impl.optimizers.packaged import NorMuon
+
+    generator = torch.Generator().manual_seed(0)
+    packed, kernel = (torch.randn(s, generator=generator) for s in ((6, 5), (4, 3, 2, 2)))
+    apart = [*packed.split(2), kernel.transpose(0, 1).reshape(3, 16)]
+    together = [torch.nn.Parameter(w.clone()) for w in (packed, kernel)]
+    apart = [torch.nn.Parameter(w.clone()) for w in apart]
+    options = (((0,), (1,), 3, 0), ((1,), (0, 2, 3)))
+    groups = [{"params": [p], "matrix": o} for p, o in zip(together, options, strict=True)]
+    optimizers = NorMuon(groups, 0.05), NorMuon(apart, 0.05)
+    for _ in range(3):
+        together[0].grad, together[1].grad = (torch.randn(p.shape, generator=generator) for p in together)
+        grads = [*together[0].grad.split(2), together[1].grad.transpose(0, 1).reshape(3, 16)]
+        for p, g in zip(apart, grads, strict=True):
+            p.grad = g.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(together[0], torch.cat(apart[:3])) and not torch.equal(together[0], packed)
+    assert torch.equal(together[1].transpose(0, 1).reshape(3, 16), apart[3])
+
+
+@needs_package
 @pytest.mark.parametrize(("name", "floats"), [("soap", 2 * 90 + 2 * (36 + 225)), ("psgd", 90 + 36 + 225)])
 def test_state_in_lists_is_counted(name, floats):
     """A matrix [6, 15]: moments, and a factor, with SOAP its basis too, for either side."""

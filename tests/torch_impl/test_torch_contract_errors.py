@@ -68,6 +68,9 @@ def test_parameters_that_cannot_take_a_fraction_are_refused(given):
     with pytest.raises(ValueError, match=r"expected floating point or complex numbers, got torch\.int64"):
         one.add_param_group({"params": [torch.zeros(3, dtype=torch.int64)]})
     assert len(one.param_groups) == 1
+    good = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    one.add_param_group({"params": iter(good)})
+    assert one.param_groups[1]["params"] == good
 
 
 def test_a_parameter_twice_in_a_group_is_warned_of():

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.errors import L2OError
 from interchange.language.view import View
 from torch_impl.optimizers.resuming import FLAGS, Resumable, number, plain
 from torch_impl.optimizers.ways import Way, shard, state_view_of, states_of, view_of, whole
@@ -36,17 +35,13 @@ class CoordinateOptimizer(Resumable, abc.ABC):
             param_group |= {
                 key: plain(param_group[key]) for key in ("lr", "weight_decay") if key in param_group
             }
-            _check_settings(self.defaults | param_group)
+            group = self.defaults | param_group
+            _check_settings(group)
+            for p in _listed(param_group):  # before the group is there
+                if not (p.is_floating_point() or p.is_complex()):
+                    raise ValueError(f"params: expected floating point or complex numbers, got {p.dtype}")
+                self._way(p, group)
         super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            if not (p.is_floating_point() or p.is_complex()):
-                del self.param_groups[-1]
-                raise ValueError(f"params: expected floating point or complex numbers, got {p.dtype}")
-        try:
-            [self._way(p, group) for group in self.param_groups[-1:] for p in group["params"]]
-        except L2OError:  # an option that does not fit a tensor
-            del self.param_groups[-1]
-            raise
 
     def _way(self, p: Tensor, group: dict[str, Any]) -> Way | None:
         """Of a parameter of a group; None where the optimizer has no choice."""
@@ -211,13 +206,20 @@ class CoordinateOptimizer(Resumable, abc.ABC):
     ) -> Tensor | int:
         """Parameter and state after a step; how many coordinates were left alone."""
         old, before, view = p.clone() if values is not None else p, state, view_of(way)
+        in_shards, seen = view is not None and hasattr(p, "full_tensor") and not way.needs_all, state
         if view is not None:
-            old, g, *before = map(whole, (old, g, *state))
+            g, *seen = map(whole, (g, *state))
+            if not in_shards:
+                old, before = whole(old), seen
         theta, g = work(old), -work(g) if group["maximize"] else work(g)
-        u, new = self._update(theta, g, tuple(before), t, group, way)
+        # Of a parameter that is not read only the shape counts, which is the gradient's.
+        u, new = self._update(g if in_shards else theta, g, tuple(seen), t, group, way)
+        if in_shards:
+            u, *new = (shard(a, old) for a in (u, *new))
         moved, left = _moved(theta, u, group).to(p.dtype), 0
         if group["nonfinite"] != "off":
-            moved, new, left = self._accepted(old, moved, tuple(before), new, state_view_of(way))
+            kept_by = None if in_shards else state_view_of(way)
+            moved, new, left = self._accepted(old, moved, tuple(before), tuple(new), kept_by)
         if values is not None:
             values.update({f"s{i}": array for i, array in enumerate(new)})
         else:
@@ -244,6 +246,19 @@ def real(x: Tensor) -> Tensor:
 def work(x: Tensor) -> Tensor:
     """In the dtype updates are computed in: its own, float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _listed(group: dict[str, Any]) -> list[Tensor]:
+    """The tensors of a new group, named or not; ``params`` that are an iterator become a list.
+
+    What else torch refuses is left to it.
+    """
+    params = group.get("params", ())
+    if not isinstance(params, (Tensor, set)):
+        params = group["params"] = list(params)
+    rows = [params] if isinstance(params, Tensor) else params
+    rows = [row[1] if isinstance(row, tuple) and len(row) == 2 else row for row in rows]
+    return [row for row in rows if isinstance(row, Tensor)]
 
 
 def _check_settings(group: dict[str, Any]) -> None:

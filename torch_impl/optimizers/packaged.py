@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from interchange.language.view import chosen, outputs_first
+from interchange.language.view import View, chosen, outputs_first
 from torch_impl.optimizers.base import loss_of
 
 
 class NorMuon(torch.optim.Optimizer):
     """The package's NorMuon on the matrices of a network and its AdamW on the rest.
 
-    It works on views [rows, columns], as the package's own view of a tensor is that of torch's layers.
+    It works on copies [rows, columns], as the package's own view of a tensor is that of torch's layers; of
+    several matrices in one tensor (packed queries, keys, values; groups of a convolution) each has its own.
 
     Args:
         matrix: which tensors are matrices, as the option of a group of ``SymbolicOptimizer``.
@@ -31,42 +32,65 @@ class NorMuon(torch.optim.Optimizer):
         from pytorch_optimizer import NorMuon
 
         super().__init__(params, {"lr": lr, "matrix": matrix})
-        found = {p: _order(p, group["matrix"]) for group in self.param_groups for p in group["params"]}
-        self._views = {
-            p: p.detach().permute(place[0]).view(place[1], -1) if place else p.detach()
-            for p, place in found.items()
+        self._seen = {
+            p: chosen(tuple(p.shape), group["matrix"], outputs_first(tuple(p.shape)))
+            for group in self.param_groups
+            for p in group["params"]
         }
-        self._orders = {p: place[0] if place else range(p.dim()) for p, place in found.items()}
+        self._copies = {p: _matrices(p.detach().clone(), view) for p, view in self._seen.items()}
         muon = {"lr": lr, "momentum": momentum, "beta2": beta2, "update_scale": "match_rms"}
         halves = {True: muon, False: {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8}}
         groups = []
         for use_muon, options in halves.items():
-            views = [self._views[p] for p, place in found.items() if bool(place) == use_muon]
-            if views:
-                groups.append(options | {"params": views, "use_muon": use_muon, "weight_decay": weight_decay})
+            own = [m for p, view in self._seen.items() if view.matrix == use_muon for m in self._copies[p]]
+            if own:
+                groups.append(options | {"params": own, "use_muon": use_muon, "weight_decay": weight_decay})
         self._theirs = NorMuon(groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One update of every parameter that has a gradient; returns the closure's loss."""
         loss = loss_of(closure)
-        for p, view in self._views.items():
-            view.grad = None if p.grad is None else p.grad.permute(*self._orders[p]).reshape(view.shape)
+        given = {p: view for p, view in self._seen.items() if p.grad is not None}
+        for p, copies in self._copies.items():
+            slopes = _matrices(p.grad, self._seen[p]) if p in given else [None] * len(copies)
+            for copy, now, g in zip(copies, _matrices(p.detach(), self._seen[p]), slopes, strict=True):
+                copy.copy_(now)
+                copy.grad = g
         for group in self._theirs.param_groups:
             group["lr"] = self.param_groups[0]["lr"]
         self._theirs.step()
-        self.state.update(
-            {p: self._theirs.state[view] for p, view in self._views.items() if p.grad is not None}
-        )
+        for p, view in given.items():
+            p.copy_(_tensor(self._copies[p], view))
+            self.state[p] = {
+                f"{key}_{k}": value
+                for k, copy in enumerate(self._copies[p])
+                for key, value in self._theirs.state[copy].items()
+            }
         return loss
 
 
-def _order(p: torch.Tensor, option: Any) -> tuple[tuple[int, ...], int] | None:
-    """Axes of a tensor with those of its rows first, and the number of rows; None where it is no matrix."""
-    view = chosen(tuple(p.shape), option, outputs_first(tuple(p.shape)))
-    if not view.matrix or view.parts:
-        return None
-    return tuple(axis + p.dim() for axis in view.axes[0] + view.axes[1]), view.sizes["rows"]
+def _matrices(x: torch.Tensor, view: View) -> list[torch.Tensor]:
+    """The matrices [rows, columns] of a tensor, or the tensor itself where it is none."""
+    if not view.matrix:
+        return [x]
+    moved = x.reshape(view.split).permute(_order(view)).reshape(-1, view.sizes["rows"], view.sizes["cols"])
+    return list(moved.contiguous())
+
+
+def _tensor(matrices: list[torch.Tensor], view: View) -> torch.Tensor:
+    """The inverse of ``_matrices``."""
+    if not view.matrix:
+        return matrices[0]
+    order = _order(view)
+    moved = torch.stack(matrices).reshape([view.split[axis] for axis in order])
+    return moved.permute([order.index(axis) for axis in range(len(order))]).reshape(view.shape)
+
+
+def _order(view: View) -> list[int]:
+    """The axes of what a tensor is cut into: parts, rows, columns."""
+    rows, columns, parts = view.axes
+    return [axis + len(view.split) for axis in parts + rows + columns]
 
 
 def _soap(params: Iterable[Any], lr: float, **o: float) -> torch.optim.Optimizer:

@@ -1,6 +1,7 @@
 """How tensors are stepped: coordinate by coordinate, or whole, as a rule's matrix view sees them."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,17 @@ class Way:
 
     lowered: Lowered | None
     view: View | None = None
+
+    @functools.cached_property
+    def needs_all(self) -> bool:
+        """Of a parameter in shards that is seen whole: whether its own numbers have to be gathered, too.
+
+        They are read, or state of rows goes on where any coordinate of a row does.
+        """
+        if self.lowered is None:
+            return True
+        program = self.lowered.program
+        return "theta" in program.inputs or any(kind != FULL for kind in program.slot_kinds)
 
 
 class Ways:

@@ -62,7 +62,7 @@ _STEP = """size_t RULE(step_real)(size_t size, real *theta, const real *g, real 
     const ptrdiff_t n = (ptrdiff_t)size;
     const int first = t == 1.0;
     size_t left = 0;
-{slots}{once}    (void)first, (void)constant, (void)state;
+{slots}{once}    (void)first, (void)constant, (void)state{unread};
 {loop}    if (left < size || !size) *steps = t;
     return left;
 }}
@@ -110,7 +110,8 @@ def _coordinates(rule: Equation) -> dict[str, object]:
     loop = loops(lines, (step.outputs[0], *step.writes), final, "    ").replace("long ", "ptrdiff_t ")
     once = declared(step.once, loop, "    ")
     slots = _slots(len(step.writes))
-    text = _STEP.format(scale=repr(rule.scale), slots=slots, once=once, loop=loop)
+    unread = "" if "g" in program.inputs else ", (void)g"
+    text = _STEP.format(scale=repr(rule.scale), slots=slots, once=once, loop=loop, unread=unread)
     return {"usage": _USAGE, "slots": len(step.writes), "sizes": "", **_both(text, once)}
 
 

@@ -1,4 +1,7 @@
-"""Optimizers as torch.optim 2.13 has them, to rounding in float64 (MATH.md section 6), and Lion."""
+"""Optimizers as torch.optim 2.13 has them, to rounding in float64 (MATH.md section 6), and Lion.
+
+Papers: the rows of interchange.rule.gallery.
+"""
 
 from interchange.language.equation import Equation
 from interchange.rule.published.text import ADAM
@@ -30,7 +33,7 @@ def adagrad(eps: float = 1e-10) -> Equation:
 
 
 def adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Equation:
-    """The average gradient over the root of the average square, both freed of their bias."""
+    """m_hat / (sqrt(v_hat) + eps), averages freed of their bias (Kingma and Ba 2015, algorithm 1)."""
     return Equation.from_text(f"-{ADAM}", {"beta1": beta1, "beta2": beta2, "eps": eps})
 
 
@@ -43,7 +46,7 @@ def amsgrad(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Equa
 
 
 def lion(beta1: float = 0.9, beta2: float = 0.99) -> Equation:
-    """The sign of a mean of the gradient and its average."""
+    """sign(beta1 m + (1 - beta1) g), then m <- beta2 m + (1 - beta2) g (Chen et al. 2023, algorithm 2)."""
     return Equation.from_text(
         "-sign(keep * lag(ema(g, beta2), 1) + new * g)",
         {"keep": beta1, "new": 1.0 - beta1, "beta2": beta2},

@@ -5,7 +5,10 @@ from interchange.rule.published.text import ADAM, over, rms
 
 
 def lamb(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.0) -> Equation:
-    """norm(theta) / norm(r) r of Adam's direction r, weight decay included."""
+    """norm(theta) / norm(r) r, r = m_hat / (sqrt(v_hat) + eps) + decay theta.
+
+    You et al. 2020, algorithm 2.
+    """
     direction = f"({ADAM} + weight_decay * theta)"
     return Equation.from_text(
         f"-{_trust('', rms(direction))} * {direction}",
@@ -14,7 +17,10 @@ def lamb(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-6, weight_dec
 
 
 def lars(momentum: float = 0.9, trust: float = 0.001, weight_decay: float = 0.0) -> Equation:
-    """Momentum (without dampening) of trust norm(theta) / (norm(g) + decay norm(theta)) (g + decay theta)."""
+    """Momentum v <- m v + trust norm(theta) / (norm(g) + decay norm(theta)) (g + decay theta).
+
+    You et al. 2017, algorithm 1.
+    """
     size = f"({rms('g')} + weight_decay * {rms('theta')})"
     return Equation.from_text(
         f"-gain * ema({_trust('trust * ', size)} * (g + weight_decay * theta), momentum)",
@@ -35,7 +41,10 @@ def adafactor(
     clip: float = 1.0,
     rho: float = 0.01,
 ) -> Equation:
-    """Algorithm 4. One root after the other, as the product of two of ``eps1`` vanishes in float32."""
+    """alpha U / max(1, RMS(U) / clip), U = g / sqrt(R C / sum(R)).
+
+    Shazeer and Stern 2018, algorithms 4 and 5. One root after the other, as the product of two of ``eps1`` vanishes in float32.
+    """
     average = f"ema({{}}(square(g) + eps1), 1 - powabs(t, -{float(decay)!r}))"
     rows, columns = average.format("row_mean"), average.format("col_mean")
     factored = f"g / sqrt({rows}) / sqrt({columns}) * sqrt(mean({rows}))"
@@ -48,7 +57,10 @@ def adafactor(
 
 
 def sm3() -> Equation:
-    """SM3-I with rows and columns as the cover; of a vector every coordinate, which is Adagrad."""
+    """g / sqrt(nu), nu the smaller mu of row and column, mu <- mu + max g^2 (Anil et al. 2019, SM3-I).
+
+    Of a vector every coordinate is its own cover, which is Adagrad.
+    """
     smaller = "min(cumsum(row_max(square(g))), cumsum(col_max(square(g))))"
     matrix, vector = (f"-g / {over(f'sqrt({size})')}" for size in (smaller, "cumsum(square(g))"))
     return Equation.from_text(f"by_matrix({matrix}, {vector})")

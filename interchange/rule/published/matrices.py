@@ -12,7 +12,10 @@ from interchange.rule.published.text import rms as root_mean_square
 def muon(
     momentum: float = 0.95, rms: float = 0.2, beta1: float = 0.9, beta2: float = 0.95, eps: float = 1e-8
 ) -> Equation:
-    """B <- mu B + g, then polar(g + mu B); ema(g, mu) is (1 - mu) B, and polar loses the factor."""
+    """B <- mu B + g, then polar(g + mu B) (Jordan et al. 2024), times rms sqrt(max(rows, cols)).
+
+    ema(g, mu) is (1 - mu) B. The factor makes the root mean square ``rms`` (Liu et al. 2025, equation 4).
+    """
     matrix = "rms * sqrt(max(rows, cols)) * polar(g + gain * ema(g, momentum))"
     gain = momentum / (1.0 - momentum)
     return _with_adamw(matrix, {"rms": rms, "gain": gain, "momentum": momentum}, beta1, beta2, eps)
@@ -27,7 +30,7 @@ def normuon(
     beta2: float = 0.95,
     eps: float = 1e-8,
 ) -> Equation:
-    """Rows of the polar factor over the root of their average squares."""
+    """O = polar(m), each row over sqrt(ema(mean O^2)) + eps (Li et al. 2025, algorithm 1)."""
     polar = "polar(ema(g, momentum))"
     direction = f"{polar} / (sqrt(ema(row_mean(square({polar})), decay)) + floor)"
     constants = {"rms": rms, "momentum": momentum, "decay": decay, "floor": floor}
@@ -43,7 +46,7 @@ def adamuon(
     beta2: float = 0.95,
     eps: float = 1e-8,
 ) -> Equation:
-    """The polar factor of the momentum's signs, over the root of average squares of each coordinate."""
+    """O = polar(sign(m)) over sqrt(ema(O^2)) + eps, by coordinate (Si et al. 2025, algorithm 1)."""
     polar = "polar(sign(ema(g, momentum)))"
     direction = f"{polar} / (sqrt(ema(square({polar}), decay)) + floor)"
     constants = {"rms": rms, "momentum": momentum, "decay": decay, "floor": floor}

@@ -7,7 +7,7 @@ from interchange.rule.published.text import ADAM, adam, rms
 
 
 def grams(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Equation:
-    """Adam's size in the gradient's direction."""
+    """sign(g) |m_hat / (sqrt(v_hat) + eps)|: the gradient's direction (Cao et al. 2024, algorithm 1)."""
     return Equation.from_text(f"-sign(g) * abs({ADAM})", {"beta1": beta1, "beta2": beta2, "eps": eps})
 
 
@@ -19,7 +19,10 @@ def mars(
     vector_beta1: float = 0.9,
     vector_beta2: float = 0.95,
 ) -> Equation:
-    """Adam over c = g + gamma beta1 / (1 - beta1) (g - the last g), cut to norm 1; AdamW on vectors."""
+    """Adam over c = g + gamma beta1 / (1 - beta1) (g - the last g), cut to norm 1; AdamW on vectors.
+
+    Yuan et al. 2024, algorithm MARS-AdamW in its approximate form.
+    """
     c = "(g + gain * greater(t, 1) * (g - lag(g, 1)))"
     cut = f"{c} / max(1, sqrt(numel) * {rms(c)})"
     matrix, vector = adam(cut, "beta1", "beta2", "eps"), adam("g", "vector_beta1", "vector_beta2", "eps")
@@ -37,10 +40,10 @@ def mars(
 
 
 def adopt(beta1: float = 0.9, beta2: float = 0.9999, eps: float = 1e-6, power: float = 0.25) -> Equation:
-    """The gradient over the root of the average squares before it, clipped to t**power, then averaged.
+    """m <- beta1 m + (1 - beta1) clip(g / max(sqrt(v), eps), t**power), v the average of squares before g.
 
-    The average of squares begins as the first square, and the first step moves nothing: at t = 1 its decay
-    is 0 and the clip is 0.
+    Taniguchi et al. 2024, algorithm 2. v begins as the first square, and the first step moves nothing: at
+    t = 1 the decay of v is 0 and the clip is 0.
     """
     squares = f"ema(square(g), 1 - max({1.0 - beta2!r}, greater(2, t)))"
     most = "powabs(t - 1, power)"
@@ -58,7 +61,10 @@ def ademamix(
     eps: float = 1e-8,
     warmup: float = 0.0,
 ) -> Equation:
-    """Adam with a second, slower average beside the first; over ``warmup`` steps alpha and beta3 grow."""
+    """(m1_hat + alpha m2) / (sqrt(v_hat) + eps), m2 slower; over ``warmup`` steps alpha and beta3 grow.
+
+    Pagliardini et al. 2024, algorithm 1; beta3(t) is its schedule of a half-life that grows linearly.
+    """
     slow, share = "beta3", "alpha"
     constants = {"beta1": beta1, "beta2": beta2, "beta3": beta3, "alpha": alpha, "eps": eps}
     if warmup:

@@ -10,7 +10,7 @@ from interchange.language.parse import MAX_NODES, parse
 
 
 def cautious(rule: Equation) -> Equation:
-    """The rule's update where it goes down the gradient, enlarged by coordinates / (coordinates that go + 1).
+    """phi u d / (sum(phi) + 1), phi = 1 where the update goes down the gradient, d coordinates.
 
     Liang et al. 2024, algorithm 1. By the gradient's sign, as products of small numbers vanish.
     """

@@ -81,6 +81,12 @@ def test_a_rule_as_long_as_a_rule_may_be_compiles():
     assert len(text) > 4095 and text_of(steps.library, "expression", len(text) + 1) == text + b"\0"
 
 
+def test_a_rule_that_reads_no_gradient_compiles_without_a_warning():
+    steps = made(Rule.from_text("-theta * t"), np.ones(3), "-O1")
+    steps.step(np.full(3, np.nan), lr=0.5)
+    assert (steps.theta == 0.5).all()
+
+
 def test_constants_keep_every_digit():
     values = {"c0": 0.1, "c1": -1e-300, "c2": 5e-324, "c3": 1.7976931348623157e308, "c4": -0.0}
     rule = Rule.from_text("-g * (c0 + c1 + c2 + c3 + c4)", values)

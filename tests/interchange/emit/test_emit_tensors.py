@@ -65,6 +65,17 @@ def test_c_keeps_state_of_a_row_where_none_of_it_moved(bad, flags):
         np.testing.assert_allclose(found, wanted.reshape(-1), rtol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [(2,), (-3,), (0, 0), (0, -2), 0, ("a",)])
+def test_rows_that_are_no_axes_are_refused_in_one_line_by_generated_files(rows):
+    module = load(MUON, "numpy")
+    for call in (
+        module.init,
+        lambda theta, rows: module.update(theta, {"t": 0, "slots": ()}, theta, rows=rows),
+    ):
+        with pytest.raises(ValueError, match=r"^rows: expected axes of a tensor of shape \(5, 3\)[^\n]+$"):
+            call(np.zeros((5, 3)), rows=rows)
+
+
 def test_c_takes_a_whole_matrix_of_nan_as_no_step_and_an_empty_one_as_one():
     need("exported c")
     made = CMatrix(MUON, np.ones((3, 5)), True)
