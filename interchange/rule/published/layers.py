@@ -43,7 +43,8 @@ def adafactor(
 ) -> Equation:
     """alpha U / max(1, RMS(U) / clip), U = g / sqrt(R C / sum(R)).
 
-    Shazeer and Stern 2018, algorithms 4 and 5. One root after the other, as the product of two of ``eps1`` vanishes in float32.
+    Shazeer and Stern 2018, algorithms 4 and 5. One root after the other, as the product of two of ``eps1``
+    vanishes in float32.
     """
     average = f"ema({{}}(square(g) + eps1), 1 - powabs(t, -{float(decay)!r}))"
     rows, columns = average.format("row_mean"), average.format("col_mean")
