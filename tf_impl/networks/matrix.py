@@ -48,67 +48,80 @@ def op_col_max(x: Tensor, axes: tuple) -> Tensor:
 
 
 def matrices(x: Tensor, axes: tuple) -> tuple[Tensor, list[int], Tensor]:
-    """x as [..., small, large] with the smaller side of its matrices first, and what ``whole`` needs."""
+    """x as [..., n, m], one side rows and the other columns, and what ``whole`` needs.
+
+    The axis that comes first is the first side's, so that a layer's kernel needs no transposition.
+    """
     rows, columns, parts = axes
     lead = x.shape.rank - len(rows + columns + parts)
+    sides = sorted((rows, columns))
     sizes = []
-    for side in (rows, columns):
+    for side in sides:
         size = 1
         for axis in side:
             size *= x.shape[axis]
         sizes.append(size)
-    sides = (rows, columns) if sizes[0] <= sizes[1] else (columns, rows)
     order = [*range(lead)] + [x.shape.rank + axis for side in (parts, *sides) for axis in side]
-    moved = tf.transpose(x, order)
+    moved = x if order == sorted(order) else tf.transpose(x, order)
     kept = tf.shape(moved)[: lead + len(parts)]
-    return tf.reshape(moved, tf.concat([kept, [min(sizes), max(sizes)]], 0)), order, tf.shape(moved)
+    return tf.reshape(moved, tf.concat([kept, sizes], 0)), order, tf.shape(moved)
 
 
 def whole(m: Tensor, order: list[int], shape: Tensor) -> Tensor:
     """The inverse of ``matrices``."""
     back = sorted(range(len(order)), key=order.__getitem__)
-    return tf.transpose(tf.reshape(m, shape), back)
+    m = tf.reshape(m, shape)
+    return m if back == order == sorted(order) else tf.transpose(m, back)
 
 
 def scaled(m: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest size in each matrix, and the matrix over it; nothing is 0/0 where that is 0."""
-    size = _largest(tf.abs(tf.stop_gradient(m)), (-2, -1), keepdims=True)
-    zero = tf.equal(size, 0)
-    return size, tf.where(zero, tf.ones_like(m), m / tf.where(zero, tf.ones_like(size), size))
+    """The largest size in each matrix, and the matrix over it; nothing is 0/0 where that is 0.
+
+    The maximum may pass over a NaN, which the matrix keeps.
+    """
+    size = tf.reduce_max(tf.abs(tf.stop_gradient(m)), (-2, -1), keepdims=True)
+    return size, m / tf.where(tf.equal(size, 0), tf.ones_like(size), size)
 
 
 def norm(m: Tensor) -> Tensor:
-    return tf.sqrt(tf.reduce_sum(m * m, (-2, -1), keepdims=True))
+    """Of zeros 0, with derivatives that are 0."""
+    square = tf.reduce_sum(m * m, (-2, -1), keepdims=True)
+    zero = tf.equal(square, 0)
+    return tf.where(zero, tf.zeros_like(square), tf.sqrt(tf.where(zero, tf.ones_like(square), square)))
 
 
 def newton_schulz(m: Tensor) -> Tensor:
-    """Five steps towards the polar factor from m / norm(m) (Jordan et al. 2024); the smaller side is first.
+    """Five steps towards the polar factor from m / norm(m) (Jordan et al. 2024), on the smaller side.
 
-    Of one row the result is m / norm(m) itself, which the iteration would only blur.
+    Of one row the result is m / norm(m) itself, which the iteration would only blur. Of zeros it is zeros,
+    with derivatives that are 0.
     """
-    m = m / norm(m)
-    if m.shape[-2] == 1:
+    length = norm(m)
+    m = m / tf.where(tf.equal(length, 0), tf.constant(float("inf"), m.dtype), length)
+    if 1 in m.shape[-2:]:
         return m
+    tall = m.shape[-2] > m.shape[-1]
     for _ in range(5):
-        a = tf.matmul(m, m, transpose_b=True)
-        m = 3.4445 * m + tf.matmul(-4.7750 * a + 2.0315 * tf.matmul(a, a), m)
+        a = tf.matmul(m, m, transpose_a=tall, transpose_b=not tall)
+        b = -4.7750 * a + 2.0315 * tf.matmul(a, a)
+        m = 3.4445 * m + (tf.matmul(m, b) if tall else tf.matmul(b, m))
     return m
 
 
 def op_polar(x: Tensor, axes: tuple) -> Tensor:
     m, order, shape = matrices(x, axes)
-    size, m = scaled(m)
-    out = newton_schulz(m)
-    return whole(tf.where(tf.equal(size, 0), tf.zeros_like(out), out), order, shape)
+    return whole(newton_schulz(scaled(m)[1]), order, shape)
 
 
 def op_orth(x: Tensor, axes: tuple) -> Tensor:
     m, order, shape = matrices(x, axes)
-    if m.shape[-2] == 1:
+    if 1 in m.shape[-2:]:
         return x
     size, m = scaled(m)
     polar = newton_schulz(m)
-    return whole(size * (polar * (norm(m) / norm(polar))), order, shape)
+    length = norm(polar)
+    ratio = norm(m) / tf.where(tf.equal(length, 0), tf.ones_like(length), length)
+    return whole(polar * (size * ratio), order, shape)
 
 
 TENSOR: dict[str, Callable[..., Tensor]] = {
