@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import L2OError
 from common.run.cli import run as run_command
+from common.run.places import vacant
 from common.run.storage import atomic_write
 from interchange.emit import TARGETS
 from interchange.rule.gallery import NAMED
@@ -79,10 +80,7 @@ def _teacher(source: str) -> "Teacher":
 def _body(config: ExportConfig) -> int:
     content = export(load(config.source), config.to, config.vector)
     if config.out:
-        if os.path.exists(config.out) and not config.overwrite:
-            raise L2OError(
-                f"--out {config.out} is there already; replace it with --overwrite or choose another"
-            )
+        vacant(config.out, config.overwrite)
         atomic_write(config.out, content)
         if not config.quiet:
             print(f"{config.to}: {config.out}")

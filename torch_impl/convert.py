@@ -11,6 +11,7 @@ import numpy as np
 from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import check, option
+from common.run.places import vacant
 from common.tables.teachers import TEACHERS, TeacherRow, variant
 
 # RP numbers its cells recurs.0, recurs.1; DM has recurs and recurs2.
@@ -48,10 +49,9 @@ def convert(config: ConvertConfig) -> Path:
     source = Path(config.file)
     out = Path(config.out or source.with_name(FILE_NAME))
     out = out if out.suffix == ".h5" else out / FILE_NAME
-    if out.exists() and not config.overwrite:
-        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
     weights = canonical(_read(source), config.file)
     row = fitted(variant(TEACHERS[config.teacher], config.inputs), weights, config.file)
+    vacant(out, config.overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(out, row, weights, f"{CREATED_BY}, from {source.name}")
     return out

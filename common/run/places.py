@@ -1,4 +1,4 @@
-"""A folder where a file is meant: the file inside that it stands for."""
+"""Where files are: the one that a folder stands for, and whether one may be written."""
 
 import os
 from pathlib import Path
@@ -24,3 +24,12 @@ def inside(path: str | os.PathLike[str], what: str, *names: str) -> Path:
         held = ", ".join(sorted(entry.name for entry in place.iterdir())[:8]) or "nothing"
         raise L2OError(f"{path}: expected {what}, got a folder that holds {held}; name the file itself")
     return found
+
+
+def vacant(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuse to replace what is at ``--out`` already, but with ``overwrite``.
+
+    Asked once the input is read: whoever named a wrong file must not be told about the output first.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise L2OError(f"--out {path} is there already; replace it with --overwrite or choose another")

@@ -18,6 +18,7 @@ from common.errors import L2OError
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, from_dict, option
+from common.run.places import vacant
 from common.tables.baselines import BASELINES, Spec
 from common.tables.problems import coordinate_table
 from interchange.meta.config import TrainConfig
@@ -61,8 +62,7 @@ def record(config: RecordConfig, backend: "Backend") -> Path:
     spec, config, out = _resolve(config)
     backend.device_of(config.device)
     source = backend.load_source(spec)
-    if out.exists() and not config.overwrite:
-        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
+    vacant(out, config.overwrite)
     parts = out.with_name(out.name + ".parts")
     runs: dict[str, Run] = {}
     with Progress(f"record {spec.kind}", config.runs, quiet=config.quiet) as progress:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import L2OError
 from common.run.cli import run as run_command
+from common.run.places import vacant
 from common.run.shell import Interrupted
 from interchange.meta.config import TuneConfig
 from interchange.meta.sharing import check_share
@@ -144,9 +145,6 @@ def _begin(config: TuneConfig) -> "tuple[Rule, str]":
     from interchange.rule.rule import Rule
 
     rule = Rule.load(config.rule)
-    out = output_file(config)
-    if out.exists() and not config.overwrite:
-        raise L2OError(f"--out {out} is there already; replace it with --overwrite or choose another name")
     digest = rule.sha256
     rule = rule.with_constants(dict(_constant(text) for text in config.constants))
     if config.schedule:
@@ -157,6 +155,7 @@ def _begin(config: TuneConfig) -> "tuple[Rule, str]":
         raise L2OError(f"{config.rule}: expected a rule with constants to tune, got none")
     if config.kinds and "," in config.problem and config.estimator != "es":
         raise L2OError(f"--kinds on several problems needs --estimator es, got {config.estimator}")
+    vacant(output_file(config), config.overwrite)
     return rule, digest
 
 

@@ -8,19 +8,18 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import check, option
+from common.run.places import inside, vacant
 from common.run.storage import ReadError, RunLock, open_regular
 from interchange.convert.tables import export_npy, import_npy
 from interchange.dialects.table import DIALECTS
 from interchange.rule.front import write_front
 
-if TYPE_CHECKING:
-    pass
-
+# What a folder stands for, the first that is there: recordings, or the equations of a run of PySR.
+_INSIDE = ("trajectories.h5", "hall_of_fame.csv")
 _NPY, _HDF5 = b"\x93NUMPY", b"\x89HDF"
 # Kind of source -> the options it takes beside --out, --overwrite and --quiet.
 _OPTIONS = {
@@ -61,26 +60,27 @@ def convert(config: ConvertConfig) -> str:
     Raises:
         L2OError: a broken source, an option it does not take, or something at ``--out`` already.
     """
+    file = inside(config.source, "trajectories or a hall of fame", *_INSIDE)
+    config = dataclasses.replace(config, source=str(file))
     kind = _kind(config.source)
     for field in dataclasses.fields(config):
         known = {"source", "out", "quiet", "overwrite", *_OPTIONS[kind]}
         if field.name not in known and getattr(config, field.name) != field.default:
             taken = ", ".join("--" + name.replace("_", "-") for name in _OPTIONS[kind])
             raise L2OError(f"--{field.name} says nothing about {config.source}, {kind}; it takes {taken}")
-    out = Path(config.out)
-    target = out / "front.csv" if kind == "equations" else out
-    if target.exists() and not config.overwrite:
-        raise L2OError(f"--out: {target} is there already; replace it with --overwrite or choose another")
-    features = _features(config.feature)
+    out, features = Path(config.out), _features(config.feature)
     if kind == "equations":
         return _convert_equations(config, features, out)
     from interchange.files.trajectories import load_trajectories, save_trajectories
 
     if kind == ".h5":
-        rows, columns = export_npy(load_trajectories(config.source), out, lags=config.lags)
+        trajectories = load_trajectories(config.source)
+        vacant(out, config.overwrite)
+        rows, columns = export_npy(trajectories, out, lags=config.lags)
         return f"{out}: {rows} rows of {columns} columns, the last the target"
     chosen = {key: getattr(config, key) for key in ("names", "scale", "columns", "target", "drop_nan")}
     found = import_npy(config.source, features=features, **chosen)
+    vacant(out, config.overwrite)
     save_trajectories(out, found)
     return f"{out}: {found.samples!r}"
 
@@ -109,6 +109,7 @@ def _convert_equations(config: ConvertConfig, features: dict[str, str], out: Pat
 
     chosen = {key: getattr(config, key) for key in ("dialect", "scale", "strict")}
     rules = import_hall_of_fame(config.source, features=features, operators=config.operator, **chosen)
+    vacant(out / "front.csv", config.overwrite)
     rules.sort(key=lambda rule: rule.complexity)
     known = [rule for rule in rules if "loss" in rule.provenance]
     with RunLock(out):

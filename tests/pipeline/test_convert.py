@@ -67,10 +67,16 @@ def test_a_hall_of_fame_becomes_a_front_and_its_best(hall, tmp_path, made):
     assert best.provenance["line"] == 3 and best.provenance["file"] == "hall.csv"
 
 
+def test_a_folder_stands_for_the_hall_of_fame_in_it(hall, tmp_path, made):
+    hall.rename(tmp_path / "hall_of_fame.csv")
+    assert "3 rules" in made(f"{tmp_path} --out {tmp_path / 'rules'}")
+
+
 def test_a_front_is_replaced_only_on_demand_and_whole(hall, tmp_path, made, refused):
     out = tmp_path / "rules"
     made(f"{hall} --out {out}")
     before = {path: path.read_bytes() for path in out.iterdir()}
+    assert "unknown" in refused(f"{CONVERT} {hall} --dialect pysr-2 --strict --out {out}")  # the input first
     message = refused(f"{CONVERT} {hall} --out {out}")
     assert "front.csv is there already; replace it with --overwrite" in message
     assert {path: path.read_bytes() for path in out.iterdir()} == before
@@ -193,7 +199,7 @@ BAD = {
     "": "SOURCE is missing",
     "table.npy": "--out is missing",
     "none --out x": "cannot read",
-    ". --out x": "expected a regular file",
+    ". --out x": "expected trajectories or a hall of fame, got a folder that holds hall.csv, table.npy",
     "table.npy --names a --out x": "expected 3 distinct names",
     "table.npy --names a b a --out x": "3 distinct names",
     "table.npy --names a b t --out x": "'t' is reserved",
@@ -208,6 +214,7 @@ BAD = {
     "hall.csv --dialect pysr --out x": "unknown dialect 'pysr'",
     "hall.csv --dialect pysr-2 --strict --out x": "hall.csv:3: unknown",
     "table.npy --out hall.csv": "is there already; replace it with --overwrite",
+    "table.npy --names a --out hall.csv": "expected 3 distinct names",  # the input is looked at first
 }
 
 

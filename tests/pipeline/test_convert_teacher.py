@@ -91,6 +91,7 @@ WRONG = {
         "expected a network of 2 inputs .m_tilde.g_tilde., got one of 5",
     ),
     "shape": (saved(state("rp_s") | {"output.weight": torch.zeros(1, 3)}), "", "expected shape"),
+    "inputs, and there": (saved(state("rp_extra")), "--out {here}/full", "expected a network of 2 inputs"),
     "there": (saved(state("rp_s")), "--out {here}/full", "is there already"),
     "teacher": (saved(state("rp_s")), "--teacher rpp", "unknown teacher"),
 }
