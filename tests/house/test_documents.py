@@ -4,12 +4,14 @@ import ast
 import configparser
 import fnmatch
 import importlib.util
+import itertools
 import re
 import shlex
 import subprocess
 
 import pytest
 
+from interchange.rule.rule import Rule
 from tests.helpers.commands import ROOT, configuration
 
 TRACKED = subprocess.run(
@@ -35,8 +37,21 @@ INLINE = [
 COMMANDS = [
     (page, *found.groups())
     for page, line in [*LINES, *INLINE]
-    if (found := re.search(r"python -m ((?:interchange|torch_impl|tf_impl)\S*) ?(.*)$", line))
+    if (found := re.search(r"(?:python|torchrun .*) -m ((?:interchange|torch_impl|tf_impl)\S*) ?(.*)$", line))
     and "..." not in line
+]
+SCRIPTS = [
+    (page, *found.groups())
+    for page, line in LINES
+    if (found := re.match(r"python (tests/\S+\.py) ?(.*)$", line))
+]
+FORMULAS = [
+    (page, formula)
+    for page, text in PAGES.items()
+    for formula in [
+        *(body for where, language, body in BLOCKS if where == page and language == "math"),
+        *re.findall(r"\$([^$\n]+)\$", re.sub(r"`[^`]*`", "", FENCE.sub("", text))),
+    ]
 ]
 CITED = re.compile(r"\b(MATH|FORMATS)\.md[,)]?\s+section\s+(\d)(?:, (Numbers))?")
 HOME = {"MATH": "common/MATH.md", "FORMATS": "interchange/FORMATS.md"}
@@ -61,6 +76,51 @@ def test_a_python_example_runs(page, block, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("page", "module", "words"), COMMANDS, ids=number(COMMANDS))
 def test_a_command_is_one_its_program_takes(page, module, words, monkeypatch):
     assert configuration(module, shlex.split(words.partition(" > ")[0], comments=True), monkeypatch)
+
+
+@pytest.mark.parametrize(("page", "script", "words"), SCRIPTS, ids=number(SCRIPTS))
+def test_a_script_of_the_tests_has_the_flags_a_page_gives_it(page, script, words):
+    """As far as its text says: an argument of its parser, or a keyword that becomes one."""
+    source = (ROOT / script).read_text("utf-8")
+    flags = [word[2:] for word in shlex.split(words, comments=True) if word.startswith("--")]
+    known = [rf"\"--{flag}\"|\b{flag.replace('-', '_')}\b *[:=]" for flag in flags]
+    assert [flag for flag, pattern in zip(flags, known, strict=True) if not re.search(pattern, source)] == []
+
+
+def test_extras_to_install_are_there():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    asked = re.findall(r"-e \"\.\[([\w,]+)\]", "".join(PAGES.values()))
+    assert asked and {extra for each in asked for extra in each.split(",")} <= set(
+        config["options.extras_require"]
+    )
+
+
+def test_a_file_shown_as_json_is_a_rule():
+    shown = [body for _, language, body in BLOCKS if language == "json"]
+    assert shown and all(Rule.from_json(body).constants for body in shown)
+
+
+def fault(formula: str) -> str:
+    """What would keep a formula from being drawn; "" for nothing."""
+    bare = re.sub(r"\\[{}]", "", formula)
+    depths = list(itertools.accumulate({"{": 1, "}": -1}.get(letter, 0) for letter in bare))
+    if min(depths) < 0 or depths[-1]:
+        return "braces"
+    for pair in (("begin", "end"), ("left", "right")):
+        if len({len(re.findall(rf"\\{word}(?![a-z])", bare)) for word in pair}) == 2:
+            return " without ".join(pair)
+    # Outside blocks GitHub takes a backslash before punctuation for Markdown's own and drops it.
+    return "" if "\n" in formula or not re.search(r"\\[^A-Za-z\s]", formula) else "backslash"
+
+
+def test_formulas_can_be_drawn():
+    assert len(FORMULAS) > 50
+    assert [(page, formula) for page, formula in FORMULAS if fault(formula)] == []
+    broken = ("x_{t", "x}{", r"\begin{a} x", r"\left( x )", r"s\,x")
+    assert [bool(fault(formula)) for formula in broken] == [True] * 5 and not fault(
+        r"h \leftarrow \{x\}" + "\n"
+    )
 
 
 def test_a_row_to_add_is_python():
