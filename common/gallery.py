@@ -39,7 +39,7 @@ _BASELINES = """
 ## Baselines
 
 `name[:key=value,...]` wherever an optimizer is named; torch.optim's formulas, with Lion and Schedule-Free
-AdamW beside them. Those of `pytorch_optimizer` need `pip install "symbolic-l2o[optimizers]"`.
+AdamW beside them. Those of `pytorch_optimizer` need `python -m pip install -e ".[optimizers]"`.
 `evaluate --knob` tunes the knob beside the learning rate.
 """
 _TEACHERS = """

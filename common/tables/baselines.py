@@ -161,7 +161,7 @@ def missing(name: str) -> str:
     package = BASELINES[name].package
     if not package or importlib.util.find_spec(package):
         return ""
-    return f'needs {package}: pip install "symbolic-l2o[optimizers]"'
+    return f'needs {package}: python -m pip install -e ".[optimizers]" in the checkout'
 
 
 def absent(texts: Sequence[str], backend: str) -> dict[str, str]:

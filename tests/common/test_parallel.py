@@ -19,7 +19,7 @@ JOBS = [(k, np.arange(500.0) + k) for k in range(8)]  # the arrays are large eno
 
 
 def need_dask():
-    return pytest.importorskip("distributed", reason="distributed is not installed: symbolic-l2o[dask]")
+    return pytest.importorskip("distributed", reason="distributed is not installed: .[dask]")
 
 
 def cluster_of(workers: int):

@@ -337,7 +337,7 @@ def test_what_all_does_not_reach_is_named_with_the_remedy(tmp_path, monkeypatch,
     for name in names:
         missing = dataclasses.replace(BASELINES[name], package="no_such_package")
         monkeypatch.setitem(BASELINES._rows, name, missing)
-    reason = 'needs no_such_package: pip install "symbolic-l2o[optimizers]"'
+    reason = 'needs no_such_package: python -m pip install -e ".[optimizers]" in the checkout'
     line = f"torch_impl.evaluate --problem quadratic --steps 3 --seeds 1 --trials 0 --out {tmp_path / 'e'}"
     assert call(f"{line} --optimizers all") == 0
     said = capsys.readouterr().out
@@ -349,7 +349,7 @@ def test_what_all_does_not_reach_is_named_with_the_remedy(tmp_path, monkeypatch,
     assert "Not compared" in page and all(f'<th scope="row">{name}</th>' in page for name in names)
     assert "no_such_package" not in (tmp_path / "e" / "summary.csv").read_text()
     with pytest.raises(
-        L2OError, match=r"^soap: expected .*, got soap, which needs no_such_package: pip inst"
+        L2OError, match=r"^soap: expected .*, got soap, which needs no_such_package: python -m pip inst"
     ):
         evaluate(config_of(tmp_path / "f", optimizers=("soap",)))
     assert not absent(["adam"], "torch") and not absent(["all"], "tf")

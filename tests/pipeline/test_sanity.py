@@ -137,7 +137,7 @@ def test_an_exact_rule_stays_on_a_front_whose_targets_are_ruled_by_a_few_values(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(KNOWN))
 def test_every_known_rule_is_found_in_time(name):
-    pytest.importorskip("pyoperon", reason="pyoperon is not installed: symbolic-l2o[operon]")
+    pytest.importorskip("pyoperon", reason="pyoperon is not installed: .[operon]")
     found = find(KNOWN[name], SanityConfig(threads=1), seed=0)
     assert found.true, found.expression
     assert found.r2 >= KNOWN[name].bar
@@ -244,7 +244,7 @@ def test_rows_do_not_depend_on_which_job_ends_first(monkeypatch):
 @pytest.mark.parametrize("cluster", ["", "dask"])
 def test_jobs_at_once_give_the_same_rows_but_for_times(cluster):
     if cluster:
-        pytest.importorskip("distributed", reason="distributed is not installed: symbolic-l2o[dask]")
+        pytest.importorskip("distributed", reason="distributed is not installed: .[dask]")
     names = ("sgd", "nesterov")
     alone = dataclasses.replace(LINEAR, rules=names, seeds=2, quiet=True)
     several = dataclasses.replace(alone, jobs=2, cluster=cluster)

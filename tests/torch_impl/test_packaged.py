@@ -20,7 +20,7 @@ from torch_impl.sources import load  # noqa: E402
 NAMES = tuple(packaged_names("torch"))
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("pytorch_optimizer") is None,
-    reason='pytorch_optimizer is not installed: pip install "symbolic-l2o[optimizers]"',
+    reason="pytorch_optimizer is not installed: .[optimizers]",
 )
 
 
