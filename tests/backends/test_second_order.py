@@ -82,8 +82,8 @@ def of_the_whole_graph():
         for steps in (1, 5, 20):
             for before in (0, 7):
                 yield pytest.param("torch", name, steps, before, marks=slow(before and steps != 5))
-            few = name == "rp_s" or name in RULES
-            yield pytest.param("tf", name, steps, 3, marks=slow(name == "tanh" or (not few and steps != 5)))
+            seldom = steps != 5 or name in ("dm", "rp_si", "tanh")
+            yield pytest.param("tf", name, steps, 3, marks=slow(seldom))
 
 
 @pytest.mark.parametrize(("impl", "name", "steps", "before"), of_the_whole_graph(), indirect=["impl"])

@@ -137,7 +137,7 @@ def test_a_subset_of_the_coordinates_is_unbiased(impl):
     task, network = task_of(impl), network_of(impl)
     learner, at = learner_of(impl, network), begun(impl, task, network, 3)
     whole = learner.first_order(task, at, 3, None)[2]
-    sizes, draws = [int(np.prod(shape)) for shape in task.shapes], 500
+    sizes, draws = [int(np.prod(shape)) for shape in task.shapes], 250
     found = []
     for draw in range(draws):
         subset = choose_subset(sizes, 0.05, rng(3, "structures", draw))

@@ -20,7 +20,7 @@ def pair(name: str, batch_size: int = 6):
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [(name, 1) for name in DEEP]
+    [pytest.param(name, 1, marks=[pytest.mark.slow] * (name == "vgg16")) for name in DEEP]
     + [pytest.param(name, 2, marks=[pytest.mark.slow] * (name in DEEP)) for name in PROBLEMS],
 )
 def test_losses_and_gradients_agree(name, steps):

@@ -80,7 +80,7 @@ def gradients() -> np.ndarray:
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("steps", [250, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [100, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TEACHERS)
 @pytest.mark.usefixtures("code")
 def test_float32_outputs_agree_in_open_loop_over_recorded_steps(name, steps, gradients):

@@ -40,7 +40,10 @@ def first_unroll(name: str, teacher: str) -> tuple[list[float], dict[str, np.nda
     return contestant.first
 
 
-@pytest.mark.parametrize("teacher", ["dm", "rnnprop", "rp_s", "rp_si"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("dm", "rp_si")]
+
+
+@pytest.mark.parametrize("teacher", ["rnnprop", "rp_s", *OTHERS])
 def test_references_agree_with_torch(teacher, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     losses, gradient = first_unroll("torch", teacher)

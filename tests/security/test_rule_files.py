@@ -171,7 +171,7 @@ def hostile_names(count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_thousand_hostile_names_leave_the_syntax_tree_of_the_template(rule, target):
+def test_hundreds_of_hostile_names_leave_the_syntax_tree_of_the_template(rule, target):
     def emitted(name: str) -> str | bytes:
         given = dataclasses.replace(rule, name=name, provenance={"by": name, "n": [name]})
         content = TARGETS[target].emit(given)
@@ -180,7 +180,7 @@ def test_a_thousand_hostile_names_leave_the_syntax_tree_of_the_template(rule, ta
         return onnx_without_metadata(content) if target == "onnx" else content
 
     honest = emitted("honest")
-    for name in (*PIECES, *hostile_names(1000)):
+    for name in (*PIECES, *hostile_names(300)):
         content = emitted(name)
         if TARGETS[target].suffix != ".py":
             assert content == honest

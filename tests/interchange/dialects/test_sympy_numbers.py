@@ -14,7 +14,7 @@ from interchange.language.operators import OPERATORS, POINTWISE
 from interchange.rule.rule import Rule
 
 sympy = pytest.importorskip("sympy")
-RULES = 500
+RULES = 250
 NASTY = (0.0, 1.0, -1.0, 1e6, -1e6, 1e-12, -8.0, 2.0, -0.5, 0.3)
 
 
