@@ -34,6 +34,7 @@ def test_derivatives_by_constants_are_the_oracles_tangents(text, kind):
     check(text, kind, "eager", VIEWS)
 
 
+@pytest.mark.slow_with(mode=("graph",))
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("text", TEXTS)
 def test_so_they_are_in_graphs(text, mode):
