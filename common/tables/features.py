@@ -37,6 +37,8 @@ FEATURES: Registry[str] = Registry(
     },
 )
 
+# Those that depend on other coordinates of their tensor.
+SEE_TENSORS = ("g_row", "g_col")
 # Settings of the rows of ``common.tables.teachers`` that give no others.
 DEFAULTS = {"beta1": 0.95, "beta2": 0.95, "eps": 1e-8, "p": 10.0}
 ALIASES = {"mt": "m_tilde", "gt": "g_tilde"}

@@ -59,6 +59,16 @@ class TeacherRow:
             for name in self.inputs
         }
 
+    @property
+    def features_see_tensors(self) -> bool:
+        """Whether an input of the network depends on other coordinates of the tensor."""
+        return any(name in features.SEE_TENSORS for name in self.inputs)
+
+    @property
+    def sees_tensors(self) -> bool:
+        """Whether coordinates of a tensor are not independent: by the structure or by a feature."""
+        return bool(self.structure) or self.features_see_tensors
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Weight name -> shape, in canonical order; LSTM gates i, f, g, o (FORMATS.md section 2)."""
         shapes: dict[str, tuple[int, ...]] = {}

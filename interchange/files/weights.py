@@ -5,7 +5,6 @@ each backend converts to its own order and layout. A few trained teachers come w
 """
 
 import dataclasses
-import functools
 import os
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from common.tables.teachers import TeacherRow
 from interchange.files.hdf5 import read_hdf5, write_hdf5
 from interchange.files.reader import Tree
 from interchange.files.schema import TEACHER, validate
-from interchange.language import expression as ex
-from interchange.language.parse import parse
 
 GATE_ORDER = "ifgo"
 FILE_NAME = "teacher.h5"
@@ -36,12 +33,6 @@ SHIPPED: Registry[str] = Registry(
     },
 )
 _SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "shipped"
-
-
-@functools.cache
-def features_see_tensors(row: TeacherRow) -> bool:
-    """Whether an input of a teacher's network depends on other coordinates of the tensor."""
-    return any(ex.sees_tensors(parse(text)) for text in row.expressions().values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +53,7 @@ class Teacher:
     @property
     def sees_tensors(self) -> bool:
         """Whether coordinates of a tensor are not independent: by its structure or by a feature."""
-        return bool(self.row.structure) or features_see_tensors(self.row)
+        return self.row.sees_tensors
 
     @classmethod
     def named(cls, name: str) -> "Teacher":

@@ -24,7 +24,7 @@ from common.tables.suites import SUITES, Entry, entries
 from common.tables.teachers import INITIAL_WEIGHTS, TEACHERS, TeacherRow, initial_weights, variant
 from interchange.emit import TARGETS
 from interchange.files.weights import SHIPPED
-from interchange.language.expression import to_text
+from interchange.language.expression import sees_tensors, to_text
 from interchange.language.matrix import DERIVATIVES
 from interchange.language.operators import OPERATORS, POINTWISE, TEMPORAL, TENSOR
 from interchange.language.parse import parse
@@ -72,6 +72,7 @@ def test_a_feature_is_an_expression_over_the_gradient(name):
     text = features.expression(name, **SETTINGS)
     tree = parse(text, {"g", "t"})
     assert parse(to_text(tree)) == tree
+    assert sees_tensors(tree) == (name in features.SEE_TENSORS)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from interchange.files.weights import Teacher, features_see_tensors, load_weights
+from interchange.files.weights import Teacher, load_weights
 from interchange.language.expression import to_text
 from interchange.rule.rule import Rule, zero_update
 from torch_impl.networks.compiled import Steps
@@ -264,7 +264,7 @@ class LearnedOptimizer(GuardedOptimizer):
     def _way(self, p: torch.Tensor, group: dict[str, Any]) -> Way | None:
         given = self._given
         view = seen(tuple(p.shape), p.is_complex(), group["matrix"]) if given.sees_tensors else None
-        return Way(None, view) if view and (view.matrix or features_see_tensors(given.row)) else None
+        return Way(None, view) if view and (view.matrix or given.row.features_see_tensors) else None
 
     def _network(self, p: torch.Tensor) -> TeacherNetwork:
         key = (p.dtype, torch.device("cpu") if p.is_meta else p.device)
