@@ -132,11 +132,12 @@ def _following(best: Rule, config: DistillConfig, folder: Path) -> str:
 
 def _scores(rule: Rule) -> str:
     """R2 by split, of the body where there is a structure around it, and then that of the update."""
-    scores, update = rule.provenance["r2"], rule.provenance.get("r2_update")
-    parts = {split: scores[split] for split in ("valid", "test")}
-    parts |= {} if update is None else {"update": update}
+    parts = {split: rule.provenance["r2"][split] for split in ("valid", "test")}
+    inside = "structure" in rule.provenance
+    if inside:  # an update without an R2: the recording has no run of whole matrices
+        parts["update"] = rule.provenance.get("r2_update")
     said = "  ".join(f"{name} -" if r2 is None else f"{name} {r2:.4f}" for name, r2 in parts.items())
-    return said if update is None else f"body {said}"
+    return "body " * inside + said
 
 
 def main(argv: Sequence[str] | None = None) -> int:

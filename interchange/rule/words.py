@@ -60,7 +60,8 @@ def _facts(rule: Equation) -> str:
     scores = rule.provenance.get("r2", {})
     shown = [f"{scores[split]:.4f} ({split})" for split in ("valid", "test") if scores.get(split) is not None]
     update = rule.provenance.get("r2_update")  # of what a structure around the rule's body makes of it
-    facts += [f"R2 {'of the body ' * (update is not None)}{', '.join(shown)}"] if shown else []
+    inside = "of the body " * ("structure" in rule.provenance)
+    facts += [f"R2 {inside}{', '.join(shown)}"] if shown else []
     facts += [] if update is None else [f"R2 of the update {update:.4f}"]
     if "exact" in rule.provenance:
         facts.append("exact: it leaves only the recording's rounding")

@@ -20,6 +20,7 @@ agree. Peak memory is the largest resident size during the timed epochs less tha
 import argparse
 import os
 import platform
+import statistics
 import sys
 from typing import Any
 
@@ -146,7 +147,8 @@ def together(options: argparse.Namespace) -> dict[str, Any]:
             child.close()
     for label, row in rows.items():
         low, high = min(row["steps_per_second"]), max(row["steps_per_second"])
-        print(f"{label:24s}{row['median']:10.2f} steps/s, {low:.2f} to {high:.2f}", flush=True)
+        cost = statistics.median(row["cpu_ms"])
+        print(f"{label:20s}{row['median']:9.2f} steps/s, {low:.2f} to {high:.2f}; {cost:.2f} ms of processor")
     return rows
 
 

@@ -97,13 +97,14 @@ class Child:
 
 
 def rounds_of(children: list[Child], rounds: int) -> dict[str, dict[str, Any]]:
-    """Label -> steps per second of every turn and their median, peak bytes, mean loss.
+    """Label -> steps per second of every turn and their median, processor ms per step, peak bytes, mean loss.
 
     A round lets each child run one epoch; ``idle_cpu`` is the largest number of processors that the others
     kept busy together during one of its turns.
     """
     rows: dict[str, dict[str, Any]] = {
-        child.label: {"steps_per_second": [], "peak": 0, "losses": [], "idle_cpu": 0.0} for child in children
+        child.label: {"steps_per_second": [], "cpu_ms": [], "peak": 0, "losses": [], "idle_cpu": 0.0}
+        for child in children
     }
     for number in range(rounds):
         k = number % len(children)
@@ -111,7 +112,9 @@ def rounds_of(children: list[Child], rounds: int) -> dict[str, dict[str, Any]]:
             time.sleep(_PAUSE)
             others = [other for other in children if other is not child]
             before, start = sum(other.cpu_seconds() for other in others), time.perf_counter()
+            used = child.cpu_seconds()
             turn, row = child.ask("turn"), rows[child.label]
+            row["cpu_ms"].append(1e3 * (child.cpu_seconds() - used) / turn["steps"])
             busy = (sum(other.cpu_seconds() for other in others) - before) / (time.perf_counter() - start)
             row["steps_per_second"].append(turn["steps"] / turn["seconds"])
             row["losses"].append(turn["loss"])
