@@ -6,6 +6,7 @@ is on.
 """
 
 import os
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -70,7 +71,11 @@ class Plain:
 def main() -> None:
     parser = interleaved.parser_of(__doc__.partition("\n")[0], rounds=5)
     parser.add_argument("--modes", nargs="+", default=["eager", "graph"], choices=["eager", "graph", "xla"])
+    parser.add_argument("--cpu", action="store_true", help="time of the processor, on one thread")
     args = parser.parse_args()
+    if args.cpu:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+    clock = time.process_time if args.cpu else time.perf_counter
     # As Keras lays them out, [kh, kw, in, out] and [in, out].
     shapes = [(*shape[2:], *shape[1::-1]) if len(shape) > 1 else shape for shape in resnet18()]
     rng, rows = np.random.default_rng(0), {}
@@ -88,7 +93,7 @@ def main() -> None:
             step()
         worst = max(float(tf.reduce_max(tf.abs(p - q))) for p, q in zip(*params[:2], strict=True))
         assert worst < 1e-4 * LR * 0.2 * 4608**0.5, worst
-        rows[mode] = medians = interleaved.compare(steps, args.rounds, warm_up=0)
+        rows[mode] = medians = interleaved.compare(steps, args.rounds, 0, clock)
         best = min(medians["by hand"], medians["by hand, batched"])
         print(interleaved.table({mode: medians}, "by hand"))
         print(f"{mode}: {medians['rule'] / best:.3f} times the better", flush=True)
