@@ -23,7 +23,7 @@ from interchange.evaluation.profiles import (
 )
 from interchange.report import grid_plots
 from interchange.report.equation import equation_block
-from interchange.report.page import chart, escape, page, section, table
+from interchange.report.page import chart, escape, lean_table, page, section, table
 from interchange.report.verdict import comparison_verdict
 from interchange.rule.rule import Rule
 from interchange.rule.words import size
@@ -132,7 +132,7 @@ def _standings(groups: Mapping[str, Sequence[Standing]], names: Mapping[str, str
     cells = []
     for group, rows in groups.items():
         for s in rows:
-            counts = (f"{s.problems} {group}", s.ahead, s.close, s.surely)
+            counts = (f"{s.problems} {group}".replace(" all", "", 1), s.ahead, s.close, s.surely)
             rest = (number(s.mean, ".3f"), number(s.score, ".2f"), *(s.against.get(n, "") for n in against))
             cells.append([escape(names[s.optimizer]), *(escape(cell) for cell in (*counts, *rest))])
     return section(
@@ -271,7 +271,7 @@ def _ends(compared: Sequence[Compared], names: Mapping[str, str]) -> str:
         "problem, steps", "optimizer", "test loss", "test accuracy", "lr", "schedule", "knob", "trials",
         "steps to target", "ms/step", "floats/parameter",
     )  # fmt: skip
-    text = table(head, cells, "What was chosen, and the end of every run")
+    text = lean_table(head, cells, "What was chosen, and the end of every run")
     return section("In full", f"<details><summary>{len(cells)} rows</summary>{text}</details>")
 
 

@@ -15,7 +15,7 @@ from common.metrics import SummaryRow, number
 from common.run.storage import atomic_write
 from interchange.report import plots
 from interchange.report.equation import equation_block, formula
-from interchange.report.page import chart, details, escape, page, section, table, terms
+from interchange.report.page import chart, details, escape, lean_table, page, section, table, terms
 from interchange.report.verdict import verdict
 from interchange.rule.rule import Rule
 from interchange.rule.words import readable
@@ -146,6 +146,7 @@ def _results(data: ReportData) -> str:
             )
         )
     head = ("optimizer", "loss", "95 % interval", "diverged", "learning rate", "schedule", "knob", "trials")
+    head += ("ms/step", "floats/parameter")
     for horizon in sorted({row.horizon for row in data.summary}, reverse=True):
         rows = sorted((r for r in data.summary if r.horizon == horizon), key=lambda r: (r.mean, r.optimizer))
         title = f"Loss at step {horizon} on {data.problem}, {max(r.seeds for r in rows)} seeds"
@@ -155,7 +156,7 @@ def _results(data: ReportData) -> str:
         )
         parts += [
             f"<h3>{escape(title)}</h3>",
-            table((*head, "ms/step", "floats/parameter"), cells, title),
+            lean_table(head, cells, title),
             dots,
         ]
     return section("How well it optimizes", *parts)

@@ -68,6 +68,23 @@ def table(head: Iterable[str], rows: Iterable[Sequence[str]], label: str) -> str
     return opening + "\n".join(lines) + "</tbody></table></div>"
 
 
+CHOICES = ("diverged", "learning rate", "schedule", "knob", "trials")
+
+
+def lean_table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str) -> str:
+    """The table without those ``CHOICES`` that are the same in every row, and a line with these."""
+    columns = list(zip(*rows, strict=True))
+    same = [
+        k
+        for k, column in enumerate(columns)
+        if head[k] in CHOICES and len(rows) > 2 and len(set(column)) == 1
+    ]
+    told = ", ".join(f"{escape(head[k])} {rows[0][k]}" for k in same if rows[0][k] != "–")
+    kept = [[cell for k, cell in enumerate(row) if k not in same] for row in (head, *rows)]
+    line = f'<p class="soft">The same for all: {told}.</p>' if told else ""
+    return table(kept[0], kept[1:], label) + line
+
+
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1b1e25; --soft: #5a6170; --line: #d9dde4;
   --panel: #f4f6f9; --accent: #a84300; --shade: rgb(20 30 50 / .2); }
@@ -91,8 +108,9 @@ math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "STIX 
 .equation { background: var(--panel); border-radius: .6rem; padding: 1.5rem 1.25rem; margin: .6rem 0; }
 .pieces { overflow-x: auto; line-height: 2.4; padding-left: 1.5em; text-indent: -1.5em; }
 .pieces math { font-size: clamp(1.15rem, .9rem + 1vw, 1.5rem); } math { text-indent: 0; }
-.where { display: grid; grid-template-columns: max-content 1fr; gap: .5rem 1.5rem; margin: 0; }
-.where > dt { color: var(--text); } .where math { font-size: 1.1rem; } .where .pieces { line-height: 2; }
+.where { display: grid; grid-template-columns: max-content 1fr; gap: .5rem 1.5rem; margin: 0;
+  align-items: baseline; } .where > dt { color: var(--text); }
+.where math { font-size: 1.1rem; } .where .pieces { padding-block: .5rem; }
 .on-wide { display: none; }
 @media (min-width: 66rem) { .on-wide { display: block; } .on-narrow { display: none; } }
 .facts { display: flex; flex-wrap: wrap; gap: 1rem 3rem; margin: 1.5rem 0 0; }

@@ -7,6 +7,7 @@ least 3:1 contrast on white and on #16181d, and a line style each. matplotlib is
 import functools
 import hashlib
 import io
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -23,6 +24,8 @@ PALETTE = ("#d55e00", "#1f7fc4", "#00996f", "#c26d9c", "#b07a00", "#808080")
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.4, 1.4), (6, 1.6, 1.4, 1.6), (2.6, 1.2))
 _WIDTH = 5.4  # inches; 72 points of the view box each
 FONT = 9.0  # points
+_WIDE = 0.64  # of a letter, in sizes of the font
+_TICKS = ((1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0,))  # of a decade, the densest first
 POINTS = 300  # most points of one line; more cannot be seen
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
@@ -247,14 +250,24 @@ def log_scale(axes: Any, axis: str, low: float, high: float) -> None:
     getattr(axes, f"set_{axis}scale")("log")
     getattr(axes, f"set_{axis}lim")(low, high)
     decades = math.log10(high / low)
-    subs = (
-        (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.7 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-    )
     which = getattr(axes, f"{axis}axis")
-    which.set_major_locator(LogLocator(subs=subs, numticks=20))
     which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for subs in _TICKS[2 if decades > 3 else 1 if decades > 0.7 else 0 :]:
+        which.set_major_locator(LogLocator(subs=subs, numticks=20))
+        if axis == "y" or _apart(axes):
+            break
     which.set_minor_locator(NullLocator())
     which.set_minor_formatter(NullFormatter())
+
+
+def _apart(axes: Any) -> bool:
+    """Whether the numbers below the axis leave a gap between each other."""
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    points = [axes.transData.transform((tick, 1.0))[0] * 72 / axes.figure.dpi for tick in ticks]
+    halves = [_WIDE * FONT * (len(f"{tick:g}") + 1) / 2 for tick in ticks]
+    places = list(zip(points, halves, strict=True))
+    return all(b - a >= half + other for (a, half), (b, other) in itertools.pairwise(places))
 
 
 def _label_ends(figure: Any, axes: Any, ends: list[tuple[str, float, float, dict, bool]]) -> None:
@@ -286,16 +299,19 @@ def _label_ends(figure: Any, axes: Any, ends: list[tuple[str, float, float, dict
 
 
 def _place_labels(figure: Any, axes: Any, texts: list[tuple[bool, float, float, str, bool]]) -> None:
-    """Point labels in order of importance; one that finds no free place is left out."""
+    """Point labels in order of importance; one that finds no free place in the figure is left out."""
     scale = figure.dpi / 72
     points = [axes.transData.transform((x, y)) / scale for _, x, y, _, _ in texts]
     taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in points]
     for (_, x, y, text, strong), (px, py) in zip(texts, points, strict=True):
-        width = 0.64 * FONT * len(text) * (1.1 if strong else 1.0)
+        width = _WIDE * FONT * len(text) * (1.1 if strong else 1.0)
         for dx, dy, side in ((0, 11, "center"), (0, -12, "center"), (8, -8, "left"), (-8, 8, "right")):
             start = px + dx - {"center": width / 2, "left": 0, "right": width}[side]
             box = (start, py + dy - 4.5, start + width, py + dy + 4.5)
-            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            inside = start >= 0 and start + width <= 72 * _WIDTH
+            if inside and not any(
+                box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
+            ):
                 taken.append(box)
                 offset = {"xytext": (dx, dy), "textcoords": "offset points", "ha": side, "va": "center"}
                 axes.annotate(text, (x, y), weight="bold" if strong else "normal", **offset)

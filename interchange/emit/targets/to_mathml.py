@@ -47,6 +47,8 @@ def mathml(box: Box) -> str:
             return f'<mi mathvariant="normal">{text}</mi>'
         case "number":
             return f"<mn>{text.replace('-', _SYMBOLS['-'])}</mn>"
+        case "symbol" if not text:  # times, left out: a thin space, as before a function's name
+            return f'<mo lspace="0.1667em" rspace="0">{_SYMBOLS[text]}</mo>'
         case "symbol":
             return f"<mo>{_SYMBOLS.get(box.text, text)}</mo>"
         case "fraction":

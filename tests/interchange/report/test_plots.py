@@ -1,5 +1,6 @@
 """Figures: well-formed, no black, unique ids, contrast, and what they say."""
 
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -165,3 +166,27 @@ def test_little_or_nothing_to_draw():
         plots.pareto_front([(3, 0.5)], 0),
     ):
         ElementTree.fromstring(svg)
+
+
+def ends_of(svg):
+    """Text -> from where to where it reaches along x, in points, letters taken as 0.6 of their size."""
+    found = {}
+    for element in ElementTree.fromstring(svg).iter():
+        if element.tag.endswith("text") and element.text and "x" in element.attrib:
+            width, x = 0.6 * plots.FONT * len(element.text), float(element.get("x"))
+            start = x - width * (0.5 if "middle" in element.get("style") else 1.0)
+            found[element.text] = start, start + width
+    return found
+
+
+def test_numbers_below_an_axis_do_not_touch():
+    rows = [row("teacher", 0.00125, 0.0009), row("adam", 0.005), row("sgd", 0.12)]
+    svg = plots.final_losses(rows)
+    ticks = sorted(end for text, end in ends_of(svg).items() if re.fullmatch(r"0\.0*[1-9]|1", text))
+    assert len(ticks) >= 2 and all(left[1] < right[0] for left, right in itertools.pairwise(ticks))
+
+
+def test_the_label_of_a_point_at_the_edge_stays_in_the_figure():
+    points = [(3, 0.81), (5, 0.85), (12, 0.949)]
+    start, end = ends_of(plots.pareto_front(points, 2))["12 nodes: R² 0.949"]
+    assert start >= 0 and end <= 72 * 5.4
