@@ -25,6 +25,7 @@ _SHARED = {
     "export": "write an equation as LaTeX, C, torch, Keras, ONNX ...",
     "inspect": "say what is in a file",
     "convert": "read files of PySR and Operon, and tables",
+    "analysis": "measure what an optimizer does; figures",
     "sanity": "find known equations again",
     "doctor": "what is installed and runs here",
 }

@@ -5,7 +5,7 @@ call per instruction; ``evaluate_with_tangents`` adds forward-mode derivatives b
 derivative column of the operator table. All three agree: state starts at zero, t counts from 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,9 @@ __all__ = [
     "evaluate_trees",
     "evaluate_with_tangents",
     "initial_state",
+    "of_tensors",
     "step",
+    "tree_with_tangents",
     "unbias_factor",
 ]
 
@@ -146,23 +148,54 @@ def evaluate_trees(
     """
     if not any(map(sees_tensors, roots)):
         return evaluate(compile_program(roots), inputs, dtype)
+    programs, parts = compile_cases(roots), []
+    for own, view in of_tensors(inputs, shapes):
+        outs = evaluate(programs[view.matrix], own, dtype, view)
+        parts.append([np.reshape(out, (len(out), -1)) for out in outs])
+    return tuple(np.concatenate(outs, axis=1) for outs in zip(*parts, strict=True))
+
+
+def of_tensors(
+    inputs: Mapping[str, Any], shapes: Sequence[View | Sequence[int]] | None
+) -> Iterator[tuple[dict[str, Any], View]]:
+    """The inputs [T, N] cut into tensors: arrays [T, *shape] and the view of each; see ``evaluate_trees``."""
     if shapes is None:
         raise L2OError("a rule that sees tensors needs their shapes, as evaluate(..., shapes=[(64, 32)])")
-    views, programs, parts = of_shapes(shapes), compile_cases(roots), []
+    views = of_shapes(shapes)
     whole = shape_of(inputs, ())
     total = sum(view.sizes["numel"] for view in views)
     if len(whole) != 2 or whole[1] != total:
         raise L2OError(f"expected inputs [T, N] with N = {total}, as the shapes say, got {whole}")
     for place, view in slices(views):
-        own = {
-            name: np.reshape(np.broadcast_to(x, whole)[:, place], (whole[0], *view.shape))
-            if np.ndim(x)
-            else x
-            for name, x in inputs.items()
-        }
-        outs = evaluate(programs[view.matrix], own, dtype, view)
-        parts.append([np.reshape(out, (whole[0], -1)) for out in outs])
-    return tuple(np.concatenate(outs, axis=1) for outs in zip(*parts, strict=True))
+        shape = (whole[0], *view.shape)
+        yield (
+            {
+                name: np.reshape(np.broadcast_to(x, whole)[:, place], shape) if np.ndim(x) else x
+                for name, x in inputs.items()
+            },
+            view,
+        )
+
+
+def tree_with_tangents(
+    root: Node,
+    inputs: Mapping[str, Any],
+    wrt: Sequence[str],
+    shapes: Sequence[View | Sequence[int]] | None = None,
+) -> tuple[Array, Array]:
+    """``evaluate_with_tangents`` of an expression that may see tensors: value [T, N], tangents [k, T, N].
+
+    Args:
+        inputs, shapes: as for ``evaluate_trees``.
+    """
+    if not sees_tensors(root):
+        return evaluate_with_tangents(compile_program([root]), inputs, wrt)
+    programs, values, tangents = compile_cases([root]), [], []
+    for own, view in of_tensors(inputs, shapes):
+        value, tangent = evaluate_with_tangents(programs[view.matrix], own, wrt, view)
+        values.append(np.reshape(value, (len(value), -1)))
+        tangents.append(np.reshape(tangent, (*tangent.shape[:2], -1)))
+    return np.concatenate(values, axis=1), np.concatenate(tangents, axis=2)
 
 
 def evaluate_with_tangents(

@@ -15,7 +15,7 @@ FLOORS = {
     "common": ("", "data", "tables", "kernels", "run", "roof"),
     "interchange": (
         "", "language", "dialects", "evaluation", "files", "emit", "rule", "search", "meta", "report",
-        "distill", "commands", "convert", "sanity", "inspect", "roof",
+        "distill", "commands", "convert", "sanity", "analysis", "inspect", "roof",
     ),
     "torch_impl": ("", "problems", "networks", "optimizers", "meta", "recording", "roof"),
     "tf_impl": ("", "problems", "networks", "optimizers", "meta", "recording", "roof"),

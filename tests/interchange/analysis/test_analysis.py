@@ -1,0 +1,88 @@
+"""The command: R2 of any rule on any recording, its files and its messages."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from interchange.analysis.fit import fit
+from interchange.analysis.recorded import recorded
+from interchange.analysis.run import main
+from interchange.analysis.subjects import Subject, load, load_all
+from interchange.files.trajectories import save_trajectories
+from interchange.files.weights import Teacher
+from interchange.rule.rule import Rule
+from interchange.sanity.rules import recorded as recording_of
+
+
+@pytest.fixture(scope="module")
+def momentum(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("recorded") / "trajectories.h5"
+    save_trajectories(file, recording_of(Rule.named("momentum", beta=0.6), 0))
+    return file
+
+
+def test_a_rule_fits_its_own_recording_and_another_less():
+    data = recorded(recording_of(Rule.named("momentum", beta=0.6), 0))
+    own = fit(Subject("own", Rule.named("momentum", beta=0.6)), data)
+    other = fit(load("sgd"), data)
+    assert own.pooled == pytest.approx(1.0) and set(own.phases) == {"early", "middle", "late"}
+    assert own.tensors == {"g": own.pooled}
+    assert other.pooled < other.at_rate < 1.0 and other.rate > 1.0
+
+
+def test_updates_are_compared_with_the_scale():
+    data = recorded(recording_of(Rule.named("momentum"), 0))
+    half = dataclasses.replace(Rule.named("momentum"), scale=0.5)
+    found = fit(Subject("half", half), data)
+    assert found.rate == pytest.approx(2.0) and found.at_rate == pytest.approx(1.0) and found.pooled < 0.8
+
+
+def test_a_teacher_is_one_function_of_its_inputs_here_and_in_the_oracle():
+    from common.reference import replay
+
+    teacher = Teacher.named("rp_s")
+    g = recording_of(Rule.named("sgd"), 0).runs["test"].g
+    subject = Subject("rp_s", teacher)
+    inputs, wanted = replay(teacher.row, teacher.weights, g)
+    features = subject.features({"g": g})
+    np.testing.assert_allclose(np.stack(list(features.values()), -1), inputs, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(subject.outputs(features), 0.01 * wanted, rtol=1e-9, atol=1e-15)
+
+
+def test_the_command_prints_r2_and_writes_the_same(momentum: Path, tmp_path: Path, capsys):
+    out = tmp_path / "found"
+    words = ["momentum", "rp_s", "--trajectories", str(momentum), "--out", str(out)]
+    assert main(words) == 0
+    assert "TPF" in capsys.readouterr().out
+    found = json.loads((out / "analysis.json").read_text("utf-8"))
+    assert [row["name"] for row in found["optimizers"]] == ["momentum", "rp_s"]
+    assert found["optimizers"][0]["r2"]["pooled"] < found["optimizers"][0]["r2"]["at_rate"] < 1.0
+    assert main(words) == 2 and "--overwrite" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "SOURCES is missing"),
+        (["nadamw"], "an optimizer with an equation"),
+        (["no_such_rule"], "unknown optimizer"),
+        (["muon", "--trajectories", "FILE"], "--whole-tensors"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], said: str, momentum: Path, capsys):
+    assert main([str(momentum) if word == "FILE" else word for word in words]) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert said in err[-1] and not any("Traceback" in line for line in err)
+
+
+def test_names_are_short_and_unlike(tmp_path: Path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Rule.named("sgd").save(tmp_path / folder / "rule.json")
+    Rule.named("adam").save(tmp_path / "mine.json")
+    files = [str(tmp_path / name) for name in ("a/rule.json", "b/rule.json", "mine.json")]
+    assert [subject.name for subject in load_all([*files, "lion"])] == [*files[:2], "mine", "lion"]
