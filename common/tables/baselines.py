@@ -8,6 +8,7 @@ package are that package's.
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -204,6 +205,9 @@ def parse_spec(text: str) -> Spec:
         target, *pairs = rest.split(",")
         if not target:
             raise L2OError(f"optimizer {text!r}: expected {head}:PATH")
+        if head == "rule" and re.match(r"\w+:\w+=", target):  # a rule's own options, as psi:lags=5,gamma=2
+            own = [pair for pair in pairs if not pair.startswith(("lr=", _SCHEDULE))]
+            target, pairs = ",".join([target, *own]), [pair for pair in pairs if pair not in own]
         schedule, pairs = _schedule(pairs)
         options = _pairs(text, pairs, {})
         return Spec(text, head, target, options.pop("lr", None), options, schedule)

@@ -52,7 +52,7 @@ class Recorded:
         total = self.shape[1]
         if self.views is None:
             columns = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
-            return self._part(columns, None, steps)
+            return self.columns(columns, steps)
         pieces = list(slices(self.views))
         order = sorted(pieces, key=lambda piece: piece[1].sizes["numel"])
         chosen = [next((p for p in order if p[1].matrix is kind), None) for kind in (True, False)]
@@ -63,16 +63,17 @@ class Recorded:
                 chosen.append(piece)
         chosen.sort(key=lambda piece: piece[0].start)
         columns = np.concatenate([np.arange(place.start, place.stop) for place, _ in chosen])
-        return self._part(columns, tuple(view for _, view in chosen), steps)
+        return dataclasses.replace(self.columns(columns, steps), views=tuple(view for _, view in chosen))
 
-    def _part(self, columns: np.ndarray, views: tuple[View, ...] | None, steps: int) -> "Recorded":
+    def columns(self, columns: np.ndarray, steps: int = 0) -> "Recorded":
+        """Some coordinates and the first ``steps`` (0: all); tensors are no longer whole."""
         last = steps or None
         return dataclasses.replace(
             self,
             given={name: x[:last, columns] for name, x in self.given.items()},
             updates=None if self.updates is None else self.updates[:last, columns],
             tensors=self.tensors[columns],
-            views=views,
+            views=None,
         )
 
 

@@ -1,90 +1,97 @@
 """Analyse optimizers: ``python -m interchange.analysis SOURCE... [--trajectories FILE] [--out FOLDER]``."""
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import L2OError
+from common.extras import require
 from common.metrics import number
 from common.run.cli import Progress
 from common.run.cli import run as run_command
-from common.run.runs import finite_or_none
-from common.run.storage import atomic_write
 from interchange.analysis.config import AnalysisConfig
 from interchange.sanity.teachers import aligned
 
 if TYPE_CHECKING:
-    from interchange.analysis.recorded import Recorded
-    from interchange.analysis.subjects import Subject
+    from interchange.analysis.measures.courses import Courses
 
 FORMAT, FORMAT_VERSION = "l2o-analysis", 1
 
 
-def analyse(config: AnalysisConfig) -> dict[str, Any]:
+def analyse(config: AnalysisConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Everything that is known of the sources, JSON-ready but for infinite numbers and nan (FORMATS.md).
+
+    Without ``out`` only size, fit and perception field are measured.
 
     Raises:
         L2OError: an unknown source, a broken file, an input that was not recorded.
     """
-    from interchange.analysis import subjects
-    from interchange.analysis.recorded import noise, recorded
+    from interchange.analysis import measured, subjects
     from interchange.files.trajectories import load_trajectories
 
     sources = subjects.load_all(config.sources)
     trajectories = load_trajectories(config.trajectories) if config.trajectories else None
-    data = noise(config.seed) if trajectories is None else recorded(trajectories)
-    with Progress("analysis", len(sources), quiet=config.quiet) as progress:
-        rows = []
-        for source in sources:
-            rows.append(_measured(source, data, config))
-            progress.advance(done=source.name)
-    about = None
+    data = measured.Data.of(trajectories, config.seed)
+    if config.out and data.judged.shape[0] == 1:
+        raise L2OError(
+            f"{config.trajectories}: a table has no steps to analyse; leave out --out for R2 alone"
+        )
+
+    def tick(what: str) -> None:
+        if progress is not None:
+            progress.advance(done=what)
+
+    found: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "seed": config.seed}
+    found["trajectories"], found["optimizers"] = None, []
     if trajectories is not None:
-        steps, coordinates = data.shape
-        about = {"sha256": trajectories.sha256, "source": data.source, "steps": steps}
-        about |= {"coordinates": coordinates, "tensors": list(data.tensor_names)}
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "seed": config.seed,
-        "trajectories": about,
-        "optimizers": rows,
-    }
+        steps, coordinates = data.judged.shape
+        about = {"sha256": trajectories.sha256, "source": data.judged.source, "steps": steps}
+        found["trajectories"] = about | {
+            "coordinates": coordinates,
+            "tensors": list(data.judged.tensor_names),
+        }
+    for source in sources:
+        row = measured.quick(source, data, config.seed)
+        if config.out:
+            row |= measured.thorough(source, data, config)
+        found["optimizers"].append(row)
+        tick(source.name)
+    found["recording"], found["complexity"] = [], []
+    if config.out:
+        found["recording"] = measured.of_recording(data)
+    if trajectories is not None and config.seeds:
+        found["complexity"] = measured.searches(trajectories, data, config, tick)
+    return found
 
 
-def _measured(source: "Subject", data: "Recorded", config: AnalysisConfig) -> dict[str, Any]:
-    """One optimizer."""
-    from interchange.analysis.fit import fit
-    from interchange.analysis.perception import perception
-    from interchange.rule.rule import Rule
+def side_by_side(config: AnalysisConfig) -> "Courses | None":
+    """The recording beside the others of ``config.beside``, from the same start; None without any."""
+    from interchange.analysis.measures.courses import courses, names_of
+    from interchange.files.trajectories import load_trajectories
 
-    rule = source.loaded if isinstance(source.loaded, Rule) else None
-    row: dict[str, Any] = {"name": source.name, "kind": source.kind, "sha256": source.loaded.sha256}
-    row["nodes"] = rule.complexity if rule else None
-    row["state_floats"] = rule.state_floats if rule and not rule.undefined else None
-    if rule is None:
-        row["state_floats"] = source.loaded.row.state_floats()
-    row["r2"] = dataclasses.asdict(fit(source, data)) if data.updates is not None else None
-    seen = perception(source, data, config.seed)
-    row["perception"] = {
-        "fields": seen.fields,
-        "total": seen.total,
-        "beyond": seen.beyond,
-        "sensitivity": {name: values.tolist() for name, values in seen.sensitivity.items()},
-    }
-    return row
+    if not config.beside:
+        return None
+    files = (config.trajectories, *config.beside)
+    recordings = [load_trajectories(file) for file in files]
+    return courses(dict(zip(names_of(files, recordings), recordings, strict=True)))
 
 
 def table_text(found: Mapping[str, Any]) -> str:
-    """The optimizers as an aligned table."""
+    """The optimizers as an aligned table, and what else was found in a sentence each."""
     head = ("optimizer", "nodes", "floats", "R2", "early", "middle", "late", "at best lr", "TPF", "by input")
-    return aligned(head, [_cells(row) for row in found["optimizers"]])
+    lines = [aligned(head, [_cells(row) for row in found["optimizers"]])]
+    lines += [row["told"] for row in (*found["recording"], *found["optimizers"]) if "told" in row]
+    if runs := found["complexity"]:
+        nodes, scores = zip(*((run["nodes"], run["r2"]) for run in runs), strict=True)
+        lines.append(
+            f"mapping complexity {sum(nodes) / len(runs):.1f} nodes at R2 {sum(scores) / len(runs):.4f}, "
+            f"the mean of {len(runs)} searches"
+        )
+    return "\n".join(lines)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    scores, seen = row["r2"], row["perception"]
+    scores, seen = row["r2"], row["perception"] or {"total": None, "fields": {}}
     fits = [None] * 5
     if scores:
         parts = [scores["phases"].get(name) for name in ("early", "middle", "late")]
@@ -99,35 +106,35 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def write(folder: Path, found: Mapping[str, Any]) -> None:
-    """The analysis as files in a folder."""
-    text = json.dumps(finite_or_none(found), indent=1, allow_nan=False) + "\n"
-    atomic_write(folder / "analysis.json", text)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry point; the exit code."""
 
     def body(config: AnalysisConfig) -> None:
+        from interchange.analysis.output import write
+
         folder = Path(config.out)
         if config.out and (folder / "analysis.json").exists() and not config.overwrite:
             raise L2OError(
                 f"--out {folder} holds an analysis; replace it with --overwrite or choose another folder"
             )
-        found = analyse(config)
         if config.out:
-            write(folder, found)
+            require("analysis --out", "matplotlib")
+        beside = side_by_side(config)  # a bad file is found before anything is measured
+        with Progress("analysis", len(config.sources) + config.seeds, quiet=config.quiet) as progress:
+            found = analyse(config, progress)
+        page = write(folder, found, config, beside) if config.out else None
         if not config.quiet:
             print(table_text(found))
-            if config.out:
-                print(f"analysis: {folder / 'analysis.json'}")
+            if page is not None:
+                print(f"analysis: {page}")
 
     return run_command(
         AnalysisConfig,
         body,
         argv,
         prog="python -m interchange.analysis",
-        description="Measure what optimizers do: their fit to recorded updates, how far back they look.",
+        description="Measure what optimizers do: their fit to recorded updates and how far back they look; "
+        "with --out also mapping curves, what rules are made of, the nearest hand-made optimizers, figures.",
         positional=("sources",),
         required=("sources",),
     )

@@ -35,32 +35,21 @@ def panels(
     rows = math.ceil(len(curves) / _COLUMNS)
     others = any(name not in shown for panel in curves.values() for name in panel)
     legend = 0.3 + 0.2 * math.ceil((len(shown) + others) / 3)
-    figure, height = _grid_figure(rows, legend)
+    figure, height = grid_figure(rows, legend)
     look = plots.styles(list(shown), highlight)
     for place, (title, panel) in enumerate(curves.items()):
-        row, column = divmod(place, _COLUMNS)
-        axes = figure.add_axes(
-            (
-                (column * _PANEL[0] + 0.42) / (_COLUMNS * _PANEL[0]),
-                1.0 - (row * _PANEL[1] + _PANEL[1] - 0.36) / height,
-                (_PANEL[0] - 0.55) / (_COLUMNS * _PANEL[0]),
-                (_PANEL[1] - 0.66) / height,
-            )
-        )
-        _draw(axes, panel, look, highlight, window)
-        axes.set_title(plots.clean(title, 34), fontsize=plots.FONT, loc="left")
+        _draw(add_panel(figure, height, place, title), panel, look, highlight, window)
     handles = [
-        _sample(look[name], (names or {}).get(name, name), name in highlight)
-        for name in shown
-        if name in look
+        sample(look[name], (names or {}).get(name, name), name in highlight) for name in shown if name in look
     ]
-    handles += [_sample(_GREY, "others", False)] * others
+    handles += [sample(_GREY, "others", False)] * others
     figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=plots.FONT)
     spoken = f"Loss curves on {len(curves)} problems: {', '.join(curves)}"
     return plots.svg(figure, spoken, prefix or "panels")
 
 
-def _grid_figure(rows: int, legend: float) -> tuple[Any, float]:
+def grid_figure(rows: int, legend: float) -> tuple[Any, float]:
+    """An empty figure for rows of three panels above a legend, both heights in inches; and its own height."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -68,6 +57,21 @@ def _grid_figure(rows: int, legend: float) -> tuple[Any, float]:
     figure = Figure(figsize=(_COLUMNS * _PANEL[0], height))
     FigureCanvasSVG(figure)
     return figure, height
+
+
+def add_panel(figure: Any, height: float, place: int, title: str) -> Any:
+    """The axes of a panel, numbered row by row from 0."""
+    row, column = divmod(place, _COLUMNS)
+    axes = figure.add_axes(
+        (
+            (column * _PANEL[0] + 0.42) / (_COLUMNS * _PANEL[0]),
+            1.0 - (row * _PANEL[1] + _PANEL[1] - 0.36) / height,
+            (_PANEL[0] - 0.55) / (_COLUMNS * _PANEL[0]),
+            (_PANEL[1] - 0.66) / height,
+        )
+    )
+    axes.set_title(plots.clean(title, 34), fontsize=plots.FONT, loc="left")
+    return axes
 
 
 def _draw(
@@ -113,7 +117,7 @@ def profiles(
     Args:
         shares: optimizer -> [tau].
     """
-    figure, height = _grid_figure(2, 0.3 + 0.2 * math.ceil(len(shares) / 3))
+    figure, height = grid_figure(2, 0.3 + 0.2 * math.ceil(len(shares) / 3))
     box = (0.07, 1.0 - (2 * _PANEL[1] - 0.3) / height, 0.9, (2 * _PANEL[1] - 0.45) / height)
     axes, look = figure.add_axes(box), plots.styles(list(shares), highlight)
     for name, share in sorted(shares.items(), key=lambda item: item[0] in highlight):
@@ -121,13 +125,14 @@ def profiles(
         axes.step(taus, share, where="post", **style)
     axes.set(xlim=(min(taus), max(taus)), ylim=(-0.02, 1.02))
     axes.set(xlabel="tau: steps to target over the fastest optimizer's", ylabel="share of problems")
-    handles = [_sample(look[n], (names or {}).get(n, n), n in highlight) for n in shares]
+    handles = [sample(look[n], (names or {}).get(n, n), n in highlight) for n in shares]
     figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=plots.FONT)
     spoken = ", ".join(f"{name} {share[-1]:.2f}" for name, share in shares.items())
     return plots.svg(figure, f"Performance profiles; at the right end: {spoken}", prefix or "profile")
 
 
-def _sample(look: tuple[str, tuple[float, ...]], name: str, strong: bool) -> Any:
+def sample(look: tuple[str, tuple[float, ...]], name: str, strong: bool) -> Any:
+    """An entry of a legend: a line in its colour and dashes."""
     from matplotlib.lines import Line2D
 
     color, dashes = look

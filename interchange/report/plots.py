@@ -58,11 +58,11 @@ def styles(names: Sequence[str], highlight: Sequence[str] = ()) -> dict[str, tup
     return look
 
 
-def styled(draw: Callable[..., str]) -> Callable[..., str]:
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
     """Draw with this module's settings, whatever the user's matplotlib is set to."""
 
     @functools.wraps(draw)
-    def drawn(*args: Any, **keywords: Any) -> str:
+    def drawn(*args: Any, **keywords: Any) -> Any:
         import matplotlib
 
         with matplotlib.rc_context():

@@ -11,7 +11,7 @@ from pathlib import Path
 from common.errors import L2OError
 from common.registry import Registry
 from interchange.language.equation import Equation
-from interchange.rule.published import classic, layers, matrices, recent, wrappers
+from interchange.rule.published import classic, layers, matrices, recent, templates, wrappers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,8 @@ class NamedRule:
 def named(name: str, **options: float | str | Equation) -> Equation:
     """The rule ``name`` of the gallery; ``cautious(lion)`` is ``cautious`` with the option ``of="lion"``.
 
+    Options may stand behind the name, as in ``psi:features=m_tilde+g,lags=5``.
+
     Args:
         options: hyper-parameters of the row, such as ``beta1``; defaults are the source's. ``of`` of a row
             that wraps others is a rule, or the name of one here.
@@ -37,9 +39,9 @@ def named(name: str, **options: float | str | Equation) -> Equation:
         L2OError: no such rule, or it has no such option.
     """
     head, of = _parts(name)
+    head, _, text = head.partition(":")
     row = NAMED[head]
-    if of:
-        options = {"of": of, **options}
+    options = ({"of": of} if of else {}) | _read(text, name) | options
     known = inspect.signature(row.build).parameters
     unknown = [key for key in options if key not in known]
     if unknown:
@@ -54,7 +56,23 @@ def named(name: str, **options: float | str | Equation) -> Equation:
 
 def is_named(name: str) -> bool:
     """Whether ``named`` has a row for it."""
-    return _parts(name)[0] in NAMED
+    return _parts(name)[0].partition(":")[0] in NAMED
+
+
+def _read(text: str, name: str) -> dict[str, float | str]:
+    """The options of ``features=m_tilde+g,lags=5``: numbers, and words for what is no number."""
+    found: dict[str, float | str] = {}
+    for pair in filter(None, text.split(",")):
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not value:
+            raise L2OError(
+                f"rule {name!r}: expected option=value, got {pair!r}; as psi:features=m_tilde+g,lags=5"
+            )
+        try:
+            found[key] = float(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -103,32 +121,6 @@ def _lags_of_gradient(last: str) -> Equation:
         {"t_10000": "t / 10000"},
         scale=0.01,
     )
-
-
-def psi(features: dict[str, str], lags: int = 2, gamma: float = 1.0, start: float = 0.3) -> Equation:
-    """The template of meta-tuning, - sum over features x and lags k of w_xk * gamma * tanh(x_{t-k} / gamma).
-
-    Zheng et al. 2022 (MATH.md section 5). Weights start at ``start``, halved with every lag, shared by the
-    features.
-
-    Args:
-        features: name -> expression over ``g``.
-        lags: oldest step, 0 for the present one only.
-        gamma: where inputs are squashed.
-    """
-    terms, constants = [], {}
-    for name in features:
-        for k in range(lags + 1):
-            constants[f"w_{name}_{k}"] = start * 0.5**k / len(features)
-            x = name if k == 0 else f"lag({name}, {k})"
-            terms.append(f"w_{name}_{k} * gamma * tanh({x} / gamma)")
-    return Equation.from_text(f"-({' + '.join(terms)})", constants | {"gamma": gamma}, features, "psi", 0.01)
-
-
-def _psi(gamma: float = 1.0, start: float = 0.3) -> Equation:
-    from common.tables.teachers import TEACHERS
-
-    return psi(TEACHERS["rnnprop"].expressions(), gamma=gamma, start=start)
 
 
 def _distilled(text: str, constants: dict[str, float], teacher: str) -> Equation:
@@ -268,6 +260,15 @@ NAMED: Registry[NamedRule] = Registry(
             "the terms of rnnprop_17 over sqrt(1 + c5 t), constants from a scan on mnist-mlp; tune it",
         ),
         "rnnprop_tuned": NamedRule(_rnnprop_tuned, f"python -m torch_impl.tune rnnprop_start {_TUNE}"),
-        "psi": NamedRule(_psi, "template of Zheng et al. 2022 over m_tilde and g_tilde; tune it"),
+        "psi": NamedRule(
+            templates.psi,
+            "template of Zheng et al. 2022 over any features, as psi:features=m_tilde+g,lags=5; tune it",
+        ),
+        "psi_power": NamedRule(
+            templates.psi_power, "code of Zheng et al. 2022: signed powers of the features; tune it"
+        ),
+        "adam_blend": NamedRule(
+            templates.adam_blend, "code of Zheng et al. 2022: momentum at blend = 0, Adam at 1; tune it"
+        ),
     },
 )

@@ -111,4 +111,10 @@ def spelled_out(text: str) -> str:
             Registry("optimizer", {**BASELINES, **SHIPPED, **NAMED})[name]
         except L2OError as error:
             raise L2OError(f"{error}; or name a run's folder or a rule's file that is there") from None
-    return f"{word}:{name}" + f",{rest}" * bool(rest)
+    # A rule's own options stay with its name, what any optimizer takes stands behind a comma.
+    own = (
+        word == "rule"
+        and text[len(name) : len(name) + 1] == ":"
+        and not rest.startswith(("lr=", "schedule="))
+    )
+    return f"{word}:{name}" + f"{':' if own else ','}{rest}" * bool(rest)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interchange.analysis.fit import fit
+from interchange.analysis.measures import attribution
+from interchange.analysis.measures.fit import fit
 from interchange.analysis.recorded import recorded
 from interchange.analysis.run import main
 from interchange.analysis.subjects import Subject, load, load_all
@@ -52,11 +53,32 @@ def test_a_teacher_is_one_function_of_its_inputs_here_and_in_the_oracle():
     np.testing.assert_allclose(subject.outputs(features), 0.01 * wanted, rtol=1e-9, atol=1e-15)
 
 
-def test_the_command_prints_r2_and_writes_the_same(momentum: Path, tmp_path: Path, capsys):
+def test_the_command_prints_r2_and_writes_the_same(momentum: Path, tmp_path: Path, capsys, monkeypatch):
+    few = {name: Rule.named(name) for name in ("sgd", "momentum")}
+    monkeypatch.setattr(attribution, "hand_made", lambda: few)
     out = tmp_path / "found"
-    words = ["momentum", "rp_s", "--trajectories", str(momentum), "--out", str(out)]
+    words = [
+        "momentum",
+        "rp_s",
+        "--trajectories",
+        str(momentum),
+        "--beside",
+        str(momentum),
+        "--out",
+        str(out),
+    ]
     assert main(words) == 0
     assert "TPF" in capsys.readouterr().out
+    page = (out / "analysis.html").read_text("utf-8")
+    for title in ("Temporal perception", "Mapping curves", "tanh family", "Courses", "Nearest", "is made of"):
+        assert title in page
+    assert page.count("<svg") == 4 and "<script" not in page and "src=" not in page
+    for name in ("perception", "mapping", "family", "courses"):
+        assert (out / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert b"<svg" in (out / "figures" / f"{name}.svg").read_bytes()
+    assert (out / "summary.csv").read_text("utf-8").splitlines()[1].startswith("momentum,rule,")
+    figures = {line.split(",")[0] for line in (out / "curves.csv").read_text("utf-8").splitlines()[1:]}
+    assert figures == {"perception", "mapping", "courses"}
     found = json.loads((out / "analysis.json").read_text("utf-8"))
     assert [row["name"] for row in found["optimizers"]] == ["momentum", "rp_s"]
     assert found["optimizers"][0]["r2"]["pooled"] < found["optimizers"][0]["r2"]["at_rate"] < 1.0
@@ -68,6 +90,7 @@ def test_the_command_prints_r2_and_writes_the_same(momentum: Path, tmp_path: Pat
     ("words", "said"),
     [
         ([], "SOURCES is missing"),
+        (["sgd", "--seeds", "1"], "--seeds needs --trajectories"),
         (["nadamw"], "an optimizer with an equation"),
         (["no_such_rule"], "unknown optimizer"),
         (["muon", "--trajectories", "FILE"], "--whole-tensors"),

@@ -8,10 +8,10 @@ import pytest
 from common.reference import teacher_step, zero_cells
 from common.rng import rng
 from common.tables.teachers import TEACHERS, initial_weights
-from interchange.analysis.perception import perception
+from interchange.analysis.measures.perception import perception
+from interchange.analysis.measures.tangents import pulse_responses
 from interchange.analysis.recorded import noise
 from interchange.analysis.subjects import Subject, load
-from interchange.analysis.tangents import pulse_responses
 from interchange.rule.rule import Rule
 
 NOISE = noise()

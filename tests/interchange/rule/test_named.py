@@ -12,7 +12,9 @@ from common.errors import L2OError
 from common.run.cli import parser_for
 from interchange.meta.config import TuneConfig
 from interchange.rule import gallery as named
+from interchange.rule.published.templates import psi
 from interchange.rule.rule import Rule
+from interchange.rule.source import named_spec
 from interchange.rule.words import floats
 
 
@@ -77,7 +79,7 @@ def test_the_page_on_rules_has_every_published_row_with_its_options_and_state():
 
 
 def test_psi_sums_over_features_and_lags():
-    rule = named.psi({"g": "g", "m": "ema(g, 0.9)"}, lags=1, gamma=2.0)
+    rule = psi({"g": "g", "m": "ema(g, 0.9)"}, lags=1, gamma=2.0)
     values = {"w_g_0": 0.4, "w_g_1": 0.3, "w_m_0": -0.2, "w_m_1": 0.1}
     g = np.random.default_rng(0).normal(size=(6, 2))
     m = np.zeros_like(g)
@@ -89,6 +91,46 @@ def test_psi_sums_over_features_and_lags():
             past = np.concatenate([np.zeros((k, 2)), x[: len(x) - k]])
             want = want - values[f"w_{key}_{k}"] * 2.0 * np.tanh(past / 2.0)
     np.testing.assert_allclose(rule.with_constants(values).evaluate({"g": g}), 0.01 * want, rtol=1e-12)
+
+
+def test_options_stand_behind_a_name():
+    rule = Rule.load("psi:features=m_tilde+g,lags=5,gamma=2")
+    assert set(rule.features) == {"m_tilde", "g"} and rule.constants["gamma"] == 2.0
+    assert len(rule.constants) == 2 * 6 + 1
+    assert Rule.named("adam:beta1=0.8").constants["beta1"] == 0.8
+    assert Rule.named("cautious(momentum:beta=0.5)").constants["beta"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("psi:lags=2.5", "whole number of lags"),
+        ("psi:gamma=0", "above 0"),
+        ("psi:features=nothing", "unknown feature"),
+        ("psi:lags", "option=value"),
+        ("psi:beta=1", "unknown option"),
+    ],
+)
+def test_bad_options_behind_a_name_are_told(name, said):
+    with pytest.raises(L2OError, match=said):
+        Rule.named(name)
+
+
+def test_options_of_a_rule_and_of_any_optimizer_stand_together_in_a_spec():
+    spec = named_spec("psi:features=m_tilde+g,lags=1,lr=0.5")
+    assert (spec.kind, spec.target, spec.lr) == ("rule", "psi:features=m_tilde+g,lags=1", 0.5)
+    assert named_spec("rnnprop_tuned:lr=2").target == "rnnprop_tuned"
+    assert named_spec("rule:psi:lags=0,schedule=cosine").target == "psi:lags=0"
+
+
+def test_templates_are_what_they_say():
+    g = np.random.default_rng(0).normal(size=(40, 3))
+    adam, whole = Rule.named("adam"), Rule.named("adam_blend", blend=1.0)
+    np.testing.assert_allclose(whole.evaluate({"g": g}), adam.evaluate({"g": g}), rtol=1e-12)
+    plain = Rule.named("adam_blend", blend=0.0).evaluate({"g": g})
+    np.testing.assert_allclose(plain, Rule.from_text("-ema_hat(g, 0.9)").evaluate({"g": g}), rtol=1e-12)
+    powers = Rule.named("psi_power:features=g,lags=0,power=0.5,start=2").evaluate({"g": g})
+    np.testing.assert_allclose(powers, -0.02 * np.sign(g) * np.sqrt(np.abs(g)), rtol=1e-12)
 
 
 def test_the_tuned_rule_is_what_the_command_beside_it_makes():

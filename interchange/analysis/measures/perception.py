@@ -15,9 +15,9 @@ import numpy as np
 
 from common.errors import L2OError
 from common.rng import rng
+from interchange.analysis.measures.tangents import pulse_responses
 from interchange.analysis.recorded import Recorded
 from interchange.analysis.subjects import Subject
-from interchange.analysis.tangents import pulse_responses
 from interchange.files.weights import Teacher
 from interchange.language import expression as ex
 from interchange.rule.rule import Rule
