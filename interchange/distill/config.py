@@ -23,6 +23,9 @@ class DistillConfig:
     cluster: str = option("", "where restarts run: dask, dask:ADDRESS, ray, ray:ADDRESS; here if not given")
     active: int = option(0, "sequences along the rules' rollouts that the teacher answers", low=0, high=4096)
     teacher: str = option("", "for --active: the recorded teacher's run or weights, if not beside or shipped")
+    start: str = option(
+        "", "a rule, by file or name: its constants are refitted, and the search starts from it"
+    )
     allow_singular: bool = option(False, "keep rules that are not finite where gradients are 0, marked")
     select: str = option("r2", "how the best rule is chosen", choices=lambda: _SELECT)
     backend: str = option("torch", "who rolls candidates out", choices=lambda: ("torch", "tf"))

@@ -22,12 +22,16 @@ from interchange.rule.rule import Rule
 from interchange.rule.safety import singular
 from interchange.rule.words import told
 
+START = "start.json"
+
 if TYPE_CHECKING:
     from interchange.files.trajectories import Trajectories
 
 
 def distill(config: DistillConfig) -> tuple[Front, Rule]:
     """Distill as ``config`` says; rules, ``front.csv`` and ``best.json`` go to ``config.out``.
+
+    The rule of ``config.start`` with its constants refitted goes to ``start.json`` there.
 
     Returns:
         The front, shortest first, and the best rule.
@@ -37,6 +41,7 @@ def distill(config: DistillConfig) -> tuple[Front, Rule]:
     """
     from interchange.distill import rollouts
     from interchange.distill.active import find_teacher
+    from interchange.distill.start import over_recording, refitted
     from interchange.files.trajectories import load_trajectories
 
     started = time.monotonic()
@@ -45,13 +50,17 @@ def distill(config: DistillConfig) -> tuple[Front, Rule]:
     folder = _folder(config)
     if (folder / "front.csv").exists() and not config.overwrite:
         raise L2OError(f"--out {folder} holds a front; replace it with --overwrite or choose another")
-    if config.active:  # what is missing is found before the search
+    if config.start:  # what does not fit is found before the search
+        over_recording(Rule.load(config.start), trajectories)
+    if config.active:
         find_teacher(trajectories, config.teacher, Path(config.trajectories).parent)
     if config.active or config.select == "rollout":
         rollouts.check_backend(config)
         rollouts.find_problem(config, trajectories)
     with RunLock(folder):  # from the start: two searches for one folder would replace each other's rules
         front = search_front(trajectories, config, started)
+        if config.start:
+            refitted(Rule.load(config.start), trajectories, config).save(folder / START)
         best = exact(front) or (knee(front) if config.select == "knee" else shortest_within(front))
         write_front(folder, front)
         best.save(folder / "best.json")
@@ -131,13 +140,13 @@ def _following(best: Rule, config: DistillConfig, folder: Path) -> str:
 
 
 def _scores(rule: Rule) -> str:
-    """R2 by split, of the body where there is a structure around it, and then that of the update."""
+    """Size and R2 by split, of the body where there is a structure around it, and then that of the update."""
     parts = {split: rule.provenance["r2"][split] for split in ("valid", "test")}
     inside = "structure" in rule.provenance
     if inside:  # an update without an R2: the recording has no run of whole matrices
         parts["update"] = rule.provenance.get("r2_update")
     said = "  ".join(f"{name} -" if r2 is None else f"{name} {r2:.4f}" for name, r2 in parts.items())
-    return "body " * inside + said
+    return f"{rule.complexity:3d} nodes  R2 {'body ' * inside}{said}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,10 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body(config: DistillConfig) -> None:
         front, best = distill(config)
         if not config.quiet:
+            folder = _folder(_found(config))
+            if config.start:
+                begun = Rule.load(folder / START)
+                print(f"{begun.name} refitted: {_scores(begun)}, {folder / START}")
             for rule in front:
                 mark = "*" if rule.expression == best.expression else " "
-                print(f"{mark} {rule.complexity:3d} nodes  R2 {_scores(rule)}")
-            folder = _folder(_found(config))
+                print(f"{mark} {_scores(rule)}")
             print(told(best, folder / "best.json", _following(best, config, folder)))
 
     return run_command(

@@ -16,6 +16,7 @@ from common.rng import derived_seed
 from interchange.distill.jobs import run_jobs, search_all
 from interchange.distill.refit import improve, polish
 from interchange.distill.rollouts import threads
+from interchange.distill.start import over_recording, parts
 from interchange.language import expression as ex
 from interchange.language.canonical import name_constants
 from interchange.language.expression import Node
@@ -53,7 +54,7 @@ def sequence_front(
         started: ``time.monotonic()`` from which ``config.time`` counts.
     """
     nodes = _search(trajectories, data["train"], config, 0.5 if config.active else 1.0)
-    drafts = to_drafts(nodes, trajectories, config)
+    drafts = [*given(trajectories, config), *to_drafts(nodes, trajectories, config)]
     if config.active:
         # As if begun so much earlier that its share of the time ends when the quick refit is to end.
         soon = time.monotonic() - (_REFIT_UNTIL - _QUICK_SHARE) * config.time
@@ -90,12 +91,19 @@ def make_task(
     values, target = samples.row_values(columns, train.features, rows), rows.of(train.target)
     part = _SEARCH_SHARE if trajectories.samples is None else _TABLE_SHARE
     kept = screen(columns, values, target, rows.weights, max(_COLUMNS, len(seen)))
+    chosen, values = [columns[k] for k in kept], values[:, kept]
+    begun = [part for rule in given(trajectories, config) for part in parts(rule)]
+    if new := [node for node in begun if node not in chosen]:
+        own = samples.row_values(new, train.features, rows)
+        finite = np.flatnonzero(np.isfinite(own).all(axis=0))
+        chosen += [new[k] for k in finite]
+        values = np.concatenate([values, own[:, finite]], axis=1)
     return Task(
         names=tuple(names),
         features=train.features,
         target=train.target,
-        columns=tuple(ex.to_text(columns[k]) for k in kept),
-        rows=values[:, kept],
+        columns=tuple(map(ex.to_text, chosen)),
+        rows=values,
         y=target,
         weights=rows.weights,
         # A budget of evaluations is to end at the same place whatever the clock says.
@@ -105,7 +113,13 @@ def make_task(
         seed=config.seed,
         threads=threads(config),
         memory=int(config.memory * 2**30),
+        guesses=tuple(map(ex.to_text, begun[:1])),
     )
+
+
+def given(trajectories: "Trajectories", config: "DistillConfig") -> list[Rule]:
+    """The rule of ``--start`` over what was recorded; none without one."""
+    return [over_recording(Rule.load(config.start), trajectories)] if config.start else []
 
 
 def renumbered(rule: Rule) -> Rule:

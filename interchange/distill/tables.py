@@ -47,7 +47,8 @@ def table_front(
     drafts = []
     for number, nodes in enumerate(search_all(tasks, config)):
         k = number % len(splits)
-        for rule in sequences.to_drafts(nodes, trajectories, config):
+        begun = sequences.given(trajectories, config)
+        for rule in [*begun, *sequences.to_drafts(nodes, trajectories, config)]:
             drafts.append((dataclasses.replace(rule, provenance=rule.provenance | {"fold": k}), splits[k]))
     versions = sequences.improve_all(drafts, config, started)
     found = [[rule for rule in versions if rule.provenance["fold"] == k] for k in range(len(splits))]
