@@ -105,7 +105,7 @@ def mapping(curves: Mapping[str, Mapping[str, Curve]]) -> Drawn:
             axes.locator_params(nbins=5)
 
         at = f" @ {next(iter(own))}" if len(own) == 1 < len(curves) else ""
-        return _Panel(f"u / {unit:g} against {name}{at}", draw)
+        return _Panel(f"u / {unit:.0e} against {name}{at}", draw)
 
     panels = [panel(name) for name in inputs]
     legend = [(look[name], name, False) for name in curves]

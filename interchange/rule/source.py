@@ -60,11 +60,13 @@ class Source:
         )
 
     def row(self) -> dict[str, Any]:
-        """What it is, JSON-ready: the teacher's row, the rule, or the baseline's options."""
+        """What it is, JSON-ready: the teacher's row, the rule, or the baseline's options; with its ``lr``, of
+        teachers and rules where the SPEC has one."""
+        rate = {} if self.spec.lr is None else {"lr": self.spec.lr}
         if isinstance(self.loaded, Rule):
-            return {"rule": self.loaded.name, "constants": self.loaded.constants}
+            return {"rule": self.loaded.name, "constants": self.loaded.constants, **rate}
         if isinstance(self.loaded, Teacher):
-            return self.loaded.row.to_dict()
+            return self.loaded.row.to_dict() | rate
         return {"name": self.spec.target, "lr": self.spec.lr or self.spec.middle, **self.spec.options}
 
 

@@ -9,10 +9,12 @@ import pytest
 
 from interchange.analysis.measures import attribution
 from interchange.analysis.measures.fit import fit
+from interchange.analysis.measures.perception import perception
 from interchange.analysis.recorded import recorded
 from interchange.analysis.run import main
 from interchange.analysis.subjects import Subject, load, load_all
-from interchange.files.trajectories import save_trajectories
+from interchange.distill.structure import whole
+from interchange.files.trajectories import Samples, Trajectories, save_trajectories
 from interchange.files.weights import Teacher
 from interchange.rule.rule import Rule
 from interchange.sanity.rules import recorded as recording_of
@@ -84,6 +86,29 @@ def test_the_command_prints_r2_and_writes_the_same(momentum: Path, tmp_path: Pat
     assert found["optimizers"][0]["r2"]["pooled"] < found["optimizers"][0]["r2"]["at_rate"] < 1.0
     assert main(words) == 2 and "--overwrite" in capsys.readouterr().err
     assert main([*words, "--overwrite", "--quiet"]) == 0
+
+
+def test_a_rule_inside_a_structure_is_compared_with_what_was_recorded_inside_it():
+    data = recorded(recording_of(Rule.named("momentum"), 0))
+    inside = whole(Rule.named("momentum"), "orth")
+    assert inside.sees_tensors and not Subject("orth", inside).sees_tensors
+    assert fit(Subject("orth", inside), data).pooled == pytest.approx(1.0)
+    assert perception(Subject("orth", inside), data).total == perception(load("momentum"), data).total
+
+
+def test_a_table_has_an_r2_and_no_perception_field(tmp_path: Path, capsys):
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    table = Samples(x, -0.3 * x[:, 0] + 0.1 * x[:, 1], np.ones(2))
+    file = tmp_path / "table.h5"
+    save_trajectories(file, Trajectories({"a": "", "b": ""}, {}, samples=table))
+    rule = Rule.from_text("c0 * a + c1 * b", {"c0": -0.3, "c1": 0.1}, {"a": None, "b": None}, name="mine")
+    rule.save(tmp_path / "mine.json")
+    words = [str(tmp_path / "mine.json"), "--trajectories", str(file)]
+    assert main([*words, "--quiet"]) == 0 and main(words) == 0
+    assert "1.0000" in capsys.readouterr().out
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "a table has no steps" in capsys.readouterr().err
+    assert main(["sgd", *words[1:]]) == 2 and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Curves, terms, squashing, attribution, complexity and courses, on optimizers whose answers are known."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from interchange.files.trajectories import Trajectories, save_trajectories
 from interchange.language.expression import to_text
 from interchange.language.parse import parse
 from interchange.rule.rule import Rule
+from interchange.rule.source import Source, named_spec
 from interchange.sanity.rules import recorded as recording_of
 
 NOISE = noise()
@@ -160,6 +162,17 @@ def test_courses_begin_at_the_same_start_and_move_by_the_updates():
     *_, run = sgd.runs.values()
     np.testing.assert_allclose(each["sgd"][1:], np.cumsum(run.y[:-1, column]))
     assert each["sgd"][0] == 0.0
+
+
+def test_a_learning_rate_of_the_recorded_spec_counts_in_courses():
+    spec = named_spec("rule:sgd,lr=0.25")
+    row = Source(spec, Rule.named("sgd")).row()
+    assert row["lr"] == 0.25 and "lr" not in Source(named_spec("rule:sgd"), Rule.named("sgd")).row()
+    plain, slow = recording("sgd", 2.0), recording("sgd", 2.0)
+    runs = {k: dataclasses.replace(run, source_json=json.dumps(row)) for k, run in slow.runs.items()}
+    found = courses({"plain": plain, "slow": dataclasses.replace(slow, runs=runs)})
+    for each in found.moved.values():
+        np.testing.assert_allclose(each["slow"], 0.25 * each["plain"])
 
 
 def test_recordings_from_other_starts_are_refused():
