@@ -81,19 +81,22 @@ class Exploding:
         return self.task.loss(parameters, step) * (float("inf") if step == 6 else 1.0)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        {"coordinates": 0.3},
-        {"loss": "last", "unroll": 12},
-        {"problem": "quadratic,digits-mlp", "tasks": 4},
-        {"problem": "quadratic", "random_scaling": 1.0, "convex": True},
-    ],
-    ids=["one-problem", "subset", "last-loss", "mixed", "varied"],
-)
-def test_several_as_one_train_as_each_alone(impl, given):
-    one, other = (trained(impl, config(**given), teacher(impl), together) for together in (True, False))
+VARIETY = {
+    "one-problem": {},
+    "subset": {"coordinates": 0.3},
+    "last-loss": {"loss": "last", "unroll": 12},
+    "mixed": {"problem": "quadratic,digits-mlp", "tasks": 4},
+    "varied": {"problem": "quadratic", "random_scaling": 1.0, "convex": True},
+}
+# TensorFlow's graphs take their time.
+OFTEN = [("torch", kind) for kind in VARIETY] + [("tf", "subset"), ("tf", "mixed")]
+SELDOM = [pytest.param("tf", kind, marks=pytest.mark.slow) for kind in VARIETY if ("tf", kind) not in OFTEN]
+
+
+@pytest.mark.parametrize(("impl", "kind"), OFTEN + SELDOM, indirect=["impl"])
+def test_several_as_one_train_as_each_alone(impl, kind):
+    given = config(**VARIETY[kind])
+    one, other = (trained(impl, given, teacher(impl), together) for together in (True, False))
     assert_alike(one, other)
 
 
