@@ -67,24 +67,21 @@ def plainly(source: Source, lr: float, task: ProblemTask, cosine: bool = False) 
 
 @pytest.mark.parametrize(("name", "problem"), PAIRS)
 def test_a_graph_is_made_once_and_every_rollout_is_as_if_it_were_alone(name, problem):
+    """And its losses are those of the plain loop."""
     source, lr = SOURCES[name], rate(name)
     kinds = [(0, lr), (1, lr), (0, 3.0 * lr), (0, lr)]
     together = [rollout(source, rate, task_of(problem, seed), STEPS, score=False) for seed, rate in kinds]
     (loop,) = loops._kept.values()
     assert loop.graph.traces == 1
-    for (seed, rate_), found in zip(kinds, together, strict=True):
+    for (seed, rate_), found in zip(kinds[1:3], together[1:3], strict=True):
         loops._kept.clear()
         alone = rollout(source, rate_, task_of(problem, seed), STEPS, score=False)
-        assert found.outcome == alone.outcome == "ok" and len(found.losses) == STEPS
+        assert found.outcome == alone.outcome == "ok" and len(found.losses) == STEPS and found.seconds > 0.0
         np.testing.assert_array_equal(found.losses, alone.losses)
-    assert len({found.losses.tobytes() for found in together}) == 3
-
-
-@pytest.mark.parametrize(("name", "problem"), PAIRS)
-def test_losses_are_those_of_the_plain_loop(name, problem):
-    found = rollout(SOURCES[name], rate(name), task_of(problem), STEPS, score=False)
-    assert found.seconds > 0.0
-    np.testing.assert_allclose(found.losses, plainly(SOURCES[name], rate(name), task_of(problem)), rtol=1e-9)
+    first, other, faster, last = (found.losses for found in together)
+    np.testing.assert_array_equal(first, last)
+    assert not np.array_equal(first, other) and not np.array_equal(first, faster)
+    np.testing.assert_allclose(first, plainly(source, lr, task_of(problem)), rtol=1e-9)
 
 
 def test_running_values_of_batch_norm_are_the_tasks_own():
