@@ -12,7 +12,7 @@ STAMP := .venv/.installed
 # What make demo needs, under 2 GB with torch's CPU build; tests need the other extras too.
 LIGHT := .venv/.light
 LIGHT_EXTRAS := torch,operon,report
-EXTRAS := torch,tf,operon,pysr,dask,onnx,optimizers,bench,report,dev
+EXTRAS := torch,tf,operon,pysr,dask,onnx,optimizers,tensorboard,bench,report,dev
 
 .PHONY: install light demo test test-slow test-lowest lint reference clean
 
