@@ -39,6 +39,10 @@ _SUBFOLDERS = {
 Arrays = tuple[np.ndarray, ...]
 
 
+class MissingDataError(L2OError):
+    """No file of a data set is there; the message says where to put which."""
+
+
 def read(name: str, data_dir: str) -> tuple[Path, Arrays]:
     """The folder a data set was found in, and its arrays in the order of ``KEYS``."""
     given = data_dir or os.environ.get("L2O_DATA", "")
@@ -59,7 +63,7 @@ def read(name: str, data_dir: str) -> tuple[Path, Arrays]:
             )
     looked = ", ".join(map(str, folders)) or "nowhere: no folder was given"
     first = f"{_IDX[0]}[.gz]" if "mnist" in name else _RECORDS[name][0][0]
-    raise L2OError(
+    raise MissingDataError(
         f"data set {name!r} not found (looked in {looked}); put {name}.npz (Keras) or {first} and the files "
         "that belong to it into a folder and name it with --data-dir or $L2O_DATA"
     )

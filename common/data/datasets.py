@@ -1,9 +1,9 @@
 """Data sets read from local files; nothing is ever downloaded.
 
-``digits`` (1,797 images of 8x8, from scikit-learn's own package) is embedded and the default. The others
-are looked for in ``--data-dir`` or ``$L2O_DATA``: MNIST and Fashion-MNIST as Keras npz or the four IDX files
-(plain or gzipped), CIFAR as Keras npz or the files of the binary version. ``synthetic`` needs no file, and
-any ``.npz`` of the user's own may stand for a name.
+``digits`` (1,797 images of 8x8, from scikit-learn's own package) is embedded and the default, and a few more
+are made of it or drawn (``generated``). The others are looked for in ``--data-dir`` or ``$L2O_DATA``: MNIST
+and Fashion-MNIST as Keras npz or the four IDX files (plain or gzipped), CIFAR as Keras npz or the files of
+the binary version. ``synthetic`` needs no file, and any ``.npz`` of the user's own may stand for a name.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from common.data import dataset_files as files
+from common.data import generated
 from common.errors import L2OError
 from common.registry import Registry
 from common.rng import rng
@@ -31,6 +32,7 @@ class Dataset:
 
     Attributes:
         divisor, offset, spread: images are used as (x / divisor - offset) / spread (MATH.md section 6).
+        copies: so many training images in a row are variants of one, and fall to the same split.
     """
 
     x_train: np.ndarray
@@ -40,6 +42,7 @@ class Dataset:
     divisor: float = 1.0
     offset: float = 0.0
     spread: float = 1.0
+    copies: int = 1
 
     def normalised(self, images: np.ndarray) -> np.ndarray:
         """Stored images as the float32 a network sees."""
@@ -67,15 +70,18 @@ class Dataset:
     def _part(self, name: Split, class_halves: bool) -> tuple[np.ndarray, np.ndarray]:
         test = name in ("test", "test_a")
         x, y = (self.x_test, self.y_test) if test else (self.x_train, self.y_train)
+        count = len(y) if test else len(y) // self.copies
         if name in ("train", "validation"):
-            order = rng(0, "validation").permutation(len(y))
-            held = len(y) // 10
+            order = rng(0, "validation").permutation(count)
+            held = count // 10
             rows = order[:held] if name == "validation" else order[held:]
         elif test or class_halves:
-            rows = np.arange(len(y))
+            rows = np.arange(count)
         else:
-            order = rng(0, "halves").permutation(len(y))
-            rows = order[: len(y) // 2] if name == "meta_train" else order[len(y) // 2 :]
+            order = rng(0, "halves").permutation(count)
+            rows = order[: count // 2] if name == "meta_train" else order[count // 2 :]
+        if not test and self.copies > 1:
+            rows = (rows[:, None] * self.copies + np.arange(self.copies)).ravel()
         low = 0
         if class_halves:
             classes = (int(self.y_train.max()) + 1) // 2
@@ -95,15 +101,18 @@ class Source:
     read: Callable[[str], Dataset]
 
 
-def _digits(data_dir: str) -> Dataset:
-    from sklearn.datasets import load_digits
+def _generated(
+    make: Callable[[], generated.Arrays],
+    shape: tuple[int, int, int],
+    classes: int,
+    *scaling: float,
+    copies: int = 1,
+) -> Source:
+    def read(data_dir: str) -> Dataset:
+        del data_dir  # there is no file
+        return Dataset(*make(), *scaling, copies=copies)
 
-    del data_dir  # embedded
-    images, labels = load_digits(return_X_y=True)
-    order = rng(0, "digits").permutation(len(labels))
-    x = images[order].astype(np.uint8).reshape(-1, 8, 8, 1)
-    y = labels[order].astype(np.int64)
-    return Dataset(x[:1500], y[:1500], x[1500:], y[1500:], 16.0, 0.5)
+    return Source(shape, classes, read)
 
 
 def _stored(name: str, shape: tuple[int, int, int], classes: int, spread: float) -> Source:
@@ -121,7 +130,17 @@ def _stored(name: str, shape: tuple[int, int, int], classes: int, spread: float)
 DATASETS: Registry[Source] = Registry(
     "data set",
     {
-        "digits": Source((8, 8, 1), 10, _digits),
+        "digits": _generated(generated.digits, (8, 8, 1), 10, 16.0, 0.5),
+        "digits-shifted": _generated(
+            generated.shifted_digits, (8, 8, 1), 10, 16.0, 0.5, copies=generated.SHIFTS
+        ),
+        "digits-odd": _generated(generated.odd_digits, (8, 8, 1), 2, 16.0, 0.5),
+        "recall": _generated(
+            generated.recall, (generated.RECALL_LENGTH, 1, generated.RECALL_SYMBOLS), generated.RECALL_SYMBOLS
+        ),
+        "text": _generated(
+            generated.text, (generated.TEXT_CONTEXT, 1, generated.TEXT_SYMBOLS), generated.TEXT_SYMBOLS
+        ),
         "mnist": _stored("mnist", (28, 28, 1), 10, 1.0),
         "fashion-mnist": _stored("fashion-mnist", (28, 28, 1), 10, 1.0),
         "cifar10": _stored("cifar10", (32, 32, 3), 10, 0.5),

@@ -25,13 +25,20 @@ class Layer:
         kind: ``dense`` (out), ``conv`` (out, size, stride, pad, bias), ``norm`` (batch norm, eps 1e-5),
             ``pool`` (maximum over size x size, stride size), ``average`` (size, stride, pad; padding is not
             counted), ``mean`` (over all pixels), ``graph`` (nodes), or a layer without settings; ``gelu`` is
-            x Phi(x) with the error function (Hendrycks and Gimpel 2016).
+            x Phi(x) with the error function (Hendrycks and Gimpel 2016). On vectors ``layer_norm`` (eps
+            1e-5). On sequences, images [length, 1, symbols], ``embed`` (out), one-hot symbols times a matrix
+            E, and ``recurrent`` (out): h <- tanh(x w + h u + b) from 0, the last h. ``tied``: x E^T + b with
+            the E of ``embed``, which is the first layer.
         out: units or channels; 0 stands for the number of classes.
         nodes: of a graph: node 0 is its input, every other the sum of its edges (source node, layers);
             the last node is the output.
     """
 
-    kind: Literal["dense", "conv", "norm", "pool", "average", "flatten", "mean", "graph"] | Activation
+    kind: (
+        Literal["dense", "conv", "norm", "pool", "average", "flatten", "mean", "graph"]
+        | Literal["layer_norm", "embed", "recurrent", "tied"]
+        | Activation
+    )
     out: int = 0
     size: int = 0
     stride: int = 1
@@ -101,6 +108,21 @@ def _specs(
             number = next(numbers)
             add("gamma", shape[-1:], 0.0, 1.0)
             add("beta", shape[-1:], 0.0)
+        elif layer.kind == "layer_norm":
+            number = next(numbers)
+            add("scale", shape[-1:], 0.0, 1.0)
+            add("shift", shape[-1:], 0.0)
+        elif layer.kind in ("embed", "recurrent"):
+            number = next(numbers)
+            add("w", (shape[-1], out), out**-0.5)
+            if layer.kind == "recurrent":
+                add("u", (out, out), out**-0.5)
+                add("b", (out,), 0.0)
+            shape = (out,) if layer.kind == "recurrent" else (*shape[:-1], out)
+        elif layer.kind == "tied":
+            number = next(numbers)
+            add("b", (out,), 0.0)
+            shape = (out,)
         elif layer.kind == "pool":
             shape = (shape[0] // layer.size, shape[1] // layer.size, shape[2])
         elif layer.kind == "average":
@@ -135,6 +157,7 @@ def _slid(layer: Layer, shape: Shape) -> Shape:
 RELU, SIGMOID, TANH, GELU = Layer("relu"), Layer("sigmoid"), Layer("tanh"), Layer("gelu")
 NORM, FLATTEN, MEAN = Layer("norm"), Layer("flatten"), Layer("mean")
 CLASSES = Layer("dense")
+LAYER_NORM = Layer("layer_norm")
 
 
 def mlp(*widths: int, activation: Layer = RELU) -> tuple[Layer, ...]:

@@ -6,7 +6,7 @@ parameters and batches as NumPy arrays, so both backends start and feed the same
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,57 +16,9 @@ from common.errors import L2OError
 from common.registry import Registry
 from common.rng import rng
 from common.tables import layers as net
+from common.tables.held import HELD
 from common.tables.layers import Init, Layer, ParameterSpec
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One row of the table.
-
-    Attributes:
-        kind: ``classifier`` (layers on a data set, mean cross-entropy) or ``function``: the mean over a batch
-            of square ||A x - b||^2 + lasso |x|_1 + cosine (n - c.cos(2 pi x)), A, b, c ~ N(0, 1), one x [n]
-            per row of the batch.
-        condition: 0, or the condition number of A^T A: A = U diag(s) V^T with random rotations U, V and s
-            log-spaced, |s|^2 = n.
-        noise: standard deviation of what is added to b, drawn anew at every step, so that the gradient's
-            noise has a covariance proportional to the Hessian (Zhang et al. 2019).
-        dataset: a name ``common.data.datasets`` knows; empty for functions.
-        init: initial values, ``he`` or ``normal`` (``common.tables.layers.specs``).
-        class_halves: meta-train on the first half of the classes, evaluate on the second.
-        dims: n of a function; std: standard deviation of its x_0.
-        batch_size: default mini-batch size.
-        matrix: names of the parameters that rules see as matrices, rows along the last axis; None for all
-            weights of layers. A function's x [batch, n] is no layer.
-    """
-
-    name: str
-    kind: Literal["classifier", "function"]
-    dataset: str = ""
-    layers: tuple[Layer, ...] = ()
-    init: Init = "he"
-    class_halves: bool = False
-    dims: int = 0
-    std: float = 0.01
-    square: float = 1.0
-    lasso: float = 0.0
-    cosine: float = 0.0
-    condition: float = 0.0
-    noise: float = 0.0
-    batch_size: int = 128
-    note: str = ""
-    matrix: tuple[str, ...] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as JSON-ready data."""
-        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return row | {"layers": [layer.to_dict() for layer in self.layers]}
-
-    def classes(self) -> int:
-        """Number of classes the network tells apart; 0 for a function."""
-        if self.kind == "function":
-            return 0
-        return datasets.source(self.dataset).num_classes // (2 if self.class_halves else 1)
+from common.tables.problem import Problem
 
 
 def _function(name: str, note: str, **fields: Any) -> Problem:
@@ -149,6 +101,7 @@ PROBLEMS: Registry[Problem] = Registry(
             _cifar("lenet", net.lenet(), "LeNet-5 with ReLU (LeCun et al. 1998)"),
             _cifar("vgg16", net.vgg16(), "VGG-16 with batch norm (Simonyan and Zisserman 2015)"),
             _cifar("resnet-18", net.resnet(2, 2, 2, 2), "ResNet-18 for 32x32 images (He et al. 2016)"),
+            *HELD,
             _cifar("nas", _NAS, "a network of NAS-Bench-201, 3 x 5 cells (Dong and Yang 2020)"),
         )
     },

@@ -17,11 +17,13 @@ class Entry:
     Attributes:
         steps: the horizon.
         trained_on: what is shipped may have been meta-trained or tuned on the problem; no other may.
+        optional: left out, and named, where its data are not there.
     """
 
     problem: str
     steps: int
     trained_on: bool = False
+    optional: bool = False
 
 
 SUITES: Registry[tuple[Entry, ...]] = Registry(
@@ -46,7 +48,18 @@ SUITES: Registry[tuple[Entry, ...]] = Registry(
             Entry("quadratic-k10", 200),
             Entry("quadratic-k100", 1000, trained_on=True),
             Entry("quadratic-k1000", 5000),
-        )
+        ),
+        # Frozen: nobody tunes, trains or chooses on these.
+        "held": (
+            Entry("mnist-layer-norm", 200),
+            Entry("digits-residual", 200),
+            Entry("digits-logistic", 200),
+            Entry("digits-autoencoder", 200),
+            Entry("recall-recurrent", 200),
+            Entry("text-tied", 200),
+            Entry("digits-shift", 200),
+            Entry("fashion-mlp", 200, optional=True),
+        ),
     },
 )
 

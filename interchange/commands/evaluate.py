@@ -24,7 +24,7 @@ from common.tables.baselines import BASELINES, absent
 from common.tables.suites import Entry, entries
 from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig, expected_runs
-from interchange.evaluation.grid import Pool, Tested, course, run_grid
+from interchange.evaluation.grid import Pool, Tested, course, first_tasks, run_grid
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
 from interchange.evaluation.timing import time_optimizers
 from interchange.evaluation.tuning import loss_at_or_inf
@@ -63,10 +63,8 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
     loaded = {spec.text: backend.load_source(spec) for spec in named_specs(config.optimizers, backend.NAME)}
     folder = folder_of(config)
     _check_existing(folder / "evaluation.h5", config, loaded)
-    configs = {e.problem: dataclasses.replace(config, problem=e.problem) for e in wanted}
-    tasks = {  # missing data are found here
-        problem: backend.table_task(own, "evaluate_test", 0, config.split) for problem, own in configs.items()
-    }
+    configs, tasks, left_out = first_tasks(wanted, config, backend)
+    wanted = tuple(entry for entry in wanted if entry.problem in configs)
     with RunLock(folder):
         packages = Path(__file__).parents[2]
         code = code_of(*(packages / name for name in ("common", "interchange", f"{backend.NAME}_impl")))
@@ -75,7 +73,7 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
             store.clear()
         rows = _run(wanted, configs, loaded, tasks, store, backend)
         rules = {text: source.loaded for text, source in loaded.items() if source.spec.kind == "rule"}
-        _write(folder, rows, config, backend, code, rules)
+        _write(folder, rows, config, backend, code, rules, left_out)
     return rows
 
 
@@ -144,7 +142,7 @@ def _trained_on(source: "Source") -> set[str]:
     from interchange.rule.rule import Rule
 
     if isinstance(source.loaded, Rule):
-        records = (source.loaded.provenance.get(key) for key in ("tuned", "loss"))
+        records = (source.loaded.provenance.get(key) for key in ("tuned", "loss", "found"))
         names = [record.get("problem") for record in records if isinstance(record, dict)]
     elif source.spec.kind == "teacher" and Path(source.spec.target, "config.json").is_file():
         names = [RunFolder(source.spec.target).config().get("problem")]
@@ -203,13 +201,14 @@ def _write(
     backend: "Backend",
     code: str,
     rules: "Mapping[str, Rule]",
+    left_out: Mapping[str, str],
 ) -> None:
     from common.run.runs import environment
     from common.run.storage import atomic_write
     from interchange.files.results import save_evaluation, standings_csv
 
     missing = absent(config.optimizers, backend.NAME)
-    record = {"backend": backend.NAME, "code": code, "absent": missing}
+    record = {"backend": backend.NAME, "code": code, "absent": missing, "left_out": dict(left_out)}
     names = {row.optimizer.partition(":")[0] for row in rows} & BASELINES.keys()
     packages = {package: metadata.version(package) for name in names if (package := BASELINES[name].package)}
     record["versions"] = {"python": environment()["python"], **environment()["versions"], **packages}

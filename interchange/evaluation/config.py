@@ -22,7 +22,7 @@ _GROWTH = 2  # trials by which grids usually grow
 class EvaluateConfig(OnProblem):
     """Fair comparison of optimizers (MATH.md section 6)."""
 
-    problem: str = option("digits-mlp", "row of the problem table, several, a,b,c, or suite:core")
+    problem: str = option("digits-mlp", "row of the problem table, several, a,b,c, suite:core or suite:held")
     optimizers: tuple[str, ...] = option(
         ("all",), "name[:key=value,...], teacher:RUN, rule:FILE, front:FOLDER, or all for every baseline"
     )

@@ -10,21 +10,23 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.data.dataset_files import MissingDataError
 from common.metrics import FAILED
 from common.run.cli import Progress
 from common.run.parallel import Run
+from common.tables.suites import Entry
 from interchange.backend import Rollout
 from interchange.evaluation.cells import Cell, Store
 from interchange.evaluation.config import EvaluateConfig
 from interchange.evaluation.tuning import Results, Tuned, tuning
 
 if TYPE_CHECKING:
-    from interchange.backend import Backend
+    from interchange.backend import Backend, Task
     from interchange.rule.source import Source
 
 _LOG = logging.getLogger(__name__)
@@ -36,6 +38,29 @@ class Tested:
 
     tuned: dict[str, Tuned]
     rollouts: dict[tuple[str, int, int], Rollout]
+
+
+def first_tasks(
+    wanted: Sequence[Entry], config: EvaluateConfig, backend: "Backend"
+) -> "tuple[dict[str, EvaluateConfig], dict[str, Task], dict[str, str]]":
+    """Configuration and first optimizee of every problem, and why those are left out that are.
+
+    Raises:
+        L2OError: data are missing that no suite does without, or of every problem.
+    """
+    optional = {entry.problem for entry in wanted if entry.optional}
+    configs, tasks, left_out = {}, {}, {}
+    for problem in dict.fromkeys(entry.problem for entry in wanted):
+        own = dataclasses.replace(config, problem=problem)
+        try:
+            tasks[problem] = backend.table_task(own, "evaluate_test", 0, config.split)
+            configs[problem] = own
+        except MissingDataError as error:
+            if problem not in optional or len(optional) == len(wanted):
+                raise
+            left_out[problem] = str(error)
+            _LOG.warning("%s is left out: %s", problem, error)
+    return configs, tasks, left_out
 
 
 Course = Generator[list[Cell], Results, Tested]

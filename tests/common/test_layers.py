@@ -47,6 +47,13 @@ COUNTS = {
     "vgg16": 14_728_266,
     "resnet-18": 11_173_962,
     "nas": 830_426,
+    "mnist-layer-norm": dense(784, 32, 32, 10) + 4 * 32,
+    "digits-residual": window(3, 1, 8) + 4 * window(3, 8, 8) + 5 * 8 + dense(8, 10),
+    "digits-logistic": dense(64, 2),
+    "digits-autoencoder": dense(64, 32, 8, 32, 64),
+    "recall-recurrent": dense(8, 32) + 32 * 32 + dense(32, 8),
+    "text-tied": 24 * 16 + dense(4 * 16, 16) + 24,
+    "digits-shift": dense(64, 30, 20, 10),
 }
 
 

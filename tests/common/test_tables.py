@@ -28,6 +28,7 @@ from interchange.language.expression import sees_tensors, to_text
 from interchange.language.matrix import DERIVATIVES
 from interchange.language.operators import OPERATORS, POINTWISE, TEMPORAL, TENSOR
 from interchange.language.parse import parse
+from interchange.rule.gallery import NAMED
 from interchange.rule.rule import Rule
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +170,9 @@ def test_a_problem_is_complete(name):
     row, specs = PROBLEMS[name], parameter_specs(PROBLEMS[name])
     assert row.note and row.batch_size > 0
     if row.kind == "classifier":
-        assert specs[-1].shape == (DATASETS[row.dataset].num_classes // (1 + row.class_halves),)
+        data = DATASETS[row.dataset]
+        outputs = data.num_classes if row.target == "labels" else math.prod(data.image_shape)
+        assert specs[-1].shape == (outputs // (1 + row.class_halves),)
     else:
         assert row.dims > 0 and not row.dataset and not row.layers
     assert len({spec.name for spec in specs}) == len(specs)
@@ -279,6 +282,21 @@ def test_core_is_broad_and_little_of_it_was_trained_on():
     assert kinds >= {"relu", "sigmoid", "tanh", "gelu", "conv", "norm", "pool"}
 
 
+def test_nothing_was_trained_on_held_which_shares_no_problem_with_core():
+    """Nor does a shipped rule name one of them among what it was tuned, chosen or searched on."""
+    held = {entry.problem for entry in SUITES["held"]}
+    assert len(held) == len(SUITES["held"]) == 8 and not any(entry.trained_on for entry in SUITES["held"])
+    assert not held & {entry.problem for entry in SUITES["core"]}
+    records = [record for name in NAMED for record in Rule.named(name).provenance.values()]
+    seen = {
+        part
+        for record in records
+        if isinstance(record, dict)
+        for part in record.get("problem", "").split(",")
+    }
+    assert "mnist-mlp" in seen and not held & seen
+
+
 def test_a_suite_has_its_own_horizons_and_a_list_those_asked_for():
     assert entries("suite:core", ()) == entries("suite:core", (7,)) == SUITES["core"]
     asked = [("lasso", 200), ("lasso", 1000), ("digits-mlp", 200), ("digits-mlp", 1000)]
@@ -296,10 +314,10 @@ def test_what_is_named_twice_stands_once_with_the_suites_mark():
     [
         ("mnist-mpl", r"unknown problem 'mnist-mpl' \(did you mean 'mnist-mlp'\?\); known: quadratic, "),
         ("lasso,nope", "unknown problem 'nope'.*; known: quadratic, "),
-        ("suite:cor", r"unknown suite 'cor' \(did you mean 'core'\?\); known: core"),
-        ("suite:", "unknown suite ''; known: core"),
-        ("lasso,", "--problem 'lasso,': expected names .*; known: suite:core, quadratic, "),
-        ("", "--problem '': expected names .*; known: suite:core, quadratic, "),
+        ("suite:cor", r"unknown suite 'cor' \(did you mean 'core'\?\); known: core, held"),
+        ("suite:", "unknown suite ''; known: core, held"),
+        ("lasso,", "--problem 'lasso,': expected names .*; known: suite:core, suite:held, quadratic, "),
+        ("", "--problem '': expected names .*; known: suite:core, suite:held, quadratic, "),
     ],
 )
 def test_a_name_nobody_knows_is_refused_with_one_line(text, message):

@@ -458,3 +458,20 @@ def test_a_problem_that_a_rule_was_tuned_on_counts_as_trained_on(tmp_path):
     optimizers = ("sgd:lr=0.1", f"rule:{tmp_path / 'rule.json'},lr=1")
     rows = evaluate(config_of(tmp_path / "out", optimizers=optimizers, steps=(4,), seeds=1))
     assert {row.problem: row.trained_on for row in rows} == {"quadratic": False, "lasso": True}
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_what_a_suite_can_do_without_is_left_out_by_name_where_its_data_are_missing(
+    optional, tmp_path, monkeypatch, caplog
+):
+    entries = (Entry("quadratic", 6), Entry("fashion-mlp", 6, optional=optional))
+    monkeypatch.setitem(SUITES._rows, "tiny", entries)
+    monkeypatch.delenv("L2O_DATA", raising=False)
+    config = config_of(tmp_path, problem="suite:tiny", steps=())
+    if not optional:
+        with pytest.raises(L2OError, match="data set 'fashion-mnist' not found"):
+            evaluate(config)
+        return
+    assert {row.problem for row in evaluate(config)} == {"quadratic"}
+    assert "fashion-mlp is left out: data set 'fashion-mnist' not found" in caplog.text
+    assert list(load_evaluation(tmp_path / "evaluation.h5").config["left_out"]) == ["fashion-mlp"]

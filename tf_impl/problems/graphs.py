@@ -26,7 +26,7 @@ def loss(problem: Problem, function: Callable[..., tf.Tensor]) -> Callable[..., 
 
     @tf.function
     def of_classifier(parameters: list[tf.Tensor], *given: Any) -> tuple[tf.Tensor, dict]:
-        return _cross_entropy(problem, dict(zip(names, parameters, strict=True)), *given)
+        return _mean_loss(problem, dict(zip(names, parameters, strict=True)), *given)
 
     return of_function if problem.kind == "function" else of_classifier
 
@@ -49,13 +49,13 @@ def slope(problem: Problem, function: Callable[..., tf.Tensor]) -> Direct:
             tape.watch(theta)
             parts = zip(specs, tf.split(theta, sizes, -1), strict=True)
             named = {spec.name: tf.reshape(part, [*lanes, *spec.shape]) for spec, part in parts}
-            loss, buffers = _cross_entropy(problem, named, *given)
+            loss, buffers = _mean_loss(problem, named, *given)
         return loss, tape.gradient(loss, theta, unconnected_gradients="zero"), buffers
 
     return Direct(of_function if problem.kind == "function" else of_classifier)
 
 
-def _cross_entropy(
+def _mean_loss(
     problem: Problem,
     named: dict[str, tf.Tensor],
     buffers: dict[str, tf.Tensor],
@@ -72,8 +72,14 @@ def _cross_entropy(
     scores, classes = forward(problem.layers, named, seen, buffers), tf.gather(labels, rows)
     if rows.shape.rank > 1 and scores.shape[0] > rows.shape[0]:  # several networks in a row see the same
         classes = tf.repeat(classes, scores.shape[0] // rows.shape[0], 0)
-    each = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, scores)
-    return tf.reduce_mean(each, -1), buffers
+    return tf.reduce_mean(each(problem, scores, seen, classes), -1), buffers
+
+
+def each(problem: Problem, scores: tf.Tensor, seen: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """The loss [..., batch] of every image: cross-entropy, or mean squares where images are the target."""
+    if problem.target == "labels":
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores)
+    return tf.reduce_mean(tf.math.squared_difference(scores, tf.reshape(seen, tf.shape(scores))), -1)
 
 
 @functools.lru_cache(maxsize=32)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from common.tables.layers import Layer
 
-_EPS, _MOMENTUM = 1e-5, 0.1  # of batch norm, as in torch
+_EPS, _MOMENTUM = 1e-5, 0.1  # of batch norm and, eps, of layer norm, as in torch
 
 Parameters = Mapping[str, tf.Tensor]
 
@@ -70,6 +70,8 @@ def _run(
                 x = x + parameters[f"{prefix}/b"]
         elif layer.kind == "norm":
             x = _batch_norm(x, next(prefixes), parameters, buffers, training)
+        elif layer.kind in ("layer_norm", "embed", "recurrent", "tied"):
+            x = _of_vectors(layer.kind, x, next(prefixes), parameters)
         elif layer.kind == "pool":
             x = tf.nn.max_pool2d(x, layer.size, layer.size, "VALID")
         elif layer.kind == "average":
@@ -98,6 +100,30 @@ def _dense(x: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     out = tf.matmul(x, tf.reshape(side_by_side, [groups, size, -1]))
     out = tf.transpose(tf.reshape(out, [groups, -1, count // groups, units]), [0, 2, 1, 3])
     return tf.reshape(out, [count, -1, units]) + b[:, None]
+
+
+def _of_vectors(kind: str, x: tf.Tensor, prefix: str, parameters: Parameters) -> tf.Tensor:
+    """Layer norm of vectors, the layers of sequences, and scores tied to an embedding."""
+    if kind == "layer_norm":
+        middle = tf.reduce_mean(x, -1, keepdims=True)
+        spread = tf.reduce_mean(tf.math.squared_difference(x, middle), -1, keepdims=True)
+        x = (x - middle) * tf.math.rsqrt(spread + _EPS)
+        return parameters[f"{prefix}/scale"] * x + parameters[f"{prefix}/shift"]
+    if kind == "embed":
+        return tf.einsum("nhws,sd->nhwd", x, parameters[f"{prefix}/w"])
+    if kind == "recurrent":
+        return _recurrent(x, prefix, parameters)
+    return tf.matmul(x, parameters["layer_0/w"], transpose_b=True) + parameters[f"{prefix}/b"]
+
+
+def _recurrent(x: tf.Tensor, prefix: str, parameters: Parameters) -> tf.Tensor:
+    """The last state [batch, units] over a sequence [batch, length, 1, symbols]."""
+    w, u, b = (parameters[f"{prefix}/{part}"] for part in "wub")
+    first, *rest = tf.unstack(tf.einsum("ntws,sd->tnd", x, w) + b)
+    h = tf.tanh(first)
+    for step in rest:
+        h = tf.tanh(step + tf.matmul(h, u))
+    return h
 
 
 def _padding(layer: Layer) -> list[list[int]]:

@@ -123,7 +123,7 @@ class ProblemTask:
         None where they are not: only networks of dense layers are.
         """
         problem, first = tasks[0].instance.problem, tasks[0]
-        if problem.kind != "classifier" or not stackable(problem.layers):
+        if problem.kind != "classifier" or problem.target != "labels" or not stackable(problem.layers):
             return None
         # The same one several times in a row, as often as every other, gets its batch once.
         row = next((k for k, task in enumerate(tasks) if task is not first), len(tasks))
@@ -153,18 +153,23 @@ class ProblemTask:
         return self.scores(theta)[1]
 
     def scores(self, theta: tf.Tensor) -> tuple[float, float]:
-        """Mean loss over the split's images, and the share classified correctly; nan where there are none."""
-        if self.instance.problem.kind != "classifier":
+        """Mean loss over the split's images, and the share classified correctly; nan where there are none.
+
+        There are no classes where the images are the target.
+        """
+        problem = self.instance.problem
+        if problem.kind != "classifier":
             return float("nan"), float("nan")
         images, labels = self._data
         parameters, total, right = unflatten(theta, self.shapes), 0.0, 0
         for low in range(0, len(labels), _ACCURACY_BATCH):
             part = slice(low, low + _ACCURACY_BATCH)
-            scores = self.logits(parameters, self._seen(images[part]))
-            each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[part], scores)
-            total += float(tf.reduce_sum(each))
+            seen = self._seen(images[part])
+            scores = self.logits(parameters, seen)
+            total += float(tf.reduce_sum(graphs.each(problem, scores, seen, labels[part])))
             right += int(tf.reduce_sum(tf.cast(tf.argmax(scores, 1) == labels[part], tf.int64)))
-        return total / len(labels), right / len(labels)
+        share = right / len(labels) if problem.target == "labels" else math.nan
+        return total / len(labels), share
 
     def test_accuracy(self, theta: tf.Tensor) -> float:
         """``accuracy`` on the test images that belong to the split; nan where there are none."""

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from common.tables.layers import Layer
 
-_EPS, _MOMENTUM = 1e-5, 0.1  # of batch norm, as in torch
+_EPS, _MOMENTUM = 1e-5, 0.1  # of batch norm and, eps, of layer norm, as in torch
 
 Parameters = Mapping[str, torch.Tensor]
 
@@ -70,6 +70,8 @@ def _run(
             x = F.conv2d(x, w, parameters.get(f"{prefix}/b"), layer.stride, layer.pad)
         elif layer.kind == "norm":
             x = _batch_norm(x, next(prefixes), parameters, buffers, training)
+        elif layer.kind in ("layer_norm", "embed", "recurrent", "tied"):
+            x = _of_vectors(layer.kind, x, next(prefixes), parameters)
         elif layer.kind == "pool":
             x = F.max_pool2d(x, layer.size)
         elif layer.kind == "average":
@@ -94,6 +96,29 @@ def _dense(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return torch.baddbmm(b[:, None], x, w)
     out = torch.einsum("gni,grio->grno", x, w.unflatten(0, (len(x), -1)))
     return out.flatten(0, 1) + b[:, None]
+
+
+def _of_vectors(kind: str, x: torch.Tensor, prefix: str, parameters: Parameters) -> torch.Tensor:
+    """Layer norm of vectors, the layers of sequences, and scores tied to an embedding."""
+    if kind == "layer_norm":
+        return F.layer_norm(
+            x, x.shape[-1:], parameters[f"{prefix}/scale"], parameters[f"{prefix}/shift"], _EPS
+        )
+    if kind == "embed":
+        return torch.einsum("nshw,sd->ndhw", x, parameters[f"{prefix}/w"])
+    if kind == "recurrent":
+        return _recurrent(x, prefix, parameters)
+    return torch.addmm(parameters[f"{prefix}/b"], x, parameters["layer_0/w"].t())
+
+
+def _recurrent(x: torch.Tensor, prefix: str, parameters: Parameters) -> torch.Tensor:
+    """The last state [batch, units] over a sequence [batch, symbols, length, 1]."""
+    w, u, b = (parameters[f"{prefix}/{part}"] for part in "wub")
+    driven = torch.einsum("nstw,sd->tnd", x, w) + b
+    h = torch.tanh(driven[0])
+    for step in driven[1:]:
+        h = torch.tanh(step + h @ u)
+    return h
 
 
 def _batch_norm(

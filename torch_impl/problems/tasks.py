@@ -105,7 +105,8 @@ class ProblemTask:
             return function(problem, parameters[0], *self._constants(step))
         images, labels = self._data
         rows = torch.from_numpy(self.instance.batch_indices(step)).to(images.device)
-        return F.cross_entropy(self.logits(parameters, self._seen(images[rows]), True), labels[rows])
+        seen = self._seen(images[rows])
+        return _each(problem, self.logits(parameters, seen, True), seen, labels[rows]).mean()
 
     def curvature(self, theta: torch.Tensor, vector: torch.Tensor, step: int) -> torch.Tensor:
         """The Hessian [N, N] of the loss at ``theta`` on the batch of ``step``, times a vector [N]."""
@@ -123,7 +124,7 @@ class ProblemTask:
         None where they are not: only networks of dense layers are.
         """
         problem, first = tasks[0].instance.problem, tasks[0]
-        if problem.kind != "classifier" or not stackable(problem.layers):
+        if problem.kind != "classifier" or problem.target != "labels" or not stackable(problem.layers):
             return None
         # The same one several times in a row, as often as every other, gets its batch once.
         row = next((k for k, task in enumerate(tasks) if task is not first), len(tasks))
@@ -167,18 +168,24 @@ class ProblemTask:
         return self.scores(theta)[1]
 
     def scores(self, theta: torch.Tensor) -> tuple[float, float]:
-        """Mean loss over the split's images, and the share classified correctly; nan where there are none."""
-        if self.instance.problem.kind != "classifier":
+        """Mean loss over the split's images, and the share classified correctly; nan where there are none.
+
+        There are no classes where the images are the target.
+        """
+        problem = self.instance.problem
+        if problem.kind != "classifier":
             return float("nan"), float("nan")
         images, labels = self._data
         parameters, total, right = unflatten(theta, self.shapes), 0.0, 0
         with torch.no_grad():
             for low in range(0, len(labels), _ACCURACY_BATCH):
                 part = slice(low, low + _ACCURACY_BATCH)
-                scores = self.logits(parameters, self._seen(images[part]))
-                total += float(F.cross_entropy(scores, labels[part], reduction="sum"))
+                seen = self._seen(images[part])
+                scores = self.logits(parameters, seen)
+                total += float(_each(problem, scores, seen, labels[part]).sum())
                 right += int((scores.argmax(1) == labels[part]).sum())
-        return total / len(labels), right / len(labels)
+        share = right / len(labels) if problem.target == "labels" else math.nan
+        return total / len(labels), share
 
     def test_accuracy(self, theta: torch.Tensor) -> float:
         """``accuracy`` on the test images that belong to the split; nan where there are none."""
@@ -197,6 +204,13 @@ class ProblemTask:
         task = ProblemTask(other, self.dtype, self.device)
         task.buffers = self.buffers
         return task
+
+
+def _each(problem: Problem, scores: torch.Tensor, seen: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss [batch] of every image: cross-entropy, or mean squares where images are the target."""
+    if problem.target == "labels":
+        return F.cross_entropy(scores, labels, reduction="none")
+    return (scores - seen.flatten(1)).square().mean(1)
 
 
 def function(
