@@ -9,7 +9,7 @@ from common.errors import L2OError
 EXTRAS = {
     "torch": "torch", "tensorflow": "tf", "keras": "tf", "pyoperon": "operon", "pysr": "pysr",
     "onnx": "onnx", "onnxruntime": "onnx", "matplotlib": "report", "tensorboard": "tensorboard",
-    "distributed": "dask", "ray": "ray", "jax": "bench", "optax": "bench",
+    "distributed": "dask", "ray": "ray", "jax": "bench", "optax": "bench", "cmaes": "bench",
 }  # fmt: skip
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
