@@ -61,6 +61,10 @@ class Teacher:
         SHIPPED[name]
         return load_weights(_SHIPPED_FOLDER / f"{name}.h5")
 
+    def source(self) -> tuple[str, str]:
+        """What makes an optimizer's state this teacher's: to compare, and in words."""
+        return self.sha256, f"the teacher {self.row.name!r} ({self.sha256[:12]})"
+
     def __repr__(self) -> str:
         count = sum(array.size for array in self.weights.values())
         kinds = sorted({str(array.dtype) for array in self.weights.values()})

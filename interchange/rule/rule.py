@@ -9,6 +9,7 @@ from common.run.storage import read_json
 from interchange.files.kinds import HDF5, JSON, RULE, kind
 from interchange.language.checks import FORMAT, FORMAT_VERSION, RAW, RuleError
 from interchange.language.equation import Equation, zero_update
+from interchange.language.expression import to_text
 from interchange.language.parse import parse
 from interchange.rule.gallery import NAMED, is_named, named
 
@@ -35,6 +36,11 @@ class Rule(Equation):
         lines = [self.latex(), *(to_latex.emit_feature(name, tree).strip() for name, tree in used)]
         aligned = r" \\ ".join(line.replace(" = ", " &= ", 1) for line in lines)
         return rf"$$\begin{{aligned}} {aligned} \end{{aligned}}$$"
+
+    def source(self) -> tuple[str, str]:
+        """What makes an optimizer's state this rule's, whatever its constants: to compare, and in words."""
+        words = f"the rule {self.name!r}, u = {to_text(self.expression)[:80]}"
+        return f"{self.scale!r} * {to_text(self.inlined())}", words
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> "Rule":

@@ -120,3 +120,16 @@ def spelled_out(text: str) -> str:
         and not rest.startswith(("lr=", "schedule="))
     )
     return f"{word}:{name}" + f"{':' if own else ','}{rest}" * bool(rest)
+
+
+def refuse_foreign(where: str, own: Sequence[str], other: Sequence[str]) -> None:
+    """Another rule's state may fit by its shapes and mean something else: one line.
+
+    Args:
+        own, other: what steps and what the state is of: a text to be compared, and words.
+    """
+    if own[0] != other[0]:
+        raise L2OError(
+            f"{where}: expected state of {own[1]}, got that of {other[1]}; load that of the same rule or "
+            "teacher, or begin without it"
+        )

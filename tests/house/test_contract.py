@@ -64,6 +64,7 @@ ALONE = {
     "torch_impl/optimizers/ways.py": "torch's tensors come in groups and in shards",
     "torch_impl/optimizers/packaged.py": "the package is torch's",
     "torch_impl/optimizers/resuming.py": "what torch's own load_state_dict loses",
+    "tf_impl/optimizers/loading.py": "what Keras' own load_own_variables takes without a look",
     "tf_impl/optimizers/layers.py": "torch has parameter groups; Keras' optimizers see variables only",
     "tf_impl/loops.py": "a rollout's step as one graph; torch has no graphs to keep",
     "tf_impl/optimizers/torch_formulas.py": "optimizers that Keras lacks or has otherwise than torch",

@@ -221,11 +221,11 @@ def test_every_write_goes_through_assign():
 
 
 def test_checkpoints_of_tensorflow_go_on_to_the_same_bits(tmp_path):
-    p, optimizer = variable(), SymbolicOptimizer(RULE, 0.5, weight_decay=0.1)
+    p, optimizer = variable(name="p"), SymbolicOptimizer(RULE, 0.5, weight_decay=0.1)
     walked(optimizer, 4, p=p)
     path = tf.train.Checkpoint(p=p.value, optimizer=optimizer).save(tmp_path / "ckpt")
     want = walked(optimizer, 3, p=p).copy()
-    q, other = variable(np.zeros((2, 2))), SymbolicOptimizer(RULE, 0.5, weight_decay=0.1)
+    q, other = variable(np.zeros((2, 2)), name="p"), SymbolicOptimizer(RULE, 0.5, weight_decay=0.1)
     other.build([q])
     tf.train.Checkpoint(p=q.value, optimizer=other).restore(path).assert_consumed()
     np.testing.assert_array_equal(walked(other, 3, p=q), want)
@@ -246,8 +246,8 @@ def test_pickles_keep_the_state_until_there_are_variables(again):
     np.testing.assert_array_equal(walked(other, 3, p=q), walked(optimizer, 3, p=p))
     assert steps_of(other) == [7] and int(other.iterations) == 7
     with pytest.raises(L2OError, match=r"expected state of shape \(3,\), got \(2, 2\)"):
-        again(optimizer).build([variable(np.ones(3))])
-    with pytest.raises(L2OError, match=r"expected state of \d+ arrays, got"):
+        again(optimizer).build([variable(np.ones(3), name="a_bias")])
+    with pytest.warns(UserWarning, match="the variables are not those of the file: no state for"):
         again(optimizer).build([variable(), variable()])
     optimizer = SymbolicOptimizer(RULE, weight_decay=0.1)
     optimizer.exclude_from_weight_decay(var_list=[p])

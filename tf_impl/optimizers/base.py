@@ -3,7 +3,7 @@
 import abc
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -14,12 +14,12 @@ from tensorflow.python.ops import control_flow_util
 from common.errors import L2OError
 from interchange.language.view import View
 from tf_impl.networks.operators import as_tensor
+from tf_impl.optimizers.loading import TALLY, Resumable
 from tf_impl.tensors import DTYPES
 
 LearningRate = float | keras.optimizers.schedules.LearningRateSchedule
 State = tuple[tf.Tensor, ...]
 
-_TALLY = 3  # numbers per tensor; of optimizers that do not look the first counts steps, the others stay 0
 FUSED_FROM = 65536  # elements: below, half a second of compiling is more than most runs get back
 
 
@@ -30,7 +30,7 @@ class Own(NamedTuple):
     view: View | None = None
 
 
-class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
+class CoordinateOptimizer(Resumable, abc.ABC):
     """theta += lr * u(g), one coordinate like another; every tensor counts its own steps.
 
     Other than in Keras' own optimizers lr is kept in float64 (0.1 is not 0.1 in float32), state is
@@ -48,7 +48,7 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
     _fuses = False
 
     def __init__(self, learning_rate: LearningRate, weight_decay: float | None, **keywords: Any) -> None:
-        if isinstance(learning_rate, int | float):
+        if isinstance(learning_rate, int | float | np.number):
             learning_rate = float(learning_rate)
             if not learning_rate >= 0.0:
                 raise ValueError(f"learning_rate: expected a number >= 0, got {learning_rate}")
@@ -59,7 +59,7 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         given = (lambda: learning_rate) if number else learning_rate
         super().__init__(given, weight_decay=weight_decay, **keywords)
         # Past Keras' tracking, whose checkpoints know no keys but text.
-        vars(self).update(_compiled={}, _pending=None)
+        vars(self)["_compiled"] = {}
         if number:
             with keras.name_scope(self.name):
                 self._learning_rate = keras.Variable(
@@ -111,8 +111,9 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
                     f"{tf.as_dtype(v.dtype).name}; leave it out, or keep real and imaginary parts apart"
                 )
         super().build(variables)
+        self._resume()
         self._prepare(variables)
-        self._tallies = [self._slot(v, "step", (_TALLY,), "float64") for v in variables]
+        self._tallies = [self._slot(v, "step", (TALLY,), "float64") for v in variables]
         self._states = [
             [
                 self._slot(v, f"s{i}", tuple(a.shape), a.dtype.name)
@@ -120,9 +121,7 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
             ]
             for k, v in enumerate(variables)
         ]
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self.load_own_variables(pending)
+        self._resume_pending()
 
     def _slot(self, v: keras.Variable, name: str, shape: tuple[int, ...], dtype: str) -> keras.Variable:
         beside = v.value if isinstance(v, keras.Variable) else v
@@ -197,7 +196,7 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
         moved, new = self._moved(own, theta, g, lr, tally[0] + 1.0, state)
         return (
             tf.cast(moved, theta.dtype),
-            tally + tf.constant([1.0] + [0.0] * (_TALLY - 1), tf.float64),
+            tally + tf.constant([1.0] + [0.0] * (TALLY - 1), tf.float64),
             *new,
         )
 
@@ -221,56 +220,6 @@ class CoordinateOptimizer(keras.optimizers.Optimizer, abc.ABC):
 
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
         """Nothing: Keras calls it before the update, whose own part it is here."""
-
-    def load_own_variables(self, store: Any) -> None:
-        """As in Keras, but state of another optimizer is refused (Keras goes on without it).
-
-        Raises:
-            L2OError: the number of arrays is not this optimizer's.
-        """
-        if self.built and len(store.keys()) != len(self.variables):
-            raise L2OError(
-                f"{self.name}: expected state of {len(self.variables)} arrays, got {len(store.keys())}; load "
-                "it into an optimizer with the same rule, teacher and settings"
-            )
-        arrays = {str(k): np.asarray(store[str(k)]) for k in range(len(self.variables))}
-        for k, variable in enumerate(self.variables):
-            shape = tuple(arrays[str(k)].shape)
-            if shape == (2,) and any(variable is tally for tally in getattr(self, "_tallies", ())):
-                # Written when a tensor was skipped as a whole: t, and skips in a row.
-                arrays[str(k)] = np.array([arrays[str(k)][0]] + [0.0] * (_TALLY - 1))
-            elif shape != tuple(variable.shape):
-                raise L2OError(
-                    f"{self.name}: expected state of shape {tuple(variable.shape)}, got {shape}; load it "
-                    "into an optimizer of the same parameters"
-                )
-        super().load_own_variables(arrays)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        arrays: dict[str, np.ndarray] | None = self._pending
-        if self.built:
-            self.save_own_variables(arrays := {})
-        pattern = getattr(self, "_exclude_from_weight_decay_pattern", None)
-        if getattr(self, "_exclude_from_weight_decay", None):
-            raise L2OError(
-                f"{self.name}: expected names in exclude_from_weight_decay, got variables; a pickle "
-                "cannot hold those, so use var_names"
-            )
-        return _unpickled, (type(self), self.get_config(), arrays, pattern and pattern.pattern)
-
-
-def _unpickled(
-    kind: type[CoordinateOptimizer],
-    config: dict[str, Any],
-    arrays: Mapping[str, np.ndarray] | None,
-    excluded: str | None,
-) -> CoordinateOptimizer:
-    """An optimizer from its pickle, its state waiting for ``build``."""
-    optimizer = kind.from_config(config)
-    if excluded:
-        optimizer.exclude_from_weight_decay(var_names=[excluded])
-    vars(optimizer)["_pending"] = arrays
-    return optimizer
 
 
 def work_dtype(variable: tf.Variable | keras.Variable) -> tf.DType:

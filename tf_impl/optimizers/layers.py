@@ -15,6 +15,7 @@ from common.errors import L2OError
 from interchange.language.view import View, canonical, chosen, matrix, vector
 from tf_impl.optimizers.base import LearningRate
 from tf_impl.optimizers.guard import GuardedOptimizer, NonFinite
+from tf_impl.optimizers.loading import find, path_of
 
 _TRANSPOSED = tuple(getattr(keras.layers, f"Conv{n}DTranspose") for n in (1, 2, 3))
 _CONVOLUTIONS = tuple(getattr(keras.layers, f"Conv{n}D") for n in (1, 2, 3))
@@ -92,27 +93,11 @@ def seen_as(views: Sequence[View], variables: Iterable[Any]) -> dict[str, View]:
     return {v.name.partition(":")[0]: view for v, view in zip(variables, views, strict=True)}
 
 
-def path_of(variable: Any) -> str:
-    """Where a variable is in its model; its name where it has no path."""
-    return getattr(variable, "path", variable.name).partition(":")[0]
-
-
 def _usual(variable: Any) -> View:
     """The view where nothing is known but the variable: rows along the last axis."""
     shape, path = tuple(variable.shape), path_of(variable)
     known = path.rpartition("/")[2] in _NAMES or "depthwise" in path
     return vector(shape) if known else canonical(shape)
-
-
-def find(names: Iterable[str], path: str) -> list[str]:
-    """Those of ``names`` that mean a variable: its path, or else ends of it, or what it is the end of.
-
-    A loaded model's paths may lack the model's name, with which they began.
-    """
-    names = list(names)
-    if path in names:
-        return [path]
-    return [name for name in names if path.endswith(f"/{name}") or name.endswith(f"/{path}")]
 
 
 def of_variables(options: Mapping[str, Any], variables: Sequence[Any]) -> list[View]:

@@ -75,7 +75,8 @@ class SymbolicOptimizer(layers.LayeredOptimizer):
         super().__init__(learning_rate, weight_decay, nonfinite, views, undecayed, **keywords)
         rule = rule if isinstance(rule, Rule) else Rule.load(rule)
         self.rule = rule.with_constants(constants or {})
-        vars(self).update(constants=None if constants is None else dict(constants))  # past Keras' tracking
+        plain = None if constants is None else {name: float(value) for name, value in constants.items()}
+        vars(self).update(constants=plain)  # past Keras' tracking
         self.center = bool(center)
         missing = [name for name, node in self.rule.features.items() if node is None]
         if missing:
@@ -93,6 +94,9 @@ class SymbolicOptimizer(layers.LayeredOptimizer):
             )
         self._run = self.rule.centered() if center else self.rule
         self._lowered = {has_matrix: _Plain(program) for has_matrix, program in self._run.programs().items()}
+
+    def _source(self) -> tuple[str, str]:
+        return self.rule.source()
 
     def _sees_tensors(self) -> bool:
         return self._run.sees_tensors
@@ -188,6 +192,9 @@ class LearnedOptimizer(layers.LayeredOptimizer):
         super().__init__(learning_rate, weight_decay, nonfinite, views, undecayed, **keywords)
         self._given = teacher if isinstance(teacher, Teacher) else load_weights(teacher)
         self._network = TeacherNetwork(self._given.row, self._given.weights)
+
+    def _source(self) -> tuple[str, str]:
+        return self._given.source()
 
     def _sees_tensors(self) -> bool:
         return self._given.sees_tensors

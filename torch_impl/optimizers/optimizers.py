@@ -113,12 +113,11 @@ class SymbolicOptimizer(GuardedOptimizer):
             self._bound[key] = _Bound(*key)
         return self._bound[key]
 
-    def _source(self, group: dict[str, Any]) -> tuple[Any, str] | None:
+    def _source(self, group: dict[str, Any]) -> tuple[str, str] | None:
         if "rule" not in group:
             ours = "nonfinite" in group and "teacher" not in group
             return None if ours else ("", "an optimizer without a rule")
-        rule = Rule.from_json(group["rule"])
-        return (rule.inlined(), rule.scale), f"the rule {rule.name!r}, u = {to_text(rule.expression)[:80]}"
+        return Rule.from_json(group["rule"]).source()
 
     def _own(self, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         return {**saved, "rule": group["rule"], "constants": group["constants"]}
@@ -242,7 +241,7 @@ class LearnedOptimizer(GuardedOptimizer):
         options |= {"teacher": self._given.sha256, "matrix": matrix}
         super().__init__(params, lr, weight_decay, nonfinite, **options)
 
-    def _source(self, group: dict[str, Any]) -> tuple[Any, str] | None:
+    def _source(self, group: dict[str, Any]) -> tuple[str, str] | None:
         own = self._given.sha256
         if "nonfinite" not in group or "rule" in group:
             return "", "an optimizer that is no teacher"

@@ -8,6 +8,7 @@ import torch
 
 from common.errors import L2OError
 from interchange.rule.rule import Rule
+from interchange.rule.source import refuse_foreign
 
 # Keys of a parameter group, with the values they have where a file was written before they were there.
 FLAGS = {"foreach": None, "capturable": False, "differentiable": False, "maximize": False}
@@ -25,6 +26,17 @@ class Resumable(torch.optim.Optimizer):
                 if values := self.state.get(p):
                     values["step"] = torch.as_tensor(values["step"], dtype=torch.float32)
                     values.setdefault("skipped", torch.zeros((), dtype=torch.int64, device=p.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, with constants of its own: distributed checkpoints are read into it, key by key."""
+        found = super().state_dict()
+        for group in found["param_groups"]:
+            if "constants" in group:
+                group["constants"] = {
+                    name: value.detach().clone() if isinstance(value, torch.Tensor) else value
+                    for name, value in group["constants"].items()
+                }
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but state keeps the dtype it was saved in (torch casts it, pytorch#43706).
@@ -62,7 +74,7 @@ class Resumable(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _source(self, group: dict[str, Any]) -> tuple[Any, str] | None:
+    def _source(self, group: dict[str, Any]) -> tuple[str, str] | None:
         """What steps a group, own or saved: to be compared, and in words; None in older files."""
         return None
 
@@ -74,12 +86,8 @@ class Resumable(torch.optim.Optimizer):
         """Another rule's state may fit by its shapes and mean something else."""
         for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
             own, other = self._source(group), self._source(saved)
-            if own and other and own[0] != other[0]:
-                expected, got = own[1], other[1]
-                raise L2OError(
-                    f"state_dict: expected state of {expected}, got that of {got}; load that of the same "
-                    "rule or teacher, or begin without it"
-                )
+            if own and other:
+                refuse_foreign("state_dict", own, other)
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
         """Compiled code believes what it is told of arrays: those of other shapes are refused here."""
