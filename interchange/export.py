@@ -34,23 +34,26 @@ class ExportConfig:
         default=False,
         metadata={"help": "onnx: the step of a rule that sees tensors for those that are no matrix"},
     )
+    double: bool = field(default=False, metadata={"help": "onnx: float64 in place of float32"})
 
 
-def export(source: "Rule | Teacher", target: str, vector: bool = False) -> str | bytes:
+def export(source: "Rule | Teacher", target: str, vector: bool = False, double: bool = False) -> str | bytes:
     """The rule or teacher as the target's text or, for ONNX, bytes.
 
     Args:
         vector: of a rule that sees tensors, to ONNX: the way of tensors without a matrix view.
+        double: to ONNX: float64 in place of float32.
 
     Raises:
-        L2OError: no such target (the message lists them), one that takes no teachers, or ``vector`` for what
-            has both ways in one file.
+        L2OError: no such target (the message lists them), one that takes no teachers, or ``vector`` or
+            ``double`` for what has both ways in one file.
     """
-    if not vector:
-        return TARGETS[target].emit(source)
-    if target != "onnx" or not isinstance(source, Rule):
+    if vector and (target != "onnx" or not isinstance(source, Rule)):
         raise L2OError("--vector is for rules to onnx: other files take matrices and vectors alike")
-    return TARGETS[target].emit(source, vector=True)
+    if double and target != "onnx":
+        raise L2OError("--double is for onnx: other files compute in the dtype of what they are given")
+    given = {name: True for name, on in {"vector": vector, "double": double}.items() if on}
+    return TARGETS[target].emit(source, **given)
 
 
 def load(source: str) -> "Rule | Teacher":
@@ -78,7 +81,7 @@ def _teacher(source: str) -> "Teacher":
 
 
 def _body(config: ExportConfig) -> int:
-    content = export(load(config.source), config.to, config.vector)
+    content = export(load(config.source), config.to, config.vector, config.double)
     if config.out:
         vacant(config.out, config.overwrite)
         atomic_write(config.out, content)

@@ -32,7 +32,7 @@ class Target:
         """The content of the exported file: text, or bytes where the format is binary.
 
         Args:
-            options: of the target's own ``emit``; only ``onnx`` has one, for rules.
+            options: of the target's own ``emit``; only ``onnx`` has some.
         """
         module = self.module if isinstance(source, Equation) else self.teachers
         if not module:
@@ -59,6 +59,6 @@ TARGETS: Registry[Target] = Registry(
         "optax": Target(
             ".py", "targets.to_optax", "a standalone optax.GradientTransformationExtraArgs in JAX"
         ),
-        "onnx": Target(".onnx", "onnx.rule", "one step, float32, opset 18; a teacher's too", "onnx.teacher"),
+        "onnx": Target(".onnx", "onnx.rule", "one step, float32 or double; a teacher's too", "onnx.teacher"),
     },
 )

@@ -80,7 +80,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
         values = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
         source = _source(model, values)
         inputs = {info.name: _shape(info) for info in model.graph.input}
-        vector = inputs.get("g") == (1, "cols")
+        options = {"vector": inputs.get("g") == (1, "cols"), "double": _is_double(model)}
         return OnnxFile(
             source,
             values,
@@ -88,7 +88,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
             {info.name: _shape(info) for info in model.graph.output},
             model.opset_import[0].version,
             len(model.functions[0].node),
-            _unlabelled(content) == _unlabelled(_emit(source, values, vector)),
+            _unlabelled(content) == _unlabelled(_emit(source, values, options)),
         )
     except L2OError as error:
         raise L2OError(f"{path}: {error}") from None
@@ -185,16 +185,21 @@ def _source(model: Any, values: dict[str, np.ndarray]) -> Rule | Teacher:
     return teacher_from_arrays(row, weights, metadata.get("weights_sha256", "")[:64], "", "weights")
 
 
-def _emit(source: Rule | Teacher, values: dict[str, np.ndarray], vector: bool) -> bytes:
-    """What is written for ``source`` with the numbers of a file; ``vector`` as of ``onnx.rule.emit``."""
+def _is_double(model: Any) -> bool:
+    return any(info.name == "g" and info.type.tensor_type.elem_type == 11 for info in model.graph.input)
+
+
+def _emit(source: Rule | Teacher, values: dict[str, np.ndarray], options: dict[str, bool]) -> bytes:
+    """What is written for ``source`` with the numbers of a file; options of ``onnx.rule.emit``."""
     from interchange.emit import TARGETS
 
     scale = float(values["scale"])
     if isinstance(source, Rule):
         constants = {name: float(values[f"constants/{name}"]) for name in source.constants}
         changed = dataclasses.replace(source.with_constants(constants), scale=scale)
-        return TARGETS["onnx"].emit(changed, vector=vector)
-    return TARGETS["onnx"].emit(dataclasses.replace(source, row=dataclasses.replace(source.row, scale=scale)))
+        return TARGETS["onnx"].emit(changed, **options)
+    changed = dataclasses.replace(source, row=dataclasses.replace(source.row, scale=scale))
+    return TARGETS["onnx"].emit(changed, double=options["double"])
 
 
 def _unlabelled(content: bytes) -> bytes:

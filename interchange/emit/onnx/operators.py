@@ -1,13 +1,16 @@
 """Pointwise operators as ONNX nodes, one builder per pointwise row of interchange.language.operators.
 
-float32, opset 18. What ONNX lacks, or runtimes compute otherwise than the table says (NaN in Max and Relu,
-the tails of Sigmoid, powers of negative numbers), is composed; where float32 would lose digits, in double.
+float32 or, where runtimes have kernels, double. What ONNX lacks, or runtimes compute otherwise than the
+table says (NaN in Max and Relu, the tails of Sigmoid, powers of negative numbers), is composed; where float32
+would lose digits, in double.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from common.errors import L2OError
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -18,11 +21,20 @@ _ERFC = (-1.26551212428, 0.99999992725, 0.375020199005, 0.0825924332794, -0.0747
 _ERFC += (0.33554022354, -1.22542516496, 2.39873372363, -2.20510749624, 0.991357595692, -0.178757243607)
 
 
-class Nodes:
-    """The nodes of one function in order. Every method returns the name of a value."""
+# onnxruntime 1.15 to 1.31 has no kernels of these for double.
+_SINGLE_ONLY = ("sinh", "cosh", "tan", "asinh", "atan", "erf", "erfc")
 
-    def __init__(self) -> None:
+
+class Nodes:
+    """The nodes of one function in order. Every method returns the name of a value.
+
+    Args:
+        dtype: float32, or float64 for a file in double.
+    """
+
+    def __init__(self, dtype: type = np.float32) -> None:
         self.nodes: list[NodeProto] = []
+        self.dtype = dtype
         self._known: dict[tuple, str] = {}
 
     def add(self, op: str, *inputs: str, output: str = "", **attributes: object) -> str:
@@ -33,8 +45,24 @@ class Nodes:
         self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
 
-    def number(self, value: float, dtype: type = np.float32) -> str:
-        """A 0-dim constant; the same one is added once."""
+    def needed(self, outputs: Sequence[str]) -> "list[NodeProto]":
+        """The nodes on which values depend: onnxruntime before 1.17 trips over a constant nobody reads."""
+        wanted, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if wanted.intersection(node.output):
+                wanted.update(node.input)
+                kept.append(node)
+        return kept[::-1]
+
+    def pointwise(self, op: str, *args: str) -> str:
+        """An operator of the language."""
+        if self.dtype is not np.float32 and op in _SINGLE_ONLY:
+            raise L2OError(f"{op}: ONNX runtimes have no kernel for double; export it without --double")
+        return ONNX[op](self, *args)
+
+    def number(self, value: float, dtype: type | None = None) -> str:
+        """A 0-dim constant, of the file's dtype; the same one is added once."""
+        dtype = dtype or self.dtype
         key = (repr(float(value)), dtype)
         if key not in self._known:
             from onnx import numpy_helper
@@ -55,12 +83,13 @@ class Nodes:
         """The shape of ``a``."""
         return self.once("Shape", a)
 
-    def split(self, a: str, parts: int) -> list[str]:
-        """Equal parts along the first axis."""
+    def split(self, a: str, parts: int, size: int) -> list[str]:
+        """Parts of so many rows along the first axis."""
         from onnx import helper
 
+        sizes = self.integers(*[size] * parts)
         names = [f"x{len(self.nodes)}_{part}" for part in range(parts)]
-        self.nodes.append(helper.make_node("Split", [a], names, axis=0, num_outputs=parts))
+        self.nodes.append(helper.make_node("Split", [a, sizes], names, axis=0))
         return names
 
     def integers(self, *values: int) -> str:
@@ -74,8 +103,8 @@ class Nodes:
         return self._cast(a, np.float64)
 
     def single(self, a: str) -> str:
-        """``a`` in float32."""
-        return self._cast(a, np.float32)
+        """``a`` in the file's dtype."""
+        return self._cast(a, self.dtype)
 
     def _cast(self, a: str, dtype: type) -> str:
         if (a, dtype) not in self._known:

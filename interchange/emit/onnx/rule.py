@@ -1,4 +1,4 @@
-"""A rule as one ONNX file: one step, float32, as a function of the domain ``symbolic_l2o``.
+"""A rule as one ONNX file: one step, float32 or double, as a function of the domain ``symbolic_l2o``.
 
 Inputs: ``g`` [N], ``theta`` [N] if the rule reads it, ``state_0`` ... [N], zero before the first step, and
 ``t``, int64 [], the number of this step from 1. Outputs: ``u`` [N], with the scale and before the learning
@@ -24,7 +24,9 @@ from interchange.language.execute import Instruction, Program
 from interchange.language.view import FULL, SIZES
 
 DOMAIN = "symbolic_l2o"
-OPSET, IR_VERSION = 18, 10  # what runtimes of 2024 and later load; onnx itself would write newer ones
+# Files are for old runtimes too: the first version that has functions, and the opset that came with it, or
+# the one in which the axes of reductions became inputs. onnx itself would write newer ones.
+IR_VERSION, OPSET, OPSET_OF_REDUCTIONS = 8, 15, 18
 FORMAT, FORMAT_VERSION = "l2o-onnx", "1.0.0"
 
 _DOC = (
@@ -33,11 +35,12 @@ _DOC = (
 )
 
 
-def emit(rule: Equation, vector: bool = False) -> bytes:
+def emit(rule: Equation, vector: bool = False, double: bool = False) -> bytes:
     """The file's bytes; the same rule gives the same bytes. A feature without definition: ``L2OError``.
 
     Args:
         vector: for tensors without a matrix view; it is nothing to rules that see no tensors.
+        double: float64 in place of float32; refused for operators of which runtimes have no such kernel.
     """
     program = rule.program(not vector)
     raw = ["g", *(["theta"] if "theta" in program.inputs else [])]
@@ -51,7 +54,7 @@ def emit(rule: Equation, vector: bool = False) -> bytes:
             kept = [n if name in kind else 1 for n, name in zip(whole, ("rows", "columns"), strict=True)]
             shapes |= {f"state_{slot}": kept, f"new_state_{slot}": kept}
     initializers = {key: np.float64(value) for key, value in values.items()}
-    step = Step("RuleStep", [*raw, *states, "t"], initializers, shapes, whole)
+    step = Step("RuleStep", [*raw, *states, "t"], initializers, shapes, whole, double)
     registers = lower(step.nodes, program, names, states)
     u = step.nodes.add("Mul", step.nodes.single("scale"), registers[program.outputs[0]])
     step.output("u", u)
@@ -64,7 +67,7 @@ def lower(nodes: Nodes, program: Program, names: Mapping[str, str], states: Sequ
     """The nodes of a program; per register the name of its value, [N] or 0-dim.
 
     Args:
-        names: per input of the program but t, the name of its value: float32 [N], constants double [].
+        names: per input of the program but t, the name of its value [N]; of constants double [].
         states: per slot the name of its old value [N].
     """
     lowering = _Lowering(nodes, program, names, states)
@@ -107,7 +110,7 @@ class _Lowering:
         if ins.op == "cummax":
             first = n.add("Equal", n.double("t"), n.number(1.0, np.float64))
             return n.add("Where", first, args[0], ONNX["max"](n, self.states[ins.slot], args[0]))
-        return self._of_tensor(ins) if ins.op in TENSOR else ONNX[ins.op](n, *args)
+        return self._of_tensor(ins) if ins.op in TENSOR else n.pointwise(ins.op, *args)
 
     def _of_tensor(self, ins: Instruction) -> str:
         n, x, kind = self.nodes, self.registers[ins.args[0]], self.program.kinds[ins.args[0]]
@@ -127,8 +130,9 @@ class Step:
     """One step as a function: its inputs, its nodes, and the model around it.
 
     Args:
-        inputs: names of values, float32 of the shape ``whole``; "t" is int64 []. ``shapes`` tells others.
+        inputs: names of values of the shape ``whole``; "t" is int64 []. ``shapes`` tells others.
         initializers: name -> array; further inputs of the function, which the model holds.
+        double: float64 in place of float32.
     """
 
     def __init__(
@@ -138,11 +142,12 @@ class Step:
         initializers: Mapping[str, np.ndarray],
         shapes: Mapping[str, Sequence] | None = None,
         whole: tuple = ("N",),
+        double: bool = False,
     ) -> None:
         require_onnx()
         self.name, self.inputs, self.initializers = name, list(inputs), dict(initializers)
         self.shapes, self.whole = dict(shapes or {}), whole
-        self.nodes, self.outputs = Nodes(), []
+        self.nodes, self.outputs = Nodes(np.float64 if double else np.float32), []
 
     def output(self, name: str, value: str) -> None:
         """Declare an output of the shape ``whole``, to which a value is repeated, or of ``shapes``."""
@@ -157,8 +162,10 @@ class Step:
         from onnx import checker, helper, numpy_helper
 
         given = [*self.inputs, *self.initializers]
-        opsets = [helper.make_opsetid("", OPSET)]
-        function = helper.make_function(DOMAIN, self.name, given, self.outputs, self.nodes.nodes, opsets)
+        nodes = self.nodes.needed(self.outputs)
+        reduces = any(node.op_type.startswith("Reduce") for node in nodes)
+        opsets = [helper.make_opsetid("", OPSET_OF_REDUCTIONS if reduces else OPSET)]
+        function = helper.make_function(DOMAIN, self.name, given, self.outputs, nodes, opsets)
         call = helper.make_node(self.name, given, self.outputs, domain=DOMAIN)
         graph = helper.make_graph(
             [call],
@@ -184,7 +191,8 @@ class Step:
 
         if name == "t":
             return helper.make_tensor_value_info(name, TensorProto.INT64, [])
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, self.shapes.get(name, self.whole))
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.nodes.dtype))
+        return helper.make_tensor_value_info(name, kind, self.shapes.get(name, self.whole))
 
 
 def require_onnx() -> None:

@@ -1,4 +1,4 @@
-"""A trained teacher as one ONNX file: features, LSTM cells and output of one step, float32.
+"""A trained teacher as one ONNX file: features, LSTM cells and output of one step, float32 or double.
 
 Inputs: ``g`` [N], the features' moving averages ``state_0`` ... [N], per cell ``lstm_0/h`` and ``lstm_0/c``
 [H, N], all zero before the first step, and ``t``, int64 [], the number of this step from 1. Outputs: ``u``
@@ -20,19 +20,21 @@ from interchange.language.execute import compile_program
 from interchange.language.parse import parse
 
 
-def emit(teacher: Teacher) -> bytes:
+def emit(teacher: Teacher, double: bool = False) -> bytes:
     """The file's bytes; the same weights give the same bytes."""
     row = teacher.row
     program = compile_program([parse(text, RAW) for text in row.expressions().values()])
     averages = [f"state_{slot}" for slot in range(len(program.writes))]
     cells = {f"lstm_{k}/{part}": (size, "N") for k, size in enumerate(row.lstm) for part in "hc"}
-    weights = {name: np.asarray(array, np.float32) for name, array in teacher.weights.items()}
+    dtype = np.float64 if double else np.float32
+    weights = {name: np.asarray(array, dtype) for name, array in teacher.weights.items()}
     step = Step(
         "TeacherStep",
         ["g", *averages, *cells, "t"],
         {"scale": np.float64(row.scale), **weights},
         {**cells, **{f"new_{name}": shape for name, shape in cells.items()}},
         ("rows", "cols") if teacher.sees_tensors else ("N",),
+        double,
     )
     n = step.nodes
     registers = lower(n, program, {"g": "g"}, averages)
@@ -40,10 +42,10 @@ def emit(teacher: Teacher) -> bytes:
         "Concat", *(_row(n, registers[output], teacher.sees_tensors) for output in program.outputs), axis=0
     )
     if row.pre:
-        x = n.add("Elu", _linear(n, "pre", x))
+        x = _elu(n, _linear(n, "pre", x))
     new_cells = {}
     for layer in range(len(row.lstm)):
-        x, new_cells[f"new_lstm_{layer}/c"] = _cell(n, f"lstm_{layer}", x)
+        x, new_cells[f"new_lstm_{layer}/c"] = _cell(n, f"lstm_{layer}", x, row.lstm[layer])
         new_cells[f"new_lstm_{layer}/h"] = x
     out = n.add("Squeeze", _linear(n, "out", x), n.integers(0))
     if row.output == "tanh":
@@ -74,12 +76,20 @@ def _linear(n: Nodes, layer: str, x: str) -> str:
     return n.add("Add", n.add("MatMul", f"{layer}/w", x), bias)
 
 
-def _cell(n: Nodes, layer: str, x: str) -> tuple[str, str]:
+def _elu(n: Nodes, x: str) -> str:
+    """Composed in double, of which runtimes have no kernel."""
+    if n.dtype is np.float32:
+        return n.add("Elu", x)
+    below = n.add("Sub", n.add("Exp", n.add("Min", x, n.number(0.0))), n.number(1.0))
+    return n.add("Where", n.add("Greater", x, n.number(0.0)), x, below)
+
+
+def _cell(n: Nodes, layer: str, x: str, size: int) -> tuple[str, str]:
     """New h and c [H, N] of one LSTM cell with forget gate (Gers et al. 2000)."""
     driven = n.add("MatMul", f"{layer}/w_input", x)
     kept = n.add("MatMul", f"{layer}/w_hidden", f"{layer}/h")
     bias = n.add("Unsqueeze", f"{layer}/bias", n.integers(1))
-    i, f, g, o = n.split(n.add("Add", n.add("Add", driven, kept), bias), 4)
+    i, f, g, o = n.split(n.add("Add", n.add("Add", driven, kept), bias), 4, size)
     gates = [n.add("Sigmoid", gate) for gate in (i, f, o)]
     forgotten = n.add("Mul", gates[1], f"{layer}/c")
     c = n.add("Add", forgotten, n.add("Mul", gates[0], n.add("Tanh", g)))

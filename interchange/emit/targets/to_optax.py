@@ -117,12 +117,14 @@ def rule_optimizer(learning_rate=1.0, weight_decay=0.0, constants=None{parameter
 {rows_of}    def one_array(lr, looking, {own}g, theta, t, skipped, looks, *slots):
         if g is None:
             return g, t, skipped, looks, *slots
-        if not jnp.issubdtype(g.dtype, jnp.floating):
-            raise TypeError(f"expected real floating-point gradients, got {{g.dtype}}")
+        for name, leaf in (("gradients", g), ("params", g if theta is None else theta)):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise TypeError(f"expected real floating-point {{name}}, got {{jnp.result_type(leaf)}}")
         u, state = update(g, {{"t": t, "slots": slots}}, theta, values{own_given})
         change = u - weight_decay * jnp.asarray(theta).astype(u.dtype) if decays else u
-        change = (lr * change).astype(g.dtype)
-        ok = fits(change, g.dtype)
+        dtype = u.dtype if theta is None else jnp.result_type(g, theta)
+        change = (lr * change).astype(dtype)  # of a narrow gradient the wider dtype of params is kept
+        ok = fits(change, dtype)
         if theta is not None:
             ok &= fits(theta + change, jnp.result_type(theta))
         for slot in state["slots"]:

@@ -196,7 +196,7 @@ class RuleOptimizer(keras.optimizers.Optimizer):
 # Texts of the file, of a rule that does not see tensors and of one that does.
 _EMPTY = ("parameter", "told", "told_optimizer", "axes", "shared", "keeps", "rows", "kept", "rows_of")
 _PLAIN = dict.fromkeys(_EMPTY, "") | {
-    "zeros": "tf.zeros(theta.shape, working_dtype(theta)) for _ in range({slots})",
+    "zeros": "tf.zeros(tf.shape(theta), working_dtype(theta)) for _ in range({slots})",
     "own_shape": "theta.shape",
     "each_slot": "k in range({slots})",
     "chosen": "tf.where",

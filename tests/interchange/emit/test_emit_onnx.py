@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from common.errors import L2OError
 from common.run.storage import canonical_json
 from interchange.emit import TARGETS
 from interchange.rule.rule import Rule
@@ -83,7 +84,7 @@ def test_the_file_says_what_it_is():
     assert content == TARGETS["onnx"].emit(rule)
     model = onnx.load_from_string(content)
     onnx.checker.check_model(model, full_check=True)
-    assert (model.ir_version, model.opset_import[0].version) == (10, 18)
+    assert (model.ir_version, model.opset_import[0].version) == (8, 15)
     assert [function.domain for function in model.functions] == ["symbolic_l2o"]
     assert [node.domain for node in model.graph.node] == ["symbolic_l2o"]
     described = dict(session(rule).get_modelmeta().custom_metadata_map)
@@ -111,3 +112,31 @@ def test_any_name_can_be_exported(name):
     described = session(rule).get_modelmeta().custom_metadata_map
     assert Rule.from_json(described["rule"]).name == name
     assert canonical_json(described)
+
+
+def test_files_that_reduce_need_a_newer_opset_and_no_newer_format():
+    model = onnx.load_from_string(TARGETS["onnx"].emit(Rule.from_text("-g / (row_mean(square(g)) + 1)")))
+    assert (model.ir_version, model.opset_import[0].version) == (8, 18)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_node_is_read_by_another(name):
+    """onnxruntime before 1.17 does not load others."""
+    (function,) = onnx.load_from_string(TARGETS["onnx"].emit(RULES[name])).functions
+    read = {name for node in function.node for name in node.input} | set(function.output)
+    assert all(read.intersection(node.output) for node in function.node)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_double_is_the_oracle_in_double(name):
+    g = calm_steps(5).astype(np.float64)
+    got = onnx_steps(onnx_session(TARGETS["onnx"].emit(RULES[name], double=True)), g, g)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, RULES[name].evaluate({"g": g, "theta": g}), rtol=1e-11, atol=1e-300)
+
+
+@pytest.mark.parametrize("name", sorted({"sinh", "cosh", "tan", "asinh", "atan", "erf", "erfc"}))
+def test_double_is_refused_where_runtimes_have_no_kernel(name):
+    with pytest.raises(L2OError, match=f"{name}: ONNX runtimes have no kernel for double") as caught:
+        TARGETS["onnx"].emit(Rule.from_text(f"{name}(g)"), double=True)
+    assert "\n" not in str(caught.value)

@@ -114,7 +114,26 @@ def test_state_is_stable_and_the_second_step_compiles_nothing(adam, kind, double
     for given in ("float64", "bfloat16"):  # whatever dtype the gradients have
         updates, state = jax.jit(optimizer.update)(starts(given), optimizer.init(params), params)
         assert signature(state) == before
-        assert {str(leaf.dtype) for leaf in jax.tree.leaves(updates)} == {given}
+        wider = {str(jnp.promote_types(given, kind))}
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(updates)} == wider
+
+
+def test_updates_of_bfloat16_gradients_keep_the_digits_of_float32_parameters(adam):
+    optimizer, params, narrow = adam.rule_optimizer(0.01), jnp.ones(3), jnp.ones(3, jnp.bfloat16)
+    for given in (params, None):  # without params nothing is narrower than the state
+        updates, _ = optimizer.update(narrow, optimizer.init(params), given)
+        np.testing.assert_allclose(updates, -0.01, rtol=1e-6)
+
+
+def test_numbers_of_python_are_leaves(adam):
+    optimizer, params = adam.rule_optimizer(0.01), {"w": 1.0, "b": np.float32(2.0)}
+    updates, _ = optimizer.update({"w": 0.5, "b": 0.25}, optimizer.init(params), params)
+    expected, _ = optimizer.update(
+        jax.tree.map(jnp.asarray, {"w": 0.5, "b": 0.25}), optimizer.init(params), params
+    )
+    assert_equal(updates, expected)
+    with pytest.raises(TypeError, match="expected real floating-point params, got int"):
+        optimizer.update({"w": 0.5}, optimizer.init({"w": 1}), {"w": 1})
 
 
 def test_it_runs_under_cond_and_scan(adam):

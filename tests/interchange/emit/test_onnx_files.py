@@ -158,7 +158,7 @@ def test_what_was_written_is_read(write):
     assert (found.source, found.is_rule, found.as_written, found.changed()) == (RULE, True, True, {})
     assert found.inputs == {"g": ("N",), "state_0": ("N",), "t": ()}
     assert found.outputs == {"u": ("N",), "new_state_0": ("N",)}
-    assert found.opset == 18
+    assert found.opset == 15
 
 
 def test_edited_constants_are_seen_and_other_edits_too(write):
@@ -207,7 +207,7 @@ def test_every_operator_written_is_on_the_list_and_none_else():
 
 def test_inspect_describes_both_kinds(write):
     text = inspect.describe(write(change(lambda m: setattr(m.graph.initializer[1], "raw_data", bytes(8)))))
-    assert text.startswith("l2o-onnx rule a?[31mrule, opset 18, ")
+    assert text.startswith("l2o-onnx rule a?[31mrule, opset 15, ")
     assert "  u = 0.1 * (c0 * tanh(f) + c1)" in text
     assert "  changed in the file: constants/c0 = 0.0" in text
     assert "  input g [N]" in text

@@ -81,6 +81,26 @@ def test_what_is_no_matrix_is_one_row():
     assert got.shape == (1, 9)
 
 
+@pytest.mark.parametrize("name", ["rnnprop", "rp_s"])
+def test_in_double_the_first_steps_are_the_oracles_to_more_digits(name):
+    teacher, g = fresh(name), np.float64(gradients(5, 8))
+    runner = onnxruntime.InferenceSession(
+        TARGETS["onnx"].emit(teacher, double=True), providers=["CPUExecutionProvider"]
+    )
+    features = reference.Features(teacher.row.beta1, teacher.row.beta2, teacher.row.eps, teacher.row.p)
+    weights = {key: np.float64(value) for key, value in teacher.weights.items()}
+    cells = reference.zero_cells(teacher.row, 8)
+    states = {key: np.float64(value) for key, value in zero_states(runner, 8).items()}
+    for step, gradient in enumerate(g, 1):
+        with np.errstate(all="ignore"):
+            values = features.step(gradient)
+        x = np.stack([values[key] for key in teacher.row.inputs], axis=1)
+        expected, cells = reference.teacher_step(teacher.row, weights, x, cells)
+        u, *new = runner.run(None, {"g": gradient, "t": np.array(step), **states})
+        states = dict(zip(states, new, strict=True))
+        np.testing.assert_allclose(u / teacher.row.scale, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("n", [0, 1, 7])
 def test_any_number_of_coordinates(n):
     runner = session(fresh("rnnprop"))
