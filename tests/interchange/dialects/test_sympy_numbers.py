@@ -14,7 +14,11 @@ from interchange.language.operators import OPERATORS, POINTWISE
 from interchange.rule.rule import Rule
 
 sympy = pytest.importorskip("sympy")
-RULES = 250
+FAST, RULES = 40, 500  # the first hold every operator
+PARTS = [
+    range(FAST),
+    *(pytest.param(range(k, k + 92), marks=pytest.mark.slow) for k in range(FAST, RULES, 92)),
+]
 NASTY = (0.0, 1.0, -1.0, 1e6, -1e6, 1e-12, -8.0, 2.0, -0.5, 0.3)
 
 
@@ -40,6 +44,7 @@ def random_rule(index: int) -> Rule:
 def points(index: int, count: int = 50) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1000 + index)
     x, y = (np.where(rng.random(count) < 0.5, rng.choice(NASTY, count), rng.normal(size=count)) for _ in "xy")
+    x[: len(NASTY)] = NASTY[:count]  # 0, negative and large ones whatever is drawn
     return {"x": x, "y": y}
 
 
@@ -61,6 +66,10 @@ def oracle(rule: Rule, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.nd
             fine = fine & sure
         if node.op == "sign" and node.args[0].args:  # what underflows has a sign elsewhere
             fine = fine & (args[0][0] != 0)
+        if node.op == "log":  # of abs(a) + 1e-8, which is 1 to few digits
+            fine = fine & (np.abs(np.abs(args[0][0]) - 1.0) > 1e-5)
+        if node.op.startswith("pow") and node.args[1].args:  # 0 to what underflows
+            fine = fine & ((args[0][0] != 0) | (args[1][0] != 0))
         if node.op in ("greater", "max", "min"):
             fine = fine & (np.abs(args[0][0] - args[1][0]) != 0)
         return out, fine
@@ -104,10 +113,14 @@ def check(rule, how, got, want, fine):
             assert have == pytest.approx(expected, rel=1e-8, abs=1e-100), (str(rule), how)
 
 
-@pytest.mark.parametrize("part", range(5))
+def test_the_fast_part_has_every_operator():
+    assert len(POINTWISE) <= FAST
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
 def test_lambdify_and_text_give_the_rules_numbers(part):
     compared, poles = 0, 0
-    for index in range(part, RULES, 5):
+    for index in part:
         rule, inputs = random_rule(index), points(index)
         want, fine = oracle(rule, inputs)
         compared += fine.sum()
@@ -127,13 +140,13 @@ def test_lambdify_and_text_give_the_rules_numbers(part):
         check(rule, "text", numbers(compiled(text, ["scipy", "numpy"]), inputs), want, fine)
         again = Rule("again", from_sympy(expression), features={"x": None, "y": None})
         check(rule, "again", oracle(again, inputs)[0], want, fine)
-    assert poles < 3 and compared > 0.4 * 50 * RULES / 5
+    assert poles < 3 and compared > 0.35 * 50 * len(part)
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", PARTS, ids=str)
 def test_evalf_subs_and_mpmath_give_the_rules_numbers(part):
-    for index in range(part, RULES, 12):
-        rule, inputs = random_rule(index), points(index, 8)
+    for index in part:
+        rule, inputs = random_rule(index), points(index, 12)
         want, fine = oracle(rule, inputs)
         expression = rule.sympy(values=True)
         by_mpmath = compiled(expression, "mpmath")
