@@ -3,6 +3,8 @@
 What both frameworks do is in ``tests/backends/test_recorder.py``.
 """
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 
@@ -214,3 +216,66 @@ def test_gradients_that_cannot_be_recorded_are_refused(p, grad, message):
     p.grad = grad
     with pytest.raises(L2OError, match=f"^param_0: {message}"):
         optimizer.step()
+
+
+class Accelerated(torch.optim.Optimizer):
+    """As accelerate's: an Optimizer by name, whose own constructor is not called."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    state = property(lambda self: self.optimizer.state)
+    param_groups = property(lambda self: self.optimizer.param_groups)
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
+class Lookahead(Accelerated):
+    """As timm's: hooks that nobody calls, state of its own."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._base_optimizer = self.optimizer = optimizer
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+
+
+class Bare(Accelerated):
+    """A wrapper that hides what it steps."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.hidden = optimizer
+
+    param_groups = property(lambda self: self.hidden.param_groups)
+
+
+def recorded(path, wrap, compiled: bool = False):
+    p = torch.nn.Parameter(torch.linspace(-2.0, 3.0, 8))
+    optimizer = wrap(torch.optim.SGD([p], lr=0.1))
+    recorder = Recorder(optimizer)
+    step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+    for _ in range(4):
+        p.grad = 2.0 * p.detach()
+        step()
+    recorder.save(path)
+    return next(iter(load_trajectories(path).runs.values()))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "compiled"),
+    [
+        (lambda o: o, True),
+        (Accelerated, False),
+        (Lookahead, False),
+        (lambda o: Accelerated(Lookahead(o)), False),
+    ],
+)
+def test_wrapped_and_compiled_optimizers_are_recorded_as_plain_ones(wrap, compiled, tmp_path):
+    plain = recorded(tmp_path / "plain.h5", lambda o: o)
+    other = recorded(tmp_path / "other.h5", wrap, compiled)
+    for name in ("g", "y", "theta"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(other, name))
+
+
+def test_a_wrapper_without_hooks_is_one_line():
+    with pytest.raises(L2OError, match=r"Bare: expected an optimizer whose steps have hooks, got a wrapper"):
+        Recorder(Bare(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)))

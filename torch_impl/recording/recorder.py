@@ -64,10 +64,11 @@ class Recorder(Recording):
         self._end_run()
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise L2OError(f"expected a torch.optim.Optimizer to record, got {type(optimizer).__name__}")
-        if any(float(state.get("step", 1)) for state in optimizer.state.values() if state):
+        inner = _inner(optimizer)
+        if any(float(state.get("step", 1)) for state in inner.state.values() if state):
             _log.warning("the optimizer has taken steps already; features are recorded as starting from zero")
         tape = Tape(
-            optimizer,
+            inner,
             self._coordinates,
             self._steps,
             self._seed,
@@ -76,9 +77,10 @@ class Recorder(Recording):
             self._whole,
         )
         self._tape = tape
+        # A compiled step calls them outside of its graphs.
         self._hooks = [
-            optimizer.register_step_pre_hook(tape.before),
-            optimizer.register_step_post_hook(tape.after),
+            inner.register_step_pre_hook(torch.compiler.disable(tape.before)),
+            inner.register_step_post_hook(torch.compiler.disable(tape.after)),
         ]
 
     def loss(self, value: float | torch.Tensor) -> None:
@@ -105,3 +107,19 @@ class Recorder(Recording):
             values, state = stream.step(row, state, t)
             x.append(to_numpy(values.T))
         return np.stack(x)
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer whose steps have hooks, within wrappers whose own have none, as those of accelerate."""
+    held: Any = optimizer
+    for _ in range(8):
+        if hasattr(held, "_optimizer_step_pre_hooks") and getattr(type(held).step, "hooked", False):
+            return held
+        own = map(vars(held).get, ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer"))
+        held = next((one for one in own if isinstance(one, torch.optim.Optimizer)), None)
+        if held is None:
+            break
+    raise L2OError(
+        f"{type(optimizer).__name__}: expected an optimizer whose steps have hooks, got a wrapper without; "
+        "give the optimizer it steps"
+    )
