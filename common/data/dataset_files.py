@@ -30,8 +30,8 @@ _LARGEST = 1 << 30  # bytes of a file; the largest real one is 154 MB
 _LABELS = {"cifar10": 1, "cifar100": 2}  # label bytes of a record; the last one counts (fine labels)
 # Where the archives the data sets are published in put their files.
 _SUBFOLDERS = {
-    "mnist": ("mnist", "MNIST/raw"),
-    "fashion-mnist": ("fashion-mnist", "fashion", "FashionMNIST/raw"),
+    "mnist": ("raw", "mnist", "MNIST", "MNIST/raw"),
+    "fashion-mnist": ("raw", "fashion-mnist", "fashion", "FashionMNIST", "FashionMNIST/raw"),
     "cifar10": ("cifar10", "cifar-10-batches-bin"),
     "cifar100": ("cifar100", "cifar-100-binary"),
 }
@@ -51,16 +51,24 @@ def read(name: str, data_dir: str) -> tuple[Path, Arrays]:
         if (folder / f"{name}.npz").is_file():
             return folder, read_npz(folder / f"{name}.npz", KEYS)
         # All IDX sets use the same four names: at the top the folder's own name tells which one they are.
-        ours = folder != folders[0] or _says_fashion(folder) == (name == "fashion-mnist")
+        top = folder in (folders[0], folders[0] / "raw")
+        ours = not top or _says_fashion(folder) == (name == "fashion-mnist")
         if "mnist" in name and ours and _has(folder, _IDX):
             parts = zip(_IDX, _IDX_MAGICS, strict=True)
-            return folder, tuple(_read_idx(folder / file, magic) for file, magic in parts)
+            return folder, tuple(_read_idx(_found(folder, file), magic) for file, magic in parts)
         if name in _RECORDS and _has(folder, sum(_RECORDS[name], ())):
             labels = _LABELS[name]
-            train, test = ([_read_records(folder / f, labels) for f in part] for part in _RECORDS[name])
+            train, test = (
+                [_read_records(_found(folder, f), labels) for f in part] for part in _RECORDS[name]
+            )
             return folder, tuple(
                 np.concatenate([pair[k] for pair in part]) for part in (train, test) for k in (0, 1)
             )
+    if name in _RECORDS and (python := _of_python(name, given)):
+        raise L2OError(
+            f"{python}: CIFAR's version for Python is a pickle, which nothing here opens; take its binary "
+            f"version ({name.replace('cifar', 'cifar-')}-binary.tar.gz) or {name}.npz (Keras)"
+        )
     looked = ", ".join(map(str, folders)) or "nowhere: no folder was given"
     first = f"{_IDX[0]}[.gz]" if "mnist" in name else _RECORDS[name][0][0]
     raise MissingDataError(
@@ -70,7 +78,25 @@ def read(name: str, data_dir: str) -> tuple[Path, Arrays]:
 
 
 def _has(folder: Path, names: Sequence[str]) -> bool:
-    return all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names)
+    return all(_found(folder, name) for name in names)
+
+
+def _found(folder: Path, name: str) -> Path | None:
+    """A file under a name people know it by: packed, with a dot for a dash, in a folder of its own name."""
+    for spelled in (name, name.replace("-idx", ".idx")):
+        for path in (folder / spelled, folder / f"{spelled}.gz", folder / spelled / spelled):
+            if path.is_file():
+                return path
+    return None
+
+
+_OF_PYTHON = {"cifar10": "cifar-10-batches-py/data_batch_1", "cifar100": "cifar-100-python/train"}
+
+
+def _of_python(name: str, given: str) -> Path | None:
+    """The file of CIFAR's version for Python that is there in place of the binary one."""
+    file = Path(given) / _OF_PYTHON[name]
+    return next((path for path in (file, Path(given) / file.name) if given and path.is_file()), None)
 
 
 def _says_fashion(folder: Path) -> bool:
@@ -79,8 +105,9 @@ def _says_fashion(folder: Path) -> bool:
 
 
 def _bytes(path: Path) -> bytes:
-    path = path if path.is_file() else path.with_name(path.name + ".gz")
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"  # whatever the name says: browsers unpack, or drop the ending
+    with gzip.open(path) if packed or path.suffix == ".gz" else path.open("rb") as file:
         raw = file.read(_LARGEST + 1)
     if len(raw) > _LARGEST:
         raise ValueError(f"more than {_LARGEST} bytes")

@@ -19,7 +19,7 @@ from common.errors import L2OError
 from common.run.storage import ReadError, atomic_write, canonical_json, open_regular
 from interchange.files.kinds import HDF5, kind
 from interchange.files.reader import DamagedFileError, Reader, Tree, VersionError
-from interchange.files.schema import SCHEMAS
+from interchange.files.schema import SCHEMAS, without_strangers
 
 BUDGET = 2 << 30  # bytes of arrays and strings one file may declare
 CHUNK = 512 << 10
@@ -185,8 +185,18 @@ def read_hdf5(
     if not tree.sha256:
         warnings.warn(f"{path} carries no sha256: changes to it cannot be noticed", stacklevel=2)
     elif content_sha256(tree) != tree.sha256:
-        raise DamagedFileError(f"{path}: its content has not the SHA-256 {tree.sha256[:64]}; {_DAMAGED}")
+        return _as_written(path, tree)
     return tree
+
+
+def _as_written(path: Any, tree: Tree) -> Tree:
+    """A tree without the attributes somebody added to the file, if the rest is what its hash says."""
+    own, strangers = without_strangers(tree, SCHEMAS[tree.format]) if tree.format in SCHEMAS else (tree, [])
+    if not strangers or content_sha256(own) != tree.sha256:
+        raise DamagedFileError(f"{path}: its content has not the SHA-256 {tree.sha256[:64]}; {_DAMAGED}")
+    named = ", ".join(strangers)[:200]
+    warnings.warn(f"{path}: attributes that were added to it are left out: {named}", stacklevel=3)
+    return own
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:

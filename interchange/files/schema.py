@@ -2,6 +2,7 @@
 checkpoint, evaluation)."""
 
 import dataclasses
+import fnmatch
 import re
 from typing import Any
 
@@ -141,6 +142,17 @@ EVALUATION = Schema(
 SCHEMAS: dict[str, Schema] = {
     schema.format: schema for schema in (TRAJECTORIES, TEACHER, CHECKPOINT, EVALUATION)
 }
+
+
+def without_strangers(tree: Tree, schema: Schema) -> tuple[Tree, list[str]]:
+    """The tree with the attributes of its format alone, and the names of the others, which somebody added."""
+    kept, strangers = {}, []
+    for path, values in tree.attributes.items():
+        known = {row.name for row in schema.attributes if fnmatch.fnmatchcase(path, row.path)}
+        known |= set() if path else {"format", "format_version", "sha256"}
+        kept[path] = {name: value for name, value in values.items() if name in known}
+        strangers += [f"/{path}: {name}" for name in values if name not in known]
+    return dataclasses.replace(tree, attributes=kept), strangers
 
 
 def validate(tree: Tree, schema: Schema, path: Any) -> None:

@@ -113,6 +113,41 @@ def test_the_two_mnists_are_told_apart_though_their_files_have_the_same_names(tm
         datasets.load("fashion-mnist", str(tmp_path / "MNIST" / "raw"))
 
 
+SPELLINGS = {
+    "dots": lambda name: name.replace("-idx", ".idx"),
+    "a folder in a folder": lambda name: f"{name}/{name}",
+    "dots in a folder": lambda name: "/".join([name.replace("-idx", ".idx")] * 2),
+    "packed without the ending": lambda name: name,
+    "packed, with dots": lambda name: f"{name.replace('-idx', '.idx')}.gz",
+    "the folder itself": lambda name: f"raw/{name}",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_mnist_is_read_as_people_have_it(spelling, tmp_path):
+    arrays, given = write_idx(tmp_path / "as published"), tmp_path / "MNIST"
+    for file in files._IDX:
+        path = given / SPELLINGS[spelling](file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raw = (tmp_path / "as published" / file).read_bytes()
+        path.write_bytes(gzip.compress(raw) if "packed" in spelling else raw)
+    data = datasets.load("mnist", str(given))
+    assert np.array_equal(data.x_train[..., 0], arrays[0]) and np.array_equal(data.y_test, arrays[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [(name, file) for name, path in files._OF_PYTHON.items() for file in (path, path.rpartition("/")[2])],
+)
+def test_cifar_for_python_is_not_opened_and_the_file_to_take_is_named(name, file, tmp_path):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
+    archive = f"{name.replace('cifar', 'cifar-')}-binary.tar.gz"
+    with pytest.raises(L2OError, match=f"is a pickle, which nothing here opens; take .*{archive}") as caught:
+        datasets.load(name, str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "place"),
     [(name, place) for name in ("cifar10", "cifar100") for place in (".", *files._SUBFOLDERS[name])],

@@ -183,3 +183,18 @@ def test_a_name_stands_for_a_shipped_teacher_where_no_path_has_it(tmp_path, monk
     os.mkdir("dm")
     with pytest.raises(L2OError, match=r"cannot read dm/teacher\.h5"):
         load_weights("dm")
+
+
+def test_attributes_that_a_user_added_are_left_out_with_a_warning(tmp_path):
+    path = saved(tmp_path / "t.h5")
+    expected = load_weights(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["note"] = "best so far"
+        file["out"].attrs["layers"] = 2
+    with pytest.warns(UserWarning, match=r"attributes that were added .* /: note, /out: layers"):
+        found = load_weights(path)
+    assert found.sha256 == expected.sha256 and found.row == expected.row
+    with h5py.File(path, "a") as file:
+        file.attrs["created_by"] = "somebody"
+    with pytest.raises(L2OError, match="its content has not the SHA-256"):
+        load_weights(path)
