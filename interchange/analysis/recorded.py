@@ -11,7 +11,7 @@ from common.rng import rng
 from interchange.files.trajectories import Run, Trajectories
 from interchange.files.whole import views_of
 from interchange.language.view import View, slices, trial
-from interchange.search.samples import outputs, sequences
+from interchange.search.samples import outputs_of, sequences
 
 PHASES = {"early": (0.0, 0.1), "middle": (0.1, 0.5), "late": (0.5, 1.0)}  # shares of the steps
 NOISE = (600, 48)  # steps and coordinates
@@ -125,7 +125,7 @@ def recorded(trajectories: Trajectories, splits: Sequence[str] = ("test",)) -> R
     }
     if all(run.theta is not None for run in runs):
         given["theta"] = _joined([run.theta for run in runs], steps)
-    updates = _joined([run.scale * outputs(run, trajectories) for run in runs], steps)
+    updates = _joined([run.scale * outputs_of(run, trajectories) for run in runs], steps)
     whole = all(run.params_views is not None for run in runs)
     known, tensors = _tensors(runs)
     return Recorded(

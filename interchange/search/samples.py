@@ -127,7 +127,7 @@ def sequences(trajectories: Trajectories, split: str) -> Sequences:
         )
     if not runs:
         raise L2OError(f"expected runs in split {split!r} that did not diverge, got none; record more runs")
-    outputs = [_outputs(run, trajectories) for run in runs]
+    outputs = [outputs_of(run, trajectories) for run in runs]
     errors = [_rounding(run, y) for run, y in zip(runs, outputs, strict=True)]
     steps = _steps(runs, outputs, errors)
     features = {
@@ -148,7 +148,7 @@ def going(trajectories: Trajectories, split: str) -> list[Run]:
     return [run for run in runs if not run.diverged]
 
 
-def _outputs(run: Run, trajectories: Trajectories) -> np.ndarray:
+def outputs_of(run: Run, trajectories: Trajectories) -> np.ndarray:
     """float64 [step, coordinate]: y without the learning rate, also where it was recorded with it."""
     y = run.y.astype(np.float64)
     return y / run.lr if trajectories.config.get("include_lr") and run.lr is not None else y
