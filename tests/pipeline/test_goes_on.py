@@ -1,4 +1,4 @@
-"""Runs gone on with: a finished one for more epochs, what a signal or a kill has stopped as if it had not been."""
+"""Runs gone on with: a finished one for more epochs, and what a signal or a kill has stopped."""
 
 import dataclasses
 import os

@@ -41,7 +41,10 @@ def op_col_max(x: Tensor, axes: tuple) -> Tensor:
 
 
 def matrices(x: Tensor, axes: tuple) -> tuple[Tensor, list[int], tuple[int, ...]]:
-    """x as [..., small, large] with the smaller side of its matrices first, and what ``whole`` needs."""
+    """x as [..., n, m], one side rows and the other columns, and what ``whole`` needs.
+
+    The smaller side comes first.
+    """
     rows, columns, parts = axes
     lead = x.dim() - len(rows + columns + parts)
     sizes = []
@@ -70,11 +73,12 @@ def scaled(m: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def norm(m: Tensor) -> Tensor:
+    """Of zeros 0, with derivatives that are 0."""
     return torch.linalg.vector_norm(m, 2, (-2, -1), keepdim=True)
 
 
 def newton_schulz(m: Tensor) -> Tensor:
-    """Five steps towards the polar factor from m / norm(m) (Jordan et al. 2024); the smaller side is first.
+    """Five steps towards the polar factor from m / norm(m) (Jordan et al. 2024), on the smaller side.
 
     Of one row the result is m / norm(m) itself, which the iteration would only blur. Of zeros it is zeros,
     with derivatives that are 0. Autocast would multiply in 16 bits.
