@@ -158,10 +158,16 @@ def _rnnprop_start() -> Equation:
     return _distilled(text, constants, "rnnprop")
 
 
+def _shipped(name: str) -> Equation:
+    return Equation.from_json((Path(__file__).parents[1] / "shipped" / f"{name}.json").read_text("utf-8"))
+
+
 def _rnnprop_tuned() -> Equation:
-    return Equation.from_json(
-        (Path(__file__).parents[1] / "shipped" / "rnnprop_tuned.json").read_text("utf-8")
-    )
+    return _shipped("rnnprop_tuned")
+
+
+def _polar_normalised() -> Equation:
+    return _shipped("polar_normalised")
 
 
 _ICLR = "Zheng et al. 2022 (ICLR), released results: a DM teacher over lags of g, t / 10,000"
@@ -171,6 +177,8 @@ _TUNE = (
     "--problem mnist-mlp,quadratic-k100 --horizon 200..1000 --factors --pairs 6 --sigma 0.1 --lr 0.03 "
     "--epochs 50 --validate-every 10 --validation-tasks 2 --average 0.5"
 )
+
+_FIND = "python tests/benchmarks/find_rule.py --evaluations 110 --population 10 --tasks 6 --seed 0"
 
 _VECTORS = "vectors by AdamW (0.9, 0.95); weight decay is outside"
 _ROWS_AND_COLUMNS = "kernels are one matrix, outputs by inputs"
@@ -260,6 +268,11 @@ NAMED: Registry[NamedRule] = Registry(
             "the terms of rnnprop_17 over sqrt(1 + c5 t), constants from a scan on mnist-mlp; tune it",
         ),
         "rnnprop_tuned": NamedRule(_rnnprop_tuned, f"python -m torch_impl.tune rnnprop_start {_TUNE}"),
+        "polar_normalised": NamedRule(
+            _polar_normalised,
+            f"{_FIND}; structure by hand: Muon's polar factor, of a momentum of normalised gradients",
+            "vectors by that momentum without the polar factor; made for a falling learning rate (cosine)",
+        ),
         "psi": NamedRule(
             templates.psi,
             "template of Zheng et al. 2022 over any features, as psi:features=m_tilde+g,lags=5; tune it",

@@ -151,3 +151,12 @@ def test_the_tuned_rule_is_what_the_command_beside_it_makes():
     assert record["from_constants"] == start.constants and record["from_scale"] == start.scale
     assert (rule.expression, rule.features) == (start.expression, start.features)
     assert record["validation"]["best"] < record["validation"]["before"]
+
+
+def test_the_searched_rule_is_what_the_command_beside_it_chose():
+    """By its own record, better than where the search began on optimizees that decided nothing before."""
+    rule = Rule.named("polar_normalised")
+    record = rule.provenance["found"]
+    assert rule.provenance["source"].startswith(record["command"])
+    assert record["chosen"] == "found" and record["behind_start"] < -2.0 * record["error"] < 0.0
+    assert rule.sees_tensors and rule.decay_constants == ("memory", "memory_of_vectors")
