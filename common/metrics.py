@@ -216,7 +216,7 @@ def summary_text(summary: Sequence[SummaryRow]) -> str:
     """The summary as an aligned plain-text table; knobs are shown where any was tuned."""
     knobs = any(row.knob for row in summary)
     head = (
-        "optimizer", "steps", "loss", "95 % interval", "seeds", "diverged", "lr", "schedule",
+        "optimizer", "steps", "loss", "95 % interval", "test loss", "seeds", "diverged", "lr", "schedule",
         *["knob"] * knobs, "trials", "ms/step", "floats/param",
     )  # fmt: skip
     cells = [
@@ -225,6 +225,7 @@ def summary_text(summary: Sequence[SummaryRow]) -> str:
             str(row.horizon),
             number(row.mean),
             "–" if math.isnan(row.low) else f"{number(row.low)} to {number(row.high)}",
+            number(row.test_loss, ".3g"),
             str(row.seeds),
             str(row.diverged),
             number(row.lr),
@@ -238,9 +239,7 @@ def summary_text(summary: Sequence[SummaryRow]) -> str:
     ]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     lines = [
-        "  ".join(
-            c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in (head, *cells)
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.places import vacant
 from common.run.shell import Interrupted
 from interchange.meta.config import TuneConfig
+from interchange.meta.confirm import confirmed
 from interchange.meta.sharing import check_share
 from interchange.meta.state import settings_hash
 from interchange.meta.tasks import factors
@@ -26,7 +29,7 @@ from interchange.rule.words import readable, told
 
 if TYPE_CHECKING:
     from common.run.runs import RunFolder
-    from interchange.backend import Backend, Tasks
+    from interchange.backend import Arrays, Backend, Tasks
     from interchange.meta.workers import Workers
     from interchange.rule.rule import Rule
 
@@ -40,9 +43,10 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
     Args:
         tasks: optimizees to tune on, as for ``train``; ``config.problem``'s if None.
 
-    Validation decides, before the first step too: without a gain the constants stay as they were. A signal
-    ends it with a checkpoint beside ``config.out``, from which the same command goes on; with tasks of a
-    caller, which no one can compare, there is none.
+    Validation decides, before the first step too: without a gain the constants stay as they were. With
+    ``config.confirm`` the gain has to show on optimizees of its own. A signal ends it with a checkpoint beside
+    ``config.out``, from which the same command goes on; with tasks of a caller, which no one can compare, there
+    is none.
 
     Raises:
         L2OError: the rule has no constants or cannot run as an optimizer, it diverges whatever is tuned,
@@ -71,6 +75,7 @@ def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers
         mine = dataclasses.replace(config, device=workers.device(config.device))
         network = backend.rule_network(rule, mine.device, factors(mine), mine.kinds)
         learner = backend.Learner(network, mine)
+        first = learner.weights()
         trainer = make_trainer(learner, rates=network.rates, tasks=tasks, folder=folder, workers=workers)
     with Interrupt() as interrupt, folder or contextlib.nullcontext():
         if told["goes_on"]:
@@ -86,7 +91,10 @@ def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers
             raise L2OError(
                 f"{config.rule} diverged in every validation; bring its constants nearer to 0 first"
             )
-    state, best = trainer.state, trainer.state.best
+    state, best, confirmation = trainer.state, trainer.state.best, {}
+    if config.confirm and not _same(first, best):
+        better, confirmation = confirmed(learner, first, best, tasks)
+        best = best if better else first
     scores = [row["validation"] for row in state.history if "validation" in row]
     tuned = network.tuned(best)
     if tasks is not None:  # nothing is known of the caller's: an evaluation must not take the default for it
@@ -106,6 +114,8 @@ def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers
         },
         "created_by": backend.CREATED_BY,
     }
+    if confirmation:
+        record["confirmation"] = confirmation
     if config.kinds:  # the file has one set, of matrices; ``validation`` is that of all three
         record["kinds"] = {
             kind: network.tuned(best, number).constants for number, kind in enumerate(backend.KINDS)
@@ -159,6 +169,10 @@ def _begin(config: TuneConfig) -> "tuple[Rule, str]":
     return rule, digest
 
 
+def _same(one: "Arrays", other: "Arrays") -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
 def output_file(config: TuneConfig) -> Path:
     """``config.out``, or ``tuned.json`` beside the rule; below ``runs`` for a rule of the gallery."""
     rule = Path(config.rule)
@@ -194,6 +208,8 @@ def main(command: Callable[[TuneConfig], Any], name: str, argv: Sequence[str] | 
             validation, before = record["validation"], rule.with_constants(record["from_constants"])
             before = dataclasses.replace(before, scale=record["from_scale"])
             print(f"validation loss {validation['before']:.4g} -> {validation['best']:.4g}")
+            if rule.constants == record["from_constants"]:
+                print("the constants stay as they were: no others were better")
             print(f"before: u = {readable(before)}")
             following = f"python -m {name}_impl.evaluate --optimizers adam rule:{output_file(config)}"
             print(told(rule, output_file(config), f"{following} --problem {config.problem}"))

@@ -81,3 +81,11 @@ def whole(body: Rule, structure: str, update: float | None = None) -> Rule:
     return dataclasses.replace(
         body, expression=ex.call(structure, body.expression), provenance=body.provenance | about
     )
+
+
+def inside(rule: Rule) -> Rule:
+    """The inverse of ``whole``: the body, by the rule's own record, that was fitted to what is inside."""
+    tree = rule.expression
+    if tree.op != rule.provenance.get("structure"):
+        return rule
+    return dataclasses.replace(rule, expression=tree.args[0])

@@ -142,6 +142,12 @@ class TuneConfig(MetaLoop):
         0.1, "meta learning rate at the end as a fraction of --lr (cosine)", low=0, high=1
     )
     validate_every: int = option(5, "epochs between validations; the best constants are kept", low=1)
+    confirm: int = option(
+        0,
+        "further optimizees on which the tuned constants must beat the start's by 2 standard errors, or the "
+        "start is kept (0: the validations decide alone)",
+        low=0,
+    )
     schedule: float = option(
         0.0, "divide the rule by 1 + C t, C tuned from this value (0: as it is)", low=0, high=1
     )

@@ -77,7 +77,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def output(folder) -> str:
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
-    line = "torch_impl.demo --epochs 2 --time 4 --steps 20 --seeds 2 --jobs 1 --problem digits-mlp --out"
+    line = "torch_impl.demo --epochs 2 --evaluations 2000 --steps 20 --seeds 2 --jobs 1 --out"
     with contextlib.redirect_stdout(io.StringIO()) as stdout:
         assert call(line, folder) == 0
     return stdout.getvalue().rstrip()
@@ -125,7 +125,10 @@ def test_the_commands_in_the_report_can_be_run_as_written(output, folder, monkey
     configs = dict(zip(STAGES, (parsed(line, monkeypatch) for line in lines), strict=True))
     assert configs["train"].out == configs["record"].source == str(folder)
     assert (configs["train"].epochs, configs["train"].epoch_length) == (2, 20)
-    assert configs["distill"].trajectories == str(folder / "trajectories.h5") and configs["distill"].time == 4
+    assert (
+        configs["distill"].trajectories == str(folder / "trajectories.h5")
+        and configs["distill"].evaluations == 2000
+    )
     assert configs["select"].front == str(folder / "rules")
     assert configs["tune"].rule == str(folder / "rules" / "best.json")
     assert configs["tune"].out == str(folder / "tuned.json")
