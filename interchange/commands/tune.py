@@ -44,9 +44,9 @@ def tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None" = None) -
         tasks: optimizees to tune on, as for ``train``; ``config.problem``'s if None.
 
     Validation decides, before the first step too: without a gain the constants stay as they were. With
-    ``config.confirm`` the gain has to show on optimizees of its own. A signal ends it with a checkpoint beside
-    ``config.out``, from which the same command goes on; with tasks of a caller, which no one can compare, there
-    is none.
+    ``config.confirm`` the gain has to show on optimizees of its own. A signal ends it with a checkpoint
+    beside ``config.out``, from which the same command goes on; with tasks of a caller, which no one can
+    compare, there is none.
 
     Raises:
         L2OError: the rule has no constants or cannot run as an optimizer, it diverges whatever is tuned,
