@@ -1,7 +1,6 @@
 """Optimizers whose state comes back from files as it was: by the paths of variables, never another rule's."""
 
 import json
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -207,13 +206,13 @@ def find(names: Iterable[str], path: str) -> list[str]:
 def matched(saved: Sequence[str], own: Sequence[str], where: str) -> list[int | None]:
     """For every path of ``own`` the number of the same variable in ``saved``, None where it has none.
 
-    Where none is known and names differ by their numbers only, as in a second model of one process whose
-    layers Keras numbered on, they are taken to be the same in order, with a warning.
+    Where none is known and there are as many, as in a second model of one process whose layers Keras numbered
+    on, they are taken to be the same in order, with a warning.
     """
     if len(saved) == len(own) and all(find([a], b) for a, b in zip(saved, own, strict=True)):
         return list(range(len(own)))
     found = [find(saved, path) for path in own]
-    if not any(found) and [re.sub(r"_\d+", "", a) for a in saved] == [re.sub(r"_\d+", "", b) for b in own]:
+    if own and not any(found) and len(saved) == len(own):
         _warn(f"{where}: other names than in the file: state of {saved[0]} is taken for {own[0]}, ...")
         return list(range(len(own)))
     return [saved.index(names[0]) if len(names) == 1 else None for names in found]
