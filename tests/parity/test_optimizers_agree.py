@@ -24,6 +24,9 @@ COORDINATEWISE = [name for name, row in BASELINES.items() if row.coordinatewise 
 
 RULES = {"a rule of everything": EVERYTHING, "a number": Rule.from_text("0.1 / t")}
 RULES |= {name: Rule.named(name) for name in ("adam", "lion")}
+# Rows of torch's tensors are columns of Keras', which an orthogonal factor does not mind, but features
+# of rows do: they are in tests/backends/test_tensor_features.py.
+ALIKE = [name for name, row in TEACHERS.items() if not {"g_row", "g_col"} & set(row.inputs)]
 
 
 def teacher(name: str) -> Teacher:
@@ -84,7 +87,7 @@ def assert_close(got, want, rtol: float, atol: float) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:rule .* moves weights at zero gradient")
-@pytest.mark.parametrize("name", [*RULES, *TEACHERS])
+@pytest.mark.parametrize("name", [*RULES, *ALIKE])
 def test_rules_and_teachers_agree_step_by_step(name, code):
     options = {"weight_decay": 0.1} if name in ("lion", "rp_s") else {}
     steps = 50 if code == "plain" else 15

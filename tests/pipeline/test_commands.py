@@ -480,11 +480,14 @@ def test_the_commands_run_as_modules_and_say_what_they_wrote(front, rule, tmp_pa
     assert len(load_evaluation(folder / "evaluation.h5").rows) == 4
 
 
-def test_errors_that_are_not_ours_are_not_swallowed(monkeypatch):
-    """A bug must show as one, not as bad input."""
+def test_errors_that_are_not_ours_are_not_taken_for_bad_input(monkeypatch, capsys):
+    """A bug must show as one."""
     monkeypatch.setattr("torch_impl.backend.device_of", lambda name: {}["missing"])
-    with pytest.raises(KeyError):
-        call("torch_impl.evaluate --problem quadratic")
+    assert call("torch_impl.evaluate --problem quadratic") == 1
+    err = capsys.readouterr().err
+    assert "KeyError: 'missing'" in err and "a mistake of ours" in err and err.count("\n") == 1
+    assert call("torch_impl.evaluate --problem quadratic --debug") == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_front_is_evaluated_rule_by_rule(front, tmp_path):
