@@ -33,7 +33,7 @@ LATER_FIELDS = frozenset(
         "structure",
     }
     | {"curriculum", "imitation", "schedule", "weight_decay", "factors", "constants", "kinds"}
-    | {"state_dtype", "memory"}
+    | {"state_dtype", "memory", "confirm"}
 )
 _ELSEWHERE = (
     "resume",

@@ -389,7 +389,7 @@ def test_the_live_line_shows_nodes_and_r2_of_the_front_so_far(config_of):
 
 
 def test_the_live_line_is_printed_while_the_engine_searches(config_of, capsys):
-    distill(config_of(engine="auto", time=12.0, quiet=False))
+    distill(config_of(engine="operon", time=12.0, quiet=False))
     err = capsys.readouterr().err
     assert re.search(r"^search: \d/4 .*nodes:R2 .*\d+:0\.\d{3}", err, re.MULTILINE), err
 
