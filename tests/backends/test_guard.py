@@ -35,6 +35,8 @@ routes_that_look = pytest.mark.parametrize(
     indirect=True,
 )
 SHAPES = ((4, 3), (5,), (), (0, 3))
+# torch.compile takes its time, and is in the other tests of this file.
+compiling_is_slow = pytest.mark.slow_with(route=(("torch", "graph"),))
 # What is not finite -> a rule, a gradient and a learning rate of a coordinate in float32.
 CAUSES = {
     "gradient": ("-sign(lag(ema(g, 0.9), 1) + g)", np.inf, 1.0),
@@ -83,6 +85,7 @@ def values(impl: ModuleType, optimizer: Any, p: Any) -> list[np.ndarray]:
     return [a.reshape(a.size // n if n else 1, n) for a in arrays]
 
 
+@compiling_is_slow
 def test_a_coordinate_is_left_alone_and_all_others_go_on(route):
     """Value, weight decay and state of the coordinate stay for that step; nothing else is different."""
     impl, bad = route.impl, {1: NAN, 3: np.inf, 4: -np.inf}
@@ -134,6 +137,7 @@ def test_gradient_update_state_and_moved_parameter_have_to_be_finite(route, caus
     assert impl.left_alone(optimizer, params) == impl.counts(optimizer, params) == [1]
 
 
+@compiling_is_slow
 @pytest.mark.parametrize("cause", CAUSES)
 @routes_that_look
 def test_at_the_100th_step_one_warning_for_each_tensor_says_what_and_why(route, cause):

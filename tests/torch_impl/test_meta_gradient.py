@@ -101,7 +101,7 @@ UNROLLS = [(loss, steps, carried) for loss in ("sum", "last") for steps in (1, 5
 QUICK = [unroll for unroll in UNROLLS if unroll[1] == 5 or unroll in (("sum", 1, 0), ("sum", 20, 7))]
 
 
-@pytest.mark.slow_with(name=("rnnprop_m", "rnnprop_f"))
+@pytest.mark.slow_with(name=[name for name in TEACHERS if name not in ("dm", "rnnprop", "rp_s", "rp_s_m")])
 @pytest.mark.parametrize(
     ("loss", "steps", "carried"),
     [pytest.param(*given, marks=[] if given in QUICK else pytest.mark.slow) for given in UNROLLS],
