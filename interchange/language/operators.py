@@ -264,7 +264,7 @@ OPERATORS: Registry[Operator] = Registry(
         Operator("row_max", 1, tensor=matrix.op_row_max, note="maximum over a row"),
         Operator("col_max", 1, tensor=matrix.op_col_max, note="maximum over a column; x itself of one row"),
         Operator("polar", 1, symbol="polar", tensor=matrix.op_polar, note=matrix.POLAR),
-        Operator("orth", 1, symbol="orth", tensor=matrix.op_orth, note="polar(x) at the RMS of x; a row: x"),
+        Operator("orth", 1, symbol="orth", tensor=matrix.op_orth, note=matrix.ORTH),
         Operator("by_matrix", 2, note="a where the tensor has a matrix view, b elsewhere"),
     ),
 )
