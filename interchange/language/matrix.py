@@ -12,7 +12,7 @@ import numpy as np
 Array = np.ndarray
 
 POLAR = "5 Newton-Schulz steps to the polar factor: singular values near 1; of one row x / norm(x)"
-ORTH = "the matrix x with its directions evened out, by 5 Newton-Schulz steps, at the RMS of x; one row stays x"
+ORTH = "the matrix x with its directions evened out, by 5 Newton-Schulz steps, at the RMS of x; a row is x"
 
 
 def op_mean(x: Array, axes: tuple) -> Array:
