@@ -59,16 +59,14 @@ def command(prog: str, body: Callable[[], int | None], *, debug: bool = False, a
         except KeyboardInterrupt as error:
             _say(prog, f"interrupted; {again}" if again else "interrupted")
             code = getattr(error, "exit_code", 0) or _Stop.code or 130
-        except BaseException as error:
-            if isinstance(error, SystemExit):  # --help and --version
-                raise
+        except Exception as error:
             if debug:
                 traceback.print_exc()
             code = _tell(prog, error)
     return code or _Stop.code
 
 
-def _tell(prog: str, error: BaseException) -> int:
+def _tell(prog: str, error: Exception) -> int:
     """Say in one line what went wrong; the exit code."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, L2OError):
@@ -80,8 +78,11 @@ def _tell(prog: str, error: BaseException) -> int:
         return 2
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename is not None else ""
-        if sys.stdout is not None and error.filename is None:
-            _silence()  # it may be the output itself, which Python flushes once more at its end
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # it was the output itself, which Python flushes once more at its end
+            _silence()
         _say(
             prog, f"error: {place}{error.strerror or text}; see that it can be read or written and has space"
         )
