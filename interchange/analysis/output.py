@@ -11,11 +11,11 @@ import numpy as np
 
 from common.run.runs import finite_or_none
 from common.run.storage import atomic_write
-from interchange.analysis import figures, subjects
-from interchange.analysis.config import AnalysisConfig
+from interchange.analysis import figures
 from interchange.analysis.measures.courses import Courses
 from interchange.analysis.measures.mapping import Curve
 from interchange.analysis.page import analysis_page
+from interchange.analysis.subjects import Subject
 from interchange.rule.rule import Rule
 
 _SUMMARY = (
@@ -33,7 +33,7 @@ _SUMMARY = (
 _CURVES = ("figure", "optimizer", "series", "x", "y")
 
 
-def write(folder: Path, found: Mapping[str, Any], config: AnalysisConfig, beside: Courses | None) -> Path:
+def write(folder: Path, found: Mapping[str, Any], sources: Sequence[Subject], beside: Courses | None) -> Path:
     """Write ``analysis.json``, ``summary.csv``, ``curves.csv``, ``analysis.html`` and ``figures/``.
 
     Returns:
@@ -41,7 +41,7 @@ def write(folder: Path, found: Mapping[str, Any], config: AnalysisConfig, beside
     """
     text = json.dumps(finite_or_none(found), indent=1, allow_nan=False) + "\n"
     drawn = draw(found, beside)
-    rules = {s.name: s.loaded for s in subjects.load_all(config.sources) if isinstance(s.loaded, Rule)}
+    rules = {s.name: s.loaded for s in sources if isinstance(s.loaded, Rule)}
     atomic_write(folder / "summary.csv", _table(_SUMMARY, map(_summary, found["optimizers"])))
     atomic_write(folder / "curves.csv", _table(_CURVES, _curves(found, beside)))
     for name, figure in drawn.items():

@@ -1,5 +1,6 @@
 """Analyse optimizers: ``python -m interchange.analysis SOURCE... [--trajectories FILE] [--out FOLDER]``."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,28 +10,51 @@ from common.extras import require
 from common.metrics import number
 from common.run.cli import Progress
 from common.run.cli import run as run_command
+from common.run.places import vacant
 from interchange.analysis.config import AnalysisConfig
 from interchange.sanity.teachers import aligned
 
 if TYPE_CHECKING:
     from interchange.analysis.measures.courses import Courses
+    from interchange.analysis.subjects import Subject
+    from interchange.files.trajectories import Trajectories
 
 FORMAT, FORMAT_VERSION = "l2o-analysis", 1
 
 
-def analyse(config: AnalysisConfig, progress: Progress | None = None) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """What a command names, read."""
+
+    sources: "Sequence[Subject]"
+    trajectories: "Trajectories | None"
+    beside: "Sequence[Trajectories]" = ()
+
+    @classmethod
+    def load(cls, config: AnalysisConfig) -> "Given":
+        """Read all files.
+
+        Raises:
+            L2OError: an unknown source, a broken file.
+        """
+        from interchange.analysis.subjects import load_all
+        from interchange.files.trajectories import load_trajectories
+
+        trajectories = load_trajectories(config.trajectories) if config.trajectories else None
+        return cls(load_all(config.sources), trajectories, tuple(map(load_trajectories, config.beside)))
+
+
+def analyse(config: AnalysisConfig, given: Given, progress: Progress | None = None) -> dict[str, Any]:
     """Everything that is known of the sources, JSON-ready but for infinite numbers and nan (FORMATS.md).
 
     Without ``out`` only size, fit and perception field are measured.
 
     Raises:
-        L2OError: an unknown source, a broken file, an input that was not recorded.
+        L2OError: an input that was not recorded.
     """
-    from interchange.analysis import measured, subjects
-    from interchange.files.trajectories import load_trajectories
+    from interchange.analysis import measured
 
-    sources = subjects.load_all(config.sources)
-    trajectories = load_trajectories(config.trajectories) if config.trajectories else None
+    trajectories = given.trajectories
     data = measured.Data.of(trajectories, config.seed)
     if config.out and data.judged.shape[0] == 1:
         raise L2OError(
@@ -50,7 +74,7 @@ def analyse(config: AnalysisConfig, progress: Progress | None = None) -> dict[st
             "coordinates": coordinates,
             "tensors": list(data.judged.tensor_names),
         }
-    for source in sources:
+    for source in given.sources:
         row = measured.quick(source, data, config.seed)
         if config.out:
             row |= measured.thorough(source, data, config)
@@ -64,16 +88,15 @@ def analyse(config: AnalysisConfig, progress: Progress | None = None) -> dict[st
     return found
 
 
-def side_by_side(config: AnalysisConfig) -> "Courses | None":
+def side_by_side(config: AnalysisConfig, given: Given) -> "Courses | None":
     """The recording beside the others of ``config.beside``, from the same start; None without any."""
     from interchange.analysis.measures.courses import courses, names_of
-    from interchange.files.trajectories import load_trajectories
 
-    if not config.beside:
+    if given.trajectories is None or not given.beside:
         return None
-    files = (config.trajectories, *config.beside)
-    recordings = [load_trajectories(file) for file in files]
-    return courses(dict(zip(names_of(files, recordings), recordings, strict=True)))
+    recordings = [given.trajectories, *given.beside]
+    names = names_of((config.trajectories, *config.beside), recordings)
+    return courses(dict(zip(names, recordings, strict=True)))
 
 
 def table_text(found: Mapping[str, Any]) -> str:
@@ -112,17 +135,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body(config: AnalysisConfig) -> None:
         from interchange.analysis.output import write
 
-        folder = Path(config.out)
-        if config.out and (folder / "analysis.json").exists() and not config.overwrite:
-            raise L2OError(
-                f"--out {folder} holds an analysis; replace it with --overwrite or choose another folder"
-            )
+        given = Given.load(config)
         if config.out:
+            vacant(Path(config.out) / "analysis.json", config.overwrite)
             require("analysis --out", "matplotlib")
-        beside = side_by_side(config)  # a bad file is found before anything is measured
+        beside = side_by_side(config, given)  # what does not fit is found before anything is measured
         with Progress("analysis", len(config.sources) + config.seeds, quiet=config.quiet) as progress:
-            found = analyse(config, progress)
-        page = write(folder, found, config, beside) if config.out else None
+            found = analyse(config, given, progress)
+        page = write(Path(config.out), found, given.sources, beside) if config.out else None
         if not config.quiet:
             print(table_text(found))
             if page is not None:

@@ -22,7 +22,6 @@ from interchange.rule.rule import RAW, Rule
 from interchange.rule.source import spelled_out
 
 Shapes = Sequence[View] | None
-_ROOTS = ("orth", "polar")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,10 +51,7 @@ class Subject:
     @property
     def body(self) -> Node | None:
         """The rule's expression without a structure around it (MATH.md section 3), None of a teacher."""
-        if isinstance(self.loaded, Teacher):
-            return None
-        node = self.loaded.expression
-        return node.args[0] if node.op in _ROOTS and "structure" in self.loaded.provenance else node
+        return None if isinstance(self.loaded, Teacher) else self.loaded.body
 
     @property
     def inputs(self) -> dict[str, Node | None]:

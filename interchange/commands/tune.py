@@ -93,7 +93,7 @@ def _tune(config: TuneConfig, backend: "Backend", tasks: "Tasks | None", workers
             )
     state, best, confirmation = trainer.state, trainer.state.best, {}
     if config.confirm and not _same(first, best):
-        better, confirmation = confirmed(learner, first, best, tasks)
+        better, confirmation = confirmed(learner, first, best, tasks, workers)
         best = best if better else first
     scores = [row["validation"] for row in state.history if "validation" in row]
     tuned = network.tuned(best)

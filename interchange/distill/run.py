@@ -95,7 +95,7 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     from interchange.distill.exact import settled
     from interchange.distill.rate import rated
     from interchange.distill.sequences import renumbered, sequence_front
-    from interchange.distill.structure import structure_of, update_r2, whole
+    from interchange.distill.structure import Updates, structure_of, whole
     from interchange.distill.tables import table_front
     from interchange.search import samples
 
@@ -114,9 +114,13 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     if trajectories.samples is None:
         rules = settled(rules, data)
         rules = rated(rules, trajectories)
-    structure = structure_of(trajectories)
-    found = [(renumbered(rule), update_r2(rule, trajectories)) for rule in rules]
-    return [_named(whole(rule, structure, value)) for rule, value in found]
+    structure, updates = structure_of(trajectories), Updates(trajectories)
+    found = []
+    for rule in map(renumbered, rules):
+        about = {} if updates.empty else {"r2_update": updates.r2(rule)}
+        rule = dataclasses.replace(rule, provenance=rule.provenance | about)
+        found.append(_named(whole(rule, structure)))
+    return found
 
 
 def _named(rule: Rule) -> Rule:

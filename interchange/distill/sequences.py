@@ -17,6 +17,7 @@ from interchange.distill.jobs import run_jobs, search_all
 from interchange.distill.refit import improve, polish
 from interchange.distill.rollouts import threads
 from interchange.distill.start import over_recording, parts
+from interchange.distill.structure import judged
 from interchange.language import expression as ex
 from interchange.language.canonical import name_constants
 from interchange.language.expression import Node
@@ -68,8 +69,10 @@ def sequence_front(
         started += time.monotonic() - asked  # rollouts come on top, as those of --select rollout
         drafts = [*first, *to_drafts(_search(trajectories, data["train"], config, 0.5), trajectories, config)]
         drafts = [dataclasses.replace(rule, provenance=rule.provenance | about) for rule in drafts]
-    rules = pareto_front(improve_all([(rule, data) for rule in drafts], config, started))
-    return pareto_front(polish_all(rules, data, config, started))
+    rules = pareto_front(
+        judged(improve_all([(rule, data) for rule in drafts], config, started), trajectories)
+    )
+    return pareto_front(judged(polish_all(rules, data, config, started), trajectories))
 
 
 def make_task(

@@ -40,7 +40,7 @@ def over_recording(rule: Rule, trajectories: "Trajectories", name: str = "start"
             replaced[key] = tree
         else:
             raise _unrecorded(rule, key, known)
-    node = ex.substitute(_body(rule), replaced)
+    node = ex.substitute(rule.body, replaced)
     read = ex.names(node)
     if ex.sees_tensors(node):
         raise _unrecorded(rule, "whole tensors", known)
@@ -87,11 +87,6 @@ def refitted(rule: Rule, trajectories: "Trajectories", config: "DistillConfig") 
     if "r2" not in found.provenance:
         raise L2OError(f"--start: rule {rule.name!r} is not finite on what was recorded; name another")
     return dataclasses.replace(whole(found, structure_of(trajectories)), name=rule.name)
-
-
-def _body(rule: Rule) -> Node:
-    """Without a structure: inside it is what a recording has of a teacher with one."""
-    return rule.expression.args[0] if "structure" in rule.provenance else rule.expression
 
 
 def _has_theta(trajectories: "Trajectories") -> bool:

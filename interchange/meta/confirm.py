@@ -8,17 +8,19 @@ from interchange.backend import Arrays, Learner, Tasks
 from interchange.meta.schedule import Schedule
 from interchange.meta.tasks import TaskStream
 from interchange.meta.validation import SMALLEST
+from interchange.meta.workers import Workers
 
 _ERRORS = 2.0  # standard errors by which the tuned ones must be ahead
 
 
 def confirmed(
-    learner: Learner, start: Arrays, best: Arrays, own: Tasks | None
+    learner: Learner, start: Arrays, best: Arrays, own: Tasks | None, workers: Workers
 ) -> tuple[bool, dict[str, float]]:
     """Whether ``best`` is ahead of ``start`` by the mean logarithm of the loss at the end, and by how much.
 
     Args:
         own: the caller's optimizees instead of the table's.
+        workers: those that share the rollouts; each gets the same answer.
 
     Returns:
         The decision, and for the record ``tasks``, ``behind`` (mean difference of logarithms, negative where
@@ -27,17 +29,21 @@ def confirmed(
     """
     config, schedule = learner.config, Schedule(learner.config)
     stream = TaskStream(learner, schedule, own)
-    figures = []
-    for weights in (start, best):
-        learner.put(weights)
-        figures.append(
-            [
-                learner.mean_loss_at([stream.plain("confirmation", number, problem)], steps)
-                for problem in schedule.problems
-                for steps in schedule.horizons
-                for number in range(config.confirm)
-            ]
-        )
+    rolled = [
+        (problem, steps, number)
+        for problem in schedule.problems
+        for steps in schedule.horizons
+        for number in range(config.confirm)
+    ]
+    figures = np.zeros((2, len(rolled)))
+    with workers.together():
+        for row, weights in zip(figures, (start, best), strict=True):
+            learner.put(weights)
+            for place in workers.share(len(rolled)):
+                problem, steps, number = rolled[place]
+                task = stream.plain("confirmation", number, problem)
+                row[place] = learner.mean_loss_at([task], steps)
+    figures = workers.total(figures.ravel()).reshape(figures.shape)
     before, after = np.maximum(figures, SMALLEST)
     if not np.isfinite(figures).all():  # the one that always gets to the end
         record = {"tasks": after.size, "diverged": int((~np.isfinite(after)).sum())}

@@ -12,15 +12,17 @@ TIMES = 3.0  # and it leaves no more than so many times what the best leaves, wh
 def pareto_front(rules: Iterable[Rule], split: str = "valid") -> list[Rule]:
     """The Pareto front by R2 on ``split``, shortest first; what is worse than the mean is left out.
 
+    Of a structure's bodies it is that of the update where it is known, as in ``valid_r2``.
+
     Of targets with a few huge values a wrong rule has an R2 near 1: there a longer rule counts if it leaves a
     tenth of the error, so that the exact rule is never left out.
     """
     front: list[Rule] = []
     best = 0.0
-    for rule in sorted(rules, key=lambda r: (r.complexity, -r.provenance["r2"][split], str(r.expression))):
+    for rule in sorted(rules, key=lambda r: (r.complexity, -_r2(r, split), str(r.expression))):
         more = min(BETTER, max(LEAST_BETTER, 0.9 * (1.0 - best)))
-        if rule.provenance["r2"][split] > best + more:
-            best = rule.provenance["r2"][split]
+        if _r2(rule, split) > best + more:
+            best = _r2(rule, split)
             front.append(rule)
     return front
 
@@ -59,5 +61,10 @@ def knee(front: Sequence[Rule]) -> Rule:
 
 
 def valid_r2(rule: Rule) -> float:
-    """R2 on the validation runs, as distillation has stored it."""
-    return rule.provenance["r2"]["valid"]
+    """R2 that rules are chosen by: on the validation runs, or of the update where a structure is around."""
+    return _r2(rule, "valid")
+
+
+def _r2(rule: Rule, split: str) -> float:
+    update = rule.provenance.get("r2_update")
+    return rule.provenance["r2"][split] if update is None else update

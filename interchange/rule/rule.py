@@ -9,7 +9,7 @@ from common.run.storage import read_json
 from interchange.files.kinds import HDF5, JSON, RULE, kind
 from interchange.language.checks import FORMAT, FORMAT_VERSION, RAW, RuleError
 from interchange.language.equation import Equation, zero_update
-from interchange.language.expression import to_text
+from interchange.language.expression import Node, to_text
 from interchange.language.parse import parse
 from interchange.rule.gallery import NAMED, is_named, named
 
@@ -36,6 +36,12 @@ class Rule(Equation):
         lines = [self.latex(), *(to_latex.emit_feature(name, tree).strip() for name, tree in used)]
         aligned = r" \\ ".join(line.replace(" = ", " &= ", 1) for line in lines)
         return rf"$$\begin{{aligned}} {aligned} \end{{aligned}}$$"
+
+    @property
+    def body(self) -> Node:
+        """The expression inside the structure its own record names (MATH.md section 3b), or all."""
+        tree = self.expression
+        return tree.args[0] if tree.op == self.provenance.get("structure") else tree
 
     def source(self) -> tuple[str, str]:
         """What makes an optimizer's state this rule's, whatever its constants: to compare, and in words."""

@@ -8,7 +8,7 @@ from interchange.commands.record import RecordConfig
 from interchange.distill import rollouts
 from interchange.distill.config import DistillConfig
 from interchange.distill.run import distill
-from interchange.distill.structure import update_r2, whole
+from interchange.distill.structure import Updates, whole
 from interchange.files.trajectories import load_trajectories
 from interchange.files.weights import save_weights
 from interchange.files.whole import views_of
@@ -40,7 +40,7 @@ def test_a_recording_has_a_run_of_whole_matrices_beside_the_others(impl, tmp_pat
     assert [view.shape for view in views_of(last)] == [(64, 30), (30, 20), (20, 10)]
     assert last.y.shape == (8, 64 * 30 + 30 * 20 + 20 * 10) and np.abs(last.y).max() < 1.0
     rule = Rule.from_text("-0.3 * m_tilde", features=data.features, scale=0.01)
-    assert update_r2(rule, data) < 1.0
+    assert Updates(data).r2(rule) < 1.0
     none = recorded(impl, tmp_path, saved_teacher(tmp_path, TEACHERS["rp_s"]), overwrite=True)
     assert len(none.runs) == 3
     all_whole = recorded(impl, tmp_path, saved_teacher(tmp_path), overwrite=True, whole_tensors=True)

@@ -11,11 +11,12 @@ from common.tables.teachers import TEACHERS
 from interchange.distill import rollouts
 from interchange.distill.config import DistillConfig
 from interchange.distill.run import search_front
-from interchange.distill.structure import structure_of, update_r2, whole
+from interchange.distill.structure import Updates, judged, structure_of, whole
 from interchange.files.trajectories import Run, Trajectories
 from interchange.language.matrix import op_orth
 from interchange.language.view import canonical
 from interchange.rule.__main__ import show
+from interchange.rule.choice import pareto_front, valid_r2
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
 from interchange.rule.words import told
@@ -119,10 +120,10 @@ def test_the_updates_r2_is_of_the_operators_results_on_matrices():
     """By the oracle, on a run that is in no split."""
     data, generator = recorded(*["rp_s_m"] * 3), np.random.default_rng(3)
     g = generator.normal(size=(30, 15))
-    assert update_r2(BODY, data) is None  # the runs are of sampled coordinates
+    assert Updates(data).empty and Updates(data).r2(BODY) is None  # the runs are of sampled coordinates
 
     def judged(y: np.ndarray, body: Rule = BODY) -> float | None:
-        return update_r2(body, dataclasses.replace(data, runs=data.runs | {"000003": of_matrices(y)}))
+        return Updates(dataclasses.replace(data, runs=data.runs | {"000003": of_matrices(y)})).r2(body)
 
     exact = -0.5 * np.tanh(g)
     assert judged(exact) == pytest.approx(1.0, abs=1e-12)
@@ -135,10 +136,23 @@ def test_the_updates_r2_is_of_the_operators_results_on_matrices():
     assert judged(noisy) == pytest.approx(1.0 - np.square(y - u).sum() / np.square(y - y.mean()).sum())
     assert judged(exact, Rule.from_text("1 / (g - g)")) is None
     fitted = dataclasses.replace(data, split=data.split | {"train": ("000000", "000003")})
-    assert (
-        update_r2(BODY, dataclasses.replace(fitted, runs=fitted.runs | {"000003": of_matrices(exact)}))
-        is None
+    assert Updates(dataclasses.replace(fitted, runs=fitted.runs | {"000003": of_matrices(exact)})).empty
+
+
+def test_bodies_are_chosen_by_what_the_structure_makes_of_them():
+    """An offset is nearly all of y; one body has it and no more, the other what turns the update."""
+    data, g = recorded(*["rp_s_m"] * 3), np.random.default_rng(3).normal(size=(30, 15))
+    run_of_matrices = of_matrices(-2.0 * np.sign(g) - 0.1 * g)
+    data = dataclasses.replace(data, runs=data.runs | {"000003": run_of_matrices})
+    near, true = (
+        dataclasses.replace(Rule.from_text(text, {"c0": -0.1}), provenance={"r2": {"valid": body}})
+        for text, body in (("c0 * 20 * sign(g)", 0.99), ("c0 * g - 2 * sign(g)", 0.98))
     )
+    found = {rule.expression: rule for rule in judged([true, near], data)}
+    assert valid_r2(found[near.expression]) < 0.95
+    assert valid_r2(found[true.expression]) == pytest.approx(1.0)
+    assert [rule.expression for rule in pareto_front(found.values())][-1] == true.expression
+    assert judged([true, near], recorded(*["rp_s_m"] * 3)) == [true, near]  # no matrices to judge by
 
 
 def test_both_r2_are_named_wherever_rules_are(tmp_path):

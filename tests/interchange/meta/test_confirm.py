@@ -7,6 +7,7 @@ import pytest
 
 from interchange.meta.config import TuneConfig
 from interchange.meta.confirm import confirmed
+from interchange.meta.workers import Alone, Place
 
 TASKS = 16
 NOISE = np.random.default_rng(0).normal(size=TASKS)
@@ -43,7 +44,7 @@ def weights(level: float, noise: float = 0.0, ends: int = TASKS) -> dict[str, np
     [(-0.5, 0.3, True), (-0.01, 1.0, False), (0.0, 0.5, False), (0.2, 0.0, False)],
 )
 def test_the_mean_logarithm_must_be_lower_by_more_than_its_error(level, noise, better):
-    found, record = confirmed(Losses(), weights(0.0), weights(level, noise), None)
+    found, record = confirmed(Losses(), weights(0.0), weights(level, noise), None, Alone())
     assert found == better and record["tasks"] == TASKS
     assert record["behind"] == pytest.approx(level)
     assert record["error"] == pytest.approx(noise * NOISE.std(ddof=1) / math.sqrt(TASKS))
@@ -51,12 +52,21 @@ def test_the_mean_logarithm_must_be_lower_by_more_than_its_error(level, noise, b
 
 def test_both_run_on_the_same_optimizees_of_a_stream_of_their_own():
     learner = Losses(3)
-    confirmed(learner, weights(0.0), weights(-1.0), None)
+    confirmed(learner, weights(0.0), weights(-1.0), None, Alone())
     assert learner.asked == 2 * [("confirmation", number) for number in range(3)]
 
 
+def test_workers_share_the_rollouts():
+    asked = []
+    for rank in range(2):
+        learner = Losses(5)
+        confirmed(learner, weights(0.0), weights(-1.0), None, Alone(Place(rank, 2)))
+        asked.append([number for _, number in learner.asked])
+    assert asked == [2 * [0, 2, 4], 2 * [1, 3]]
+
+
 def test_one_that_diverges_somewhere_is_never_taken_and_always_left():
-    found, record = confirmed(Losses(), weights(0.0), weights(-9.0, ends=TASKS - 2), None)
+    found, record = confirmed(Losses(), weights(0.0), weights(-9.0, ends=TASKS - 2), None, Alone())
     assert not found and record == {"tasks": TASKS, "diverged": 2}
-    found, record = confirmed(Losses(), weights(0.0, ends=3), weights(5.0), None)
+    found, record = confirmed(Losses(), weights(0.0, ends=3), weights(5.0), None, Alone())
     assert found and record == {"tasks": TASKS, "diverged": 0}
