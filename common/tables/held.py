@@ -1,6 +1,6 @@
 """The optimizees of ``suite:held``, which nobody trains, tunes or chooses on: they stay as they are."""
 
-from common.tables import layers as net
+from common.tables import networks as net
 from common.tables.layers import Layer
 from common.tables.problem import Problem
 

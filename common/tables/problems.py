@@ -15,9 +15,9 @@ from common.data.datasets import Split
 from common.errors import L2OError
 from common.registry import Registry
 from common.rng import rng
-from common.tables import layers as net
+from common.tables import networks as net
 from common.tables.held import HELD
-from common.tables.layers import Init, Layer, ParameterSpec
+from common.tables.layers import Init, Layer, ParameterSpec, specs
 from common.tables.problem import Problem
 
 
@@ -47,6 +47,9 @@ _DIGITS_CONV = (*net.conv(8, 3, pad=1), _POOL, *net.conv(16, 3, pad=1), _POOL, *
 _SMALL_CONV = (*net.conv(6, 3), _POOL, *net.conv(12, 3), _POOL, *net.mlp())
 # An architecture of the benchmark with all of its operations but none.
 _NAS = net.nas_bench_201(("conv3", "conv1", "conv3", "skip", "average", "conv3"))
+
+_RESNET = "ResNet-{} for 32x32 images (He et al. 2016)"
+_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 PROBLEMS: Registry[Problem] = Registry(
     "problem",
@@ -99,8 +102,21 @@ PROBLEMS: Registry[Problem] = Registry(
                 class_halves=True,
             ),
             _cifar("lenet", net.lenet(), "LeNet-5 with ReLU (LeCun et al. 1998)"),
-            _cifar("vgg16", net.vgg16(), "VGG-16 with batch norm (Simonyan and Zisserman 2015)"),
-            _cifar("resnet-18", net.resnet(2, 2, 2, 2), "ResNet-18 for 32x32 images (He et al. 2016)"),
+            _cifar("vgg-16", net.vgg16(), "VGG-16 with batch norm (Simonyan and Zisserman 2015)"),
+            *(
+                _cifar(
+                    f"resnet-{depth}",
+                    net.resnet_of_depth(depth),
+                    f"ResNet-{depth} for CIFAR (He et al. 2016)",
+                )
+                for depth in (20, 56)
+            ),
+            *(
+                _cifar(f"resnet-{name}", net.resnet(*blocks, bottleneck=name >= 50), _RESNET.format(name))
+                for name, blocks in _BLOCKS.items()
+            ),
+            _cifar("mobilenet-v2", net.mobilenet_v2(), "MobileNetV2 for 32x32 images (Sandler et al. 2018)"),
+            _cifar("mobilenet-v2-0.25", net.mobilenet_v2(0.25), "a quarter of its channels"),
             *HELD,
             _cifar("nas", _NAS, "a network of NAS-Bench-201, 3 x 5 cells (Dong and Yang 2020)"),
         )
@@ -123,7 +139,7 @@ def parameter_specs(problem: Problem) -> tuple[ParameterSpec, ...]:
     if problem.kind == "function":
         return (ParameterSpec("x", (problem.batch_size, problem.dims), problem.std),)
     shape = datasets.source(problem.dataset).image_shape
-    return tuple(net.specs(problem.layers, shape, problem.classes(), problem.init))
+    return tuple(specs(problem.layers, shape, problem.classes(), problem.init))
 
 
 def coordinate_table(shapes: Iterable[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,8 @@ from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs, problem_row
 from interchange.backend import Learner, Task, Tasks
 from interchange.files.checkpoint import load_start
-from interchange.language.view import View, canonical, chosen
+from interchange.language.view import View, canonical, chosen, vector
+from interchange.language.view import matrix as matrices
 from interchange.meta.config import MetaLoop
 from interchange.meta.schedule import Schedule
 
@@ -86,9 +87,10 @@ def views_of(problem: Problem) -> tuple[View, ...]:
     if unknown:
         names = ", ".join(spec.name for spec in specs)
         raise L2OError(f"problem {problem.name!r}: matrix: expected names of {names}, got {min(unknown)}")
-    layer = problem.kind == "classifier"
+    if given is not None:
+        return tuple(canonical(spec.shape, spec.name in given) for spec in specs)
     return tuple(
-        canonical(spec.shape, (layer and len(spec.shape) >= 2) if given is None else spec.name in given)
+        matrices(spec.shape, (-1,), parts=spec.matrices) if spec.matrices else vector(spec.shape)
         for spec in specs
     )
 

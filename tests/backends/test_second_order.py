@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common.tables import layers as net
+from common.tables import networks as net
 from common.tables.problems import PROBLEMS, Instance, Problem
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.protocols import Task

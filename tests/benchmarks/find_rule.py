@@ -30,7 +30,7 @@ from common.data.datasets import load
 from common.extras import require
 from common.metrics import loss_at
 from common.rng import derived_seed
-from common.tables import layers as net
+from common.tables import networks as net
 from common.tables.problems import PROBLEMS, Instance, Problem
 from interchange.backend import Half
 from interchange.meta.config import TuneConfig

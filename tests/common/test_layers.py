@@ -7,7 +7,7 @@ import math
 import pytest
 
 from common.errors import L2OError
-from common.tables import layers as net
+from common.tables import networks as net
 from common.tables.layers import Layer, ParameterSpec, specs
 from common.tables.problems import PROBLEMS, Problem, parameter_specs
 
@@ -44,8 +44,16 @@ COUNTS = {
     "cifar-conv": window(3, 3, 16) + 3 * 16 + window(5, 16, 32) + 3 * 32 + dense(1 * 1 * 32, 10),
     "cifar-small-conv": window(3, 3, 6) + 6 + window(3, 6, 12) + 12 + dense(6 * 6 * 12, 5),
     "lenet": 62_006,
-    "vgg16": 14_728_266,
+    "vgg-16": 14_728_266,
+    "resnet-20": 269_722,
+    "resnet-56": 853_018,
     "resnet-18": 11_173_962,
+    "resnet-34": 21_282_122,
+    "resnet-50": 23_520_842,
+    "resnet-101": 42_512_970,
+    "resnet-152": 58_156_618,
+    "mobilenet-v2": 3_504_872 - 990 * 1281,
+    "mobilenet-v2-0.25": 250_922,
     "nas": 830_426,
     "mnist-layer-norm": dense(784, 32, 32, 10) + 4 * 32,
     "digits-residual": window(3, 1, 8) + 4 * window(3, 8, 8) + 5 * 8 + dense(8, 10),
@@ -68,13 +76,16 @@ def test_the_small_ones_have_the_published_counts():
 
 
 # In the literature: LeNet's paper; Simonyan and Zisserman 2015, table 2 (138 million on ImageNet, without
-# batch norm); NAS-Bench-201's smallest, largest, and the one of issue 36 of NATS-Bench's repository.
+# batch norm); MobileNetV2 of torchvision, as strides have no parameters; NAS-Bench-201's smallest, largest,
+# and the one of issue 36 of NATS-Bench's repository.
 EDGES = ("skip", "none", "conv3", "average", "conv3", "conv3")
 PUBLISHED = {
     "lenet, grey": (net.lenet(), (32, 32, 1), 10, 61_706),
     "lenet": (net.lenet(), CIFAR, 10, 62_006),
     "vgg16": (net.vgg16(4096, 4096, norm=False), (224, 224, 3), 1000, 138_357_544),
     "vgg16, small": (net.vgg16(), CIFAR, 10, 14_728_266),
+    "mobilenet-v2, 1000 classes": (net.mobilenet_v2(), CIFAR, 1000, 3_504_872),
+    "mobilenet-v2, half": (net.mobilenet_v2(0.5), CIFAR, 1000, 1_968_680),
     "nas, smallest": (net.nas_bench_201(("none",) * 6), CIFAR, 10, 73_306),
     "nas, largest": (net.nas_bench_201(("conv3",) * 6), CIFAR, 10, 1_531_546),
     "nas, issue 36": (net.nas_bench_201(EDGES), CIFAR, 10, 802_426),

@@ -9,7 +9,7 @@ import pytest
 
 from common import gallery
 from common.run.cli import parser_for
-from common.tables import layers as net
+from common.tables import networks as net
 from common.tables.baselines import BASELINES, Baseline, baseline_names
 from common.tables.problems import PROBLEMS, Problem
 from common.tables.teachers import TEACHERS, TeacherRow

@@ -1,14 +1,20 @@
 """Every optimizee in both backends: the same loss, gradient, running values and accuracy in float64."""
 
+import math
+
 import numpy as np
 import pytest
 
 from common.tables.layers import Layer
-from common.tables.problems import PROBLEMS, problem_row
+from common.tables.networks import RELU6
+from common.tables.problems import PROBLEMS, parameter_specs, problem_row
 from tests.parity.backends import close, tasks, tf, tf_impl, torch, torch_impl
 
 by_torch, by_tf = (backend.problems.tasks.value_and_gradient for backend in (torch_impl, tf_impl))
-DEEP = ("vgg16", "resnet-18", "nas")
+SIZES = {name: sum(math.prod(spec.shape) for spec in parameter_specs(row)) for name, row in PROBLEMS.items()}
+LARGEST = 12_000_000  # above it are more of the same blocks
+DEEP = [name for name, size in SIZES.items() if 200_000 < size < LARGEST]
+SOON = ("nas", "mobilenet-v2-0.25")
 EMBEDDED = ("", "digits", "digits-shifted", "digits-odd", "recall", "text")
 
 
@@ -20,8 +26,12 @@ def pair(name: str, batch_size: int = 6):
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [pytest.param(name, 1, marks=[pytest.mark.slow] * (name == "vgg16")) for name in DEEP]
-    + [pytest.param(name, 2, marks=[pytest.mark.slow] * (name in DEEP)) for name in PROBLEMS],
+    [pytest.param(name, 1, marks=[pytest.mark.slow] * (name not in SOON)) for name in DEEP]
+    + [
+        pytest.param(name, 2, marks=[pytest.mark.slow] * (name in DEEP))
+        for name, size in SIZES.items()
+        if size < LARGEST
+    ],
 )
 def test_losses_and_gradients_agree(name, steps):
     one, other = pair(name, 3 if name in DEEP else 6)
@@ -36,7 +46,9 @@ def test_losses_and_gradients_agree(name, steps):
         theta = theta - 1e-3 * gradient
     assert one.buffers.keys() == other.buffers.keys()
     for key, value in one.buffers.items():
-        close(other.buffers[key], value, 1e-9)
+        # A mean may be 0 but for rounding: what feeds it has the mean 0.
+        spread = float(one.buffers[key.replace("/mean", "/var")].max()) ** 0.5
+        np.testing.assert_allclose(other.buffers[key].numpy(), value.numpy(), rtol=1e-9, atol=1e-9 * spread)
 
 
 @pytest.mark.parametrize(
@@ -61,17 +73,22 @@ def test_accuracies_and_losses_on_test_images_agree(name):
 
 
 @pytest.mark.parametrize(("stride", "pad", "size"), [(1, 0, 3), (2, 0, 3), (2, 1, 3), (1, 2, 5), (2, 2, 5)])
-@pytest.mark.parametrize("kind", ["conv", "average"])
-def test_padding_is_explicit_and_symmetric(kind, stride, pad, size):
-    """TensorFlow's own SAME pads on one side only where the stride is 2."""
-    generator = np.random.default_rng(0)
-    layers = (Layer(kind, out=4 * (kind == "conv"), size=size, stride=stride, pad=pad),)
-    arrays = {"layer_0/w": generator.normal(size=(size, size, 3, 4)), "layer_0/b": generator.normal(size=4)}
-    arrays = arrays if kind == "conv" else {}
-    images = generator.normal(size=(2, 8, 8, 3))
+@pytest.mark.parametrize("kind", ["conv", "average", "groups", "depthwise", "skip"])
+def test_layers_on_images_agree(kind, stride, pad, size):
+    """TensorFlow's own SAME pads on one side only where the stride is 2, and has no grouped convolutions."""
+    generator, channels, parts = np.random.default_rng(0), 4, {"groups": 2, "depthwise": 4}.get(kind, 1)
+    layer = {
+        "average": Layer("average", size=size, stride=stride, pad=pad),
+        "skip": Layer("skip", out=7, stride=stride),
+    }.get(kind) or Layer("conv", out=8, size=size, stride=stride, pad=pad, groups=0 if parts == 4 else parts)
+    shapes = (
+        {"layer_0/w": (size, size, channels // parts, 8), "layer_0/b": (8,)} if layer.kind == "conv" else {}
+    )
+    arrays = {name: generator.normal(size=shape) for name, shape in shapes.items()}
+    images = generator.normal(size=(2, 8, 8, channels))
     expected, got = (
         backend.problems.layers.forward(
-            layers, {k: as_tensor(v) for k, v in arrays.items()}, as_tensor(images)
+            (layer, RELU6), {k: as_tensor(v) for k, v in arrays.items()}, as_tensor(images)
         )
         for backend, as_tensor in ((torch_impl, torch.from_numpy), (tf_impl, tf.constant))
     )

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common.tables import layers as net
+from common.tables import networks as net
 from common.tables.problems import Problem
 from interchange.rule.decay import with_schedule, with_weight_decay
 from interchange.rule.rule import Rule

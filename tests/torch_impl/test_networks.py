@@ -1,11 +1,12 @@
 """The layers of the problem table in torch, against NumPy, torch's own modules and networks written out."""
 
+import copy
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from common.tables import layers as net
+from common.tables import networks as net
 from common.tables.layers import Layer, specs
 
 torch = pytest.importorskip("torch")
@@ -264,23 +265,90 @@ def nas_network(edges: tuple[str, ...], cells: int) -> torch.nn.Sequential:
     body += [Cell(edges, 16) for _ in range(cells)] + [Reduction(16, 32)]
     body += [Cell(edges, 32) for _ in range(cells)] + [Reduction(32, 64)]
     body += [Cell(edges, 64) for _ in range(cells)] + [torch.nn.BatchNorm2d(64), torch.nn.ReLU()]
-    end = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 4)]
+    return classifier(*body, channels=64)
+
+
+def free(before: int, after: int, size: int, stride: int = 1, groups: int = 1) -> list[torch.nn.Module]:
+    """A convolution without bias, and batch norm."""
+    convolution = torch.nn.Conv2d(before, after, size, stride, size // 2, groups=groups, bias=False)
+    return [convolution, torch.nn.BatchNorm2d(after)]
+
+
+class Skip(torch.nn.Module):
+    """Every second pixel, and zeros for as many channels more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, torch.zeros_like(x)], 1)[:, :, ::2, ::2]
+
+
+class Residual(torch.nn.Module):
+    def __init__(self, path: list[torch.nn.Module], past: list[torch.nn.Module]) -> None:
+        super().__init__()
+        self.path, self.past = torch.nn.Sequential(*path), torch.nn.Sequential(*past)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.path(x) + self.past(x)
+
+
+def classifier(*body: torch.nn.Module, channels: int) -> torch.nn.Sequential:
+    end = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, 4)]
     return torch.nn.Sequential(*body, *end).double()
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    ("edges", "cells"),
-    [
-        (("conv3", "conv1", "conv3", "skip", "average", "conv3"), 1),
-        (("skip", "none", "conv3", "average", "conv1", "none"), 2),
-        (("none",) * 6, 1),
-    ],
+def bottlenecks() -> torch.nn.Sequential:
+    """Two stages of one block of 1x1, 3x3 and 1x1 each (He et al. 2016, figure 5)."""
+
+    def block(before: int, inner: int, stride: int) -> list[torch.nn.Module]:
+        path = [*free(before, inner, 1), RELU(), *free(inner, inner, 3, stride), RELU()]
+        path += free(inner, 4 * inner, 1)
+        return [Residual(path, free(before, 4 * inner, 1, stride)), RELU()]
+
+    return classifier(*free(3, 4, 3), RELU(), *block(4, 4, 1), *block(16, 8, 2), channels=32)
+
+
+def small_resnet() -> torch.nn.Sequential:
+    """Eight layers (He et al. 2016, section 4.2)."""
+    body = [*free(3, 16, 3), RELU()]
+    for before, after in ((16, 16), (16, 32), (32, 64)):
+        stride = after // before
+        path = [*free(before, after, 3, stride), RELU(), *free(after, after, 3)]
+        body += [Residual(path, [Skip()] if stride > 1 else []), RELU()]
+    return classifier(*body, channels=64)
+
+
+def mobile_network() -> torch.nn.Sequential:
+    """MobileNetV2 (Sandler et al. 2018, table 2), every count of channels at its least: 8."""
+    stages = ((1, 1, 1), (6, 2, 1), (6, 3, 2), (6, 4, 2), (6, 3, 1), (6, 3, 2), (6, 1, 1))
+    body = [*free(3, 8, 3), torch.nn.ReLU6()]
+    for factor, repeats, stride in stages:
+        for k in range(repeats):
+            path = [*free(8, 48, 1), torch.nn.ReLU6()] if factor > 1 else []
+            path += [*free(8 * factor, 8 * factor, 3, 1 if k else stride, 8 * factor), torch.nn.ReLU6()]
+            path += free(8 * factor, 8, 1)
+            body += path if k == 0 and stride == 2 else [Residual(path, [])]
+    return classifier(*body, *free(8, 1280, 1), torch.nn.ReLU6(), channels=1280)
+
+
+RELU = torch.nn.ReLU
+NAS = (
+    (("conv3", "conv1", "conv3", "skip", "average", "conv3"), 1),
+    (("skip", "none", "conv3", "average", "conv1", "none"), 2),
+    (("none",) * 6, 1),
 )
-def test_networks_of_nas_bench_201_equal_the_same_of_torchs_modules(edges, cells, training):
-    layers, shape = net.nas_bench_201(edges, cells), (8, 8, 3)
+MODULES = {
+    **{f"nas {k}": (net.nas_bench_201(*each), nas_network(*each)) for k, each in enumerate(NAS)},
+    "bottlenecks": (net.resnet(1, 1, bottleneck=True, width=4), bottlenecks()),
+    "resnet-8": (net.resnet_of_depth(8), small_resnet()),
+    "mobilenet-v2": (net.mobilenet_v2(0.01), mobile_network()),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("layers", "module"), MODULES.values(), ids=MODULES)
+def test_networks_equal_the_same_of_torchs_modules(layers, module, training):
+    shape = (8, 8, 3)
     given, x = parameters(layers, shape), images(3, *shape)
-    module = nas_network(edges, cells).train(training)
+    module = copy.deepcopy(module).train(training)
     assert len(given) == len(list(module.parameters()))
     with torch.no_grad():
         for p, value in zip(module.parameters(), given.values(), strict=True):

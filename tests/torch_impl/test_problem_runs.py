@@ -17,8 +17,13 @@ STEPS = 20
 COUNTS = {
     name: sum(int(np.prod(spec.shape)) for spec in parameter_specs(row)) for name, row in PROBLEMS.items()
 }
-# Ten million coordinates take minutes; nas has all kinds of their layers.
-ALL = [pytest.param(n, marks=pytest.mark.slow if n in ("vgg16", "resnet-18") else []) for n in PROBLEMS]
+LARGEST = 12_000_000  # above it are more of the same blocks
+# Deep ones take minutes; nas has nearly all kinds of their layers.
+ALL = [
+    pytest.param(name, marks=pytest.mark.slow if count > 200_000 and name != "nas" else [])
+    for name, count in COUNTS.items()
+    if count < LARGEST
+]
 DEEP = [name for name, count in COUNTS.items() if count > 10**5]  # many tensors, and costly
 
 

@@ -9,6 +9,20 @@ from common.tables.layers import Layer
 
 _EPS, _MOMENTUM = 1e-5, 0.1  # of batch norm and, eps, of layer norm, as in torch
 
+
+def _gelu(x: tf.Tensor) -> tf.Tensor:
+    """tf.nn.gelu has the root of 2 in float32 only."""
+    return 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
+
+
+_ACTIVATIONS = {
+    "relu": tf.nn.relu,
+    "relu6": tf.nn.relu6,
+    "sigmoid": tf.sigmoid,
+    "tanh": tf.tanh,
+    "gelu": _gelu,
+}
+
 Parameters = Mapping[str, tf.Tensor]
 
 
@@ -35,7 +49,7 @@ def forward(
 
 def stackable(layers: tuple[Layer, ...]) -> bool:
     """Several networks of these layers can run as one."""
-    return {layer.kind for layer in layers} <= {"flatten", "dense", "relu", "sigmoid", "tanh", "gelu"}
+    return {layer.kind for layer in layers} <= {"flatten", "dense", *_ACTIVATIONS}
 
 
 def _run(
@@ -53,19 +67,11 @@ def _run(
             prefix = next(prefixes)
             w, b = parameters[f"{prefix}/w"], parameters[f"{prefix}/b"]
             x = tf.matmul(x, w) + b if w.shape.rank == 2 else _dense(x, w, b)
-        elif layer.kind == "relu":
-            x = tf.nn.relu(x)
-        elif layer.kind == "sigmoid":
-            x = tf.sigmoid(x)
-        elif layer.kind == "tanh":
-            x = tf.tanh(x)
-        elif layer.kind == "gelu":
-            # tf.nn.gelu has the root of 2 in float32 only.
-            x = 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
+        elif layer.kind in _ACTIVATIONS:
+            x = _ACTIVATIONS[layer.kind](x)
         elif layer.kind == "conv":
             prefix = next(prefixes)
-            # SAME would pad unevenly where the stride is 2.
-            x = tf.nn.conv2d(x, parameters[f"{prefix}/w"], layer.stride, _padding(layer))
+            x = _convolved(layer, x, parameters[f"{prefix}/w"])
             if layer.bias:
                 x = x + parameters[f"{prefix}/b"]
         elif layer.kind == "norm":
@@ -78,6 +84,9 @@ def _run(
             x = _average(layer, x)
         elif layer.kind == "mean":
             x = tf.reduce_mean(x, (1, 2))
+        elif layer.kind == "skip":
+            more = layer.out - x.shape[-1]
+            x = tf.pad(x[:, :: layer.stride, :: layer.stride], [[0, 0], [0, 0], [0, 0], [0, more]])
         elif layer.kind == "graph":
             known = [x]
             for node in layer.nodes:
@@ -124,6 +133,20 @@ def _recurrent(x: tf.Tensor, prefix: str, parameters: Parameters) -> tf.Tensor:
     for step in rest:
         h = tf.tanh(step + tf.matmul(h, u))
     return h
+
+
+def _convolved(layer: Layer, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    """TensorFlow has no derivatives of grouped convolutions on the CPU but of those with one channel each."""
+    channels = x.shape[-1]
+    groups = layer.groups or channels
+    if 1 < groups == channels:
+        w = tf.reshape(w, [*w.shape[:2], channels, -1])
+        strides = [1, layer.stride, layer.stride, 1]
+        return tf.nn.depthwise_conv2d(tf.pad(x, _padding(layer)), w, strides, "VALID")
+    # SAME would pad unevenly where the stride is 2.
+    parts = zip(tf.split(x, groups, -1), tf.split(w, groups, -1), strict=True)
+    done = [tf.nn.conv2d(part, kernel, layer.stride, _padding(layer)) for part, kernel in parts]
+    return tf.concat(done, -1) if groups > 1 else done[0]
 
 
 def _padding(layer: Layer) -> list[list[int]]:

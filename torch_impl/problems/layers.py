@@ -9,6 +9,14 @@ from common.tables.layers import Layer
 
 _EPS, _MOMENTUM = 1e-5, 0.1  # of batch norm and, eps, of layer norm, as in torch
 
+_ACTIVATIONS = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
+
 Parameters = Mapping[str, torch.Tensor]
 
 
@@ -38,7 +46,7 @@ def forward(
 
 def stackable(layers: tuple[Layer, ...]) -> bool:
     """Several networks of these layers can run as one."""
-    return {layer.kind for layer in layers} <= {"flatten", "dense", "relu", "sigmoid", "tanh", "gelu"}
+    return {layer.kind for layer in layers} <= {"flatten", "dense", *_ACTIVATIONS}
 
 
 def _run(
@@ -56,18 +64,13 @@ def _run(
             prefix = next(prefixes)
             w, b = parameters[f"{prefix}/w"], parameters[f"{prefix}/b"]
             x = torch.addmm(b, x, w) if w.dim() == 2 else _dense(x, w, b)
-        elif layer.kind == "relu":
-            x = F.relu(x)
-        elif layer.kind == "sigmoid":
-            x = torch.sigmoid(x)
-        elif layer.kind == "tanh":
-            x = torch.tanh(x)
-        elif layer.kind == "gelu":
-            x = F.gelu(x)
+        elif layer.kind in _ACTIVATIONS:
+            x = _ACTIVATIONS[layer.kind](x)
         elif layer.kind == "conv":
             prefix = next(prefixes)
             w = parameters[f"{prefix}/w"].permute(3, 2, 0, 1)
-            x = F.conv2d(x, w, parameters.get(f"{prefix}/b"), layer.stride, layer.pad)
+            groups = layer.groups or x.shape[1]
+            x = F.conv2d(x, w, parameters.get(f"{prefix}/b"), layer.stride, layer.pad, groups=groups)
         elif layer.kind == "norm":
             x = _batch_norm(x, next(prefixes), parameters, buffers, training)
         elif layer.kind in ("layer_norm", "embed", "recurrent", "tied"):
@@ -78,6 +81,9 @@ def _run(
             x = F.avg_pool2d(x, layer.size, layer.stride, layer.pad, count_include_pad=False)
         elif layer.kind == "mean":
             x = x.mean((2, 3))
+        elif layer.kind == "skip":
+            more = layer.out - x.shape[1]
+            x = F.pad(x[:, :, :: layer.stride, :: layer.stride], (0, 0, 0, 0, 0, more))
         elif layer.kind == "graph":
             known = [x]
             for node in layer.nodes:
