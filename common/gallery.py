@@ -25,7 +25,8 @@ _PROBLEMS = """
 ## Problems
 
 `--problem NAME` in every command. Classifiers minimise the mean cross-entropy of a mini-batch; `--dataset`
-puts other data in the place of a row's own: a data set below, `synthetic`, an `.npz` of yours. Functions are
+puts other data in the place of a row's own: a data set below, `synthetic`, an `.npz` of yours. Data with * are
+varied at every step: cut out of a black rim, mirrored. Functions are
 the mean over 128 draws of A, b and c ~ N(0, 1), one x of 10 numbers each; where a condition number is given,
 A is U diag(s) V^T with random rotations, |s|^2 = 10 and A^T A of that condition.
 """
@@ -92,7 +93,7 @@ def _problem(row: Problem) -> Iterator[str]:
     kinds = collections.Counter(layer.kind for layer in _flat(row.layers))
     shown = [f"{kinds[kind]} {kind}" for kind in ("conv", "norm", "dense") if kinds[kind]]
     yield f"`{row.name}`"
-    yield f"`{row.dataset}`" if row.dataset else "-"
+    yield f"`{row.dataset}`{' *' * row.varied}" if row.dataset else "-"
     yield f"{count:,}"
     yield ", ".join(shown) or "-"
     yield row.note

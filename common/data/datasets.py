@@ -22,6 +22,7 @@ from common.registry import Registry
 from common.rng import rng
 
 Split = Literal["meta_train", "evaluation", "train", "validation", "test", "test_a"]
+_PIXELS = 1 << 20  # at once
 _LARGEST = 100_000  # numbers of a synthetic image; there are 2,500
 _SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})x(\d{1,3}):(\d{1,4})")
 
@@ -31,7 +32,8 @@ class Dataset:
     """Images [n, h, w, c] as stored (bytes, mostly), labels [n] int64, for training and test.
 
     Attributes:
-        divisor, offset, spread: images are used as (x / divisor - offset) / spread (MATH.md section 6).
+        divisor, offset, spread: images are used as (x / divisor - offset) / spread (MATH.md section 6); the
+            last two a number each, or one for every channel.
         copies: so many training images in a row are variants of one, and fall to the same split.
     """
 
@@ -40,14 +42,27 @@ class Dataset:
     x_test: np.ndarray
     y_test: np.ndarray
     divisor: float = 1.0
-    offset: float = 0.0
-    spread: float = 1.0
+    offset: float | np.ndarray = 0.0
+    spread: float | np.ndarray = 1.0
     copies: int = 1
 
     def normalised(self, images: np.ndarray) -> np.ndarray:
         """Stored images as the float32 a network sees."""
         one = np.float32
-        return (images.astype(one) / one(self.divisor) - one(self.offset)) / one(self.spread)
+        offset, spread = (np.asarray(part, one) for part in (self.offset, self.spread))
+        return (images.astype(one) / one(self.divisor) - offset) / spread
+
+    @functools.cached_property
+    def by_channels(self) -> "Dataset":
+        """The same with mean 0 and deviation 1 in every channel of the training images."""
+        levels = self.x_train.reshape(-1, self.x_train.shape[-1])
+        sums = np.zeros((2, levels.shape[1]))
+        for low in range(0, len(levels), _PIXELS):  # floats of all of them would take eight times the bytes
+            part = levels[low : low + _PIXELS].astype(np.float64) / self.divisor
+            sums += part.sum(0), np.square(part).sum(0)
+        mean, square = sums / len(levels)
+        spread = np.sqrt(np.maximum(square - mean**2, 0.0))
+        return dataclasses.replace(self, offset=mean, spread=np.where(spread > 0.0, spread, 1.0))
 
     def split(self, name: Split, class_halves: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Images as stored, and labels, of one part of the data.

@@ -26,6 +26,9 @@ class Problem:
         class_halves: meta-train on the first half of the classes, evaluate on the second.
         dims: n of a function; std: standard deviation of its x_0.
         batch_size: default mini-batch size.
+        crop: training images get so many black pixels at every side and are cut out of that anywhere.
+        flip: half of the training images are mirrored, left to right.
+        channels: images have mean 0 and deviation 1 in every channel, over the training images.
         target: what a network is to give: the ``labels``, or the ``images`` it sees, by their mean squared
             error.
         matrix: names of the parameters that rules see as matrices, rows along the last axis; None for all
@@ -46,9 +49,17 @@ class Problem:
     condition: float = 0.0
     noise: float = 0.0
     batch_size: int = 128
+    crop: int = 0
+    flip: bool = False
+    channels: bool = False
     note: str = ""
     target: Literal["labels", "images"] = "labels"
     matrix: tuple[str, ...] | None = None
+
+    @property
+    def varied(self) -> bool:
+        """Whether training images are drawn anew at every pass."""
+        return bool(self.crop or self.flip)
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON-ready data."""

@@ -42,6 +42,11 @@ def _cifar(name: str, network: tuple[Layer, ...], note: str, **fields: Any) -> P
     return Problem(name, "classifier", "cifar10", network, note=note, **fields)
 
 
+def _large(name: str, network: tuple[Layer, ...], note: str) -> Problem:
+    """With the images as such networks are trained on: cut out, mirrored, scaled by channels."""
+    return _cifar(name, network, note, crop=4, flip=True, channels=True)
+
+
 _POOL = Layer("pool", size=2)
 _DIGITS_CONV = (*net.conv(8, 3, pad=1), _POOL, *net.conv(16, 3, pad=1), _POOL, *net.mlp())
 _SMALL_CONV = (*net.conv(6, 3), _POOL, *net.conv(12, 3), _POOL, *net.mlp())
@@ -102,9 +107,9 @@ PROBLEMS: Registry[Problem] = Registry(
                 class_halves=True,
             ),
             _cifar("lenet", net.lenet(), "LeNet-5 with ReLU (LeCun et al. 1998)"),
-            _cifar("vgg-16", net.vgg16(), "VGG-16 with batch norm (Simonyan and Zisserman 2015)"),
+            _large("vgg-16", net.vgg16(), "VGG-16 with batch norm (Simonyan and Zisserman 2015)"),
             *(
-                _cifar(
+                _large(
                     f"resnet-{depth}",
                     net.resnet_of_depth(depth),
                     f"ResNet-{depth} for CIFAR (He et al. 2016)",
@@ -112,11 +117,11 @@ PROBLEMS: Registry[Problem] = Registry(
                 for depth in (20, 56)
             ),
             *(
-                _cifar(f"resnet-{name}", net.resnet(*blocks, bottleneck=name >= 50), _RESNET.format(name))
+                _large(f"resnet-{name}", net.resnet(*blocks, bottleneck=name >= 50), _RESNET.format(name))
                 for name, blocks in _BLOCKS.items()
             ),
-            _cifar("mobilenet-v2", net.mobilenet_v2(), "MobileNetV2 for 32x32 images (Sandler et al. 2018)"),
-            _cifar("mobilenet-v2-0.25", net.mobilenet_v2(0.25), "a quarter of its channels"),
+            _large("mobilenet-v2", net.mobilenet_v2(), "MobileNetV2 for 32x32 images (Sandler et al. 2018)"),
+            _large("mobilenet-v2-0.25", net.mobilenet_v2(0.25), "a quarter of its channels"),
             *HELD,
             _cifar("nas", _NAS, "a network of NAS-Bench-201, 3 x 5 cells (Dong and Yang 2020)"),
         )
@@ -210,11 +215,37 @@ class Instance:
             return None
         return row.noise * rng(self.seed, "noise", step).normal(size=(row.batch_size, row.dims))
 
+    def whole(self) -> datasets.Dataset:
+        """The data set, with the scale that the problem's row asks for."""
+        whole = datasets.load(self.problem.dataset, self.data_dir)
+        return whole.by_channels if self.problem.channels else whole
+
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """All of the split: images [n, h, w, c], normalised, float32, and labels [n] int64."""
+        images, labels = self.stored()
+        return self.whole().normalised(images), labels
+
+    def stored(self) -> tuple[np.ndarray, np.ndarray]:
+        """All of the split: images [n, h, w, c] as they are stored, and labels [n] int64."""
         whole = datasets.load(self.problem.dataset, self.data_dir)
-        images, labels = whole.split(self.split, self.problem.class_halves)
-        return whole.normalised(images), labels
+        return whole.split(self.split, self.problem.class_halves)
+
+    def varied(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The mini-batch at ``step`` (from 0) of a row that varies its images: these as stored, and labels.
+
+        What befalls an image is drawn anew at every step, from the seed and the step alone.
+        """
+        row, rows, (images, labels) = self.problem, self.batch_indices(step), self.stored()
+        chosen, draw = images[rows], rng(self.seed, "varied", step)
+        count, height, width, _ = chosen.shape
+        padded = np.pad(chosen, ((0, 0), *((row.crop, row.crop),) * 2, (0, 0)))
+        top, left = draw.integers(0, 2 * row.crop + 1, (2, count, 1))
+        across = np.broadcast_to(np.arange(width), (count, width))
+        mirrored = row.flip & (draw.integers(0, 2, (count, 1)) > 0)
+        across = left + np.where(mirrored, across[:, ::-1], across)
+        down = top + np.arange(height)
+        each = np.arange(count)[:, None, None]
+        return padded[each, down[:, :, None], across[:, None, :]], labels[rows]
 
     def batch_indices(self, step: int) -> np.ndarray | None:
         """Row numbers of the mini-batch at ``step`` (from 0); None where the data has no batches.
@@ -223,8 +254,7 @@ class Instance:
         """
         if self.problem.kind == "function":
             return None
-        whole = datasets.load(self.problem.dataset, self.data_dir)
-        rows = len(whole.split(self.split, self.problem.class_halves)[1])
+        rows = len(self.stored()[1])
         size = min(self.batch_size or self.problem.batch_size, rows)
         pass_, place = divmod(step, rows // size)
         return _permutation(self.seed, pass_, rows)[place * size : (place + 1) * size]

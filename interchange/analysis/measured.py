@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from interchange.analysis.config import AnalysisConfig
 from interchange.analysis.measures.attribution import attribution, told
 from interchange.analysis.measures.complexity import Searched, complexity, points
@@ -48,13 +50,11 @@ def quick(subject: Subject, data: Data, seed: int) -> dict[str, Any]:
     else:
         row["nodes"], row["state_floats"] = None, loaded.row.state_floats()
     known = data.judged.updates is not None
-    row["r2"] = dataclasses.asdict(fit(subject, data.judged)) if known else None
+    row["r2"] = plain(fit(subject, data.judged)) if known else None
     row["perception"] = None
     if data.judged.shape[0] > 1:  # rows of a table have no past
         seen = perception(subject, data.judged, seed)
-        row["perception"] = dataclasses.asdict(seen) | {
-            "sensitivity": {name: values.tolist() for name, values in seen.sensitivity.items()}
-        }
+        row["perception"] = plain(seen)
     return row
 
 
@@ -64,13 +64,7 @@ def thorough(subject: Subject, data: Data, config: AnalysisConfig) -> dict[str, 
     found = squashing(subject, judged)
     mapped = curves(subject, judged, config.range, config.seed)
     return {
-        "mapping": {
-            name: {
-                key: None if value is None else value.tolist()
-                for key, value in dataclasses.asdict(curve).items()
-            }
-            for name, curve in mapped.items()
-        },
+        "mapping": plain(mapped),
         "terms": [
             {"term": to_text(term.node), "share": term.share, "phases": term.phases}
             for term in terms(subject, judged)
@@ -83,7 +77,7 @@ def thorough(subject: Subject, data: Data, config: AnalysisConfig) -> dict[str, 
             "own": found.own,
             "constants": dict(found.rule.constants),
         },
-        "front": [dataclasses.asdict(point) for point in points(subject.front, judged, config.seed)],
+        "front": plain(points(subject.front, judged, config.seed)),
         **nearest(subject.name, attribution(*(_updates(subject, part) for part in (data.fitted, judged)))),
     }
 
@@ -125,10 +119,19 @@ def searches(
 
 
 def _search(found: Searched, judged: Recorded, seed: int) -> dict[str, Any]:
-    front: list[Mapping[str, Any]] = [
-        dataclasses.asdict(point) for point in points(found.front, judged, seed)
-    ]
+    front = plain(points(found.front, judged, seed))
     return {"seed": found.seed, "nodes": found.nodes, "r2": found.r2, "front": front}
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts and arrays as lists, however deep."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return list(map(plain, value))
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _updates(subject: Subject, data: Recorded) -> Recorded:

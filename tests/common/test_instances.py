@@ -180,3 +180,48 @@ def test_a_row_on_other_data_takes_their_shape_and_classes(tmp_path):
 def test_a_function_has_no_data_to_replace(name):
     with pytest.raises(L2OError, match=f"--dataset digits: {name} is a function .*; leave --dataset out"):
         problem_row(name, "digits")
+
+
+def test_varied_images_are_cut_out_and_mirrored_by_seed_and_step_alone():
+    """Every one of them is a window of its image with a black rim, as it is or mirrored; both occur."""
+    row = dataclasses.replace(PROBLEMS["digits-mlp"], crop=2, flip=True, batch_size=40)
+    given = Instance(row, 5)
+    images, labels = given.varied(3)
+    rows = given.batch_indices(3)
+    whole, classes = given.stored()
+    assert images.dtype == whole.dtype and np.array_equal(labels, classes[rows])
+    ways = []
+    for got, image in zip(images, whole[rows], strict=True):
+        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+        ways.append(
+            {
+                (top, left, mirrored)
+                for top in range(5)
+                for left in range(5)
+                for mirrored in (False, True)
+                if np.array_equal(got, padded[top : top + 8, left : left + 8][:, :: -1 if mirrored else 1])
+            }
+        )
+    assert all(ways)
+    sure = [next(iter(each)) for each in ways if len(each) == 1]
+    assert all(len(set(part)) > 1 for part in zip(*sure, strict=True))
+    assert np.array_equal(Instance(row, 5).varied(3)[0], images)
+    assert not np.array_equal(given.varied(4)[0], images) and not np.array_equal(
+        Instance(row, 6).varied(3)[0], images
+    )
+    plain = dataclasses.replace(row, crop=0, flip=False)
+    assert row.varied and not plain.varied
+    assert np.array_equal(Instance(plain, 5).varied(3)[0], whole[rows])
+
+
+def test_images_by_channels_have_mean_0_and_deviation_1_over_the_training_images():
+    row = dataclasses.replace(PROBLEMS["digits-mlp"], dataset="synthetic:6x5x3:4", channels=True)
+    whole = Instance(row, 0).whole()
+    seen = whole.normalised(whole.x_train)
+    np.testing.assert_allclose(seen.mean((0, 1, 2)), 0.0, atol=1e-5)
+    np.testing.assert_allclose(seen.std((0, 1, 2)), 1.0, rtol=1e-5)
+    assert not np.allclose(
+        Instance(dataclasses.replace(row, channels=False), 0).data()[0].std((0, 1, 2)), 1.0
+    )
+    dark = dataclasses.replace(whole, x_train=np.zeros_like(whole.x_train)).by_channels
+    assert not dark.normalised(dark.x_train).any()

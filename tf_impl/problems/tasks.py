@@ -68,8 +68,9 @@ class ProblemTask:
             self._data = _images(
                 problem.dataset, problem.class_halves, instance.split, instance.data_dir, device
             )
-            whole = datasets.load(problem.dataset, instance.data_dir)
-            self._spread = whole.divisor, whole.offset, whole.spread
+            whole = instance.whole()
+            spread = (whole.divisor, whole.offset, whole.spread)
+            self._spread = [tf.constant(part, tf.float32) for part in spread]
         self.reset()
 
     def reset(self) -> None:
@@ -112,6 +113,9 @@ class ProblemTask:
         if self.instance.problem.kind == "function":
             (a, b, c), noise = self._data, self.instance.noise(step)
             return a, b if noise is None else b + to_tensor(noise, self.dtype, self.device), c
+        if self.instance.problem.varied:  # a data set of the batch alone
+            images, labels = map(tf.constant, self.instance.varied(step))
+            return self.buffers, images, labels, tf.range(labels.shape[0], dtype=tf.int64), *self._spread
         return self.buffers, *self._data, tf.constant(self.instance.batch_indices(step)), *self._spread
 
     @staticmethod
@@ -123,7 +127,12 @@ class ProblemTask:
         None where they are not: only networks of dense layers are.
         """
         problem, first = tasks[0].instance.problem, tasks[0]
-        if problem.kind != "classifier" or problem.target != "labels" or not stackable(problem.layers):
+        if (
+            problem.kind != "classifier"
+            or problem.target != "labels"
+            or not stackable(problem.layers)
+            or problem.varied
+        ):
             return None
         # The same one several times in a row, as often as every other, gets its batch once.
         row = next((k for k, task in enumerate(tasks) if task is not first), len(tasks))

@@ -67,7 +67,9 @@ class ProblemTask:
             self._data = _images(
                 problem.dataset, problem.class_halves, instance.split, instance.data_dir, str(device)
             )
-            self._whole = datasets.load(problem.dataset, instance.data_dir)
+            whole = instance.whole()
+            spread = (whole.divisor, whole.offset, whole.spread)
+            self._spread = [torch.tensor(part, dtype=torch.float32, device=device) for part in spread]
         self.reset()
 
     @property
@@ -104,9 +106,13 @@ class ProblemTask:
         if problem.kind == "function":
             return function(problem, parameters[0], *self._constants(step))
         images, labels = self._data
-        rows = torch.from_numpy(self.instance.batch_indices(step)).to(images.device)
-        seen = self._seen(images[rows])
-        return _each(problem, self.logits(parameters, seen, True), seen, labels[rows]).mean()
+        if problem.varied:
+            images, labels = (torch.from_numpy(a).to(images.device) for a in self.instance.varied(step))
+        else:
+            rows = torch.from_numpy(self.instance.batch_indices(step)).to(images.device)
+            images, labels = images[rows], labels[rows]
+        seen = self._seen(images)
+        return _each(problem, self.logits(parameters, seen, True), seen, labels).mean()
 
     def curvature(self, theta: torch.Tensor, vector: torch.Tensor, step: int) -> torch.Tensor:
         """The Hessian [N, N] of the loss at ``theta`` on the batch of ``step``, times a vector [N]."""
@@ -124,7 +130,12 @@ class ProblemTask:
         None where they are not: only networks of dense layers are.
         """
         problem, first = tasks[0].instance.problem, tasks[0]
-        if problem.kind != "classifier" or problem.target != "labels" or not stackable(problem.layers):
+        if (
+            problem.kind != "classifier"
+            or problem.target != "labels"
+            or not stackable(problem.layers)
+            or problem.varied
+        ):
             return None
         # The same one several times in a row, as often as every other, gets its batch once.
         row = next((k for k, task in enumerate(tasks) if task is not first), len(tasks))
@@ -150,8 +161,8 @@ class ProblemTask:
         return a, b if noise is None else b + to_tensor(noise, self.dtype, self.device), c
 
     def _seen(self, images: torch.Tensor) -> torch.Tensor:
-        whole = self._whole
-        return (images.float() / whole.divisor).sub_(whole.offset).div_(whole.spread).to(self.dtype)
+        divisor, offset, spread = self._spread
+        return (images.float() / divisor).sub_(offset).div_(spread).to(self.dtype)
 
     def logits(
         self, parameters: list[torch.Tensor], images: torch.Tensor, training: bool = False
