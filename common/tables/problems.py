@@ -121,7 +121,7 @@ PROBLEMS: Registry[Problem] = Registry(
                 for name, blocks in _BLOCKS.items()
             ),
             _large("mobilenet-v2", net.mobilenet_v2(), "MobileNetV2 for 32x32 images (Sandler et al. 2018)"),
-            _large("mobilenet-v2-0.25", net.mobilenet_v2(0.25), "a quarter of its channels"),
+            _large("mobilenet-v2-0.25", net.mobilenet_v2(0.25), "MobileNetV2 with a quarter of the channels"),
             *HELD,
             _cifar("nas", _NAS, "a network of NAS-Bench-201, 3 x 5 cells (Dong and Yang 2020)"),
         )
