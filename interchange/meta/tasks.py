@@ -1,7 +1,8 @@
 """Optimizees of a meta-training, by stream and number."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from interchange.language.view import View, canonical, chosen, vector
 from interchange.language.view import matrix as matrices
 from interchange.meta.config import MetaLoop
 from interchange.meta.schedule import Schedule
+
+_NOTHING = object()
 
 
 class TaskStream:
@@ -110,6 +113,42 @@ def chosen_views(names: Sequence[str], defaults: Sequence[View], matrix: object)
     return tuple(
         chosen(default.shape, given.get(name), default) for name, default in zip(names, defaults, strict=True)
     )
+
+
+class Batches:
+    """The mini-batches of a caller, by step.
+
+    Args:
+        given: each ``(input, target)``. Those of a sequence or an iterator are the same at every pass; what
+            can be iterated anew, as a loader or pipeline, is, so that it may shuffle and vary.
+
+    Raises:
+        ValueError: there are none.
+    """
+
+    def __init__(self, given: Iterable[Any]) -> None:
+        once = hasattr(given, "__next__")
+        self._given: Iterable[Any] = list(given) if once else given
+        self._step, self._batch, self._pass = -1, None, iter(self._given)
+        self._batch = self.at(0)
+
+    def at(self, step: int) -> Any:
+        """The batch of ``step`` (from 0), counted round; asked again at once it is the same one.
+
+        Of a loader an earlier step begins a new pass.
+        """
+        if isinstance(self._given, Sequence) and self._given:
+            return self._given[step % len(self._given)]
+        if step == self._step:
+            return self._batch
+        if step < self._step:
+            self._pass = iter(self._given)
+        for _ in range(2):
+            if (batch := next(self._pass, _NOTHING)) is not _NOTHING:
+                self._step, self._batch = step, batch
+                return batch
+            self._pass = iter(self._given)
+        raise ValueError("batches: expected at least one (input, target), got none")
 
 
 def factors(config: MetaLoop) -> tuple[str, ...]:

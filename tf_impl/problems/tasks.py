@@ -15,7 +15,7 @@ from common.data.datasets import Split
 from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs
 from interchange.language.view import canonical
-from interchange.meta.tasks import chosen_views, table_instance, views_of
+from interchange.meta.tasks import Batches, chosen_views, table_instance, views_of
 from interchange.protocols import Task
 from tf_impl.problems import graphs
 from tf_impl.problems.layers import forward, stackable
@@ -239,7 +239,8 @@ class ModuleTask:
         module: the Keras model, built; its trainable variables' current values are the start. They are not
             changed; its other variables (batch norm) are, as in training.
         loss: ``loss(target, module_output)`` as Keras' losses take them, 0-dim or one value per sample.
-        batches: the mini-batches, each ``(input, target)``, taken in turn and repeated.
+        batches: the mini-batches, each ``(input, target)``, in turn: those of a list are repeated, a
+            ``tf.data`` pipeline is run through anew at every pass.
         matrix: how rules see the parameters: True, False or (axes of rows, axes of columns), for all or by
             name; a parameter of which nothing is said is a matrix with rows along its last axis, or a vector.
     """
@@ -251,9 +252,7 @@ class ModuleTask:
         batches: Iterable[tuple[Any, Any]],
         matrix: object = None,
     ) -> None:
-        self.module, self._loss, self._batches = module, loss, list(batches)
-        if not self._batches:
-            raise ValueError("batches: expected at least one (input, target), got none")
+        self.module, self._loss, self._batches = module, loss, Batches(batches)
         if not module.built:
             raise ValueError("module: expected a model that is built; call it on one batch first")
         variables = module.trainable_variables
@@ -273,7 +272,7 @@ class ModuleTask:
 
     def loss(self, parameters: list[tf.Tensor], step: int) -> tf.Tensor:
         """The loss, 0-dim, on the mini-batch of ``step``, counted round."""
-        inputs, target = self._batches[step % len(self._batches)]
+        inputs, target = self._batches.at(step)
         loss, rest = self._run(parameters, inputs, target)
         for variable, value in zip(self.module.non_trainable_variables, rest, strict=True):
             variable.assign(value)

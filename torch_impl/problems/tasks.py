@@ -15,7 +15,7 @@ from common.data.datasets import Split
 from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs
 from interchange.language.view import outputs_first
-from interchange.meta.tasks import chosen_views, table_instance, views_of
+from interchange.meta.tasks import Batches, chosen_views, table_instance, views_of
 from interchange.protocols import Task
 from torch_impl.problems.layers import forward, stackable
 from torch_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
@@ -264,7 +264,8 @@ class ModuleTask:
         module: the model; its trainable parameters' current values are the start. It is not changed, except
             that layers with buffers (batch norm) update them as in training.
         loss: ``loss(module_output, target)``, 0-dim.
-        batches: the mini-batches, each ``(input, target)``, taken in turn and repeated.
+        batches: the mini-batches, each ``(input, target)``, in turn: those of a list are repeated, a
+            ``DataLoader`` is run through anew at every pass.
         matrix: how rules see the parameters: True, False or (axes of rows, axes of columns), for all or by
             name; a parameter of which nothing is said is a matrix with rows along axis 0, or a vector.
     """
@@ -276,9 +277,7 @@ class ModuleTask:
         batches: Iterable[tuple[Any, Any]],
         matrix: object = None,
     ) -> None:
-        self.module, self._loss, self._batches = module, loss, list(batches)
-        if not self._batches:
-            raise ValueError("batches: expected at least one (input, target), got none")
+        self.module, self._loss, self._batches = module, loss, Batches(batches)
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if not parameters:
             raise ValueError("module: expected a parameter that requires a gradient, got none")
@@ -292,6 +291,6 @@ class ModuleTask:
 
     def loss(self, parameters: list[torch.Tensor], step: int) -> torch.Tensor:
         """The loss, 0-dim, on the mini-batch of ``step``, counted round."""
-        inputs, target = self._batches[step % len(self._batches)]
+        inputs, target = self._batches.at(step)
         named = dict(zip(self.names, parameters, strict=True))
         return self._loss(torch.func.functional_call(self.module, named, (inputs,)), target)
