@@ -5,6 +5,7 @@ import configparser
 import fnmatch
 import importlib.util
 import itertools
+import json
 import re
 import shlex
 import subprocess
@@ -183,6 +184,17 @@ def test_every_section_that_is_cited_exists():
                 if not start or (part and f"{part}" not in page[start.end() :].partition("\n## ")[0]):
                     missing.add((name, document, section, part))
     assert not missing
+
+
+def test_notebooks_hold_no_outputs():
+    names = [name for name in TRACKED if name.endswith(".ipynb")]
+    assert names
+    for name in names:
+        notebook = json.loads((ROOT / name).read_text("utf-8"))
+        code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        assert not any(cell["outputs"] or cell["execution_count"] for cell in code), name
+        said = "\n".join(line for cell in notebook["cells"] for line in cell["source"] if cell not in code)
+        assert broken_links(name, said) == []
 
 
 def test_the_readme_is_short():
