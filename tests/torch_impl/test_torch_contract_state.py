@@ -6,6 +6,7 @@ Names are those of torch/testing/_internal (OptimizerInfo cases).
 import copy
 import io
 import itertools
+import math
 import pickle
 from typing import Any
 
@@ -317,3 +318,32 @@ def test_numpy_numbers_become_plain_ones_which_torch_loads_by_default(kind):
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": kind(0.5)})
     for group in through_a_file(optimizer.state_dict())["param_groups"]:
         assert type(group["lr"]) is type(group["constants"]["beta1"]) is type(group["weight_decay"]) is float
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("before", [0, 2], ids=["before the first step", "later"])
+def test_what_a_wrapper_keeps_in_a_parameters_state_changes_nothing_and_is_saved(name, before):
+    """As timm's Lookahead does; it may be no tensor."""
+    make = OPTIMIZERS[name]
+    params = parameters("float32")
+    others, thirds = again(params), again(params)
+    plain, wrapped, loaded = make(params), make(others), make(thirds)
+    feed(plain, params, range(5))
+    feed(wrapped, others, range(before))
+    for q in others:
+        wrapped.state[q] |= {"slow": torch.ones(3), "count": 7}
+    assert not wrapped.stuck()
+    feed(wrapped, others, range(before, 4))
+    loaded.load_state_dict(wrapped.state_dict())
+    for q, r in zip(others, thirds, strict=True):
+        r.data.copy_(q)
+        assert torch.equal(loaded.state[r]["slow"], torch.ones(3)) and loaded.state[r]["count"] == 7
+    feed(wrapped, others, range(4, 5))
+    feed(loaded, thirds, range(4, 5))
+    for p, q, r in zip(params, others, thirds, strict=True):
+        assert torch.equal(p, q) and torch.equal(q, r)
+    for q in others:
+        q.grad.fill_(math.nan)
+    wrapped.step()
+    with pytest.warns(RuntimeWarning, match="because the gradient was not finite"):
+        wrapped.check_finite()

@@ -1,6 +1,7 @@
 """Programs of rules and features as compiled code on tensors of the CPU (``common.kernels``)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -212,6 +213,7 @@ class _Seen:
         """
         if {type(g) for g in grads} != {_Tensor} or {g.layout for g in grads} != {torch.strided}:
             return False
+        own = len(self._kept) // len(params)  # a wrapper's, such as Lookahead's, come after them
         return (
             {g.dtype for g in grads} == {p.dtype for p in params} == {self.dtype}
             and {g.is_cpu for g in grads} == {True}
@@ -220,7 +222,7 @@ class _Seen:
             and all(map(_Tensor.is_contiguous, params))
             and [p.numel() for p in params] == self.sizes == [g.numel() for g in grads]
             and [p.data_ptr() for p in params] == self._thetas
-            and [a.data_ptr() for p in params for a in states[p].values()] == self._kept
+            and [a.data_ptr() for p in params for a in islice(states[p].values(), own)] == self._kept
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interchange.language.view import View
-from torch_impl.optimizers.resuming import FLAGS, Resumable, number, plain
+from torch_impl.optimizers.resuming import FLAGS, Resumable, number, plain, slots
 from torch_impl.optimizers.ways import Way, shard, state_view_of, states_of, view_of, whole
 
 _PART = 2**16  # coordinates that are stepped at once, without compiled code
@@ -142,17 +142,20 @@ class CoordinateOptimizer(Resumable, abc.ABC):
             if g is None:
                 continue
             state = self.state[p]
-            if not state:
+            if "step" not in state:
+                beside = dict(state)  # a wrapper's; ours come first
+                state.clear()
                 zero = self._zero_state(work(real(p.detach())), group, self._way(p, group))
                 state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 state["skipped"] = torch.zeros((), dtype=torch.int64, device=p.device)
-                state.update({f"s{i}": array for i, array in enumerate(zero)})
+                state.update({f"s{i}": array for i, array in enumerate(zero)} | beside)
             params.append(p)
             grads.append(g)
             steps.append(state["step"])
             skipped.append(state["skipped"])
-            counts.append(len(state) - 2)
-            arrays += [state[f"s{i}"] for i in range(counts[-1])]
+            names = slots(state)
+            counts.append(len(names))
+            arrays += [state[name] for name in names]
 
     def _step_group(self, group: dict[str, Any], tensors: tuple[list[Any], ...], compiling: bool) -> None:
         params, grads, steps, skipped, arrays, counts = tensors

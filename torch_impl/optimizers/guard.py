@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interchange.language.view import View
 from torch_impl.optimizers.base import CoordinateOptimizer, real, work
+from torch_impl.optimizers.resuming import slots
 from torch_impl.optimizers.ways import view_of, whole
 
 _LOOK_EVERY = 100  # steps
@@ -96,9 +97,8 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
 
     def stuck(self) -> bool:
         """Whether the last step left every coordinate of every parameter alone."""
-        taken = [
-            (p, self.state[p]) for group in self.param_groups for p in group["params"] if self.state.get(p)
-        ]
+        params = [p for group in self.param_groups for p in group["params"]]
+        taken = [(p, self.state[p]) for p in params if "step" in self.state.get(p, {})]
         return bool(taken) and all(int(s["skipped"]) == real(p).numel() > 0 for p, s in taken)
 
     def _told(self, p: Tensor, group: dict[str, Any], left: int, size: int) -> str:
@@ -112,7 +112,7 @@ class GuardedOptimizer(CoordinateOptimizer, abc.ABC):
         values = self.state[p]
         if p.grad is not None:
             way = self._way(p, group)
-            state = tuple(values[f"s{i}"] for i in range(len(values) - 2))
+            state = tuple(values[name] for name in slots(values))
             g, theta = real(p.grad.resolve_conj()), real(p.detach())
             if view_of(way) is not None:
                 g, theta, *state = map(whole, (g, theta, *state))

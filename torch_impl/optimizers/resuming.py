@@ -23,7 +23,7 @@ class Resumable(torch.optim.Optimizer):
             for key, value in FLAGS.items():
                 group.setdefault(key, value)
             for p in group["params"]:
-                if values := self.state.get(p):
+                if "step" in (values := self.state.get(p, {})):
                     values["step"] = torch.as_tensor(values["step"], dtype=torch.float32)
                     values.setdefault("skipped", torch.zeros((), dtype=torch.int64, device=p.device))
 
@@ -60,8 +60,9 @@ class Resumable(torch.optim.Optimizer):
             params = [p for group in self.param_groups for p in group["params"]]
             for number, p in zip(numbers, params, strict=True):
                 for key, value in given[0]["state"].get(number, {}).items():
-                    value = torch.as_tensor(value, dtype=torch.float32 if key == "step" else None)
-                    self.state[p][key] = value.to(device=p.device, copy=True)
+                    if key == "step" or isinstance(value, torch.Tensor):
+                        value = torch.as_tensor(value, dtype=torch.float32 if key == "step" else None)
+                        self.state[p][key] = value.to(device=p.device, copy=True)
 
         # Last of the one, so that it sees what hooks made of the dict, and first of the other.
         hooks = [
@@ -100,13 +101,21 @@ class Resumable(torch.optim.Optimizer):
                 settings = {**group, **saved}
                 empty = torch.empty_like(like, device="meta")
                 zero = self._zero_state(empty, settings, self._way(p, settings))
-                names = [name for name in values if name not in ("step", "skipped")]
-                expected, got = [tuple(a.shape) for a in zero], [tuple(values[n].shape) for n in names]
+                expected = [tuple(a.shape) for a in zero]
+                got = [tuple(values[name].shape) for name in slots(values)]
                 if got != expected:
                     raise L2OError(
                         f"state_dict: expected arrays of state of shapes {expected} for a parameter of shape "
                         f"{tuple(p.shape)}, got {got}; load that of the same rule or teacher and model"
                     )
+
+
+def slots(values: Mapping[str, Any]) -> list[str]:
+    """The names of a parameter's arrays of state; wrappers keep theirs beside them, as timm's Lookahead."""
+    count = 0
+    while f"s{count}" in values:
+        count += 1
+    return [f"s{i}" for i in range(count)]
 
 
 def zero_dim(value: float | torch.Tensor) -> float | torch.Tensor:
