@@ -31,6 +31,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [(page, *match) for page, text in PAGES.items() for match in FENCE.findall(text)]
 ROWS = "CONTRIBUTING.md"  # its Python blocks are rows of tables, to be put where they belong
 EXAMPLES = [(page, body) for page, language, body in BLOCKS if language == "python" and page != ROWS]
+TRAINERS = ("lightning", "accelerate", "transformers", "timm")  # nothing installs them
 LINES = [(page, line) for page, language, body in BLOCKS if language == "sh" for line in body.splitlines()]
 INLINE = [
     (page, found) for page, text in PAGES.items() for found in re.findall(r"`(python -m [^`\n]+)`", text)
@@ -62,8 +63,23 @@ def number(items: list) -> list[str]:
     return [f"{item[0]}-{k}" for k, item in enumerate(items)]
 
 
-@pytest.mark.parametrize(("page", "block"), EXAMPLES, ids=number(EXAMPLES))
+def trainer_of(block: str) -> str:
+    """The package of somebody's trainer that an example needs; "" for none."""
+    found = re.search(rf"^(?:from|import) ({'|'.join(TRAINERS)})\b", block, re.MULTILINE)
+    return found[1] if found else ""
+
+
+THEIRS = (pytest.mark.slow, pytest.mark.filterwarnings("ignore"))
+
+
+@pytest.mark.parametrize(
+    ("page", "block"),
+    [pytest.param(*one, marks=THEIRS if trainer_of(one[1]) else ()) for one in EXAMPLES],
+    ids=number(EXAMPLES),
+)
 def test_a_python_example_runs(page, block, tmp_path, monkeypatch):
+    if trainer := trainer_of(block):
+        pytest.importorskip(trainer, reason=f"{trainer} is not installed")
     if "tf_impl" in block:
         pytest.importorskip("torch")  # first, where both are there
         pytest.importorskip("tensorflow", reason="tensorflow is not installed")
