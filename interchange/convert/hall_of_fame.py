@@ -17,7 +17,7 @@ from common.run.storage import content_hash, read_file
 from interchange.convert.lines import Line, Table, read_lines
 from interchange.dialects.custom import with_operators
 from interchange.dialects.latex import latex_text, looks_like_latex
-from interchange.dialects.objects import operon_front
+from interchange.dialects.objects import operon_front, template
 from interchange.dialects.table import BY_SYMPY, DIALECTS
 from interchange.dialects.variables import Variables
 from interchange.language.expression import Node
@@ -27,11 +27,6 @@ from interchange.rule.rule import RAW, Rule
 _LIMIT = 16 << 20  # bytes; the largest published file has 0.2 MB
 _OLD, _PLAIN = ("pysr-0.3", "pysr-0.6"), ("native", "operon", "sympy")
 _ABS = re.compile(r"\b(sqrt|log|pow|log1p)_abs\(")
-_TEMPLATE = re.compile(r"#\d|^\s*\w+\s*=[^=].*(;|$)")
-_IS_TEMPLATE = (
-    "a template expression of PySR, whose parts are put together by code that this file does not hold; write "
-    "the whole equation out"
-)
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +115,7 @@ def _plain(table: Table) -> Table:
                 return dataclasses.replace(line, text=latex_text(line.text))
             except L2OError as error:
                 return dataclasses.replace(line, fault=str(error))
-        return dataclasses.replace(line, fault=_IS_TEMPLATE) if _TEMPLATE.search(line.text) else line
+        return dataclasses.replace(line, fault=template(line.text))
 
     latex = bool(table.lines) and all(looks_like_latex(line.text) for line in table.lines)
     return dataclasses.replace(table, lines=[plain(line) for line in table.lines], latex=latex)

@@ -16,8 +16,19 @@ from interchange.language.canonical import to_node
 from interchange.language.parse import Dialect, parse
 
 _FLOAT32 = re.compile(r"\b(\d+\.?\d*)f([+-]?\d+)\b")  # 1.5f-5: how Julia prints single precision
+_TEMPLATE = re.compile(r"#\d|^\s*\w+\s*=[^=].*(;|$)")
 
 _log = logging.getLogger(__name__)
+
+
+def template(equation: str) -> str:
+    """Why a template expression of PySR cannot be read; "" for an equation."""
+    if not _TEMPLATE.search(equation):
+        return ""
+    return (
+        "a template expression of PySR, whose parts are put together by code that is not in it; write the "
+        "whole equation out"
+    )
 
 
 def without_suffix(equation: str) -> str:
@@ -51,6 +62,8 @@ def pysr_equation(
         raise L2OError(f"index: expected one of the {len(table)} rows of equations_, got {index}")
     known = [str(name) for name in getattr(model, "feature_names_in_", ())]
     text = without_suffix(str(row["equation"]))
+    if reason := template(text):
+        raise L2OError(f"row {row.name} of equations_: {reason}")
     variables = Variables([text], features, known)
     spelled = with_operators(_with_julia(DIALECTS["pysr-2"], _julia(model)), operators)
     parts = variables.parts(parse(variables.text(text), None, spelled))

@@ -55,6 +55,12 @@ def test_what_is_not_fitted_to_one_output_is_refused(model):
         Rule.from_pysr(model)
 
 
+def test_a_template_is_named_as_one():
+    model = Fitted([(3, 0.1, "f = #1; g = #1 - 3.7e-08; C = [0.34, 0.146]")] * 2)
+    with pytest.raises(L2OError, match="row 1 of equations_: a template expression of PySR, "):
+        Rule.from_pysr(model)
+
+
 def node(kind, value=0.0, code=0, arity=0):
     return SimpleNamespace(Type=f"NodeType.{kind}", Value=value, HashValue=code, Arity=arity)
 
