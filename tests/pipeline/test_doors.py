@@ -85,7 +85,7 @@ def run_folder(tmp_path) -> Path:
     return folder
 
 
-def test_a_folder_stands_for_the_file_in_it(run_folder, capsys):
+def test_a_folder_stands_for_the_file_in_it(run_folder, capsys, monkeypatch):
     from interchange.inspect.__main__ import describe, main
 
     assert "l2o-trajectories" in describe(str(run_folder))
@@ -95,6 +95,11 @@ def test_a_folder_stands_for_the_file_in_it(run_folder, capsys):
         Rule.load(run_folder) == Rule.load(run_folder / "rules") == Rule.load(run_folder / "rules/best.json")
     )
     assert spelled_out(f"{run_folder / 'rules'},lr=0.5") == f"rule:{run_folder / 'rules'},lr=0.5"
+    monkeypatch.chdir(run_folder)
+    for name in ("front", "rule", "teacher"):  # words of a SPEC where a colon follows
+        (run_folder / "rules").rename(name)
+        assert spelled_out(name) == f"rule:{name}"
+        Path(name).rename("rules")
     from interchange.distill.run import main as distill_main
 
     words = [str(run_folder), "--engine", "linear", "--time", "2", "--quiet", "--overwrite"]
