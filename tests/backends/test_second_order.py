@@ -82,7 +82,7 @@ def of_the_whole_graph():
         for steps in (1, 5, 20):
             for before in (0, 7):
                 yield pytest.param("torch", name, steps, before, marks=slow(before and steps != 5))
-            seldom = steps != 5 or name in ("dm", "rp_si", "tanh")
+            seldom = steps != 5 or name == "tanh"
             yield pytest.param("tf", name, steps, 3, marks=slow(seldom))
 
 

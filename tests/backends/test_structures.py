@@ -10,7 +10,7 @@ from common.errors import L2OError
 from common.rng import rng
 from common.tables.baselines import parse_spec
 from common.tables.problems import PROBLEMS, Instance
-from common.tables.teachers import TEACHERS, TeacherRow, initial_weights
+from common.tables.teachers import TEACHERS, TeacherRow, initial_weights, variant
 from interchange.backend import Half
 from interchange.files.weights import Teacher
 from interchange.language import matrix as oracle
@@ -18,6 +18,10 @@ from interchange.language.view import slices
 from interchange.meta.config import TrainConfig
 
 TEACHER = TEACHERS["rp_s_m"]
+MEANS = variant(TEACHERS["rp_s"], "m_tilde+g_row+g_col")
+# What sees whole tensors: the output, the features, both.
+ROWS = {"orth": TEACHER, "means": MEANS, "both": variant(MEANS, structure="orth")}
+every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 pytestmark = pytest.mark.slow_with(impl=("tf",))
 
 
@@ -52,36 +56,21 @@ def distance(got, expected) -> float:
     return max(float(gap) / (sizes[name] or largest) for name, gap in found.items())
 
 
-every_case = pytest.mark.parametrize(
-    ("impl", "problem", "steps", "before"),
-    [
-        pytest.param(*case, marks=[pytest.mark.slow] if case[0] == "tf" and case[2] == 20 else [])
-        for case in (
-            ("torch", "digits-mlp", 1, 0),
-            ("torch", "digits-mlp", 5, 3),
-            ("torch", "digits-mlp", 20, 0),
-            ("torch", "digits-mlp", 20, 3),
-            ("torch", "digits-conv", 5, 3),
-            ("tf", "digits-mlp", 1, 3),
-            ("tf", "digits-mlp", 5, 3),
-            ("tf", "digits-mlp", 20, 3),
-            ("tf", "digits-conv", 5, 0),
-        )
-    ],
-    indirect=["impl"],
-)
+CASES = [("digits-mlp", 1, 0), ("digits-mlp", 5, 3), ("digits-conv", 3, 2), ("digits-mlp", 20, 3)]
 
 
-@every_case
+@every_row
+@pytest.mark.slow_with(steps=(20,))
+@pytest.mark.parametrize(("problem", "steps", "before"), CASES)
 @pytest.mark.parametrize("loss", ["sum", "last"])
-def test_first_and_second_order_equal_the_graph_of_everything(impl, problem, steps, before, loss):
-    task, network = task_of(impl, problem), network_of(impl)
-    at = begun(impl, task, network, before)
-    first = learner_of(impl, network, loss=loss).first_order(task, at, steps, None)[2]
+def test_first_and_second_order_equal_the_graph_of_everything(impl, row, problem, steps, before, loss):
+    task, network = task_of(impl, problem), network_of(impl, row)
+    at, learner = begun(impl, task, network, before), learner_of(impl, network, loss=loss)
+    first = learner.first_order(task, at, steps, None)[2]
     assert distance(first, impl.whole_graph(task, network, at, steps, loss, second=False)) < 1e-9
-    second = learner_of(impl, network, loss=loss).second_order(task, at, steps)[2]
+    second = learner.second_order(task, at, steps)[2]
     assert distance(second, impl.whole_graph(task, network, at, steps, loss)) < 1e-9
-    if steps > 1:
+    if steps > 1 and row is TEACHER:
         assert distance(first, second) > 1e-4
         plain = dataclasses.replace(TEACHER, structure="")
         other = learner_of(impl, network_of(impl, plain), loss=loss).first_order(task, at, steps, None)[2]
@@ -101,16 +90,18 @@ def test_the_update_is_the_operator_of_the_output_on_matrices_alone(impl):
             np.testing.assert_allclose(moves[place], 0.5 * TEACHER.scale * y[place], rtol=1e-9)
 
 
-def test_lanes_do_what_each_does_alone(impl):
+@pytest.mark.parametrize("row", [TEACHER, ROWS["both"]], ids=["orth", "both"])
+def test_lanes_do_what_each_does_alone(impl, row):
     """Two optimizees that are alike and one of another problem; of their meta-gradients the sum."""
     for problems in (("digits-mlp",) * 3, ("digits-mlp", "digits-conv", "digits-mlp")):
         tasks = [task_of(impl, problem, k) for k, problem in enumerate(problems)]
-        network = network_of(impl)
+        network = network_of(impl, row)
         learner = learner_of(impl, network)
         starts = [begun(impl, task, network, 2) for task in tasks]
         ends, losses, total = learner.first_order_batch(tasks, starts, 4, None, lambda losses: losses[0])
         expected = {}
         for task, at, end, found in zip(tasks, starts, ends, losses, strict=True):
+            network.bind(task)
             alone, its, grads = learner.first_order(task, at, 4, None)
             np.testing.assert_allclose(np.asarray(end.theta), np.asarray(alone.theta), rtol=1e-9)
             np.testing.assert_allclose(found, its, rtol=1e-9)
@@ -170,8 +161,9 @@ def test_imitation_is_the_derivative_of_its_loss(impl):
 def test_an_optimizee_that_does_not_say_what_is_a_matrix_is_refused(impl):
     task = task_of(impl)
     task.views = ()
-    with pytest.raises(L2OError, match="structure orth sees tensors: expected an optimizee with views"):
-        begun(impl, task, network_of(impl), 1)
+    for row in ROWS.values():
+        with pytest.raises(L2OError, match="sees tensors: expected an optimizee with views"):
+            begun(impl, task, network_of(impl, row), 1)
 
 
 def test_a_row_says_its_structure_and_rows_without_stay_as_they_were():
@@ -182,7 +174,7 @@ def test_a_row_says_its_structure_and_rows_without_stay_as_they_were():
         TeacherRow.from_dict(TEACHER.to_dict() | {"structure": "svd"})
 
 
-def native(impl, task, steps: int, row: TeacherRow = TEACHER) -> np.ndarray:
+def native(impl, task, steps: int, row: TeacherRow) -> np.ndarray:
     """Parameters [N] after steps of the teacher as an optimizer of its framework."""
     network = network_of(impl, row)
     weights = {name: np.array(w) for name, w in network.weights.items()}
@@ -199,12 +191,13 @@ def native(impl, task, steps: int, row: TeacherRow = TEACHER) -> np.ndarray:
     return np.concatenate([np.asarray(p.detach() if hasattr(p, "detach") else p).ravel() for p in leaves])
 
 
+@every_row
 @pytest.mark.parametrize("problem", ["digits-mlp", "digits-conv"])
-def test_the_native_optimizer_takes_the_same_steps(impl, problem):
+def test_the_native_optimizer_takes_the_same_steps(impl, row, problem):
     task = task_of(impl, problem)
-    expected = begun(impl, task, network_of(impl), 6).theta
-    np.testing.assert_allclose(native(impl, task, 6), np.asarray(expected), rtol=1e-9, atol=1e-12)
-    assert not np.allclose(native(impl, task, 6), np.asarray(task.initial()), rtol=1e-3)
+    expected, found = begun(impl, task, network_of(impl, row), 6).theta, native(impl, task, 6, row)
+    np.testing.assert_allclose(found, np.asarray(expected), rtol=1e-9, atol=1e-12)
+    assert not np.allclose(found, np.asarray(task.initial()), rtol=1e-3)
 
 
 def teacher_of(row: TeacherRow = TEACHER) -> Teacher:

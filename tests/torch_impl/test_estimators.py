@@ -1,6 +1,5 @@
-"""Evolution strategies, whole and persistent, against what they estimate; in worker processes too."""
+"""Evolution strategies, whole and persistent, against what they estimate."""
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -10,22 +9,16 @@ import numpy as np
 import pytest
 
 from common.tables.problems import PROBLEMS, Instance
-from common.tables.teachers import TEACHERS, initial_weights
 from interchange import Rule
 from interchange.backend import Half
 from interchange.meta import evolution as shared
-from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.evolution import objective
-from interchange.meta.trainer import make_trainer
-from interchange.rule.decay import with_weight_decay
 
 torch = pytest.importorskip("torch")
 
 from tests.helpers.evolving import Persistent, evolution, here  # noqa: E402
 from torch_impl.meta import unroll  # noqa: E402
-from torch_impl.meta.learner import Learner  # noqa: E402
 from torch_impl.networks.rule import RuleNetwork  # noqa: E402
-from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
 from torch_impl.problems.tasks import ProblemTask  # noqa: E402
 
 STEPS, SIGMA = 10, 0.1
@@ -147,118 +140,6 @@ def test_an_error_on_the_way_leaves_the_weights_as_they_were():
     assert_same(net.weights, before)
 
 
-@pytest.mark.parametrize("estimator", ["es", "pes"])
-@pytest.mark.parametrize("what", ["rule", "rp_s", "lanes", pytest.param("rp_s_m", marks=pytest.mark.slow)])
-def test_worker_processes_change_no_number(what, estimator):
-    """Lanes: five pairs on one problem are two groups, one for each process."""
-    given = {"epochs": 2, "epoch_length": 6, "unroll": 4, "pairs": 3, "validate_every": 1}
-    given |= {"validation_tasks": 1, "estimator": estimator, "dtype": "float64", "lr": 0.01}
-    found = []
-    for jobs in (1, 2):
-        if what == "rule":
-            net = RuleNetwork(Rule.named("nesterov"))
-            config = TuneConfig(problem="quadratic,lasso", **given)
-        elif what == "lanes":
-            net = RuleNetwork(Rule.named("nesterov"))
-            config = TuneConfig(problem="digits-mlp", batch_size=8, **(given | {"pairs": 5}))
-        else:
-            row = dataclasses.replace(TEACHERS[what], scale=0.02)
-            net = TeacherNetwork(row, initial_weights(row, 0), torch.float64)
-            config = TrainConfig(problem="digits-mlp", random_scaling=1.0, batch_size=8, **given)
-        learner = Learner(net, dataclasses.replace(config, jobs=jobs))
-        trainer = make_trainer(learner, rates=getattr(net, "rates", None))
-        assert trainer.run(label="test", quiet=True)
-        found.append(([row["loss"] for row in trainer.state.history], dict(net.weights)))
-    (losses, weights), (others, moved) = found
-    assert losses == others
-    assert_same(weights, moved)
-
-
-def digits(number: int, dtype: torch.dtype = torch.float64) -> ProblemTask:
-    return ProblemTask(Instance(PROBLEMS["digits-mlp"], number, batch_size=16), dtype)
-
-
-def network_of(what: str, dtype: torch.dtype = torch.float64) -> unroll.Network:
-    if what == "teacher":
-        return TeacherNetwork(TEACHERS["rp_s"], initial_weights(TEACHERS["rp_s"], 1), dtype)
-    if what == "decayed":
-        decayed = with_weight_decay(Rule.named("nesterov"), 0.01)
-        return RuleNetwork(decayed, problems=("digits-mlp", "quadratic"))
-    return RuleNetwork(Rule.named(what))
-
-
-def halves_of(net: unroll.Network, pairs: int, size: float = 0.1, positions=None) -> list[Half]:
-    generator = np.random.default_rng(5)
-    weights = {name: w.numpy().copy() for name, w in net.weights.items()}
-    return [
-        Half(
-            k // 2,
-            {n: _moved(w, size * generator.normal(size=w.shape)) for n, w in weights.items()},
-            None if positions is None else positions[k],
-        )
-        for k in range(2 * pairs)
-    ]
-
-
-def _moved(w: np.ndarray, by: np.ndarray) -> np.ndarray:
-    return (w + by * np.where(w == 0.0, 1.0, w)).astype(w.dtype)
-
-
-def alone(monkeypatch) -> None:
-    monkeypatch.setattr(shared, "_MOST_PAIRS", 0)
-
-
-@pytest.mark.parametrize("what", ["rp_s_11", "nesterov", "adam", "decayed", "teacher"])
-def test_halves_in_lanes_are_those_that_run_alone(monkeypatch, what):
-    """In two segments, so positions are divided and joined again; the constants differ a lot."""
-    found = []
-    for single in (False, True):
-        with monkeypatch.context() as patch:
-            if single:
-                alone(patch)
-            at = None
-            for steps in (5, 4):
-                net = network_of(what)  # as in another process, where the first segment did not run
-                ran = list(here(digits, net)(halves_of(net, 3, 0.3, at), steps, True))
-                at = [position for position, _ in ran]
-            found.append(ran)
-    assert len({float(losses[-1]) for _, losses in found[0]}) == 6
-    for (at, losses), (expected, others) in zip(*found, strict=True):
-        np.testing.assert_allclose(losses, others, rtol=1e-12)
-        torch.testing.assert_close(at.theta, expected.theta, rtol=1e-11, atol=1e-12)
-        assert at.state.named().keys() == expected.state.named().keys()
-        for name, a in expected.state.named().items():
-            torch.testing.assert_close(at.state.named()[name], a, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("what", ["rp_s_11", "adam", "teacher"])
-def test_halves_in_lanes_are_close_to_those_that_run_alone_in_float32(monkeypatch, what):
-    """Adam's decay 0.999: 1 - b formed in float32 would be off by 1e-5."""
-    net = network_of(what, torch.float32)
-
-    def losses() -> list[np.ndarray]:
-        halves = halves_of(net, 2, 0.05)
-        return [found for _, found in here(lambda k: digits(k, torch.float32), net)(halves, 10, False)]
-
-    together = losses()
-    alone(monkeypatch)
-    np.testing.assert_allclose(together, losses(), rtol=3e-6)
-
-
-def test_a_lane_that_diverges_leaves_the_others_alone(monkeypatch):
-    net = network_of("nesterov")
-
-    def losses() -> list[np.ndarray]:
-        halves = halves_of(net, 2)
-        halves[1].weights["gain"] = np.asarray(1e200)
-        return [found for _, found in here(digits, net)(halves, 12, False)]
-
-    together = losses()
-    alone(monkeypatch)
-    np.testing.assert_allclose(together, losses(), rtol=1e-12)
-    assert [bool(np.isfinite(found).all()) for found in together] == [True, False, True, True]
-
-
 def test_halves_are_grouped_by_what_they_run_on_and_their_sizes_only():
     def groups(*pairs: tuple[object, int]) -> list[list[int]]:
         halves = [Half(k // 2, {}) for k in range(2 * len(pairs))]
@@ -279,12 +160,12 @@ def test_what_cannot_run_in_lanes_runs_alone(monkeypatch):
     monkeypatch.setattr(
         shared, "groups", lambda *given: (seen.append(len(group)) or group for group in real(*given))
     )
-    for net, tasks in (
-        (RuleNetwork(Rule.named("nesterov"), kinds=True), digits),
-        (network_of("nesterov"), task),
-        (network_of("nesterov"), digits),
-    ):
-        list(here(tasks, net)(halves_of(net, 2), 2, False))
+    nesterov, digits = Rule.named("nesterov"), PROBLEMS["digits-mlp"]
+    for kinds, problem in ((True, digits), (False, PROBLEMS["quadratic"]), (False, digits)):
+        net = RuleNetwork(nesterov, kinds=kinds)
+        halves = [Half(k // 2, {name: w.numpy().copy() for name, w in net.weights.items()}) for k in range(4)]
+        tasks = lambda k, p=problem: ProblemTask(Instance(p, k, batch_size=16), torch.float64)  # noqa: E731
+        list(here(tasks, net)(halves, 2, False))
     assert seen == [1] * 8 + [4]
 
 
