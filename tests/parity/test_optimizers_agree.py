@@ -5,19 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from common import reference
 from common.errors import L2OError
 from common.tables.baselines import BASELINES, parse_spec
-from common.tables.teachers import TEACHERS, initial_weights
+from common.tables.teachers import TEACHERS
 from interchange.files.trajectories import Trajectories, load_trajectories
-from interchange.files.weights import Teacher
 from interchange.rule.rule import Rule
+from tests.helpers.samples import SHAPES, enlarged, start
 from tests.parity.backends import assert_same_recordings, tf, tf_impl, torch, torch_impl
 from tests.parity.rule_conformance import EVERYTHING
 
 keras = pytest.importorskip("keras")
+from tests.helpers import tf_side, torch_side  # noqa: E402
+
+SIDES = (torch_side, tf_side)
 torch_baselines, tf_baselines = torch_impl.optimizers.baselines, tf_impl.optimizers.baselines
-SHAPES = ((4, 3), (5,), ())
 Gradients = Sequence[Sequence[np.ndarray | None]]
 
 COORDINATEWISE = [name for name, row in BASELINES.items() if row.coordinatewise and not row.package]
@@ -29,55 +30,28 @@ RULES |= {name: Rule.named(name) for name in ("adam", "lion")}
 ALIKE = [name for name, row in TEACHERS.items() if not {"g_row", "g_col"} & set(row.inputs)]
 
 
-def teacher(name: str) -> Teacher:
-    weights = {key: 2.0 * w for key, w in initial_weights(TEACHERS[name], 1).items()}
-    return Teacher(TEACHERS[name], weights, "0" * 64, "test")
+def after(impl, make, grads: Gradients, path: str = "", dtype: str = "float64") -> list[list[np.ndarray]]:
+    """The parameters after every step of ``make(parameters)``; Keras steps in a graph if no path is given."""
+    params, seen = impl.parameters(start(), dtype), []
+    step = impl.stepper(make(params), params, path or {"torch": "plain", "tf": "graph"}[impl.NAME])
+    for row in grads:
+        step(*row)
+        seen.append([np.asarray(impl.value(p), np.float64).copy() for p in params])
+    return seen
 
 
 def by_both(name: str, lr: float, grads: Gradients, code: str, **options) -> list:
-    """The parameters after every step of a rule or a teacher: torch's, Keras's.
-
-    Keras steps eagerly where code is compiled, for graphs call none of it.
-    """
-    kind, given = ("SymbolicOptimizer", RULES[name]) if name in RULES else ("LearnedOptimizer", teacher(name))
-    ours, theirs = (getattr(backend.optimizers.optimizers, kind) for backend in (tf_impl, torch_impl))
+    """A rule or a teacher: torch's, Keras's."""
+    given, path = RULES[name] if name in RULES else enlarged(name), "compiled" * (code == "compiled")
     return [
-        by_torch(lambda p: theirs(p, given, lr, **options), grads),
-        by_keras(lambda p: ours(given, lr, **options), grads, graph=code == "plain"),
+        after(impl, lambda p, i=impl: i.optimizer(p, given, lr, **options), grads, path) for impl in SIDES
     ]
-
-
-def start() -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    return [generator.normal(size=shape) for shape in SHAPES]
 
 
 def gradients(steps: int) -> list[list[np.ndarray]]:
     generator = np.random.default_rng(1)
     scales = np.exp(generator.uniform(-8, 2, size=steps))
     return [[s * generator.normal(size=shape) for shape in SHAPES] for s in scales]
-
-
-def by_torch(make, grads: Gradients, dtype=torch.float64) -> list[list[np.ndarray]]:
-    params = [torch.nn.Parameter(torch.tensor(a).to(dtype)) for a in start()]
-    optimizer, seen = make(params), []
-    for row in grads:
-        for p, g in zip(params, row, strict=True):
-            p.grad = None if g is None else torch.tensor(np.asarray(g)).to(dtype)
-        optimizer.step()
-        seen.append([p.detach().double().numpy().copy() for p in params])
-    return seen
-
-
-def by_keras(make, grads: Gradients, dtype: str = "float64", graph: bool = True) -> list[list[np.ndarray]]:
-    params = [keras.Variable(a, dtype=dtype) for a in start()]
-    optimizer, seen = make(params), []
-    optimizer.build(params)
-    step = (tf.function if graph else lambda f: f)(lambda row: optimizer.apply(row, params))
-    for row in grads:
-        step([None if g is None else tf.constant(g, dtype) for g in row])
-        seen.append([tf.cast(p, tf.float64).numpy() for p in params])
-    return seen
 
 
 def assert_close(got, want, rtol: float, atol: float) -> None:
@@ -108,38 +82,13 @@ def test_a_tensor_that_rests_for_nine_steps_goes_on_with_its_own_t(name, spoilt,
     assert np.array_equal(got[1][1], got[10][1]) and not np.array_equal(got[10][1], got[11][1])
 
 
-UNUSUAL = {
-    "momentum": 0.7, "alpha": 0.8, "eps": 0.03, "beta1": 0.6, "beta2": 0.85, "weight_decay": 0.2,
-    "momentum_decay": 0.3,
-}  # fmt: skip
-
-
-def baselines_by_both(name: str, lr: float, options: dict | None, grads: Gradients, dtype: str = "float64"):
-    """The parameters after every step: torch's, Keras's."""
-    return [
-        by_torch(lambda p: torch_baselines.make(name, p, lr, options), grads, getattr(torch, dtype)),
-        by_keras(lambda p: tf_baselines.make(name, p, lr, options), grads, dtype),
-    ]
-
-
-@pytest.mark.parametrize("name", COORDINATEWISE)
-@pytest.mark.parametrize("unusual", [False, True], ids=["defaults", "unusual settings"])
-def test_baselines_agree_with_torch_and_the_oracle_over_200_steps(name, unusual):
-    options = dict(BASELINES[name].options)
-    if unusual and name != "sgd":
-        options = {key: UNUSUAL[key] for key in options}
-    grads = gradients(200)
-    want, got = baselines_by_both(name, 0.05, options if unusual else None, grads)
-    assert_close(got, want, 1e-12, 1e-12)
-    thetas, oracles = start(), [reference.Optimizer(name, 0.05, **options) for _ in SHAPES]
-    for row, g in zip(got, grads, strict=True):
-        thetas = [oracle.step(x, y) for oracle, x, y in zip(oracles, thetas, g, strict=True)]
-        assert_close([row], [thetas], 1e-12, 1e-12)
-
-
 @pytest.mark.parametrize("name", COORDINATEWISE)
 def test_baselines_agree_in_float32_to_its_rounding(name):
-    want, got = baselines_by_both(name, 0.01, None, gradients(20), "float32")
+    """In float64 each is the oracle's: tests/backends/test_optimizers.py."""
+    want, got = (
+        after(impl, lambda p, i=impl: i.baseline(name, p, 0.01), gradients(20), dtype="float32")
+        for impl in SIDES
+    )
     assert_close(got, want, 1e-5, 1e-5)
 
 
@@ -201,8 +150,10 @@ def test_sources_are_the_same_optimizers(text, tmp_path):
     spec = parse_spec(text.replace("RULE", str(tmp_path / "rule.json")))
     ours, theirs = tf_impl.sources.load(spec), torch_impl.sources.load(spec)
     assert (ours.sha256, ours.row()) == (theirs.sha256, theirs.row())
-    want = by_torch(lambda p: theirs.optimizer(p, spec.lr), gradients(10))
-    got = by_keras(lambda p: ours.optimizer(p, spec.lr), gradients(10))
+    got, want = (
+        after(impl, lambda p, s=source: s.optimizer(p, spec.lr), gradients(10))
+        for impl, source in ((tf_side, ours), (torch_side, theirs))
+    )
     assert_close(got, want, 1e-10, 1e-12)
 
 
