@@ -25,11 +25,11 @@ np.set_printoptions(precision=17)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``slow_with(name=values)``: slow is a test whose parameter ``name`` is one of the values."""
+    """``slow_with(name=values, ...)``: slow is a test whose parameters ``name`` all are among the values."""
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         for mark in item.iter_markers("slow_with"):
-            if any(params.get(name) in values for name, values in mark.kwargs.items()):
+            if all(params.get(name) in values for name, values in mark.kwargs.items()):
                 item.add_marker("slow")
 
 

@@ -100,6 +100,7 @@ def test_several_as_one_train_as_each_alone(impl, kind):
     assert_alike(one, other)
 
 
+@pytest.mark.slow_with(impl=("tf",), share=(1.0,))
 @pytest.mark.parametrize("share", [1.0, 0.3])
 def test_one_that_diverges_leaves_the_others_as_they_are(impl, share):
     def wrap(task, number):
@@ -162,6 +163,7 @@ def test_positions_are_joined_and_divided_again(impl):
             np.testing.assert_array_equal(np.asarray(getattr(new, name)), np.asarray(getattr(old, name)))
 
 
+@pytest.mark.slow_with(impl=("tf",))
 @pytest.mark.parametrize(
     "together", [pytest.param(True, id="together"), pytest.param(False, id="alone", marks=pytest.mark.slow)]
 )

@@ -32,7 +32,7 @@ CASES = [
         name,
         steps,
         marks=[pytest.mark.slow]
-        if (steps == 200 and name in ("dm_48", "psi"))
+        if (steps == 200 and name != "adam")
         or (backend == "tf" and (steps > 20 or name not in ("nesterov", "lion")))
         else [],
     )

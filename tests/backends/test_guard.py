@@ -108,6 +108,7 @@ def test_a_coordinate_is_left_alone_and_all_others_go_on(route):
             assert np.isfinite(x).all()
 
 
+@compiling_is_slow
 def test_t_stands_still_for_a_tensor_of_which_nothing_moved(route):
     """As if that tensor had had no gradient; an empty one steps on."""
     impl, grads = route.impl, gradients(5, SHAPES)
@@ -163,6 +164,7 @@ def test_at_the_100th_step_one_warning_for_each_tensor_says_what_and_why(route, 
             step(*row)
 
 
+@compiling_is_slow
 @pytest.mark.parametrize(
     ("dtype", "largest", "lr"),
     [

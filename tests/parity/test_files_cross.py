@@ -18,6 +18,7 @@ SHARED = {"problem": "quadratic", "quiet": True, "dtype": "float64"}
 
 
 @both_ways
+@pytest.mark.slow_with(first=(torch_impl,))
 def test_a_rule_of_one_recording_is_tuned_by_the_other_and_evaluated_by_both(first, second, tmp_path):
     folder = str(tmp_path / "rules")
     recorded = {"runs": 4, "steps": 40, "samples": 2000, "out": str(tmp_path / "t.h5")}

@@ -199,6 +199,7 @@ def descend(path: str, name: str, lr: float, steps: int) -> np.ndarray:
     return np.stack(seen)
 
 
+@pytest.mark.slow_with(path=("exported keras",))  # eagerly; the same file in graphs is quick
 @pytest.mark.parametrize("path", ALL)
 def test_after_an_infinite_gradient_a_coordinate_ends_where_its_neighbour_does(path):
     """Lion's steps are of one size: it is where the other was a step ago. Adam's end at the minimum."""
@@ -210,6 +211,7 @@ def test_after_an_infinite_gradient_a_coordinate_ends_where_its_neighbour_does(p
     assert np.abs(adam[-1]).max() < 1e-3 and np.abs(adam[100, 0] - adam[99, 1]) < 0.03
 
 
+@pytest.mark.slow_with(path=("exported keras",))
 @pytest.mark.parametrize("path", ALL)
 def test_a_dead_column_is_warned_of_once_and_a_dead_tensor_is_an_error_at_the_tenth_look(path, monkeypatch):
     need(path, path == "torch compiled")

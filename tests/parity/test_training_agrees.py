@@ -56,7 +56,7 @@ def settings(teacher: str, problem: str, **fields) -> TrainConfig:
 
 
 # The larger problems take most of the time: all teachers on them in the slow test.
-QUICK = [(t, "quadratic") for t in TEACHERS] + [(t, "digits-mlp") for t in ("dm", "rnnprop_lv", "rp_s")]
+QUICK = [(t, "quadratic") for t in TEACHERS] + [(t, "digits-mlp") for t in ("rnnprop_lv", "rp_s")]
 
 
 @pytest.mark.parametrize(("teacher", "problem"), QUICK)

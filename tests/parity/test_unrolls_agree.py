@@ -16,7 +16,7 @@ from tests.parity.backends import BACKENDS, all_close, close, networks, tasks, t
 STEPS = 12
 DECAYED = dataclasses.replace(with_weight_decay(with_schedule(Rule.named("adam"), 0.05), 0.2), scale=0.01)
 RULES = {"decayed": {"kinds": False}, "kinds": {"kinds": True}}
-QUICK = ("rnnprop", "rp_s", "rp_s_m", "kinds")  # on the larger problem
+QUICK = ("rp_s", "rp_s_m", "kinds")  # on the larger problem
 pytestmark = pytest.mark.slow_with(name=[name for name in TEACHERS if name.endswith(("_m", "_f"))])
 
 

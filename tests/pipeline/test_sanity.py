@@ -241,15 +241,21 @@ def test_rows_do_not_depend_on_which_job_ends_first(monkeypatch):
     assert [[run["nodes"] for run in row["runs"]] for row in rows] == [[n, n + 1] for n in sizes]
 
 
+ALONE = dataclasses.replace(LINEAR, rules=("sgd", "nesterov"), seeds=2, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[dict]:
+    """The rows of one process."""
+    return sanity.tables(ALONE)[0]
+
+
 @pytest.mark.parametrize("cluster", ["", "dask"])
-def test_jobs_at_once_give_the_same_rows_but_for_times(cluster):
+def test_jobs_at_once_give_the_same_rows_but_for_times(cluster, alone):
     if cluster:
         pytest.importorskip("distributed", reason="distributed is not installed: .[dask]")
-    names = ("sgd", "nesterov")
-    alone = dataclasses.replace(LINEAR, rules=names, seeds=2, quiet=True)
-    several = dataclasses.replace(alone, jobs=2, cluster=cluster)
-    (rows, _), (others, _) = sanity.tables(alone), sanity.tables(several)
-    assert [row["rule"] for row in others] == list(names)
+    rows, (others, _) = alone, sanity.tables(dataclasses.replace(ALONE, jobs=2, cluster=cluster))
+    assert [row["rule"] for row in others] == list(ALONE.rules)
     for row, other in zip(rows, others, strict=True):
         assert [run["nodes"] for run in other["runs"]] == [run["nodes"] for run in row["runs"]]
         assert [run["true"] for run in other["runs"]] == [True, True] and other["true"] == row["true"]

@@ -69,7 +69,7 @@ def unkilled(tmp_path_factory) -> Path:
 def test_killed_again_and_again_and_resumed_is_bit_equal_to_an_unkilled_run(tmp_path, unkilled, capsys):
     folder, moments = tmp_path / "run", random.Random(3)
     arguments = [*flags(SETTINGS), "--out", str(folder)]
-    for _ in range(3):
+    for _ in range(2):
         process, goal = launched(["-m", TRAIN, *arguments]), newest(folder) + moments.randint(1, 7)
         wait_until(process, lambda goal=goal: newest(folder) >= goal)
         time.sleep(0.03 * moments.random())

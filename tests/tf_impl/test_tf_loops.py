@@ -65,6 +65,7 @@ def plainly(source: Source, lr: float, task: ProblemTask, cosine: bool = False) 
     return np.array(losses)
 
 
+@pytest.mark.slow_with(name=("teacher", "nadamw"))
 @pytest.mark.parametrize(("name", "problem"), PAIRS)
 def test_a_graph_is_made_once_and_every_rollout_is_as_if_it_were_alone(name, problem):
     """And its losses are those of the plain loop."""

@@ -32,6 +32,7 @@ SEEING = {
     name: lambda name=name, **k: LearnedOptimizer(enlarged(name), **k) for name in ("rp_s_m", "rnnprop_f")
 }
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+SLOW = (OPTIMIZERS["teacher"], SEEING["rnnprop_f"])  # what a teacher compiles takes its time
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +149,7 @@ def test_a_configuration_without_a_teacher_is_refused(config, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow_with(make=SLOW)
 @pytest.mark.parametrize("make", (OPTIMIZERS | SEEING).values(), ids=OPTIMIZERS | SEEING)
 def test_a_saved_model_goes_on_to_the_same_numbers(make, tmp_path):
     model = fitted(make(learning_rate=0.5, weight_decay=0.01, use_ema=True))
@@ -183,6 +185,7 @@ def test_variables_that_are_not_real_are_refused(make, dtype):
 
 
 @every_optimizer
+@pytest.mark.slow_with(make=SLOW)
 def test_eager_graph_and_xla_agree(make):
     options = {"learning_rate": 0.5, "weight_decay": 0.01, "clipnorm": 0.5}
     eager = flat(fitted(make(**options), 1, run_eagerly=True).weights)

@@ -16,13 +16,12 @@ tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
 
 from tf_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
-from tf_impl.optimizers.torch_formulas import SGD, Adam  # noqa: E402
+from tf_impl.optimizers.torch_formulas import SGD  # noqa: E402
 from tf_impl.recording.recorder import Recorder  # noqa: E402
 
 HALVING = keras.optimizers.schedules.PiecewiseConstantDecay([2, 5], [0.1, 0.05, 0.025])
 OPTIMIZERS = {
     "keras sgd": lambda: keras.optimizers.SGD(HALVING, momentum=0.9, weight_decay=0.01),
-    "adam": lambda: Adam(0.01, weight_decay=0.1),
     "rule": lambda: SymbolicOptimizer(Rule.from_text("-c0 * ema(g, 0.8)", {"c0": 0.3}), 0.5),
 }
 EVERYTHING = 10**6

@@ -72,6 +72,7 @@ def test_the_gradient_equals_finite_differences(name):
         assert (ends[0] - ends[1]) / (2 * h) == expected, tensor
 
 
+@pytest.mark.slow_with(name=("nas",))
 @pytest.mark.parametrize("name", ALL)
 def test_a_trained_teacher_takes_finite_steps_on_every_problem(name):
     task = task_of(name, torch.float32, 4)

@@ -130,7 +130,7 @@ def waves(params, number: int) -> None:
         p.grad = torch.cos(torch.arange(p.numel(), dtype=p.dtype).reshape(p.shape) + number)
 
 
-@pytest.mark.slow_with(scheduled=("",))
+@pytest.mark.slow_with(scheduled=("", "tensor"))
 @pytest.mark.parametrize("scheduled", ["float", "tensor", ""])
 def test_compiled_steps_are_not_compiled_again_after_the_second(scheduled):
     """Though t, lr and the numbers computed from them change at every step; values as uncompiled."""
