@@ -39,7 +39,7 @@ def recording(base: type, to_numpy: Callable[[Any], np.ndarray]) -> type:
 
 
 class Ours:
-    """Meta-training by a backend on a problem of the table, or on a quadratic of any size."""
+    """Meta-training by a backend on a problem of the table."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from common.tables.teachers import TEACHERS, initial_weights
@@ -47,51 +47,21 @@ class Ours:
         from interchange.meta.trainer import make_trainer
 
         backend = import_module(f"{settings['contestant']}_impl.backend")
-        names = ("teacher", "data_dir", "seed", "unroll", "coordinates", "tasks", "device")
+        names = ("teacher", "data_dir", "seed", "unroll", "coordinates", "problem", "device")
         fields = {name: settings[name] for name in names} | {"epoch_length": settings["steps"]}
-        fields["problem"] = "" if settings["size"] else settings["problem"]
         config = TrainConfig(**fields, epochs=1, validate_every=0, quiet=True)
         row = TEACHERS[settings["teacher"]]
         weights = initial_weights(row, config.seed)
         network = backend.teacher_network(row, weights, config.dtype, config.device)
-        tasks = self._quadratic(settings) if settings["size"] else None
         self.learner = recording(backend.Learner, backend.to_numpy)(network, config)
-        self.trainer = make_trainer(self.learner, tasks=tasks)
+        self.trainer = make_trainer(self.learner)
         self.trainer.tasks("meta_train", 0)  # reads the data
         self.losses: list[float] = []
         self.trainer.gradient.updates = self._watched(self.trainer.gradient.updates)
         self.settings, self.first = settings, None
 
-    def _quadratic(self, settings: dict[str, Any]) -> Any:
-        from references import Quadratic
-
-        name = settings["contestant"]
-        tensors, library = import_module(f"{name}_impl.tensors"), import_module(MODULES[name])
-        mean = {"torch": lambda a: a.mean(), "tf": lambda a: library.reduce_mean(a)}[name]
-
-        class Task(Quadratic):
-            names, shapes = ("x",), ((settings["size"],),)
-
-            def __init__(self) -> None:
-                super().__init__(settings["size"], settings["seed"])
-                self.target, self.pattern = map(self._tensor, (self.target, self.pattern))
-
-            def _tensor(self, array: np.ndarray) -> Any:
-                device = tensors.device_of(settings["device"])
-                return tensors.to_tensor(array, tensors.DTYPES["float32"], device)
-
-            def initial(self) -> Any:
-                return self._tensor(self.start(0))
-
-            def loss(self, parameters: list, step: int) -> Any:
-                off = parameters[0] - self.target - self.amplitude(step) * self.pattern
-                return mean(off * off)
-
-        task = Task()
-        return lambda stream, number: task
-
     def epoch(self) -> list[float]:
-        """Train for one epoch; the loss before each step, mean over tasks."""
+        """Train for one epoch; the loss before each step."""
         trainer = self.trainer
         trainer.config = dataclasses.replace(trainer.config, epochs=trainer.state.epoch + 1)
         self.losses.clear()
@@ -178,7 +148,7 @@ class Served:
         }
 
     def turn(self) -> dict[str, Any]:
-        """One epoch: seconds, inner steps of all tasks, mean loss, peak memory over that before any unroll.
+        """One epoch: seconds, inner steps, mean loss, peak memory over that before any unroll.
 
         Without ``reset`` the peak may be an earlier one, of building even.
         """
@@ -187,8 +157,7 @@ class Served:
         losses = self.contestant.epoch()
         seconds = time.perf_counter() - start
         peak = memory("VmHWM") - self.before
-        steps = self.settings["steps"] * self.settings["tasks"]
-        row = {"seconds": seconds, "steps": steps, "loss": float(np.mean(losses))}
+        row = {"seconds": seconds, "steps": self.settings["steps"], "loss": float(np.mean(losses))}
         return row | {"peak": peak, "reset": was_reset}
 
     def first(self) -> dict[str, Any]:
@@ -207,10 +176,6 @@ class Served:
         one, ours = self.contestant, isinstance(self.contestant, Ours)
         start = one.trainer.tasks("meta_train", 0).initial() if ours else one.optimizee.start(0)
         return {"coordinates": len(start)}
-
-    def losses(self) -> dict[str, Any]:
-        """The loss before each step of one more epoch."""
-        return {"losses": self.contestant.epoch()}
 
 
 def _lists(gradient: dict[str, np.ndarray]) -> dict[str, list]:

@@ -1,8 +1,6 @@
 """Inner steps per second and peak memory of meta-training, against a full-graph loop and a jitted JAX scan.
 
     python tests/benchmarks/meta_training.py --data-dir DATA [--teachers rnnprop ...] [--json FILE]
-    python tests/benchmarks/meta_training.py --scaling coordinates unroll tasks threads
-    python tests/benchmarks/meta_training.py --loss-equality --seeds 8
     python tests/benchmarks/meta_training.py --together --teachers rp_s rp_s_m --contestants torch
 
 Contestants: ``torch`` and ``tf`` are this project's ``Trainer.run``, with the exact meta-gradient and
@@ -24,7 +22,6 @@ import statistics
 import sys
 from typing import Any
 
-import meta_sections
 from interleaved import parser_of
 from interleaved import save as save_json
 from turns import OURS, REFERENCES, SLOW, Child, chosen, rounds_of
@@ -158,14 +155,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--contestants", nargs="+", default=_ALL, choices=_ALL)
     parser.add_argument("--coordinates", nargs="+", type=float, default=[1.0, 0.1], help="of torch and tf")
     parser.add_argument("--problem", default="mnist-mlp", help="a ReLU network of dense layers")
-    parser.add_argument("--size", type=int, default=0, help="a quadratic with this many coordinates instead")
     parser.add_argument("--data-dir", default="", help="$L2O_DATA if not given")
     parser.add_argument("--steps", type=int, default=200, help="inner steps of an epoch, which is one turn")
     parser.add_argument("--slow-steps", type=int, default=20, help="the same for naive and iclr, if fewer")
     parser.add_argument("--threads", type=int, default=0, help="processors of each contestant (0: all)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--together", action="store_true", help="all teachers in turn, not one by one")
-    meta_sections.add_options(parser)
     options = parser.parse_args()
     if min(options.steps, options.slow_steps) % options.unroll:
         options.slow_steps = options.unroll  # whole unrolls of every length
@@ -184,14 +179,8 @@ def main() -> None:
         if options.json:
             save_json(options.json, report)
 
-    if options.loss_equality:
-        report["loss_equality"] = meta_sections.loss_equality(options)
-    elif options.together:
+    if options.together:
         report["together"] = together(options)
-    elif options.scaling:
-        for kind in options.scaling:
-            report[kind] = meta_sections.scaling(options, kind)
-            save()
     else:
         for teacher in options.teachers:
             report[teacher] = measure(options, teacher)

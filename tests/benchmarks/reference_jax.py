@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from references import META_LR, Quadratic, Reference, averages, features
+from references import META_LR, Reference, averages, features
 
 
 class JaxReference(Reference):
@@ -21,8 +21,7 @@ class JaxReference(Reference):
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
         one = self.optimizee
-        arrays = (one.target, one.pattern) if isinstance(one, Quadratic) else (one.images, one.labels)
-        self.arrays = tuple(map(jnp.asarray, arrays))
+        self.arrays = tuple(map(jnp.asarray, (one.images, one.labels)))
         self.weights = {name: jnp.asarray(w, jnp.float32) for name, w in self.weights.items()}
         self.adam = optax.adam(META_LR)
         self.moments = self.adam.init(self.weights)
@@ -45,9 +44,6 @@ class JaxReference(Reference):
     def loss(self, theta: jax.Array, batch: jax.Array, arrays: tuple) -> jax.Array:
         """The optimizee's loss at theta [N] on one batch."""
         one = self.optimizee
-        if isinstance(one, Quadratic):
-            target, pattern = arrays
-            return jnp.square(theta - target - batch * pattern).mean()
         images, labels = arrays
         x = (images[batch].astype(jnp.float32) / one.divisor - one.offset) / one.spread
         ends = np.cumsum([np.prod(shape) for shape in one.shapes])

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from references import META_LR, Quadratic, Reference, averages, features
+from references import META_LR, Reference, averages, features
 from torch.nn import functional as F
 
 from common.tables.teachers import TeacherRow
@@ -72,15 +72,11 @@ class TorchReference(Reference):
         self.network = Network(self.row, self.weights).to(self.device)
         self.adam = torch.optim.Adam(self.network.named().values(), lr=META_LR)
         one = self.optimizee
-        arrays = (one.target, one.pattern) if isinstance(one, Quadratic) else (one.images, one.labels)
-        self.arrays = [torch.tensor(a, device=self.device) for a in arrays]
+        self.arrays = [torch.tensor(a, device=self.device) for a in (one.images, one.labels)]
 
     def loss(self, theta: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """The optimizee's loss at theta [N] on one batch."""
         one = self.optimizee
-        if isinstance(one, Quadratic):
-            target, pattern = self.arrays
-            return (theta - target - batch * pattern).square().mean()
         images, labels = self.arrays
         x = (images[batch].float() / one.divisor - one.offset) / one.spread
         parts = torch.split(theta, [int(np.prod(shape)) for shape in one.shapes])

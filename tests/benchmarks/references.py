@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from common.data import datasets
-from common.rng import derived_seed, rng
+from common.rng import derived_seed
 from common.tables.problems import Instance, parameter_specs, problem_row
 from common.tables.teachers import TEACHERS, TeacherRow, initial_weights
 
 META_LR = 1e-3
-_NOISE = 0.1
 
 
 class Images:
@@ -51,33 +50,6 @@ class Images:
     def _instance(self, epoch: int) -> Instance:
         seed = derived_seed(self.seed, "meta_train", epoch)
         return Instance(self.row, seed, "meta_train", data_dir=self.data_dir)
-
-
-class Quadratic:
-    """mean((theta - target - a_t pattern)^2) of any size from 0, a_t = 0.1 N(0, 1) drawn anew each step."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed = size, seed
-        self.target, self.pattern = rng(seed, "quadratic").standard_normal((2, size), dtype=np.float32)
-
-    def start(self, epoch: int) -> np.ndarray:
-        """Zeros [N]."""
-        return np.zeros(self.size, np.float32)
-
-    def batches(self, epoch: int, first: int, last: int) -> np.ndarray:
-        """a_t [steps] of steps ``first`` to ``last`` included."""
-        return np.array([self.amplitude(step) for step in range(first, last + 1)], np.float32)
-
-    def amplitude(self, step: int) -> float:
-        """a_t of one step."""
-        return float(_NOISE * rng(self.seed, "noise", step).normal())
-
-
-def optimizee(settings: dict[str, Any]) -> Images | Quadratic:
-    """The one the settings ask for: ``size`` coordinates of a quadratic, or a problem of the table."""
-    if settings["size"]:
-        return Quadratic(settings["size"], settings["seed"])
-    return Images(settings["problem"], settings["data_dir"], settings["seed"])
 
 
 def features(xp: Any, row: TeacherRow, g: Any, state: Any, t: Any) -> tuple[Any, Any]:
@@ -122,7 +94,7 @@ class Reference(abc.ABC):
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings, self.row = settings, TEACHERS[settings["teacher"]]
         self.weights = initial_weights(self.row, settings["seed"])
-        self.optimizee, self.number = optimizee(settings), 0
+        self.optimizee, self.number = Images(settings["problem"], settings["data_dir"], settings["seed"]), 0
         self.first: tuple[list[float], dict[str, np.ndarray]] | None = None
 
     def epoch(self) -> list[float]:

@@ -18,12 +18,10 @@ _PAUSE = 0.2  # seconds until the threads of the one before have gone to sleep
 _HERE = Path(__file__).parent
 DEFAULTS = {
     "problem": "mnist-mlp",
-    "size": 0,  # coordinates of a quadratic instead of the problem
     "data_dir": "",
     "unroll": 20,
     "steps": 200,
     "coordinates": 1.0,
-    "tasks": 1,
     "threads": 0,
     "device": "cpu",
     "seed": 0,
