@@ -43,8 +43,8 @@ class RunFolder:
     Args:
         create: start a fresh run; a folder that already holds a run is refused.
         resume: go on with the run in the folder; a torn last line of metrics is cut off.
-        overwrite: with ``create``, remove the run that is there (its configuration, metrics,
-            checkpoints and teacher; other files stay).
+        overwrite: with ``create``, remove the run that is there; other files stay.
+        again: what the refusal of a folder that holds a run says first, where one can go on with it.
 
     Raises:
         L2OError: no run there, a run there already, or the folder is in use.
@@ -57,8 +57,9 @@ class RunFolder:
         create: bool = False,
         resume: bool = False,
         overwrite: bool = False,
+        again: str = "",
     ) -> None:
-        self.path = Path(path)
+        self.path, self._again = Path(path), again
         self._fresh, self.resumes, self._overwrite = create and not resume, resume, overwrite
         self._lock = RunLock(self.path)
         self._metrics: int | None = None
@@ -177,8 +178,8 @@ class RunFolder:
         config = self.file("config.json")
         if config.exists() and not self._overwrite:
             raise L2OError(
-                f"run folder {self.path} already holds a run; resume it with --resume, replace it with "
-                "--overwrite, or choose another folder"
+                f"run folder {self.path} already holds a run; {self._again}replace it with --overwrite, or "
+                "choose another folder"
             )
         old = [
             *self.path.glob("checkpoint/checkpoint-*.h5*"),

@@ -63,7 +63,13 @@ def command(prog: str, body: Callable[[], int | None], *, debug: bool = False, a
             if debug:
                 traceback.print_exc()
             code = _tell(prog, error)
-    return code or _Stop.code
+    code, _Stop.code = code or _Stop.code, 0
+    return code
+
+
+def terminated() -> bool:
+    """SIGTERM has come to the command under way, which keeps what it has and begins nothing long any more."""
+    return bool(_Stop.code)
 
 
 def _tell(prog: str, error: Exception) -> int:

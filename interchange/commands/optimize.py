@@ -3,12 +3,16 @@
 What it leaves: the losses of every run, and the trained parameters to start other work from (``--start``).
 """
 
+import csv
 import dataclasses
+import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
 
 from common.data.datasets import Split
 from common.errors import L2OError
@@ -16,6 +20,7 @@ from common.metrics import DIVERGED
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, option
+from common.run.shell import Interrupted
 from common.tables.baselines import Spec
 from interchange.backend import Trained
 from interchange.rule.source import named_spec
@@ -25,6 +30,9 @@ if TYPE_CHECKING:
     from interchange.backend import Backend, Task
 
 _LOSSES = "losses.csv"
+_LIMIT = 1 << 30  # bytes of it
+_INTERRUPTED = "interrupted"
+_ELSEWHERE = ("out", "quiet", "overwrite", "data_dir")  # settings that no number depends on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,8 @@ class Optimization:
 def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
     """Train ``config.runs`` fresh optimizees, each from its own seed; the run folder is ``config.out``.
 
-    A signal ends it with everything up to there written. Divergence of some runs is an outcome.
+    A signal ends it with everything up to there written; the same settings go on after the runs that were
+    finished. Divergence of some runs is an outcome.
 
     Raises:
         L2OError: an unknown optimizer or problem, missing data, or every run diverged; nothing is then
@@ -78,11 +87,21 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
     out = config.out or f"runs/{_short_name(spec)}-{config.problem}-{config.seed}"
     if config.start and Path(config.start).resolve() == Path(out).resolve():
         raise L2OError(f"--out {out} is where --start reads from; choose another folder")
-    folder = RunFolder(out, create=True, overwrite=config.overwrite)
-    result = Optimization(folder.path, [])
-    steps = config.runs * config.steps
-    with Interrupt() as interrupt, folder, Progress(spec.kind, steps, quiet=config.quiet) as progress:
-        folder.file(_LOSSES).unlink(missing_ok=True)
+    origin = {"source_sha256": source.sha256, "created_by": backend.CREATED_BY}
+    finished = _finished(out, config, origin)
+    going_on = finished is not None and not config.overwrite
+    folder = RunFolder(out, create=not going_on, resume=going_on, overwrite=config.overwrite)
+    result = Optimization(folder.path, finished if going_on else [])
+    done, steps = config.steps * len(result.runs), config.steps * config.runs
+    with (
+        Interrupt() as interrupt,
+        folder,
+        Progress(spec.kind, steps, quiet=config.quiet, done=done) as progress,
+    ):
+        if going_on:
+            folder.truncate_metrics(lambda row: row["outcome"] != _INTERRUPTED)
+        else:
+            folder.file(_LOSSES).unlink(missing_ok=True)
         while len(result.runs) < config.runs and not interrupt.requested:
             number = len(result.runs)
 
@@ -93,11 +112,47 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
             task = _task(config, backend, number)
             result.runs.append(backend.fit(source, task, config.steps, stop))
             if result.runs[result.best].outcome != DIVERGED:
-                _write(folder, config, result)
-    if result.runs[result.best].outcome == DIVERGED:
+                _write(folder, config, result, origin)
+    if result.runs and result.runs[result.best].outcome == DIVERGED:
         step = len(result.runs[0].losses)
         raise L2OError(f"{spec.text} diverged on {config.problem} at step {step + 1}; lower its lr")
-    return dataclasses.replace(result, exit_code=interrupt.exit_code if interrupt.requested else 0)
+    whole = len(result.runs) == config.runs and result.runs[-1].outcome != _INTERRUPTED
+    return dataclasses.replace(result, exit_code=0 if whole else interrupt.exit_code)
+
+
+def _finished(out: str, config: OptimizeConfig, origin: Mapping[str, str]) -> list[Trained] | None:
+    """The finished runs of an interrupted training of these settings; None where there is no such one.
+
+    Their parameters are not read: the best ones are in the checkpoint, and stay there.
+    """
+    from common.run.runs import RunFolder
+    from common.run.storage import canonical_json, loads_json, read_file
+    from interchange.files.checkpoint import has_checkpoint
+
+    try:
+        folder = RunFolder(out)
+        wanted, found = loads_json(canonical_json(dataclasses.asdict(config)), "settings"), folder.config()
+        rows = [row for row in folder.read_metrics() if row["outcome"] != _INTERRUPTED]
+        text = read_file(folder.file(_LOSSES), _LIMIT).decode() if rows else ""
+        lines = list(csv.DictReader(io.StringIO(text)))
+        losses = [[float(v) for line in lines if (v := line[f"run_{k}"])] for k in range(len(rows))]
+    except (L2OError, KeyError, TypeError, ValueError, csv.Error):
+        return None
+    same = all(found.get(name) == wanted[name] for name in wanted if name not in _ELSEWHERE)
+    same = same and all(row.get(name) == origin[name] for row in rows for name in origin)
+    whole = len(rows) >= config.runs or [len(one) for one in losses] != [row["steps"] for row in rows]
+    if not same or whole or (rows and not has_checkpoint(out)):
+        return None
+    return [
+        Trained(
+            np.array(one),
+            row["outcome"],
+            math.nan if row["accuracy"] is None else row["accuracy"],
+            {},
+            seconds=row["seconds"],
+        )
+        for one, row in zip(losses, rows, strict=True)
+    ]
 
 
 def _short_name(spec: Spec) -> str:
@@ -108,21 +163,16 @@ def _task(config: OptimizeConfig, backend: "Backend", number: int) -> "Task":
     return backend.table_task(config, "optimize", number, config.split)
 
 
-def _write(folder: "RunFolder", config: OptimizeConfig, result: Optimization) -> None:
-    """Bring the folder up to date after a run; the configuration first, which makes it a run's folder."""
+def _write(
+    folder: "RunFolder", config: OptimizeConfig, result: Optimization, origin: Mapping[str, str]
+) -> None:
+    """Bring the folder up to date after a run: the configuration first, which makes it a run's folder, and
+    the metrics last, which make the run a finished one."""
     from common.run.storage import atomic_write
     from interchange.files.checkpoint import save_checkpoint
 
     if not folder.file("config.json").exists():
         folder.write_config(dataclasses.asdict(config))
-    for number in range(len(folder.read_metrics()), len(result.runs)):
-        run = result.runs[number]
-        row = {"run": number, "steps": len(run.losses), "loss": run.loss, "accuracy": run.accuracy}
-        folder.log(row | {"outcome": run.outcome, "seconds": run.seconds})
-    header = ",".join(["step", *(f"run_{k}" for k in range(len(result.runs)))])
-    columns = zip_longest(*(map(repr, run.losses.tolist()) for run in result.runs), fillvalue="")
-    lines = [",".join([str(step), *row]) for step, row in enumerate(columns, 1)]
-    atomic_write(folder.file(_LOSSES), "\n".join([header, *lines]) + "\n")
     if result.best == len(result.runs) - 1:
         run = result.runs[-1]
         meta = {
@@ -134,21 +184,30 @@ def _write(folder: "RunFolder", config: OptimizeConfig, result: Optimization) ->
             "seed": config.seed,
         }
         save_checkpoint(folder.path, run.arrays, meta, keep=1)
+    header = ",".join(["step", *(f"run_{k}" for k in range(len(result.runs)))])
+    columns = zip_longest(*(map(repr, run.losses.tolist()) for run in result.runs), fillvalue="")
+    lines = [",".join([str(step), *row]) for step, row in enumerate(columns, 1)]
+    atomic_write(folder.file(_LOSSES), "\n".join([header, *lines]) + "\n")
+    for number in range(len(folder.read_metrics()), len(result.runs)):
+        run = result.runs[number]
+        row = {"run": number, "steps": len(run.losses), "loss": run.loss, "accuracy": run.accuracy}
+        folder.log(row | {"outcome": run.outcome, "seconds": run.seconds} | origin)
 
 
 def main(command: Callable[[OptimizeConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
     """The command line of ``command``, the function of the backend called ``name``; the exit code."""
 
-    def body(config: OptimizeConfig) -> int:
+    def body(config: OptimizeConfig) -> None:
         result = command(config)
-        if not config.quiet:
+        if not config.quiet and result.runs:
             for number, run in enumerate(result.runs):
                 accuracy = "" if math.isnan(run.accuracy) else f", test accuracy {run.accuracy:.4f}"
                 outcome = "" if run.outcome == "ok" else f" ({run.outcome})"
                 end = f"loss {run.loss:.4g} after {len(run.losses)} steps{accuracy}{outcome}"
                 print(f"run {number}: {end}" if config.runs > 1 else end)
             print(f"parameters: {result.folder / 'checkpoint'} (run {result.best}); use them by --start")
-        return result.exit_code
+        if result.exit_code:
+            raise Interrupted(result.exit_code)
 
     return run_command(
         OptimizeConfig,
@@ -158,4 +217,5 @@ def main(command: Callable[[OptimizeConfig], Any], name: str, argv: Sequence[str
         description="Train optimizees with any optimizer; keep their losses and parameters.",
         positional=("optimizer",),
         required=("optimizer",),
+        again="the same command goes on",
     )

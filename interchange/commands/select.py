@@ -7,6 +7,8 @@ into the front's files, where ``interchange`` reads them.
 import dataclasses
 import logging
 import math
+import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from interchange.rule.rule import Rule
 
 _FINALISTS = 8
+_SCORED = "scored"  # the folder of losses that are kept until all are there
+_ELSEWHERE = ("out", "quiet", "overwrite", "data_dir", "jobs", "front", "tasks", "more")
 
 _log = logging.getLogger(__name__)
 
@@ -48,16 +52,16 @@ def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
     None where a task diverges; and ``behind``, by which the choice is made, how far its mean logarithm is
     behind the lowest on the same tasks, with its standard ``error``. The front, and the best as
     ``best.json``, go to ``config.out`` or back. A rule that leaves only the recording's rounding is the
-    best without a contest.
+    best without a contest. Losses are kept beside the front until all are there: the same command goes on
+    where one was stopped.
 
     Raises:
         L2OError: every rule diverges, a rule cannot run, data are missing.
     """
-    from common.run.storage import RunLock
     from interchange.rule.choice import exact
-    from interchange.rule.front import read_front, write_front
+    from interchange.rule.front import read_front
 
-    rules = read_front(config.front)
+    rules, folder = read_front(config.front), Path(config.out or front_folder(config.front))
     backend.table_task(config, "validation", 0)  # missing data are found before the work begins
     with _progress(rules, config) as progress:
         first = _figures(rules, range(config.tasks), config, backend, progress)
@@ -86,11 +90,19 @@ def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
     chosen = places[choose(final, [rules[k].complexity for k in places])]
     true = exact(scored)  # what leaves only the recording's rounding is the optimizer that was recorded
     best = scored[chosen] if true is None or rollout_loss(true) == math.inf else true
-    folder = config.out or front_folder(config.front)
+    _write(folder, scored, best)
+    return [best, *sorted((rule for rule in scored if rule is not best), key=_behind)]
+
+
+def _write(folder: Path, scored: "Sequence[Rule]", best: "Rule") -> None:
+    """The front and its best rule; what was kept of the losses is not needed any more."""
+    from common.run.storage import RunLock
+    from interchange.rule.front import write_front
+
     with RunLock(folder):
         write_front(folder, scored)
-        best.save(Path(folder, "best.json"))
-    return [best, *sorted((rule for rule in scored if rule is not best), key=_behind)]
+        best.save(folder / "best.json")
+    shutil.rmtree(folder / _SCORED, ignore_errors=True)
 
 
 def _progress(rules: "Sequence[Rule]", config: SelectConfig) -> Progress:
@@ -108,13 +120,39 @@ def _figures(
     if not rules or not numbers:
         return np.zeros((len(rules), len(numbers)))
     from common.run.parallel import parallel
+    from common.run.storage import atomic_write, canonical_json
 
-    rows, jobs = [], [(rule, numbers, config, backend) for rule in rules]
+    kept = [_kept(rule, numbers, config, backend) for rule in rules]
+    found = [_read(path, len(numbers)) for path in kept]
+    jobs = [(rule, numbers, config, backend) for rule, row in zip(rules, found, strict=True) if row is None]
     with parallel(min(config.jobs, len(rules)), ordered=True) as run:
-        for rule, row in zip(rules, run(_roll_out, jobs), strict=True):
-            rows.append(row)
-            progress.advance(nodes=str(rule.complexity), loss=float(np.mean(row)))
-    return np.array(rows)
+        new = iter(run(_roll_out, jobs))
+        for k, rule in enumerate(rules):
+            if found[k] is None:
+                found[k] = next(new)
+                atomic_write(kept[k], canonical_json([_known(loss) for loss in found[k]]))
+            progress.advance(nodes=str(rule.complexity), loss=float(np.mean(found[k])))
+    return np.array(found)
+
+
+def _kept(rule: "Rule", numbers: range, config: SelectConfig, backend: "Backend") -> Path:
+    """Where the losses of a rule on these tasks are kept, named by all that they depend on."""
+    from common.run.storage import content_hash
+
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _ELSEWHERE}
+    key = content_hash([rule.sha256, list(numbers), settings, backend.CREATED_BY])
+    return Path(config.out or front_folder(config.front), _SCORED, f"{key}.json")
+
+
+def _read(path: Path, count: int) -> list[float] | None:
+    """The losses kept there; None where there are none."""
+    from common.run.storage import read_json
+
+    try:
+        row = [math.inf if loss is None else float(loss) for loss in read_json(path)]
+    except (L2OError, TypeError, ValueError):
+        return None
+    return row if len(row) == count else None
 
 
 def _roll_out(rule: "Rule", numbers: range, config: SelectConfig, backend: "Backend") -> list[float]:
@@ -212,7 +250,8 @@ def main(command: Callable[[SelectConfig], Any], name: str, argv: Sequence[str] 
         if not config.quiet:
             print(table(rules))
             file = Path(config.out or front_folder(config.front)) / "best.json"
-            print(told(rules[0], file, f"python -m {name}_impl.tune {file} --problem {config.problem}"))
+            following = f"python -m {name}_impl.tune {shlex.quote(str(file))} --problem {config.problem}"
+            print(told(rules[0], file, following))
 
     return run_command(
         SelectConfig,
@@ -222,4 +261,5 @@ def main(command: Callable[[SelectConfig], Any], name: str, argv: Sequence[str] 
         description="Roll out the rules of a front on validation problems.",
         positional=("front",),
         required=("front",),
+        again="the same command goes on",
     )

@@ -152,7 +152,8 @@ def _begin(
     if not config.resume:
         if restarts and _holds(name, config):
             return _begin(dataclasses.replace(config, resume=name), tasks, restarts)
-        folder = RunFolder(name, create=True, overwrite=config.overwrite)
+        again = f"go on with it by --resume {shlex.quote(name)}, "
+        folder = RunFolder(name, create=True, overwrite=config.overwrite, again=again)
     return config, folder, given, teacher
 
 

@@ -7,6 +7,7 @@ equation; what comes back is an equation again.
 import contextlib
 import dataclasses
 import math
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -211,7 +212,8 @@ def main(command: Callable[[TuneConfig], Any], name: str, argv: Sequence[str] | 
             if rule.constants == record["from_constants"]:
                 print("the constants stay as they were: no others were better")
             print(f"before: u = {readable(before)}")
-            following = f"python -m {name}_impl.evaluate --optimizers adam rule:{output_file(config)}"
+            tuned = shlex.quote(f"rule:{output_file(config)}")
+            following = f"python -m {name}_impl.evaluate --optimizers adam {tuned}"
             print(told(rule, output_file(config), f"{following} --problem {config.problem}"))
 
     return run_command(

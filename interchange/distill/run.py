@@ -6,6 +6,7 @@ best rule.
 """
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.places import inside
+from common.run.shell import terminated
 from common.run.storage import RunLock
 from interchange.distill.config import DistillConfig
 from interchange.rule.choice import exact, knee, shortest_within
@@ -64,7 +66,7 @@ def distill(config: DistillConfig) -> tuple[Front, Rule]:
         best = exact(front) or (knee(front) if config.select == "knee" else shortest_within(front))
         write_front(folder, front)
         best.save(folder / "best.json")
-    if config.select != "rollout":
+    if config.select != "rollout" or terminated():
         return Front(front), best
     rollouts.select(config, trajectories, folder)
     return read_front(folder), Rule.load(folder / "best.json")
@@ -134,13 +136,14 @@ def _named(rule: Rule) -> Rule:
 
 def _following(best: Rule, config: DistillConfig, folder: Path) -> str:
     """The command that goes on from here."""
+    file, place = (shlex.quote(str(path)) for path in (folder / "best.json", folder))
     if best.undefined:
-        return f"python -m interchange.rule show {folder / 'best.json'}"
+        return f"python -m interchange.rule show {file}"
     if "exact" in best.provenance or "user_sha256" in best.provenance:  # of a problem that no row describes
-        return f"python -m interchange.rule explain {folder / 'best.json'}"
+        return f"python -m interchange.rule explain {file}"
     if config.select == "rollout":
-        return f"python -m {config.backend}_impl.tune {folder / 'best.json'}"
-    return f"python -m {config.backend}_impl.select {folder}"
+        return f"python -m {config.backend}_impl.tune {file}"
+    return f"python -m {config.backend}_impl.select {place}"
 
 
 def _scores(rule: Rule) -> str:

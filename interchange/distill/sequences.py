@@ -13,6 +13,7 @@ import numpy as np
 
 from common.errors import L2OError
 from common.rng import derived_seed
+from common.run.shell import terminated
 from interchange.distill.jobs import run_jobs, search_all
 from interchange.distill.refit import improve, polish
 from interchange.distill.rollouts import threads
@@ -37,6 +38,7 @@ _SEARCH_SHARE = 0.4  # of the time; the rest refits and prunes
 _TABLE_SHARE = 0.8  # the same for a table, whose rules are fitted soon
 _REFIT_UNTIL, _POLISH_UNTIL = 0.9, 0.97  # of the time; what is under way then still ends within it
 _LEAST_SHARE = 0.05  # of the time, for each step however long the one before took
+_LAST = 1.0  # seconds for each step once SIGTERM has come
 _COMMITTEE = 6  # rules of the first search that are rolled out and say where they disagree
 _QUICK_SHARE = 0.1  # of the time, for the first refit of these
 _SEED = 2**31
@@ -231,6 +233,8 @@ def _read(rule: Rule, data: "Mapping[str, Sequences]") -> "dict[str, Sequences]"
 
 def _deadline(config: "DistillConfig", started: float, share: float) -> float:
     """``time.monotonic()`` to end at; with a budget of evaluations nothing depends on the clock."""
+    if terminated():
+        return time.monotonic() + _LAST
     if config.evaluations:
         return math.inf
     return max(started + share * config.time, time.monotonic() + _LEAST_SHARE * config.time)

@@ -45,7 +45,7 @@ def test_environment_record(monkeypatch):
 def test_a_folder_with_a_run_is_refused_and_its_lock_freed(tmp_path):
     fresh(tmp_path, rows=1)
     for _ in range(2):
-        with pytest.raises(L2OError, match="already holds a run; resume"), RunFolder(tmp_path, create=True):
+        with pytest.raises(L2OError, match="already holds a run; replace"), RunFolder(tmp_path, create=True):
             pass
     assert RunFolder(tmp_path).read_metrics() == [{"step": 0}]
 

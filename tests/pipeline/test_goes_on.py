@@ -7,18 +7,27 @@ import signal
 import pytest
 
 from common.errors import L2OError
+from common.run.runs import RunFolder
 from common.run.shell import Interrupted
 from interchange import Rule
 from interchange.commands import record as recording
+from interchange.commands import select as selection
+from interchange.commands.optimize import OptimizeConfig
 from interchange.commands.record import RecordConfig
+from interchange.commands.select import SelectConfig
+from interchange.files.checkpoint import load_checkpoint
 from interchange.files.trajectories import load_trajectories
 from interchange.meta import trainer as meta
 from interchange.meta.config import EPOCHS, TrainConfig, TuneConfig
-from tests.helpers.commands import call, metrics
+from interchange.rule.front import write_front
+from tests.helpers.commands import call, metrics, rule_spec
 
 pytest.importorskip("torch")
 
+from torch_impl import backend
+from torch_impl.optimize import optimize
 from torch_impl.record import record
+from torch_impl.select import select
 from torch_impl.train import train
 from torch_impl.tune import tune
 
@@ -99,6 +108,53 @@ def test_a_recording_keeps_its_finished_trajectories(tmp_path, monkeypatch):
     record(dataclasses.replace(config, overwrite=True))  # other settings: nothing of the other is taken
     assert len(calls) == 4
     assert load_trajectories(config.out).sha256 == load_trajectories(whole).sha256
+
+
+@pytest.mark.parametrize("last", ["begun", "finished"])
+def test_plain_training_goes_on_after_its_finished_runs(last, tmp_path, monkeypatch):
+    config = OptimizeConfig(
+        optimizer=rule_spec(tmp_path, c0=-0.3), problem="quadratic", steps=6, runs=4, quiet=True
+    )
+    whole = optimize(dataclasses.replace(config, out=str(tmp_path / "whole")))
+    config = dataclasses.replace(config, out=str(tmp_path / "cut"))
+    with monkeypatch.context() as patch, pytest.raises(CutError):
+        if last == "begun":
+            cut_at(patch, backend, "fit", 3)
+        else:  # its parameters are in the checkpoint, and the run is in no table yet
+            cut_at(patch, RunFolder, "log", 3)
+        optimize(config)
+    for other in ({"steps": 7}, {"optimizer": rule_spec(tmp_path, c0=-0.2)}):
+        with pytest.raises(L2OError, match="already holds a run"):
+            optimize(dataclasses.replace(config, **other))
+    rule_spec(tmp_path, c0=-0.3)
+    calls = cut_at(monkeypatch, backend, "fit", 0)
+    result = optimize(config)
+    assert len(calls) == 2 and result.best == whole.best
+    assert (tmp_path / "cut/losses.csv").read_bytes() == (tmp_path / "whole/losses.csv").read_bytes()
+    (arrays, meta), (wanted, told) = load_checkpoint(result.folder), load_checkpoint(whole.folder)
+    assert arrays["theta/x"].tobytes() == wanted["theta/x"].tobytes() and meta == told
+    assert metrics(result.folder) == metrics(whole.folder)
+    with pytest.raises(L2OError, match="already holds a run; replace"):
+        optimize(config)
+
+
+def test_a_choice_keeps_the_losses_it_has_found(tmp_path, monkeypatch):
+    rules = [Rule.from_text("c0 * g", {"c0": -k / 10}, name=str(k)) for k in (1, 2, 3)]
+    for name in ("whole", "cut"):
+        write_front(tmp_path / name, rules)
+    config = SelectConfig(front=str(tmp_path / "whole"), problem="quadratic", steps=9, tasks=2, quiet=True)
+    assert [rule.name for rule in select(config)] == ["3", "2", "1"]
+    config = dataclasses.replace(config, front=str(tmp_path / "cut"))
+    with monkeypatch.context() as patch, pytest.raises(CutError):
+        cut_at(patch, selection, "_roll_out", 3)
+        select(config)
+    calls = cut_at(monkeypatch, selection, "_roll_out", 0)
+    select(config)
+    assert [(rule.name, len(numbers)) for rule, numbers, *_ in calls][:1] == [("3", 2)]
+    files = sorted(os.listdir(tmp_path / "whole"))
+    assert sorted(os.listdir(tmp_path / "cut")) == files and "scored" not in files
+    for file in files:
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 @pytest.mark.parametrize("estimator", ["first", "es"])
