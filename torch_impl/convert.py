@@ -1,10 +1,13 @@
 """Read a teacher of the ICLR 2022 code: ``python -m torch_impl.convert FILE.pth --teacher rp_s``."""
 
 import dataclasses
+import os
 import re
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +15,13 @@ from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import check, option
 from common.run.places import vacant
+from common.run.storage import open_regular
 from common.tables.teachers import TEACHERS, TeacherRow, variant
 
 # RP numbers its cells recurs.0, recurs.1; DM has recurs and recurs2.
 _CELL = re.compile(r"recurs(?:\.(\d)|(2))?\.(weight_ih|weight_hh|bias_ih|bias_hh)")
 _PARTS = {"weight_ih": "w_input", "weight_hh": "w_hidden"}
+_LARGEST = 64 << 20  # bytes; the largest of the original's has 0.1 MB
 _PLAIN = {"preprocNet.0": "pre", "output": "out"}
 
 
@@ -52,7 +57,6 @@ def convert(config: ConvertConfig) -> Path:
     weights = canonical(_read(source), config.file)
     row = fitted(variant(TEACHERS[config.teacher], config.inputs), weights, config.file)
     vacant(out, config.overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(out, row, weights, f"{CREATED_BY}, from {source.name}")
     return out
 
@@ -61,18 +65,34 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            _check_size(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
         if isinstance(state.get("state_dict"), Mapping):
             state = state["state_dict"]
         arrays = {str(name).removeprefix("module."): tensor.detach() for name, tensor in state.items()}
+        if (size := sum(a.numel() * a.element_size() for a in arrays.values())) > _LARGEST:
+            raise ValueError(f"{size} bytes of numbers")  # as of one number that is repeated
         half = (torch.bfloat16, torch.float16)
         return {name: (a.float() if a.dtype in half else a).numpy() for name, a in arrays.items()}
+    except L2OError:
+        raise
     except Exception as error:  # torch documents no list of what a missing, broken or unsafe file raises
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
     raise L2OError(
         f"{path}: expected a state dict of the original's optimizer, saved by torch.save, got a file that "
         f"cannot be read so ({reason}); check the path, or save net.state_dict() again"
     )
+
+
+def _check_size(file: Any) -> None:
+    """Refuse an open file that holds, or unpacks to, more than any teacher; torch itself packs nothing."""
+    size = os.fstat(file.fileno()).st_size
+    if zipfile.is_zipfile(file):
+        size = max(size, sum(info.file_size for info in zipfile.ZipFile(file).infolist()))
+    if size > _LARGEST:
+        raise ValueError(f"more than {_LARGEST} bytes")
+    file.seek(0)
 
 
 def canonical(state: Mapping[str, np.ndarray], where: str = "state dict") -> dict[str, np.ndarray]:

@@ -1,4 +1,7 @@
-"""Readers of the files data sets come in: Keras npz, IDX (MNIST), records (CIFAR's binary version)."""
+"""Readers of the files data sets come in: Keras npz, IDX (MNIST), records (CIFAR's binary version).
+
+They may come from anywhere: regular files only, and none that unpacks to far more than it is.
+"""
 
 import gzip
 import math
@@ -9,10 +12,12 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.errors import L2OError
+from common.files import open_regular
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 _IDX = (
@@ -26,7 +31,8 @@ _RECORDS = {
     "cifar10": (tuple(f"data_batch_{k}.bin" for k in range(1, 6)), ("test_batch.bin",)),
     "cifar100": (("train.bin",), ("test.bin",)),
 }
-_LARGEST = 1 << 30  # bytes of a file; the largest real one is 154 MB
+_LARGEST = 8 << 30  # bytes that one file may hold; the largest published one holds 184 MB
+_FREE, _RATIO = 64 << 20, 100  # bytes that any file may unpack to, and beyond them how many times its size
 _LABELS = {"cifar10": 1, "cifar100": 2}  # label bytes of a record; the last one counts (fine labels)
 # Where the archives the data sets are published in put their files.
 _SUBFOLDERS = {
@@ -37,6 +43,7 @@ _SUBFOLDERS = {
 }
 
 Arrays = tuple[np.ndarray, ...]
+HEADER_ERRORS = (ValueError, TypeError, LookupError, RecursionError, MemoryError, tokenize.TokenError)
 
 
 class MissingDataError(L2OError):
@@ -105,13 +112,19 @@ def _says_fashion(folder: Path) -> bool:
 
 
 def _bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         packed = file.read(2) == b"\x1f\x8b"  # whatever the name says: browsers unpack, or drop the ending
-    with gzip.open(path) if packed or path.suffix == ".gz" else path.open("rb") as file:
-        raw = file.read(_LARGEST + 1)
-    if len(raw) > _LARGEST:
-        raise ValueError(f"more than {_LARGEST} bytes")
+        file.seek(0)
+        limit = _unpacked(file)
+        raw = (gzip.GzipFile(fileobj=file) if packed or path.suffix == ".gz" else file).read(limit + 1)
+    if len(raw) > limit:
+        raise ValueError(f"more than {limit} bytes")
     return raw
+
+
+def _unpacked(file: Any) -> int:
+    """Bytes that an open file may unpack to."""
+    return min(_LARGEST, max(_FREE, _RATIO * os.fstat(file.fileno()).st_size))
 
 
 def _read_idx(path: Path, magic: int) -> np.ndarray:
@@ -150,25 +163,46 @@ def _read_records(path: Path, labels: int) -> tuple[np.ndarray, np.ndarray]:
 def read_npz(path: Path, *choices: Sequence[str]) -> Arrays:
     """The arrays of the first of ``choices`` (tuples of names) that are all in the archive."""
     try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             for keys in choices:
-                if all(key in archive for key in keys):
-                    return tuple(np.atleast_1d(archive[key]) for key in keys)
-            missing = [key for key in choices[0] if key not in archive]
+                if all(key in members for key in keys):
+                    wanted, limit = [members[key] for key in keys], _unpacked(file)
+                    if sum(info.file_size for info in wanted) > limit:
+                        raise ValueError(f"more than {limit} bytes")
+                    return tuple(np.atleast_1d(_member(archive, info)) for info in wanted)
+            missing = [key for key in choices[0] if key not in members]
             raise ValueError(f"no array {missing[0]!r}")
     # All that NumPy and zipfile raise on a damaged archive.
     except (
-        OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
-        tokenize.TokenError, MemoryError, OverflowError,
+        OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, OverflowError,
+        *HEADER_ERRORS,
     ) as error:  # fmt: skip
+        if isinstance(error, L2OError):
+            raise
         wanted = " or ".join(", ".join(keys) for keys in choices)
         raise L2OError(
             f"{path}: expected an npz (Keras) with the arrays {wanted}, got a broken or other file "
             f"({type(error).__name__}: {error}); copy the file again"
         ) from None
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """One array; what its header declares is known to be there before it is allocated."""
+    with archive.open(info) as stream:
+        shape, dtype = npy_header(stream)
+        declared = math.prod(shape) * dtype.itemsize
+        if not dtype.hasobject and declared != info.file_size - stream.tell():
+            raise ValueError(f"{info.filename}: {shape} of {dtype} in {info.file_size} bytes")
+    with archive.open(info) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of the ``.npy`` file at its beginning; of a broken one, one of ``HEADER_ERRORS``."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
+    return shape, dtype
 
 
 def image_shape(images: np.ndarray, where: str) -> tuple[int, int, int]:

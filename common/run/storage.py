@@ -15,13 +15,13 @@ import re
 import secrets
 import socket
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import L2OError
+from common.files import ReadError, StorageError, open_regular
 
 TEMPORARY_PREFIX = ".l2o-tmp-"
 JSON_LIMIT = 1 << 20  # bytes; every JSON text of the project fits with room to spare
@@ -29,18 +29,6 @@ JSON_DEPTH = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-
-
-class StorageError(L2OError):
-    """A file could not be written: no space, no permission, no such folder."""
-
-    exit_code = 74  # EX_IOERR of sysexits.h
-
-
-class ReadError(StorageError):
-    """A file could not be read: it is not there, no permission, not a regular file, too large."""
-
-    exit_code = 2  # a wrong path is bad input
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | bytearray | memoryview | str) -> None:
@@ -54,7 +42,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | bytearray | memoryv
     temporary = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
     made = False
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(target.parent)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         made = True
         try:
@@ -75,6 +63,14 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | bytearray | memoryv
         if made:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _make_folders(folder: Path) -> None:
+    """Make what is missing of a folder's path, so that it is still there after a loss of power."""
+    if not folder.is_dir():
+        _make_folders(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _write_all(descriptor: int, content: memoryview) -> None:
@@ -146,7 +142,7 @@ class RunLock:
             raise L2OError(f"run folder {self.folder}: this lock is held already; take it once")
         try:
             self._made = not self.folder.exists()
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make_folders(self.folder)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             descriptor = os.open(path, flags, 0o666)
         except OSError as error:
@@ -302,22 +298,6 @@ def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
     if len(data) > limit:
         raise ReadError(f"{path}: expected at most {limit} bytes, got more; is it the right file?")
     return data
-
-
-@contextlib.contextmanager
-def open_regular(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Open a regular file for reading bytes; pipes, devices and folders raise ``ReadError``.
-
-    Errors of the operating system come through as ``OSError``.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not block here
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ReadError(f"{path}: expected a regular file, got a folder, pipe or device; check it")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            yield file
-    finally:
-        os.close(descriptor)
 
 
 def check_name(name: str, what: str = "name") -> str:

@@ -12,6 +12,7 @@ from interchange.rule.front import BEFORE_STRUCTURE, FRONT_COLUMNS
 
 _TEXT, _LOSS = ("equation", "model", "expression"), ("mse", "loss", "mean_squared_error")
 _SEPARATORS = "|,;\t"
+_MOST = 2000  # equations of a file; a hall of fame has one a size
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -54,6 +55,10 @@ def read_lines(path: Any, data: bytes) -> Table:
     numbered = [(k, line.rstrip("\r")) for k, line in numbered if not line.startswith("#")]
     if not numbered:
         raise L2OError(f"{path}: expected equations, got none; is it the right file?")
+    if len(numbered) > _MOST + 1:
+        raise L2OError(
+            f"{path}: expected at most {_MOST} equations, got {len(numbered)} lines; keep the best of them"
+        )
     for separator in _SEPARATORS:
         titles = [title.strip().strip('"').lower() for title in numbered[0][1].split(separator)]
         if tuple(titles) in (FRONT_COLUMNS, BEFORE_STRUCTURE):

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import re
-import tokenize
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import __version__
+from common.data.dataset_files import HEADER_ERRORS, npy_header
 from common.errors import L2OError
 from common.run.storage import ReadError, atomic_write, content_hash, open_regular
 from interchange.language import expression as ex
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _BUDGET = 2 << 30  # bytes of one table
-_HEADER_ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    LookupError,
-    RecursionError,
-    MemoryError,
-    tokenize.TokenError,
-)
 
 
 def import_npy(
@@ -97,7 +88,11 @@ def _read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     """A table of floats; its size is known to fit before anything is allocated."""
     try:
         with open_regular(path) as file:
-            shape, dtype = _npy_header(path, file)
+            try:
+                shape, dtype = npy_header(file)
+            except HEADER_ERRORS as error:
+                reason = " ".join(str(error).split())[:100]
+                raise L2OError(f"{path}: expected a whole .npy file of numbers, got {reason!r}") from None
             if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
                 raise L2OError(f"{path}: expected [rows, columns + 1], at least [1, 2], got shape {shape}")
             if dtype.kind != "f" or dtype.itemsize not in (4, 8):
@@ -143,16 +138,6 @@ def _finite(path: Any, table: np.ndarray, kept: list[int], drop: bool) -> np.nda
         raise L2OError(f"{path}: expected finite numbers, {found}; leave such rows out with --drop-nan")
     _log.warning("%s: %d of %d rows are left out, not finite", path, (~whole).sum(), len(whole))
     return table[whole]
-
-
-def _npy_header(path: Any, file: Any) -> tuple[tuple[int, ...], np.dtype]:
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
-    except _HEADER_ERRORS as error:
-        reason = " ".join(str(error).split())[:100]
-        raise L2OError(f"{path}: expected a whole .npy file of numbers, got {reason!r}") from None
-    return shape, dtype
 
 
 def export_npy(

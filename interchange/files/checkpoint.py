@@ -64,7 +64,9 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarra
             tree = read_hdf5(path, CHECKPOINT.format, CHECKPOINT.version)
             return checkpoint_from_tree(tree, path)
         except (ReadError, VersionError):
-            raise
+            if path.exists():
+                raise
+            return load_checkpoint(folder)  # the run under way has written newer ones and removed it
         except L2OError as error:
             damaged.append(path)
             warnings.warn(f"{error}; trying the checkpoint before it", stacklevel=2)

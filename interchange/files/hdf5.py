@@ -2,12 +2,15 @@
 
 A file is built in memory (on a full disk HDF5 crashes the process) and lands through ``atomic_write``. A
 file being read may come from anywhere: links out of the file, virtual and compressed bombs, exotic types
-and wrong hashes are refused before an array is allocated. ``read_hdf5`` is the only place that opens one.
+and wrong hashes are refused before an array is allocated, first in a child process (``child``), as HDF5 may
+crash on it. ``read_hdf5`` is the only place that opens one.
 """
 
 import contextlib
 import hashlib
+import json
 import os
+import resource
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +19,9 @@ import h5py
 import numpy as np
 
 from common.errors import L2OError
+from common.machine import limit_memory
 from common.run.storage import ReadError, atomic_write, canonical_json, open_regular
+from interchange.files import child
 from interchange.files.kinds import HDF5, kind
 from interchange.files.reader import DamagedFileError, Reader, Tree, VersionError
 from interchange.files.schema import SCHEMAS, without_strangers
@@ -83,6 +88,7 @@ def write_hdf5(
         file.flush()
         image = file.id.get_file_image()
     atomic_write(path, image)
+    child.remember(path)
     return tree.sha256
 
 
@@ -173,7 +179,26 @@ def read_hdf5(
         raise L2OError(
             f"{path}: expected {_words(format or 'l2o-teacher')}, got {found}; is it the right file?"
         )
-    # A child process with limits, for files of strangers, would wrap exactly this call.
+    child.check(path, format, version, budget)
+    return _read(path, format, version, budget)
+
+
+def answer(path: str, format: str, version: str, budget: str, memory: str, seconds: str) -> None:
+    """What the child process does: print as JSON the class and the text of the error in a file, or two ""."""
+    limit_memory(int(memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    told = ("", "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            _read(path, format or None, version, int(budget))
+        except L2OError as error:
+            told = (type(error).__name__, str(error))
+    print(json.dumps(told))
+
+
+def _read(path: str | os.PathLike[str], format: str | None, version: str, budget: int) -> Tree:
     try:
         with open_regular(path) as stream, _clear_errors(path), h5py.File(stream, "r") as file:
             reader = Reader(path, os.fstat(stream.fileno()).st_size, budget)
@@ -183,7 +208,7 @@ def read_hdf5(
         raise ReadError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     tree.sha256 = str(tree.attributes[""].get("sha256", ""))
     if not tree.sha256:
-        warnings.warn(f"{path} carries no sha256: changes to it cannot be noticed", stacklevel=2)
+        warnings.warn(f"{path} carries no sha256: changes to it cannot be noticed", stacklevel=3)
     elif content_sha256(tree) != tree.sha256:
         return _as_written(path, tree)
     return tree
@@ -195,7 +220,7 @@ def _as_written(path: Any, tree: Tree) -> Tree:
     if not strangers or content_sha256(own) != tree.sha256:
         raise DamagedFileError(f"{path}: its content has not the SHA-256 {tree.sha256[:64]}; {_DAMAGED}")
     named = ", ".join(strangers)[:200]
-    warnings.warn(f"{path}: attributes that were added to it are left out: {named}", stacklevel=3)
+    warnings.warn(f"{path}: attributes that were added to it are left out: {named}", stacklevel=4)
     return own
 
 
@@ -251,4 +276,4 @@ def _check_format(path: Any, root: dict[str, Any], format: str | None, version: 
         raise VersionError(f"{path}: expected {found} version {ours[0]}.x, got {found_version}; {remedy}")
     if theirs[1] > ours[1]:
         message = f"{path}: {found} {found_version} is newer than {version}; new parts are ignored"
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=5)

@@ -94,7 +94,7 @@ class Reader:
                 raise self.refuse(name, f"nested deeper than {DEPTH}")
             for key in node:
                 child = f"{name}/{key}" if name else key
-                if not key.isprintable() or len(key) > 255:
+                if not _is_name(key):
                     raise self.refuse(name, f"a name that is not printable: {key[:40]!r}")
                 if not isinstance(node.get(key, getlink=True), h5py.HardLink):
                     raise self.refuse(child, "a soft or external link")
@@ -106,6 +106,9 @@ class Reader:
                     raise self.refuse(child, "an object linked twice")
                 seen.add(identity)
                 pending.append((child, found))
+        declared, packed = self.budget - self.left, f"out of a file of {self.file_size}"
+        if declared > BOMB_SIZE and declared > BOMB_RATIO * self.file_size:
+            raise self.refuse("", f"{declared} bytes {packed}")
         for name, dataset in datasets:  # nothing is allocated before everything is checked
             tree.arrays[name] = self.read(name, dataset)
         return tree
@@ -116,6 +119,8 @@ class Reader:
             raise self.refuse(name, f"more than {ATTRIBUTES} attributes")
         values = {}
         for key in node.attrs:
+            if not _is_name(key):
+                raise self.refuse(name, f"the name of an attribute that is not printable: {key[:40]!r}")
             identifier = node.attrs.get_id(key)
             text = h5py.check_string_dtype(identifier.dtype) is not None
             if identifier.shape != () or not (text or _is_number(identifier.dtype)):
@@ -168,6 +173,11 @@ class Reader:
                 self.charge(name, 4 * (len(items[-1]) - longest) * dataset.size)
                 longest = len(items[-1])
         return np.array(items, np.str_).reshape(dataset.shape)
+
+
+def _is_name(key: Any) -> bool:
+    """Text: of a name in another encoding h5py gives the bytes."""
+    return isinstance(key, str) and key.isprintable() and len(key) <= 255
 
 
 def _identity(node: Any) -> tuple[int, int]:

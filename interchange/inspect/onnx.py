@@ -16,6 +16,7 @@ import numpy as np
 from common.errors import L2OError
 from common.run.storage import loads_json, read_file
 from interchange.emit.onnx.rule import DOMAIN, FORMAT, require_onnx
+from interchange.emit.onnx.teacher import values_sha256
 from interchange.files.weights import Teacher, teacher_from_arrays
 from interchange.rule.rule import Rule
 
@@ -42,8 +43,8 @@ class OnnxFile:
         values: initializer -> array.
         inputs, outputs: name -> shape, "N" where it is open.
         nodes: of the function.
-        as_written: the graph is, byte for byte, what this version writes for ``source`` with ``values``;
-            if not, another version wrote it or somebody changed it.
+        as_written: the graph is, byte for byte, what this version writes for ``source`` with ``values``, and
+            a teacher's ``values`` have their hash; if not, another version wrote it or somebody changed it.
     """
 
     source: Rule | Teacher
@@ -88,7 +89,8 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
             {info.name: _shape(info) for info in model.graph.output},
             model.opset_import[0].version,
             len(model.functions[0].node),
-            _unlabelled(content) == _unlabelled(_emit(source, values, options)),
+            _sealed(model, source, values)
+            and _unlabelled(content) == _unlabelled(_emit(source, values, options)),
         )
     except L2OError as error:
         raise L2OError(f"{path}: {error}") from None
@@ -183,6 +185,12 @@ def _source(model: Any, values: dict[str, np.ndarray]) -> Rule | Teacher:
         raise L2OError("expected the number scale; export it again")
     row = loads_json(metadata["teacher"], "metadata")
     return teacher_from_arrays(row, weights, metadata.get("weights_sha256", "")[:64], "", "weights")
+
+
+def _sealed(model: Any, source: Rule | Teacher, values: dict[str, np.ndarray]) -> bool:
+    """Whether a teacher's numbers have the hash in the metadata, where a rule's numbers are themselves."""
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return isinstance(source, Rule) or metadata.get("values_sha256") == values_sha256(metadata, values)
 
 
 def _is_double(model: Any) -> bool:

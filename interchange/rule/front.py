@@ -76,7 +76,11 @@ def front_folder(path: str | os.PathLike[str]) -> Path:
 def read_front(folder: str | os.PathLike[str]) -> Front:
     """The rules of a folder written by ``write_front``, in its order; ``front_folder`` finds it."""
     path = Path(folder, "front.csv") if not Path(folder).exists() else front_folder(folder) / "front.csv"
-    rows = list(csv.reader(io.StringIO(read_file(path, JSON_LIMIT).decode(errors="replace"))))
+    text = read_file(path, JSON_LIMIT).decode(errors="replace")
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise RuleError(f"{path}: expected a front's table, got {error}; write the front again") from None
     if not rows or tuple(rows[0]) not in (FRONT_COLUMNS, BEFORE_STRUCTURE):
         raise RuleError(f"{path}: expected the columns {', '.join(FRONT_COLUMNS)}; is it a front's table?")
     rules = Front()

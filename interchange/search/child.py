@@ -10,7 +10,6 @@ import importlib.util
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
+from common.machine import limit_memory
 from common.run.storage import atomic_write, loads_json
 from interchange.language.expression import Node
 from interchange.language.parse import parse
@@ -225,7 +225,7 @@ def main(folder: str) -> None:
     engine, module, limited = (settings.pop(name) for name in ("engine", "module", "address_space"))
     threading.Thread(target=_end_with_parent, args=(Path(folder),), daemon=True).start()
     if limited:
-        _limit_memory(settings["memory"])
+        limit_memory(settings["memory"])
     task = Task(**dict(_arrays(Path(folder, "data.npz"), settings["names"])), **_tuples(settings))
     partial = Path(folder, "partial.json")
     options = task.options if engine.count(":") < 2 else task.options | {"class": engine.split(":", 1)[1]}
@@ -242,15 +242,6 @@ def _end_with_parent(folder: Path) -> None:
     for _ in range(3 if folder.name.startswith(_PREFIX) else 0):  # the search may still be writing
         shutil.rmtree(folder, ignore_errors=True)
     os.killpg(os.getpid(), signal.SIGKILL)
-
-
-def _limit_memory(size: int) -> None:
-    """No more than ``size`` bytes of addresses beyond those taken by now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
-    limit = pages * resource.getpagesize() + size
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    if hard == resource.RLIM_INFINITY or limit < hard:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def _arrays(file: Path, names: list[str]) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ FLOORS = {
     "tf_impl": ("", "problems", "networks", "optimizers", "meta", "recording", "roof"),
 }  # fmt: skip
 GROUND = {
-    "common": {"errors", "extras", "lazy", "machine", "metrics", "reference", "registry", "rng"},
+    "common": {"errors", "extras", "files", "lazy", "machine", "metrics", "reference", "registry", "rng"},
     "interchange": {"backend", "protocols"},
     "torch_impl": {"tensors", "threads"},
     "tf_impl": {"tensors"},

@@ -15,6 +15,8 @@ from interchange.files.hdf5 import content_sha256, read_hdf5, write_hdf5
 from interchange.files.reader import DamagedFileError, Tree, VersionError
 from tests.helpers.processes import started
 
+pytestmark = pytest.mark.usefixtures("without_child")
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):

@@ -17,7 +17,7 @@ from tests.helpers.processes import said
 
 SECRET = b"secret!!" * 8
 Build = Callable[[h5py.File], object]
-pytestmark = pytest.mark.filterwarnings("ignore:.*no sha256")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*no sha256"), pytest.mark.usefixtures("without_child")]
 
 
 @pytest.fixture
@@ -76,6 +76,15 @@ def gzip_bomb(file):
     file.create_dataset("x", (2**27,), "u1", data=np.zeros(2**27, "u1"), chunks=(2**22,), compression=1)
 
 
+def many_small_bombs(file):
+    for index in range(31):
+        file.create_dataset(f"x{index}", (2**23,), "f8", chunks=(2**20,), compression=1)
+
+
+def foreign_attribute(file):
+    file.attrs[b"caf\xe9"] = 1
+
+
 def references(file):
     file["x"] = np.zeros(3)
     file.create_dataset("r", data=[file["x"].ref], dtype=h5py.ref_dtype)
@@ -99,6 +108,7 @@ ATTACKS: dict[str, tuple[str, Build]] = {
     "deep": ("deeper", lambda file: file.create_group("/".join("d" * 200))),
     "shape bomb": ("more than the", dataset((2**50,), "f8", chunks=(2**10,))),
     "many shape bombs": ("more than the", many_shape_bombs),
+    "many small bombs": ("out of a file of", many_small_bombs),
     "unwritten": ("0 stored", dataset((2**24,), "f8", chunks=(2**20,))),
     "gzip bomb": ("stored ones", gzip_bomb),
     "huge chunk": ("chunks", dataset((1,), "u1", maxshape=(None,), chunks=(2**31,))),
@@ -117,6 +127,7 @@ ATTACKS: dict[str, tuple[str, Build]] = {
     "reference attribute": ("attribute", lambda file: file.attrs.update(r=file.ref)),
     "compound attribute": ("attribute", lambda file: file.attrs.update(c=np.zeros((), [("a", "f4")]))),
     "many attributes": ("attributes", lambda file: file.attrs.update({f"a{k}": 1 for k in range(300)})),
+    "attribute in Latin-1": ("attribute that is not printable", foreign_attribute),
     "bad text": ("utf-8", dataset(data=BAD_TEXT)),
     "unprintable name": ("printable", holding(**{"a\x1b[31m": np.zeros(2)})),
 }

@@ -8,9 +8,11 @@ Of a teacher with a structure, or with features that see tensors, ``g``, the ave
 [rows, cols], N = rows x cols coordinates row after row; a tensor without a matrix view is one row.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from common.run.storage import canonical_json
+from common.run.storage import canonical_json, content_hash
 from interchange.emit.onnx.matrix import TENSOR
 from interchange.emit.onnx.operators import Nodes
 from interchange.emit.onnx.rule import Step, lower
@@ -59,9 +61,14 @@ def emit(teacher: Teacher, double: bool = False) -> bytes:
         step.output(f"new_state_{slot}", registers[register])
     for name in cells:
         step.output(f"new_{name}", new_cells[f"new_{name}"])
-    return step.model(
-        {"kind": "teacher", "teacher": canonical_json(row.to_dict()), "weights_sha256": teacher.sha256}
-    )
+    told = {"kind": "teacher", "teacher": canonical_json(row.to_dict()), "weights_sha256": teacher.sha256}
+    return step.model(told | {"values_sha256": values_sha256(told, step.initializers)})
+
+
+def values_sha256(metadata: Mapping[str, str], values: Mapping[str, np.ndarray]) -> str:
+    """Hash of the initializers, by name, and of what the metadata say of them."""
+    arrays = [[name, a.dtype.str, a.shape, content_hash(a.tobytes())] for name, a in sorted(values.items())]
+    return content_hash([metadata["teacher"], metadata.get("weights_sha256", ""), arrays])
 
 
 def _row(n: Nodes, value: str, matrix: bool) -> str:

@@ -172,6 +172,28 @@ def test_edited_constants_are_seen_and_other_edits_too(write):
     assert not read_onnx(write(change(swap))).as_written
 
 
+def test_edited_numbers_and_words_of_a_teacher_are_seen(write):
+    content = TARGETS["onnx"].emit(Teacher.named("rp_s"))
+    dice, seen = random.Random(2), 0
+    for tensor in model(content).graph.initializer:
+        mutant = model(content)
+        (edited,) = [t for t in mutant.graph.initializer if t.name == tensor.name]
+        raw = bytearray(edited.raw_data)
+        raw[dice.randrange(len(raw))] ^= 1
+        edited.raw_data = bytes(raw)
+        assert not read_onnx(write(mutant)).as_written, tensor.name
+        seen += 1
+    assert seen > 6
+    for key in ("weights_sha256", "values_sha256", "teacher"):
+        mutant = model(content)
+        (entry,) = [entry for entry in mutant.metadata_props if entry.key == key]
+        entry.value = entry.value.replace("rp_s", "rp_t") if key == "teacher" else entry.value[::-1]
+        assert not read_onnx(write(mutant)).as_written, key
+    del mutant.metadata_props[:3]
+    with pytest.raises(L2OError):
+        read_onnx(write(mutant))
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_teachers_are_read_back(name, write):
     teacher = Teacher.named(name)
