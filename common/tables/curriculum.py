@@ -25,6 +25,7 @@ class Stage:
         improved: one of them was better than the weights the stage began with.
         best: the lowest score of the stage; the first is that of the weights it began with.
         ended: nothing is trained any more.
+        lengths: of the epochs of every stage, steps; ``LENGTHS`` if empty.
     """
 
     index: int = 0
@@ -32,16 +33,22 @@ class Stage:
     improved: bool = False
     best: float = math.inf
     ended: bool = False
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Steps of an epoch of every stage."""
+        return self.lengths or LENGTHS
 
     @property
     def length(self) -> int:
         """Steps of an epoch."""
-        return LENGTHS[self.index]
+        return self.stages[self.index]
 
     @property
     def judged_at(self) -> int:
         """Steps of an evaluation: the next stage's length, in the last stage its own."""
-        return LENGTHS[min(self.index + 1, len(LENGTHS) - 1)]
+        return self.stages[min(self.index + 1, len(self.stages) - 1)]
 
     def begun(self, score: float) -> "Stage":
         """The stage with the score of the weights it begins with."""
@@ -60,15 +67,17 @@ class Stage:
         after = dataclasses.replace(self, evaluations=count)
         if count < FEWEST_EVALUATIONS:
             return after, "go on"
-        if self.improved and self.index + 1 < len(LENGTHS):
-            return Stage(self.index + 1), "advance"
+        if self.improved and self.index + 1 < len(self.stages):
+            return Stage(self.index + 1, lengths=self.lengths), "advance"
         return dataclasses.replace(after, ended=True), "stop"
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON has no infinity."""
-        return dataclasses.asdict(self) | {"best": self.best if math.isfinite(self.best) else None}
+        """For a checkpoint, as JSON has no infinity; the lengths are in the configuration."""
+        values = dataclasses.asdict(self) | {"best": self.best if math.isfinite(self.best) else None}
+        return {name: value for name, value in values.items() if name != "lengths"}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Stage":
-        """The inverse of ``to_dict``."""
-        return cls(**dict(values) | {"best": math.inf if values["best"] is None else values["best"]})
+    def from_dict(cls, values: Mapping[str, Any], lengths: tuple[int, ...] = ()) -> "Stage":
+        """The inverse of ``to_dict``, with the configuration's lengths."""
+        best = math.inf if values["best"] is None else values["best"]
+        return cls(**dict(values) | {"best": best, "lengths": lengths})

@@ -200,6 +200,14 @@ TEACHERS: Registry[TeacherRow] = Registry(
             source="Zheng et al., ICLR 2022 (p-norm inputs, its magic 0)",
         ),
         TeacherRow(
+            name="rp_si_n",
+            inputs=("m_tilde", "g_tilde", "m_p3"),
+            pre=6,
+            lstm=(7,),
+            eps=1e-12,
+            source="Zheng et al., ICLR 2022 (its mapping figure: m~, g~, n~; that n~ is of p = 3 is a guess)",
+        ),
+        TeacherRow(
             name="rp_extra",
             inputs=("m_tilde", "g", "mom5", "mom9", "mom99"),
             pre=9,

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from common.run.config import OnProblem, option
 from common.tables.problems import PROBLEMS
+from common.tables.recipes import RECIPES
 from common.tables.teachers import INITIAL_WEIGHTS, STRUCTURES, TEACHERS
 
 EPOCHS = 200
@@ -24,7 +25,9 @@ class MetaLoop(OnProblem):
     random_scaling: ClassVar[float] = 0.0
     convex: ClassVar[bool] = False
     curriculum: ClassVar[bool] = False
+    lengths: ClassVar[tuple[int, ...]] = ()
     imitation: ClassVar[float] = 0.0
+    stage_imitation: ClassVar[tuple[float, ...]] = ()
     checkpoint_seconds: ClassVar[float] = math.inf
     factors: ClassVar[bool] = False
     kinds: ClassVar[bool] = False
@@ -110,6 +113,16 @@ class TrainConfig(MetaLoop):
     imitation: float = option(
         0.0, "probability that an epoch imitates Adam, RMSprop or NAG instead (same)", low=0, high=1
     )
+    lengths: tuple[int, ...] = option((), "epoch lengths of the curriculum's stages, if not these", low=1)
+    stage_imitation: tuple[float, ...] = option(
+        (), "--imitation in each stage of the curriculum; the last goes on", low=0, high=1
+    )
+    recipe: str = option(
+        "",
+        "settings as published, for those left at their defaults",
+        choices=lambda: RECIPES,
+        empty=True,
+    )
     init: str = option("", "start from the teacher of this run or file, or a shipped one (fine-tuning)")
     resume: str = option("", "go on with this interrupted run, or with more --epochs with a finished one")
     checkpoint_seconds: float = option(30.0, "seconds between checkpoints", low=0)
@@ -117,6 +130,10 @@ class TrainConfig(MetaLoop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, value in (RECIPES[self.recipe] if self.recipe else {}).items():
+            if getattr(self, name) == defaults[name]:
+                object.__setattr__(self, name, value)
         if not self.epochs and not self.resume:
             object.__setattr__(self, "epochs", EPOCHS)
 

@@ -82,7 +82,7 @@ class MetaGradient:
         Args:
             length: steps of the epoch.
         """
-        expert = self._schedule.expert(state.epoch)
+        expert = self._schedule.expert(state.epoch, state.stage_index)
         kind = "" if expert else self._schedule.estimator
         if kind == "es":
             return self._evolution(state, length, interrupt)
@@ -97,7 +97,7 @@ class MetaGradient:
         workers = self._workers
         count = self._config.tasks
         tasks = [self._tasks("meta_train", state.epoch * count + k) for k in state.numbers]
-        state.positions = state.positions or [self._begin(task, state.epoch) for task in tasks]
+        state.positions = state.positions or [self._begin(task, state) for task in tasks]
         while state.step < length:
             steps = min(self._config.unroll, length - state.step)
             live = [k for k, position in enumerate(state.positions) if position is not None]
@@ -117,9 +117,9 @@ class MetaGradient:
                 yield None
                 return
 
-    def _begin(self, task: Task, epoch: int) -> Position:
+    def _begin(self, task: Task, state: TrainerState) -> Position:
         """The position of an optimizee at the start of the epoch."""
-        expert = self._schedule.expert(epoch)
+        expert = self._schedule.expert(state.epoch, state.stage_index)
         if expert:
             return self._learner.start_imitation(task, expert, EXPERTS[expert])
         return self._learner.start(task)
@@ -128,7 +128,7 @@ class MetaGradient:
         self, state: TrainerState, tasks: list[Task], live: list[int], steps: int
     ) -> tuple[list[list[float]], dict[str, Any]]:
         """An unroll of these optimizees: losses of those that did not diverge, and the sum of gradients."""
-        expert = self._schedule.expert(state.epoch)
+        expert = self._schedule.expert(state.epoch, state.stage_index)
         positions, chosen = [state.positions[k] for k in live], [tasks[k] for k in live]
         drawn = [
             self._coordinates(task, state.epoch, position.step, state.numbers[k])

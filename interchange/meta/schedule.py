@@ -40,7 +40,7 @@ class Schedule:
         self.several = len(self.problems) > 1
         self.low, self.high = _bounds(config)
         self.estimator = config.estimator
-        self.imitation = config.imitation
+        self.imitations = config.stage_imitation or (config.imitation,)
         self.curriculum = config.curriculum
         _check(self, config, own_tasks)
 
@@ -63,16 +63,20 @@ class Schedule:
         """Steps at which validation reads the loss: both bounds of the length and their geometric mean."""
         return tuple(sorted({self.low, round(math.sqrt(self.low * self.high)), self.high}))
 
-    def expert(self, epoch: int) -> str:
-        """Name of the optimizer the epoch imitates, "" where it trains by its own loss."""
+    def expert(self, epoch: int, stage: int = 0) -> str:
+        """Name of the optimizer the epoch imitates, "" where it trains by its own loss.
+
+        Args:
+            stage: of the curriculum; the last share given goes on.
+        """
         generator = rng(self.config.seed, "imitation", epoch)
-        if generator.uniform() >= self.imitation:
+        if generator.uniform() >= self.imitations[min(stage, len(self.imitations) - 1)]:
             return ""
         return tuple(EXPERTS)[int(generator.integers(len(EXPERTS)))]
 
-    def restarts(self, epoch: int) -> bool:
+    def restarts(self, epoch: int, stage: int = 0) -> bool:
         """Whether an interrupted epoch starts again: no checkpoint holds perturbed runs, or an expert's."""
-        return self.estimator in EVOLVING or bool(self.expert(epoch))
+        return self.estimator in EVOLVING or bool(self.expert(epoch, stage))
 
     def updates(self, epoch: int) -> int:
         """Meta-updates of an epoch."""
@@ -84,7 +88,7 @@ class Schedule:
     def planned(self) -> int:
         """Meta-updates of the whole training; lengths of a curriculum are not known beforehand."""
         epochs = self.config.epochs
-        if self.low == self.high and not self.imitation:
+        if self.low == self.high and not any(self.imitations):
             return max(1, epochs * self.updates(0))
         return max(1, sum(map(self.updates, range(epochs))))
 
@@ -156,6 +160,18 @@ def _check(plan: Schedule, config: MetaLoop, own_tasks: bool) -> None:
         (
             plan.curriculum and config.horizon,
             "--curriculum has epoch lengths of its own; leave out --horizon",
+        ),
+        (
+            config.lengths and not plan.curriculum,
+            "--lengths are those of a curriculum; give --curriculum too, or leave them out",
+        ),
+        (
+            list(config.lengths) != sorted(set(config.lengths)),
+            f"--lengths: expected each longer than the one before, got {' '.join(map(str, config.lengths))}",
+        ),
+        (
+            config.stage_imitation and (not plan.curriculum or config.imitation),
+            "--stage-imitation has a share for each stage of --curriculum, instead of --imitation",
         ),
         (
             plan.curriculum and config.average,

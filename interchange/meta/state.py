@@ -33,7 +33,7 @@ LATER_FIELDS = frozenset(
         "structure",
     }
     | {"curriculum", "imitation", "schedule", "weight_decay", "factors", "constants", "kinds"}
-    | {"state_dtype", "memory", "confirm"}
+    | {"state_dtype", "memory", "confirm", "lengths", "stage_imitation"}
 )
 _ELSEWHERE = (
     "resume",
@@ -45,6 +45,7 @@ _ELSEWHERE = (
     "checkpoint_seconds",
     "jobs",
     "tensorboard",
+    "recipe",
 )
 
 
@@ -80,7 +81,7 @@ class TrainerState:
         self.first_score = self.best_score = math.inf  # validation before training, and the best since
         self.best = self.learner.weights()
         self.history: list[dict[str, Any]] = []
-        self.stage = Stage() if config.curriculum else None
+        self.stage = Stage(lengths=config.lengths) if config.curriculum else None
         self.summed: Arrays = {}
         self.counted = 0
         self._saved_at = time.monotonic()
@@ -107,6 +108,11 @@ class TrainerState:
         self.learner.put(weights)
         self.learner.set_moments(*moments)
         self.step, self.positions, self.epoch_losses = begun
+
+    @property
+    def stage_index(self) -> int:
+        """Of the curriculum's stage; 0 without one."""
+        return self.stage.index if self.stage else 0
 
     @property
     def _logarithms(self) -> list[str]:
@@ -201,7 +207,7 @@ class TrainerState:
         self.epoch, self.updates, self.skipped = meta["epoch"], meta["updates"], meta["skipped"]
         self.summed, self.counted = group("average/"), meta.get("counted", 0)
         if self.stage is not None:
-            self.stage = Stage.from_dict(meta["stage"])
+            self.stage = Stage.from_dict(meta["stage"], self.config.lengths)
         if meta["step"]:
             live, self.step = meta.get("live", [0]), meta["step"]
             self.positions = [

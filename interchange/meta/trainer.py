@@ -140,7 +140,7 @@ class Trainer:
         losses = np.asarray(state.epoch_losses)
         row: dict[str, Any] = {"epoch": state.epoch}
         row |= {"loss": loss_at(losses, len(losses)) if len(losses) else math.inf}
-        if expert := schedule.expert(state.epoch):
+        if expert := schedule.expert(state.epoch, state.stage_index):
             row |= {"imitates": expert}
         if state.stage or schedule.low < schedule.high:
             row |= {"steps": self._length}
@@ -168,7 +168,7 @@ class Trainer:
 
     def _restarts(self, epoch: int) -> bool:
         """Whether an interrupted epoch starts again: several workers keep no positions in checkpoints."""
-        return self.state.workers.size > 1 or self.schedule.restarts(epoch)
+        return self.state.workers.size > 1 or self.schedule.restarts(epoch, self.state.stage_index)
 
     def _update(self, grads: dict[str, Any]) -> None:
         """One step at the learning rate of the schedule."""

@@ -48,6 +48,7 @@ TARGETS = {
     "rnnprop_lv": Target((0.93, 0.94)),
     "rp_s": Target(None, (0.92, 0.97)),
     "rp_si": Target((0.94, 0.94), (0.92, 0.97)),
+    "rp_si_n": Target((0.94, 0.94)),
     "rp_extra": Target(None, (0.92, 0.97)),
     "momentum(0.5)": Target((0.83, 0.85)),
     "adam(0.9, 0.9)": Target((0.25, 0.31)),

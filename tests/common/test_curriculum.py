@@ -53,6 +53,17 @@ def test_the_last_stage_ends_where_it_no_longer_improves():
     assert stage.ended and stage.best == 0.8
 
 
+def test_a_shortened_curriculum_has_its_own_stages_in_checkpoints_too():
+    short = (20, 50)
+    stage = Stage(lengths=short)
+    assert (stage.length, stage.judged_at) == (20, 50)
+    stage, decisions = run(stage.begun(1.0), 0.5, 0.6, 0.6)
+    assert decisions[-1] == "advance" and (stage.length, stage.judged_at) == (50, 50)
+    assert Stage.from_dict(stage.to_dict(), short) == stage
+    stage, decisions = run(stage.begun(1.0), 0.9, 0.95, 0.92)
+    assert decisions[-1] == "stop" and stage.ended
+
+
 @pytest.mark.parametrize("stage", [Stage(), Stage(3, 2, True, 0.5), Stage(1, 4, False, 0.25, True)])
 def test_a_stage_survives_a_checkpoint(stage):
     values = stage.to_dict()

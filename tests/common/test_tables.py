@@ -114,6 +114,7 @@ def test_teachers_differ_from_each_other_as_their_sources_say():
     assert fields("rnnprop_lv") == fields("rnnprop", name="rnnprop_lv", scale=0.1)
     norms = ("m_p2", "m_p2_5", "m_p3")
     assert fields("rp_si") == fields("rp_s", name="rp_si", inputs=norms)
+    assert fields("rp_si_n") == fields("rp_s", name="rp_si_n", inputs=("m_tilde", "g_tilde", "m_p3"))
     more = ("m_tilde", "g", "mom5", "mom9", "mom99")
     assert fields("rp_extra") == fields("rp_s", name="rp_extra", inputs=more, pre=9, lstm=(12,))
     assert TEACHERS["rp_s"].eps == 1e-12 and TEACHERS["rnnprop"].eps == 1e-8

@@ -1,14 +1,17 @@
 """What each epoch does: problems in turn, drawn lengths, experts, the meta learning rate; what is refused."""
 
 import collections
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from common.errors import L2OError
+from common.tables.recipes import RECIPES
 from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.schedule import EXPERTS, Schedule
+from interchange.meta.state import settings_hash
 
 MIX = "quadratic,lasso,rastrigin"
 
@@ -59,6 +62,28 @@ def test_epochs_imitate_with_their_probability_each_expert_equally_often():
     assert abs(found[""] / 3000 - 0.7) < 4 * math.sqrt(0.21 / 3000)
     assert all(abs(found[name] - 300) < 4 * math.sqrt(300) for name in EXPERTS)
     assert not any(Schedule(TrainConfig()).expert(epoch) for epoch in range(100))
+
+
+def test_each_stage_imitates_with_its_own_probability_and_the_last_goes_on():
+    plan = Schedule(TrainConfig(curriculum=True, stage_imitation=(0.0, 0.5, 1.0), seed=1))
+    shares = [sum(bool(plan.expert(epoch, stage)) for epoch in range(500)) / 500 for stage in range(5)]
+    assert shares[0] == 0.0 and abs(shares[1] - 0.5) < 0.1 and shares[2:] == [1.0] * 3
+    drawn = [epoch for epoch in range(500) if plan.expert(epoch, 1)]
+    same = Schedule(TrainConfig(imitation=0.5, seed=1))
+    assert drawn == [epoch for epoch in range(500) if same.expert(epoch)]
+    assert plan.restarts(drawn[0], 1) and not plan.restarts(drawn[0])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_fills_in_what_stands_at_its_default(name):
+    config = TrainConfig(recipe=name)
+    assert all(getattr(config, key) == value for key, value in RECIPES[name].items())
+    Schedule(config)  # its settings go together
+    own = TrainConfig(recipe=name, teacher="dm_raw", epochs=7, validate_every=3)
+    assert (own.teacher, own.epochs, own.validate_every) == ("dm_raw", 7, 3)
+    assert dataclasses.replace(own) == own and settings_hash(own) == settings_hash(
+        dataclasses.replace(own, recipe="")
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,6 +138,11 @@ REFUSED = {
 
 
 REFUSED |= {
+    "stages without a curriculum": ({"lengths": (20, 40)}, "--lengths are those of a curriculum"),
+    "stages that shrink": (
+        {"curriculum": True, "lengths": (40, 20)}, "each longer than the one before, got 40 20"
+    ),
+    "shares of no stage": ({"stage_imitation": (0.5,)}, "--stage-imitation has a share for each stage"),
     "an unknown problem": ({"problem": "quadratic,lass"}, "unknown problem 'lass' (did you mean 'lasso'"),
     "no problem": ({"problem": "quadratic,"}, "unknown problem ''"),
     "a problem twice": (
