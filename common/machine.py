@@ -16,6 +16,14 @@ def default_threads() -> int:
     return int(asked) if asked.isdigit() and int(asked) else cores()
 
 
+def memory() -> int:
+    """Bytes of memory of the machine, or of the control group where that has less."""
+    least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup/memory.max")
+    said = group.read_text().strip() if group.exists() else ""
+    return min(least, int(said)) if said.isdigit() else least
+
+
 def limit_memory(size: int) -> None:
     """Let this process take no more than ``size`` bytes of addresses beyond those taken by now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0

@@ -14,6 +14,7 @@ from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import from_dict
 from common.tables.teachers import TEACHERS, TeacherRow, initial_weights, variant
+from interchange.commands.estimate import estimate
 from interchange.meta.config import TrainConfig
 from interchange.meta.sharing import check_share
 from interchange.meta.trainer import make_trainer
@@ -216,6 +217,9 @@ def main(command: Callable[[TrainConfig], Any], name: str, argv: Sequence[str] |
     """The command line of ``command``, the function of the backend called ``name``; the exit code."""
 
     def body(config: TrainConfig) -> int:
+        if config.dry_run:
+            print(estimate(config, "train", name))
+            return 0
         result = command(config)
         if not config.quiet and place(name).rank == 0:
             state = "teacher" if result.exit_code == 0 else "interrupted; best teacher so far"

@@ -19,6 +19,7 @@ from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.places import vacant
 from common.run.shell import Interrupted
+from interchange.commands.estimate import estimate
 from interchange.meta.config import TuneConfig
 from interchange.meta.confirm import confirmed
 from interchange.meta.sharing import check_share
@@ -193,7 +194,7 @@ def _constant(text: str) -> tuple[str, float]:
 
 def _settings(config: TuneConfig) -> dict[str, Any]:
     """What the result depends on, as the flags that say so."""
-    places = ("out", "data_dir", "device", "quiet", "overwrite", "jobs")
+    places = ("out", "data_dir", "device", "quiet", "overwrite", "jobs", "dry_run")
     values = dataclasses.asdict(config) | {key: Path(getattr(config, key)).name for key in ("rule", "start")}
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     return {k: v for k, v in values.items() if k not in places and v != defaults[k]}
@@ -203,6 +204,9 @@ def main(command: Callable[[TuneConfig], Any], name: str, argv: Sequence[str] | 
     """The command line of ``command``, the function of the backend called ``name``; the exit code."""
 
     def body(config: TuneConfig) -> None:
+        if config.dry_run:
+            print(estimate(config, "tune", name))
+            return
         rule = command(config)
         record = rule.provenance["tuned"]
         if not config.quiet and place(name).rank == 0:

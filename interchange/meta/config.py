@@ -59,6 +59,7 @@ class MetaLoop(OnProblem):
     pairs: int = option(6, "antithetic pairs of rollouts (es, pes)", low=1)
     sigma: float = option(0.05, "size of the perturbations, relative to each weight's (es, pes)", above=0)
     jobs: int = option(1, "processes the pairs are shared out among (es, pes)", low=1)
+    dry_run: bool = option(False, "only say what it would take: parameters, memory, time, by a few steps")
     memory: float = option(
         0.0, "GiB the backward pass may take beside what it reads, where it is not compiled (0: unset)", low=0
     )
