@@ -70,32 +70,39 @@ def test_what_says_nothing_about_the_result_is_left_out_of_a_command_line():
     assert command_line("torch_impl.select", config) == "python -m torch_impl.select rules"
 
 
-@pytest.fixture(scope="module", params=["rp_s", pytest.param("rp_s_m", marks=pytest.mark.slow)])
-def teacher(request) -> str:
-    """The demo's own sees whole matrices, whose polar factors take their time."""
+WHOLE = {"teacher": "rp_s_m", "problem": "digits-mlp", "epochs": 2, "evaluations": 2000}
+SMALL = {"teacher": "rp_s", "problem": "quadratic", "epochs": 1, "evaluations": 100}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(SMALL, id="small"), pytest.param(WHOLE, id="whole", marks=pytest.mark.slow)],
+)
+def budget(request) -> dict[str, Any]:
+    """The smallest, and with the demo's own teacher and problem: its polar factors take their time."""
     return request.param
 
 
 @pytest.fixture(scope="module")
-def folder(teacher, tmp_path_factory) -> Path:
+def folder(budget, tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("demo") / "my demo"
 
 
 @pytest.fixture(scope="module")
-def output(teacher, folder) -> str:
+def output(budget, folder) -> str:
     pytest.importorskip("pyoperon", reason="pyoperon is not installed")
-    line = f"torch_impl.demo --teacher {teacher} --epochs 1 --evaluations 500 --steps 20 --seeds 2 --jobs 1"
+    words = flags(budget | {"steps": 20, "seeds": 2, "jobs": 1, "out": folder})
     with contextlib.redirect_stdout(io.StringIO()) as stdout:
-        assert call(f"{line} --out", folder) == 0
+        assert call("torch_impl.demo", *words) == 0
     return stdout.getvalue().rstrip()
 
 
-def test_every_stage_leaves_its_files_and_the_report_is_last(teacher, output, folder):
+def test_every_stage_leaves_its_files_and_the_report_is_last(budget, output, folder):
     names = {path.name for path in folder.iterdir()}
     made = {"teacher.h5", "trajectories.h5", "rules", "tuned.json", "evaluation", "report.html"}
     assert made <= names
     runs = load_trajectories(folder / "trajectories.h5").runs
-    assert len(runs) == 12 + (teacher == "rp_s_m")  # of whole matrices
+    assert len(runs) == 12 + (budget is WHOLE)  # of whole matrices
     assert output.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert re.findall(r"^== (\w+): ", output, re.MULTILINE) == list(STAGES)
 
@@ -125,16 +132,16 @@ def test_the_evaluation_gave_every_optimizer_the_same_number_of_trials(output, f
     assert len(rows) == 2 * (3 + len(baseline_names("torch"))) and len({row.trials for row in rows}) == 1
 
 
-def test_the_commands_in_the_report_can_be_run_as_written(output, folder, monkeypatch):
+def test_the_commands_in_the_report_can_be_run_as_written(budget, output, folder, monkeypatch):
     text = (folder / "report.html").read_text(encoding="utf-8")
     found = re.findall(r'<pre class="command"><code>(.*?)</code></pre>', text, re.DOTALL)
     lines = [html.unescape(re.sub(r"<[^>]+>", "", line)) for line in found]
     assert lines == re.findall(r"^== \w+: (.*)$", output, re.MULTILINE)
     configs = dict(zip(STAGES, (parsed(line, monkeypatch) for line in lines), strict=True))
     assert configs["train"].out == configs["record"].source == str(folder)
-    assert (configs["train"].epochs, configs["train"].epoch_length) == (1, 20)
+    assert (configs["train"].epochs, configs["train"].epoch_length) == (budget["epochs"], 20)
     assert configs["distill"].trajectories == str(folder / "trajectories.h5")
-    assert configs["distill"].evaluations == 500
+    assert configs["distill"].evaluations == budget["evaluations"]
     assert configs["select"].front == str(folder / "rules")
     assert configs["tune"].rule == str(folder / "rules" / "best.json")
     assert configs["tune"].out == str(folder / "tuned.json")
