@@ -14,7 +14,7 @@ LIGHT := .venv/.light
 LIGHT_EXTRAS := torch,operon,report
 EXTRAS := torch,tf,operon,pysr,dask,onnx,optimizers,tensorboard,bench,report,dev
 
-.PHONY: install light demo test test-slow test-lowest lint reference clean
+.PHONY: install light demo test test-slow test-faults test-lowest lint reference clean
 
 install: $(STAMP)
 
@@ -46,14 +46,22 @@ demo: $(if $(wildcard $(STAMP)),$(STAMP),$(LIGHT))
 	$(BIN)/python -m torch_impl.demo --overwrite
 
 # Small arrays: more threads only wait for each other. Tests of a file share what they make.
-test test-slow: export OMP_NUM_THREADS = 1
-test test-slow: export OMP_WAIT_POLICY = PASSIVE
+test test-slow test-faults: export OMP_NUM_THREADS = 1
+test test-slow test-faults: export OMP_WAIT_POLICY = PASSIVE
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# What faults do, counted: L2O_FAULTS is the part of it that is run, L2O_FAULTS_SEED draws other cases,
+# L2O_FAULTS_SOAK is in seconds. Hard gradients are the same for any seed.
+FAULTS = tests/faults tests/parity/test_hard_gradients.py
+test-faults: export L2O_FAULTS ?= 1
+test-faults: export L2O_FAULTS_SOAK ?= 3600
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest $(FAULTS)
 
 # Minutes and gigabytes: the lowest versions of setup.cfg's ranges, in a .venv of their own.
 test-lowest:

@@ -1,0 +1,83 @@
+"""Commands where nothing can be written, or not enough: one line, a code, and what was there is whole."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from common.run.storage import TEMPORARY_PREFIX
+from tests.faults.starter import Starter
+from tests.faults.table import COMMANDS, prepared
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def inputs(starter: Starter, tmp_path_factory) -> Path:
+    return prepared(
+        tmp_path_factory.mktemp("inputs"), lambda words: starter.run({"words": words}), starter.backend
+    )
+
+
+def told_by(starter: Starter, words: list[str], **job) -> tuple[int, list[str]]:
+    """The exit code, and the lines of the program itself on stderr."""
+    (told,) = starter.run({"words": words, **job})
+    assert told["code"] >= 0 and "Traceback" not in told["error"], told
+    return told["code"], [line for line in told["error"].splitlines() if line.startswith("python -m ")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on_later(
+    name, starter, inputs, times, dice: random.Random, tell, tmp_path
+):
+    """By the largest size a file may have, which every file meets, those for other programs too."""
+    failed = 0
+    for number in range(times(50)):
+        out = tmp_path / str(number)
+        words = COMMANDS[name].words(starter.backend, inputs, out)
+        limit = dice.choice((0, dice.randrange(512), dice.randrange(1 << 12), dice.randrange(1 << 16)))
+        code, lines = told_by(starter, words, limit=limit)
+        assert (code, len(lines)) in ((74, 1), (0, 0)) or (name == "distill" and code in (2, 74)), lines
+        failed += code != 0
+        assert not list(out.rglob(f"{TEMPORARY_PREFIX}*"))
+        assert told_by(starter, COMMANDS[name].words(starter.backend, inputs, out, goes_on=True))[0] in (0, 2)
+    tell(f"{times(50)} sizes, {failed} too small: exit 74, one line, no temporary file, gone on with")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_folder_that_may_not_be_written_is_one_line(name, starter, inputs, tmp_path):
+    place = tmp_path / "read only"
+    place.mkdir(mode=0o555)
+    words = COMMANDS[name].words(starter.backend, inputs, place)
+    code, lines = told_by(starter, words, ordinary=True)
+    assert code == 74 and len(lines) == 1 and str(place) in lines[0]
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_output_that_is_full_or_closed_is_one_line(name, starter, inputs, tmp_path):
+    words = [w for w in COMMANDS[name].words(starter.backend, inputs, tmp_path) if w != "--quiet"]
+    code, lines = told_by(starter, words, stdout="/dev/full")
+    assert code == 74 and len(lines) == 1 and "No space left" in lines[0]
+
+
+NAMES = ["a b", 'quote"s', "line\nbreak", "größe", "-dash", "semi;colon"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_odd_names_of_folders_are_names(name, starter, inputs, tmp_path):
+    """And outputs of few letters, with a narrow terminal."""
+    for odd in NAMES:
+        out = tmp_path / odd
+        words = [w for w in COMMANDS[name].words(starter.backend, inputs, out) if w != "--quiet"]
+        few = {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1", "COLUMNS": "5"}
+        code, lines = told_by(starter, words, environment=few)
+        assert (code, lines) == (0, []), odd
+        assert COMMANDS[name].left(out)
+
+
+def test_a_command_told_to_end_while_it_starts_says_so(starter, inputs, tmp_path):
+    words = COMMANDS["record"].words(starter.backend, inputs, tmp_path)
+    (told,) = starter.run({"words": words, "signal": signal.SIGINT, "after": 0.05})
+    assert told["code"] in (130, 0) and "Traceback" not in told["error"]
