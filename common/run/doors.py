@@ -18,6 +18,7 @@ _BACKEND = {
     "tune": "tune an equation's constants",
     "evaluate": "compare optimizers, each tuned alike; a report",
     "optimize": "train a network with any optimizer",
+    "paper": "the ICLR 2022 paper's tables and figures, and whether its claims hold",
 }
 _SHARED = {
     "distill": "turn a recording into short equations",

@@ -99,6 +99,24 @@ def side_by_side(config: AnalysisConfig, given: Given) -> "Courses | None":
     return courses(dict(zip(names, recordings, strict=True)))
 
 
+def written(config: AnalysisConfig) -> tuple[dict[str, Any], Path | None]:
+    """``analyse`` with its files in ``config.out``: what was found, and the page; None without a folder.
+
+    Raises:
+        L2OError: as ``Given.load`` and ``analyse``; the folder holds an analysis already.
+    """
+    from interchange.analysis.output import write
+
+    given = Given.load(config)
+    if config.out:
+        vacant(Path(config.out) / "analysis.json", config.overwrite)
+        require("analysis --out", "matplotlib")
+    beside = side_by_side(config, given)  # what does not fit is found before anything is measured
+    with Progress("analysis", len(config.sources) + config.seeds, quiet=config.quiet) as progress:
+        found = analyse(config, given, progress)
+    return found, write(Path(config.out), found, given.sources, beside) if config.out else None
+
+
 def table_text(found: Mapping[str, Any]) -> str:
     """The optimizers as an aligned table, and what else was found in a sentence each."""
     head = ("optimizer", "nodes", "floats", "R2", "early", "middle", "late", "at best lr", "TPF", "by input")
@@ -133,16 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry point; the exit code."""
 
     def body(config: AnalysisConfig) -> None:
-        from interchange.analysis.output import write
-
-        given = Given.load(config)
-        if config.out:
-            vacant(Path(config.out) / "analysis.json", config.overwrite)
-            require("analysis --out", "matplotlib")
-        beside = side_by_side(config, given)  # what does not fit is found before anything is measured
-        with Progress("analysis", len(config.sources) + config.seeds, quiet=config.quiet) as progress:
-            found = analyse(config, given, progress)
-        page = write(Path(config.out), found, given.sources, beside) if config.out else None
+        found, page = written(config)
         if not config.quiet:
             print(table_text(found))
             if page is not None:

@@ -6,8 +6,6 @@ compare it with fairly tuned hand-made optimizers, and write an HTML report.
 
 import dataclasses
 import math
-import shlex
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,7 @@ from common.tables.problems import PROBLEMS, parameter_specs
 from common.tables.teachers import TEACHERS
 from interchange.commands.record import RecordConfig
 from interchange.commands.select import SelectConfig, rollout_loss
+from interchange.commands.stages import Stages
 from interchange.evaluation.config import EvaluateConfig
 from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.report.demo_page import FrontRow, ReportData, RuleCard, write_report
@@ -67,7 +66,7 @@ def demo(config: DemoConfig, backend: "Backend") -> Path:
         L2OError: ``config.out`` holds a run already, or a stage fails.
     """
     require("demo", "pyoperon", "matplotlib")  # needed minutes later
-    stages = _Stages(config, backend)
+    stages = Stages(config.quiet, backend)
     folder = Path(config.out or "runs/demo")
     run, ranked, tuned = _make_rules(config, stages, folder)
     rows = _compare(config, stages, folder)
@@ -89,7 +88,7 @@ def _shared(config: DemoConfig, *more: str) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _make_rules(config: DemoConfig, stages: "_Stages", folder: Path) -> "tuple[Run, list[Rule], Rule]":
+def _make_rules(config: DemoConfig, stages: "Stages", folder: Path) -> "tuple[Run, list[Rule], Rule]":
     """The teacher's run, its rules, the chosen one first, and that one tuned."""
     from interchange.distill.config import DistillConfig
 
@@ -117,7 +116,7 @@ def _make_rules(config: DemoConfig, stages: "_Stages", folder: Path) -> "tuple[R
     return run, ranked, tuned
 
 
-def _compare(config: DemoConfig, stages: "_Stages", folder: Path) -> "list[EvaluationRow]":
+def _compare(config: DemoConfig, stages: "Stages", folder: Path) -> "list[EvaluationRow]":
     """Teacher, rules and every baseline, by short names."""
     names = {
         f"teacher:{folder}": "teacher",
@@ -134,52 +133,6 @@ def _compare(config: DemoConfig, stages: "_Stages", folder: Path) -> "list[Evalu
     return [dataclasses.replace(row, optimizer=names.get(row.optimizer, row.optimizer)) for row in rows]
 
 
-class _Stages:
-    """Runs stages with a heading, and remembers their commands and times."""
-
-    def __init__(self, config: DemoConfig, backend: "Backend") -> None:
-        self.quiet, self.backend = config.quiet, backend
-        self.commands: list[str] = []
-        self.seconds: dict[str, float] = {}
-
-    def run(self, name: str, config: Any) -> Any:
-        """The command called ``name``; what it returns."""
-        from interchange.commands import evaluate, record, select, train, tune
-        from interchange.distill import run as distill
-
-        modules = {"train": train, "record": record, "select": select, "tune": tune, "evaluate": evaluate}
-        package = "interchange" if name == "distill" else f"{self.backend.NAME}_impl"
-        self.commands.append(command_line(f"{package}.{name}", config))
-        if not self.quiet:
-            print(f"\n== {name}: {self.commands[-1]}", flush=True)
-        started = time.perf_counter()
-        if name == "distill":
-            result = distill.distill(config)
-        else:
-            result = getattr(modules[name], name)(config, self.backend)
-        self.seconds[name] = time.perf_counter() - started
-        return result
-
-
-def command_line(module: str, config: Any) -> str:
-    """The command that runs ``module`` with ``config``, defaults left out."""
-    words = [f"python -m {module}"]
-    positional = {"record": "source", "distill": "trajectories", "select": "front", "tune": "rule"}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in ("quiet", "overwrite") or value == field.default:
-            continue
-        shown = shlex.join(map(str, value if isinstance(value, tuple) else (value,)))
-        flag = "--" + field.name.replace("_", "-")
-        if field.name == positional.get(module.partition(".")[2]):
-            words.insert(1, shown)
-        elif isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            words.append(f"{flag} {shown}")
-    return " ".join(words)
-
-
 def report_data(
     config: DemoConfig,
     run: "Run",
@@ -187,7 +140,7 @@ def report_data(
     tuned: "Rule",
     rows: "list[EvaluationRow]",
     summary: list[SummaryRow],
-    stages: _Stages,
+    stages: Stages,
 ) -> ReportData:
     """Everything the report shows."""
     from common.run.runs import environment

@@ -151,15 +151,15 @@ def _begin(
             f"{name} was trained on tasks of its caller; go on with it from Python: train(config, tasks)"
         )
     if not config.resume:
-        if restarts and _holds(name, config):
+        if restarts and holds(name, config):
             return _begin(dataclasses.replace(config, resume=name), tasks, restarts)
         again = f"go on with it by --resume {shlex.quote(name)}, "
         folder = RunFolder(name, create=True, overwrite=config.overwrite, again=again)
     return config, folder, given, teacher
 
 
-def _holds(name: str, config: TrainConfig) -> bool:
-    """Whether a folder holds a run with these settings."""
+def holds(name: str, config: TrainConfig) -> bool:
+    """Whether a folder holds a run with these settings, finished or not."""
     from common.run.runs import RunFolder
     from interchange.meta.state import settings_hash
 

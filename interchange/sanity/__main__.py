@@ -106,16 +106,22 @@ def tables(config: SanityConfig) -> tuple[list[dict], list[dict]]:
     return rows, teachers
 
 
+def sanity(config: SanityConfig) -> tuple[list[dict], list[dict]]:
+    """``tables``, written to ``config.json`` where that is given."""
+    rows, teachers = tables(config)
+    if config.json:
+        settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "json"}
+        payload = {"format": FORMAT, "format_version": FORMAT_VERSION, "settings": settings}
+        payload |= {"rows": rows, "teachers": teachers}
+        atomic_write(config.json, json.dumps(finite_or_none(payload), indent=1, allow_nan=False) + "\n")
+    return rows, teachers
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry point; the exit code, 0 whether the bars are met or not."""
 
     def body(config: SanityConfig) -> None:
-        rows, teachers = tables(config)
-        if config.json:
-            settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "json"}
-            payload = {"format": FORMAT, "format_version": FORMAT_VERSION, "settings": settings}
-            payload |= {"rows": rows, "teachers": teachers}
-            atomic_write(config.json, json.dumps(finite_or_none(payload), indent=1, allow_nan=False) + "\n")
+        rows, teachers = sanity(config)
         if not config.quiet:
             shown = [table_text(rows)] * bool(rows) + [sanity_teachers.table_text(teachers)] * bool(teachers)
             print("\n\n".join(shown))

@@ -47,7 +47,9 @@ def configuration(command: str, words: list[str], monkeypatch: pytest.MonkeyPatc
         return 0
 
     shared = re.sub("^(torch|tf)_impl", "interchange.commands", command)
-    home = shared if find_spec(shared) and shared != command else main.__module__
+    home = shared if shared != command and find_spec(shared) else main.__module__
+    if command.endswith("_impl.paper"):
+        home = "interchange.paper.paper"
     monkeypatch.setattr(import_module(home), "run_command", stand_in)
     assert main(words) == 0
     return made[0]

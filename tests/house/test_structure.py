@@ -15,10 +15,10 @@ FLOORS = {
     "common": ("", "data", "tables", "kernels", "run", "roof"),
     "interchange": (
         "", "language", "dialects", "evaluation", "files", "emit", "rule", "search", "meta", "report",
-        "distill", "commands", "convert", "sanity", "analysis", "inspect", "roof",
+        "distill", "commands", "convert", "sanity", "analysis", "paper", "inspect", "roof",
     ),
-    "torch_impl": ("", "problems", "networks", "optimizers", "meta", "recording", "roof"),
-    "tf_impl": ("", "problems", "networks", "optimizers", "meta", "recording", "roof"),
+    "torch_impl": ("", "problems", "networks", "optimizers", "meta", "recording", "paper", "roof"),
+    "tf_impl": ("", "problems", "networks", "optimizers", "meta", "recording", "paper", "roof"),
 }  # fmt: skip
 GROUND = {
     "common": {"errors", "extras", "files", "lazy", "machine", "metrics", "reference", "registry", "rng"},

@@ -14,9 +14,9 @@ import pytest
 
 from common.errors import L2OError
 from common.tables.baselines import baseline_names
-from interchange.commands.demo import command_line
 from interchange.commands.record import RecordConfig
 from interchange.commands.select import SelectConfig
+from interchange.commands.stages import command_line
 from interchange.distill.config import DistillConfig
 from interchange.evaluation.config import EvaluateConfig
 from interchange.files.results import load_evaluation

@@ -1,0 +1,212 @@
+"""``paper``: cells are run once, verdicts follow from numbers, the page has the published ones too."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import L2OError
+from interchange.commands.stages import Stages
+from interchange.paper import config as settings
+from interchange.paper import paper as command
+from interchange.paper import plan, published
+from interchange.paper.cells import Cells
+from interchange.paper.claims import AS_GOOD
+from interchange.paper.config import ITEMS, SCALES, PaperConfig
+from interchange.paper.cost import cost, table
+from interchange.paper.verdicts import HOLDS, NOT, PART, UNKNOWN, Verdict, verdicts
+from tests.helpers.commands import call
+
+
+class _Backend:
+    NAME = "torch"
+
+
+class _KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+class _Counting(Stages):
+    """Stages that write what they are asked for, and end the process at one of them."""
+
+    def __init__(self, killed_at: int = 0) -> None:
+        super().__init__(True, _Backend())
+        self.begun: list[str] = []
+        self.killed_at = killed_at
+        self.configs: dict[str, Any] = {}
+
+    def run(self, name: str, config: Any, title: str = "") -> Any:
+        self.begun.append(title.partition(" ")[2])
+        self.configs[self.begun[-1]] = config
+        if len(self.begun) == self.killed_at:
+            raise _KilledError
+        self.seconds[title] = 0.5
+        for cell in self.cells.values():
+            if cell.name == self.begun[-1]:
+                cell.result.parent.mkdir(parents=True, exist_ok=True)
+                cell.result.touch()
+
+
+def runner(folder: Path, config: PaperConfig, killed_at: int = 0, anew: bool = False) -> Cells:
+    stages = _Counting(killed_at)
+    stages.cells = plan.plan(config)
+    return Cells(folder, stages.cells, stages, anew)
+
+
+def test_a_killed_paper_goes_on_without_repeating_a_finished_cell(tmp_path):
+    config = PaperConfig(out=str(tmp_path), quiet=True, only=("table", "sanity"))
+    names = list(plan.plan(config))
+    killed = runner(tmp_path, config, killed_at=20)
+    with pytest.raises(_KilledError):
+        killed.run()
+    assert killed._stages.begun == names[:20]
+    again = runner(tmp_path, config)
+    again.run()
+    assert again.found == names[:19] and again.ran == again._stages.begun == names[19:]
+    once_more = runner(tmp_path, config)
+    once_more.run()
+    assert once_more.ran == [] and once_more.found == names
+    anew = runner(tmp_path, config, anew=True)
+    anew.run()
+    assert anew.ran == names
+
+
+def test_only_what_reads_a_changed_setting_runs_again(tmp_path, monkeypatch):
+    config = PaperConfig(out=str(tmp_path), quiet=True, only=("table",))
+    runner(tmp_path, config).run()
+    monkeypatch.setattr(settings, "SCALES", {"smoke": dataclasses.replace(SCALES["smoke"], horizon=61)})
+    again = runner(tmp_path, config)
+    again.run()
+    kinds = {name.partition("/")[2] for name in again.ran}
+    assert kinds == {"select", "evaluate", "follow", "analysis"}
+    lost = plan.plan(config)["rp/record"].result
+    lost.unlink()
+    once_more = runner(tmp_path, config)
+    once_more.run()
+    assert once_more.ran == ["rp/record"]
+
+
+def test_the_folder_may_be_moved(tmp_path):
+    config = PaperConfig(out=str(tmp_path / "one"), quiet=True, only=("figure4",))
+    runner(tmp_path / "one", config).run()
+    (tmp_path / "one").rename(tmp_path / "other")
+    moved = runner(tmp_path / "other", dataclasses.replace(config, out=str(tmp_path / "other")))
+    moved.run()
+    assert moved.ran == []
+
+
+def test_every_item_names_what_it_needs_and_no_more(tmp_path):
+    for item in ITEMS:
+        cells = plan.plan(PaperConfig(out=str(tmp_path), only=(item,)))
+        assert all(set(cell.needs) <= set(list(cells)[:place]) for place, cell in enumerate(cells.values()))
+        assert len({cell.result for cell in cells.values()}) == len(cells)
+    long = plan.plan(PaperConfig(only=("long",)))
+    assert list(long) == ["dm/train", "dm+cl+il/train", "long/evaluate"]
+    everything = plan.plan(PaperConfig())
+    assert {name for item in ITEMS for name in plan.plan(PaperConfig(only=(item,)))} == set(everything)
+    assert sum(name.endswith("/evaluate") for name in everything) == len(published.MODELS) + 2
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_each_cell_is_a_command_anyone_may_run(scale, tmp_path, monkeypatch):
+    from tests.pipeline.test_demo import parsed
+
+    config = PaperConfig(scale=scale, out=str(tmp_path / "a folder"), seed=3, dtype="float64", data_dir="d")
+    stages = Stages(True, _Backend())
+    for cell in plan.plan(config).values():
+        with monkeypatch.context() as patch:
+            read = parsed(stages.line(cell.command, cell.config), patch)
+        assert read == dataclasses.replace(cell.config, quiet=False), cell.name
+
+
+def test_costs_are_those_of_the_configuration():
+    cells = plan.plan(PaperConfig(scale="small"))
+    assert (cost(cells["rp_s/train"]).steps, cost(cells["rp_s/train"]).about) == (40_000, False)
+    assert (cost(cells["dm+cl+il/train"]).steps, cost(cells["dm+cl+il/train"]).about) == (150_000, True)
+    assert cost(cells["rp_s/distill-0"]).searched == 60.0
+    assert cost(cells["sanity/search"]).searched == 3 * (5 + 2) * 60.0
+    assert cost(cells["rp_s/evaluate"]).rolled == 2 * 10 * 300
+    seconds = dict.fromkeys((("rp_s", "mnist-mlp"), ("rnnprop", "mnist-mlp")), 0.01)
+    text = table({"rp_s/train": cells["rp_s/train"]}, seconds)
+    assert "40,000 steps of meta-training" in text and "about 8 min" in text  # and the validations' rollouts
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path):
+    command._settle(PaperConfig(scale="smoke"), "torch", tmp_path)
+    command._settle(PaperConfig(scale="smoke", only=("sanity",), jobs=1), "torch", tmp_path)
+    with pytest.raises(L2OError, match="begun with another scale, seed; replace it with --overwrite"):
+        command._settle(PaperConfig(scale="small", seed=1), "torch", tmp_path)
+    with pytest.raises(L2OError, match="begun with another backend"):
+        command._settle(PaperConfig(), "tf", tmp_path)
+
+
+def model(title: str, lstm: list[float], rule: list[float], nodes: float, r2: float) -> dict[str, Any]:
+    """What the verdicts read of a model."""
+    from interchange.evaluation.profiles import ratio
+
+    own = dataclasses.astuple(ratio(rule, lstm))
+    return {
+        "title": title,
+        "loss": {"lstm_each": lstm, "rule_each": rule, "ratio": own},
+        "complexity": {"mean": nodes, "r2": r2},
+        "rule": {"r2": r2},
+        "published": {"r2": (0.93, 0.94)},
+        "lstm": None,
+        "fit": None,
+    }
+
+
+def verdict_of(found: dict[str, Any], start: str) -> Verdict:
+    return next(v for v in verdicts(found) if v.claim.startswith(start))
+
+
+def test_a_claim_holds_of_all_in_part_of_some_and_is_unknown_without_any():
+    empty = {"models": {}, "sanity": None, "large": None, "long": None}
+    assert {verdict.outcome for verdict in verdicts(empty)} == {UNKNOWN}
+    lstm = [0.2, 0.2, 0.2]
+    good, bad = [AS_GOOD * 0.2 * 0.99] * 3, [AS_GOOD * 0.2 * 1.01] * 3
+    for rules, outcome in (((good, good), HOLDS), ((good, bad), PART), ((bad, bad), NOT)):
+        models = {
+            name: model(name, lstm, rule, 20.0, 0.95) for name, rule in zip(("rp", "dm"), rules, strict=True)
+        }
+        assert verdict_of(empty | {"models": models}, "Equations do as well").outcome == outcome
+    worse = {"dm": model("DM", [0.3] * 3, good, 60.0, 0.9), "rp": model("RP", lstm, good, 30.0, 0.9)}
+    judged = empty | {"models": worse}
+    assert verdict_of(judged, "The loss falls").outcome == HOLDS
+    assert "0.667" in verdict_of(judged, "The loss falls").ours
+    assert verdict_of(judged, "Mapping complexity falls").outcome == HOLDS
+    # A third of 182.9 nodes is more than 60, at an R2 above DM's 0.46; RP's 0.93 is missed.
+    assert verdict_of(judged, "Ours, not the paper's").outcome == PART
+
+
+def test_a_sanity_check_is_judged_by_the_published_r2():
+    rows = [{"rule": "sgd", "r2": 1.0, "paper_r2": 1.0}, {"rule": "lags", "r2": 0.93, "paper_r2": 0.94}]
+    found = {"models": {}, "sanity": {"rows": rows, "recorded": []}, "large": None, "long": None}
+    assert verdict_of(found, "Known equations").outcome == PART
+    rows[1]["r2"] = None  # nothing finite was found
+    assert verdict_of(found, "Known equations").outcome == PART
+    rows[1]["r2"] = 0.95
+    assert verdict_of(found, "Known equations").outcome == HOLDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch", "tf"])
+def test_the_whole_paper_in_small(name, tmp_path, capsys):
+    pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[name])
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "paper"
+    assert call(f"{name}_impl.paper --scale smoke --jobs 1 --dtype float64 --out", out) == 0
+    found = json.loads((out / "paper.json").read_text("utf-8"))
+    assert set(found["models"]) == set(published.MODELS)
+    assert {verdict["outcome"] for verdict in found["verdicts"]} <= {HOLDS, PART, NOT}
+    page = (out / "paper.html").read_text("utf-8")
+    for shown in ("paper 0.12 ± 0.07", "paper 25.2", "paper 182.9", "Figure 6", "Every command"):
+        assert shown in page
+    assert "<script" not in page and "src=" not in page and page.count("<svg") >= 9
+    assert (out / "figures" / "figure3-rp.pdf").read_bytes().startswith(b"%PDF")
+    capsys.readouterr()
+    assert call(f"{name}_impl.paper --scale smoke --jobs 1 --dtype float64 --out", out) == 0
+    cells = len(found["cells"])
+    assert f"{cells} of {cells} cells were there" in capsys.readouterr().out
