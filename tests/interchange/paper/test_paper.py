@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.errors import L2OError
@@ -13,10 +15,19 @@ from interchange.paper import config as settings
 from interchange.paper import paper as command
 from interchange.paper import plan, published
 from interchange.paper.cells import Cells
-from interchange.paper.claims import AS_GOOD
+from interchange.paper.claims import AS_GOOD, shown
 from interchange.paper.config import ITEMS, SCALES, PaperConfig
 from interchange.paper.cost import cost, table
-from interchange.paper.verdicts import HOLDS, NOT, PART, UNKNOWN, Verdict, verdicts
+from interchange.paper.verdicts import (
+    HOLDS,
+    NOT,
+    PART,
+    UNKNOWN,
+    Verdict,
+    curves_agree,
+    largest_update,
+    verdicts,
+)
 from tests.helpers.commands import call
 
 
@@ -191,6 +202,29 @@ def test_a_sanity_check_is_judged_by_the_published_r2():
     assert verdict_of(found, "Known equations").outcome == HOLDS
 
 
+def test_seeds_that_may_decide_otherwise_are_said_to():
+    assert shown((1.0, 0.9, 1.2), 1.05) == "1 (0.9 to 1.2), seeds leave it open"
+    assert shown((1.0, 0.9, 1.04), 1.05) == "1 (0.9 to 1.04)"
+    assert shown((1.0, None, None), 1.05) == "1"  # one seed
+
+
+def curve(*middle: float, width: float = 0.04) -> dict[str, list[float]]:
+    return {"x": np.linspace(-width, width, len(middle)).tolist(), "middle": list(middle)}
+
+
+def test_mapping_curves_are_compared_with_each_other_and_over_the_papers_range():
+    row = {
+        "lstm": {"mapping": {"g": curve(-4e-4, 0.0, 4e-4), "m_tilde": curve(0.0, 0.0, 0.0)}},
+        "fit": {"mapping": {"g": curve(-4e-4, 0.0, 4e-4)}},
+    }
+    assert curves_agree(row) == 1.0
+    assert largest_update(row) == pytest.approx((-2e-4, 2e-4))  # half way to the curve's ends
+    row["fit"]["mapping"]["g"] = curve(4e-4, 0.0, -4e-4)
+    assert curves_agree(row) == pytest.approx(-3.0)
+    row["fit"]["mapping"] = {}
+    assert math.isnan(curves_agree(row))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", "tf"])
 def test_the_whole_paper_in_small(name, tmp_path, capsys):
@@ -202,8 +236,8 @@ def test_the_whole_paper_in_small(name, tmp_path, capsys):
     assert set(found["models"]) == set(published.MODELS)
     assert {verdict["outcome"] for verdict in found["verdicts"]} <= {HOLDS, PART, NOT}
     page = (out / "paper.html").read_text("utf-8")
-    for shown in ("paper 0.12 ± 0.07", "paper 25.2", "paper 182.9", "Figure 6", "Every command"):
-        assert shown in page
+    for text in ("paper 0.12 ± 0.07", "paper 25.2", "paper 182.9", "Figure 6", "Every command"):
+        assert text in page
     assert "<script" not in page and "src=" not in page and page.count("<svg") >= 9
     assert (out / "figures" / "figure3-rp.pdf").read_bytes().startswith(b"%PDF")
     capsys.readouterr()
