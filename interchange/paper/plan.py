@@ -192,6 +192,7 @@ def _sanity(config: PaperConfig, scale: Scale) -> Iterator[Cell]:
         evaluations=scale.evaluations,
         time=0.0 if scale.evaluations else scale.seconds,
         seeds=scale.searches,
+        max_size=scale.size if scale.evaluations else 0,  # refits of long rules take longest
         quiet=config.quiet,
         json=result,
     )
