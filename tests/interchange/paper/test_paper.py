@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from common.errors import L2OError
 from interchange.commands.stages import Stages
+from interchange.paper import cells as running
 from interchange.paper import config as settings
 from interchange.paper import paper as command
 from interchange.paper import plan, published
@@ -47,6 +49,7 @@ class _Counting(Stages):
         self.begun: list[str] = []
         self.killed_at = killed_at
         self.configs: dict[str, Any] = {}
+        self.exit_codes: dict[str, int] = {}
 
     def run(self, name: str, config: Any, title: str = "") -> Any:
         self.begun.append(title.partition(" ")[2])
@@ -58,6 +61,7 @@ class _Counting(Stages):
             if cell.name == self.begun[-1]:
                 cell.result.parent.mkdir(parents=True, exist_ok=True)
                 cell.result.touch()
+        return types.SimpleNamespace(exit_code=self.exit_codes.get(self.begun[-1], 0))
 
 
 def runner(folder: Path, config: PaperConfig, killed_at: int = 0, anew: bool = False) -> Cells:
@@ -97,6 +101,19 @@ def test_only_what_reads_a_changed_setting_runs_again(tmp_path, monkeypatch):
     once_more = runner(tmp_path, config)
     once_more.run()
     assert once_more.ran == ["rp/record"]
+
+
+def test_an_interrupted_training_is_gone_on_with_and_a_stopped_one_ends_the_paper(tmp_path, monkeypatch):
+    config = PaperConfig(out=str(tmp_path), quiet=True, only=("table",))
+    monkeypatch.setattr(running, "holds", lambda folder, config: folder == str(tmp_path / "rp_s"))
+    resumed = runner(tmp_path, config)
+    resumed._stages.exit_codes["rp_s_m/train"] = 143
+    with pytest.raises(SystemExit) as end:
+        resumed.run()
+    assert end.value.code == 143 and "rp_s_m/train" not in resumed.records
+    given = resumed._stages.configs
+    assert given["rp_s/train"].resume == str(tmp_path / "rp_s") and not given["rp_s/train"].overwrite
+    assert not given["rp/train"].resume and given["rp/train"].overwrite
 
 
 def test_the_folder_may_be_moved(tmp_path):
