@@ -10,9 +10,10 @@ from typing import Any
 
 from common.run.places import inside
 from common.run.storage import JSON_LIMIT, atomic_write, read_file
+from interchange.files.kinds import RULE, kind
 from interchange.language.checks import RuleError
 from interchange.language.expression import to_text
-from interchange.rule.rule import Rule
+from interchange.rule.rule import Rule, other_kind
 from interchange.rule.words import readable
 
 BEFORE_STRUCTURE = ("file", "complexity", "loss", "tasks", "behind", "r2", "expression")
@@ -70,6 +71,8 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
 
 def front_folder(path: str | os.PathLike[str]) -> Path:
     """The folder of the front that is meant: itself, ``rules`` in a run folder, or that of ``front.csv``."""
+    if Path(path).is_file() and (found := other_kind(path) or (kind(path) == RULE and RULE)):
+        raise RuleError(f"{path}: expected a front of rules, got {found}; name the folder with front.csv")
     return inside(path, "a front of rules", "front.csv", "rules/front.csv").parent
 
 

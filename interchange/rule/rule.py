@@ -63,7 +63,7 @@ class Rule(Equation):
             if os.sep not in os.fspath(path) and "." not in os.fspath(path):
                 raise RuleError(f"{path}: no such file, nor a rule of the gallery: {', '.join(NAMED)}")
         path = inside(path, "a rule", *FILES)
-        if found := _other_kind(path):
+        if found := other_kind(path):
             raise RuleError(f"{path}: expected a rule, got {found}; give the JSON file of a rule")
         return cls._from_payload(read_json(path), os.fspath(path), verify)
 
@@ -171,7 +171,7 @@ class Rule(Equation):
         return cls(**operon_model(model, index, features), scale=scale)
 
 
-def _other_kind(path: str | os.PathLike[str]) -> str:
+def other_kind(path: str | os.PathLike[str]) -> str:
     """What a file that is no JSON is; "" where nobody knows."""
     if (found := kind(path)) == HDF5:
         from interchange.files.hdf5 import kind_of

@@ -131,6 +131,10 @@ def test_wrong_kinds_of_files_are_named_as_what_they_are(run_folder, refused):
     assert "expected a rule, got a NumPy table (.npy)" in refused(f"interchange.rule check {table}")
     assert "got a NumPy table (.npy)" in refused(f"interchange.inspect {table}")
     assert "damaged" not in refused(f"interchange.export teacher:{recording} --to onnx")
+    if importlib.util.find_spec("torch"):
+        for file, found in ((recording, "recorded trajectories"), (rule, "a rule")):
+            told = refused(f"torch_impl.select {file}")
+            assert f"expected a front of rules, got {found}; name the folder with front.csv" in told
     (run_folder / "empty").mkdir()
     told = "expected recorded trajectories, got a folder that holds nothing"
     assert told in refused(f"interchange.distill {run_folder / 'empty'}")
