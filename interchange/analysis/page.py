@@ -71,23 +71,15 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
         seen, fit = row["perception"], row["r2"] or {}
         fields = ", ".join(f"{name} {number(value, '.1f')}" for name, value in seen["fields"].items())
         nearest = row["nearest"][0] if row["nearest"] else None
-        cells.append(
-            tuple(
-                map(
-                    html.escape,
-                    (
-                        row["name"],
-                        number(row["nodes"], "d"),
-                        number(row["state_floats"], "d"),
-                        number(fit.get("pooled"), ".4f"),
-                        number(fit.get("at_rate"), ".4f"),
-                        number(seen["total"], ".2f"),
-                        fields,
-                        f"{nearest['name']}, {number(100 * nearest['r2'], '.1f')} %" if nearest else "–",
-                    ),
-                )
-            )
+        near = f"{nearest['name']}, {number(100 * nearest['r2'], '.1f')} %" if nearest else "–"
+        figures = (
+            number(row["nodes"], "d"),
+            number(row["state_floats"], "d"),
+            number(fit.get("pooled"), ".4f"),
+            number(fit.get("at_rate"), ".4f"),
+            number(seen["total"], ".2f"),
         )
+        cells.append((html.escape(row["name"]), *map(html.escape, figures), *map(html.words, (fields, near))))
     return html.table(head, cells, "optimizers")
 
 
@@ -115,7 +107,7 @@ def _nearest(rows: Sequence[Mapping[str, Any]]) -> str:
             *(
                 cell
                 for match in row["nearest"][:3]
-                for cell in (html.escape(match["name"]), number(match["r2"], ".4f"))
+                for cell in (html.words(match["name"]), number(match["r2"], ".4f"))
             ),
         )
         for row in rows

@@ -75,6 +75,11 @@ def table(head: Iterable[str], rows: Iterable[Sequence[str]], label: str, wraps:
     return opening + "\n".join(lines) + "</tbody></table></div>"
 
 
+def words(text: object) -> str:
+    """Text of a table's cell that may take several lines, as HTML; numbers never do."""
+    return f'<span class="words">{escape(text)}</span>'
+
+
 CHOICES = ("diverged", "learning rate", "schedule", "knob", "trials")
 
 
@@ -126,6 +131,7 @@ table { border-collapse: collapse; font-size: .9375rem; font-variant-numeric: ta
 th, td { padding: .5rem 1.5rem .5rem 0; text-align: left; white-space: nowrap; font-weight: 400;
   border-bottom: 1px solid var(--line); } thead th { white-space: normal;
   overflow-wrap: normal; vertical-align: bottom; }
+.words { display: inline-block; max-width: 12rem; white-space: normal; overflow-wrap: normal; }
 @media (max-width: 40rem) { th, td { padding-right: .8rem; } table { font-size: .875rem; } }
 thead th, figcaption { color: var(--soft); font-size: .875rem; }
 .best, .tag, .eyebrow { color: var(--accent); }
