@@ -15,7 +15,7 @@ ITEMS: dict[str, str] = {
     "figure4": "courses from the same start",
     "figure5": "fit and perception against complexity",
     "figure6": "the tanh family",
-    "long": "long runs of LSTMs with and without curriculum and imitation",
+    "long": "LSTMs with and without curriculum and imitation over many steps",
 }
 
 

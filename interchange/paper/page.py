@@ -38,10 +38,8 @@ def paper_page(
     """
     asked = [verdict for verdict in judged if verdict.outcome != UNKNOWN]
     counts = {word: sum(verdict.outcome == word for verdict in asked) for word in (HOLDS, PART, NOT)}
-    heading = (
-        f"Of {len(asked)} claims {counts[HOLDS]} hold, {counts[PART]} hold in part and {counts[NOT]} do not"
-    )
-    parts = [html.section("Verdicts", _verdicts(judged), html.terms(about))]
+    heading = f"{counts[HOLDS]} of {len(asked)} claims hold, {counts[PART]} hold in part"
+    parts = [html.section("Verdicts", html.terms(about), "<h3>Claim by claim</h3>", _verdicts(judged))]
     if any(row["complexity"] for row in found["models"].values()) and "table" in drawn:
         parts.append(html.section("LSTMs and their equations", _table(found["models"]), _equations(found)))
     for item in drawn:
@@ -59,17 +57,14 @@ def paper_page(
 
 
 def _verdicts(judged: Sequence[Verdict]) -> str:
-    head = ("claim", "verdict", "published", "ours")
-    cells = [
-        (
-            html.escape(verdict.claim),
-            f'<span class="{_LOOK[verdict.outcome]}">{html.escape(verdict.outcome)}</span>',
-            html.escape(verdict.published),
-            html.escape(verdict.ours),
-        )
+    """A block for each claim: a table would have long lines in narrow columns."""
+    blocks = [
+        f'<div><dt>{html.escape(verdict.claim)} <span class="{_LOOK[verdict.outcome]}">'
+        f"{html.escape(verdict.outcome)}</span></dt><dd>ours: {html.escape(verdict.ours)}</dd>"
+        f'<dd class="soft">published: {html.escape(verdict.published)}</dd></div>'
         for verdict in judged
     ]
-    return html.table(head, cells, "verdicts", wraps=True)
+    return f'<dl class="verdicts">{"".join(blocks)}</dl>'
 
 
 def _beside(ours: str, theirs: str) -> str:
@@ -154,7 +149,7 @@ def _numbers(item: str, found: Mapping[str, Any]) -> str:
         cells = [
             (
                 html.escape(row["title"]),
-                number(row["lstm"]["squashing"]["gamma"], ".3g"),
+                "none" if (gamma := row["lstm"]["squashing"]["gamma"]) is None else number(gamma, ".3g"),
                 number(row["lstm"]["squashing"]["r2"], ".3f"),
             )
             for row in rows
@@ -165,6 +160,7 @@ def _numbers(item: str, found: Mapping[str, Any]) -> str:
 
 def _accuracy(row: Mapping[str, Any]) -> str:
     mean, low, high = row["accuracy"]
+    low, high = max(low, 0.0), min(high, 100.0)
     return number(mean, ".2f") + (
         f" <small>{number(low, '.2f')} to {number(high, '.2f')}</small>" if low == low else ""
     )

@@ -18,6 +18,7 @@ from interchange.paper.claims import OF_MODELS, Check, Models, having, shown, ti
 HOLDS, PART, NOT, UNKNOWN = "holds", "holds in part", "does not hold", "not measured"
 _SAME_CURVE = 0.9  # R2 of a rule's mapping curves on its teacher's
 _DECADE = 10.0
+_TEMPLATE = 0.5  # R2 of the template below which its gamma says nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +138,10 @@ def _figures(models: Models) -> list[Verdict]:
     squashed = []
     for name in ("rp", "rp_s", "rp_si"):
         if name in rows and rows[name]["lstm"]["squashing"]:
-            gamma = rows[name]["lstm"]["squashing"]["gamma"]
+            gamma, fits = (rows[name]["lstm"]["squashing"][key] for key in ("gamma", "r2"))
             finite = gamma is not None and math.isfinite(gamma)
-            squashed.append(Check(title(name), finite, f"gamma {number(gamma, '.2g') if finite else 'none'}"))
+            text = f"gamma {number(gamma, '.2g') if finite else 'none'} at R² {number(fits, '.2f')}"
+            squashed.append(Check(title(name), finite and (fits or 0.0) > _TEMPLATE, text))
     found.append(
         _judge(
             "figure6",

@@ -57,21 +57,14 @@ def terms(values: Mapping[str, object]) -> str:
     )
 
 
-def table(head: Iterable[str], rows: Iterable[Sequence[str]], label: str, wraps: bool = False) -> str:
-    """A table that scrolls by itself; cells are HTML, the first of a row is its heading.
-
-    Args:
-        wraps: cells hold sentences, which go over several lines.
-    """
+def table(head: Iterable[str], rows: Iterable[Sequence[str]], label: str) -> str:
+    """A table that scrolls by itself; cells are HTML, the first of a row is its heading."""
     lines = [
         "<tr>" + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head) + "</tr></thead>\n<tbody>"
     ]
     for first, *cells in rows:
         lines.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    kind = ' class="wraps"' if wraps else ""
-    opening = (
-        f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0"><table{kind}><thead>'
-    )
+    opening = f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0"><table><thead>'
     return opening + "\n".join(lines) + "</tbody></table></div>"
 
 
@@ -143,8 +136,9 @@ pre { background: var(--panel); border-radius: .5rem; padding: .85rem 1rem; marg
 pre, code { font: .875rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
 pre { overflow-wrap: normal; } .command { white-space: pre-wrap; overflow-wrap: anywhere; }
 .command span { display: inline-block; max-width: 100%; } summary { cursor: pointer; padding: .35rem 0; }
-.wraps :is(th, td) { white-space: normal; vertical-align: top; min-width: 8rem; }
-.wraps span { white-space: nowrap; }
+.verdicts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr));
+  gap: 1.75rem 2.5rem; margin: 0 0 2rem; } .verdicts dt { color: var(--text); font-weight: 600; }
+.verdicts dt span { white-space: nowrap; font-weight: 400; }
 .wide svg { max-width: none; min-width: 44rem; } td small, .soft { color: var(--soft); }
 .ahead, .near, .behind, .far { border-radius: .3rem; padding: .1rem .35rem; }
 .ahead { background: rgb(0 153 111 / .24); } .near { background: rgb(0 153 111 / .09); }
