@@ -15,7 +15,7 @@ from common.errors import L2OError
 from common.run.storage import ReadError
 from interchange.files.reader import BOMB_RATIO, DamagedFileError, VersionError
 
-SECONDS, RATE = 5.0, 10e6  # of processor time, and bytes of a file for each more
+SECONDS, RATE = 3.0, 10e6  # of processor time, and bytes of a file for each more
 MEMORY = 512 << 20  # bytes beside what a file may unpack to
 _WAIT = 20  # how many times the processor time the clock may show
 _SHIPPED = Path(__file__).resolve().parents[1] / "shipped"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import random
 import resource
+import signal
 import struct
 import sys
 import time
@@ -224,6 +225,7 @@ def main(format: str, folder: str, seed: str, first: str, last: str, flip: str) 
         changed = mutant(content, random.Random(f"{seed} {format} {number}"), flip == "flip")
         path.write_bytes(changed)
         print(number, flush=True)
+        signal.setitimer(signal.ITIMER_PROF, 5.0)  # ends this process, whatever hangs in it
         started = time.process_time()
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")

@@ -47,7 +47,8 @@ class Starter:
         A job has ``words`` and may have: ``signal`` and ``after``, seconds from the start; ``limit``, bytes
         of any file; ``stdout``, a file; ``environment``; ``ordinary``, without the rights of root. Of each
         come ``code``, negative for a signal, ``sent`` whether the signal found it, ``seconds`` it lived on
-        after it or in all, ``error``, the end of stderr, and ``left``, processes of it that live 2 s later.
+        after it or in all, ``error``, the end of stderr, ``orphans``, seconds until nothing of it lived any
+        more, and ``left``, processes of it that live after half a minute.
         """
         self._process.stdin.write(json.dumps(jobs) + "\n")
         self._process.stdin.flush()
@@ -131,14 +132,17 @@ def _ended(job: dict[str, Any], child: int, begun: float) -> dict[str, Any]:
         os.waitpid(child, 0)
         code = -1000  # it hung
     seconds = time.monotonic() - since
-    left = _marked(job["mark"])
-    if left:
-        time.sleep(2.0)
-        left = _marked(job["mark"])
+    if sent and code == 0:
+        sent = False  # it had ended just then
+    ended = time.monotonic()
+    while (left := _marked(job["mark"])) and time.monotonic() < ended + 30.0:
+        time.sleep(0.1)
+    orphans = time.monotonic() - ended
     with contextlib.suppress(BlockingIOError):  # nothing in it, and somebody holds it open
         error = os.read(job["log"], _KEPT)[-4000:].decode(errors="replace")
     os.close(job["log"])
-    return {"code": code, "sent": sent, "seconds": seconds, "error": error, "left": left}
+    told = {"code": code, "sent": sent, "seconds": seconds, "error": error}
+    return told | {"orphans": orphans, "left": left}
 
 
 def _waited(child: int, until: float) -> int | None:

@@ -60,7 +60,7 @@ def test_a_kill_loses_nothing_but_what_came_since_the_last_checkpoint(
     name, starter, inputs, undisturbed, times, dice: random.Random, tell, tmp_path
 ):
     wanted, seconds = undisturbed(name)
-    kills = late = 0
+    kills, late, orphans = 0, 0, 0.0
     started = time.monotonic()
     for number in range(times(KILLS[name])):
         out = tmp_path / str(number)
@@ -70,14 +70,15 @@ def test_a_kill_loses_nothing_but_what_came_since_the_last_checkpoint(
             {"words": words, "signal": signal.SIGKILL, "after": dice.uniform(0.0, 1.1 * seconds)}
         )
         assert told["left"] == [], f"orphans of kill {number}"
-        kills, late = kills + told["sent"], late + (not told["sent"])
+        kills, late, orphans = kills + told["sent"], late + (not told["sent"]), max(orphans, told["orphans"])
         if told["sent"]:
             assert told["code"] == -signal.SIGKILL
             gone_on(name, starter, inputs, out)
         assert command.left(out) == wanted, f"after kill {number}"
     spent = time.monotonic() - started
     what = "equal in every bit" if COMMANDS[name].exact else "whole"
-    tell(f"{kills} kills, {late} came too late; all {what}; 0 orphans, 0 temporary files; {spent:.0f} s")
+    ends = f"0 temporary files; what it had started ended {orphans:.1f} s later or before"
+    tell(f"{kills} kills, {late} came too late; all {what}; {ends}; {spent:.0f} s")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
