@@ -109,6 +109,18 @@ COMMANDS = {
         exact=False,
     ),
 }
+# Those that are soon done: for outputs and places only.
+SHORT = {
+    line.split()[0].rpartition(".")[2]: Command(line, lambda out: True)
+    for line in (
+        "interchange.inspect {at}/t.h5",
+        "interchange.export {at}/rule.json --to latex --out {out}/r.tex",
+        "interchange.convert {at}/t.h5 --out {out}/t.npy",
+        "interchange.rule show {at}/rule.json",
+        "interchange.analysis adam --out {out}/a",
+        "interchange.doctor",
+    )
+}
 
 
 def prepared(folder: Path, record: Callable[[list[str]], object], backend: str) -> Path:
