@@ -1,9 +1,15 @@
 """What every command answers where a package is not installed: one line with the command that installs it."""
 
+import json
+
+import numpy as np
 import pytest
 
 from common.extras import EXTRAS, MissingPartError, install, missing, require
 from common.run.doors import COMMANDS
+from interchange.emit import TARGETS
+from interchange.files.trajectories import Trajectories, save_trajectories
+from tests.helpers.commands import user_run
 from tests.helpers.processes import said, started
 
 # A module that is None in sys.modules cannot be imported, and is not found.
@@ -21,11 +27,65 @@ WORDS = {
 }  # fmt: skip
 
 
+# Many commands in one process: the exit code and what stderr has, of each.
+MANY = """
+import contextlib, io, json, sys
+blocked, lines = map(json.loads, sys.argv[1:])
+for name in blocked:
+    sys.modules[name] = None
+from common.run.doors import l2o
+found = []
+for words in lines:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = l2o(words)
+    found.append((code, err.getvalue()))
+print(json.dumps(found))
+"""
+RUN = ["rule show", "rule check adam", "inspect {rec}", "doctor"]
+RUN += [f"export adam --to {target}" for target in TARGETS if target != "onnx"]
+REFUSED = {  # a command without any optional package -> the extra that it asks for
+    "distill {rec}": "operon",
+    "distill {rec} --engine operon": "operon",
+    "distill {rec} --engine pysr": "pysr",
+    "distill {rec} --engine linear --select rollout": "torch",
+    "distill {rec} --engine linear --select rollout --backend tf": "tf",
+    "distill {rec} --engine linear --restarts 2 --cluster dask": "dask",
+    "distill {rec} --engine linear --restarts 2 --cluster ray": "ray",
+    "analysis sgd --trajectories {rec} --out {out}": "report",
+    "export adam --to onnx -o {out}": "onnx",
+    "export teacher:rp_s --to onnx -o {out}": "onnx",
+    "torch train": "torch",
+    "tf train": "tf",
+}
+
+
+def test_without_any_optional_package_the_shared_commands_run_or_say_what_they_need(tmp_path):
+    steps = np.arange(30.0)[:, None]
+    g = np.sin(steps + np.arange(4.0))
+    runs = {f"{k}": user_run(f"{k}", g[..., None], g, -0.5 * g) for k in range(3)}
+    split = {name: (run,) for name, run in zip(("train", "valid", "test"), runs, strict=True)}
+    places = {"rec": tmp_path / "trajectories.h5", "out": tmp_path / "out"}
+    save_trajectories(places["rec"], Trajectories({"g": "g"}, runs, split))
+    lines = [line.format(**places).split() for line in (*RUN, *REFUSED)]
+    found = json.loads(said(MANY, json.dumps(list(EXTRAS)), json.dumps(lines)))
+    found = [(code, without_heartbeat(err)) for code, err in found]
+    for line, (code, err) in zip(RUN, found, strict=False):
+        assert (code, err) == (0, ""), line
+    for (line, extra), (code, err) in zip(REFUSED.items(), found[len(RUN) :], strict=True):
+        assert (code, err.count("\n")) == (2, 1) and install(extra) in err, (line, err)
+    assert [path.name for path in tmp_path.iterdir()] == ["trajectories.h5"]
+
+
 def answer(blocked: str, *words: str) -> tuple[int, str]:
     process = started(BLOCKED, blocked, *words)
     _, err = process.communicate(timeout=120)
-    lines = [line for line in err.splitlines(keepends=True) if ": at work, " not in line]  # a slow machine
-    return process.returncode, "".join(lines)
+    return process.returncode, without_heartbeat(err)
+
+
+def without_heartbeat(err: str) -> str:
+    """What a slow machine adds is left out."""
+    return "".join(line for line in err.splitlines(keepends=True) if ": at work, " not in line)
 
 
 @pytest.mark.parametrize(
