@@ -2,23 +2,27 @@
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.run.cli import span
 from common.tables.curriculum import LENGTHS
+from interchange.commands.estimate import estimate
 from interchange.meta.config import TrainConfig
 from interchange.paper.cells import Cell
 
 if TYPE_CHECKING:
     from interchange.backend import Backend
 
-_PROBE = 2  # epochs, of which the first compiles
-_PROBE_STEPS = 40
+# A training without what makes its length unknown; one validation of one optimizee after the only epoch.
+_PLAIN = {"recipe": "", "curriculum": False, "lengths": (), "imitation": 0.0, "stage_imitation": ()}
+_PLAIN |= {"epochs": 1, "epoch_length": 100, "validate_every": 1, "validation_tasks": 1}
 _COUNTED = 30.0  # seconds of a search that has a number of candidates
 _SELECTED = 20  # rules of a front, about
+
+
+# (teacher, problem) -> seconds of an inner step of training and of a rollout
+Rates = Mapping[tuple[str, str], tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,34 +65,21 @@ def cost(cell: Cell) -> Cost:
     return Cost()
 
 
-def probe(cells: Mapping[str, Cell], backend: "Backend") -> dict[tuple[str, str], float]:
-    """Seconds of an inner step of training, measured here: (teacher, problem) -> seconds."""
-    from interchange.commands.train import train
-
-    found: dict[tuple[str, str], float] = {}
+def probe(cells: Mapping[str, Cell], backend: "Backend") -> Rates:
+    """What inner steps take here, by the first steps of each training."""
+    found: dict[tuple[str, str], tuple[float, float]] = {}
     for cell in cells.values():
         config = cell.config
-        if not isinstance(config, TrainConfig) or (config.teacher, config.problem) in found:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            short = TrainConfig(
-                teacher=config.teacher,
-                problem=config.problem,
-                epochs=_PROBE,
-                epoch_length=_PROBE_STEPS,
-                validate_every=0,
-                quiet=True,
-                out=str(Path(folder, "probe")),
-                **{name: getattr(config, name) for name in ("device", "dtype", "dataset", "data_dir")},
-            )
-            seconds = train(short, backend).history[-1]["seconds"]
-        found[config.teacher, config.problem] = seconds / _PROBE_STEPS
+        if isinstance(config, TrainConfig) and (config.teacher, config.problem) not in found:
+            plain = dataclasses.replace(config, **_PLAIN)
+            taken = estimate(plain, "train", backend.NAME)
+            found[config.teacher, config.problem] = taken.step, taken.validation / plain.epoch_length
     return found
 
 
-def table(cells: Mapping[str, Cell], seconds: Mapping[tuple[str, str], float]) -> str:
+def table(cells: Mapping[str, Cell], rates: Rates) -> str:
     """The cells with their commands' work, and the time of all as far as the probe knows it."""
-    rate = max(seconds.values(), default=math.nan)
+    slowest = max(rates.values(), default=(math.nan, math.nan))
     lines, known, unknown = [], 0.0, 0
     for name, cell in cells.items():
         one = cost(cell)
@@ -103,11 +94,12 @@ def table(cells: Mapping[str, Cell], seconds: Mapping[tuple[str, str], float]) -
             if count
         ]
         lines.append(f"  {name:<24} {of}{', '.join(words) or 'measurements'}")
-        own = seconds.get((getattr(cell.config, "teacher", ""), getattr(cell.config, "problem", "")), rate)
+        key = (getattr(cell.config, "teacher", ""), getattr(cell.config, "problem", ""))
+        step, rolled = rates.get(key, slowest)
         if name.startswith("figure2"):  # a net of another size
             unknown += one.steps + one.rolled
         else:
-            known += own * (one.steps + one.rolled / 2.0) + one.searched
-    text = f"about {span(known)} on this machine at the speed of a short probe, curricula at their longest"
+            known += step * one.steps + rolled * one.rolled + one.searched
+    text = f"about {span(known)} on this machine at the speed of a few steps, curricula at their longest"
     more = f"; besides {unknown:,} steps on the net of figure 2" if unknown else ""
     return "\n".join([*lines, text + more])
