@@ -68,9 +68,12 @@ class Cells:
             self.records[name] = kept
 
     def key(self, cell: Cell) -> str:
-        """Hash of what determines the result of a cell and of those it needs; places do not count."""
-        settings = dataclasses.asdict(cell.config)
-        own = {name: self._placed(value) for name, value in settings.items() if name not in _ELSEWHERE}
+        """Hash of what determines the result of a cell and of those it needs.
+
+        Places do not count, nor do settings at their defaults: a later version may have more of them.
+        """
+        fields = {field.name: (getattr(cell.config, field.name), field.default) for field in _fields(cell)}
+        own = {name: self._placed(value) for name, (value, default) in fields.items() if value != default}
         return content_hash([cell.command, own, [self.key(self._cells[name]) for name in cell.needs]])
 
     def _placed(self, value: Any) -> Any:
@@ -106,6 +109,10 @@ class Cells:
             raise SystemExit(code)
         if not cell.result.is_file():
             raise L2OError(f"{cell.name}: expected {cell.result} to be written, got nothing")
+
+
+def _fields(cell: Cell) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(cell.config) if field.name not in _ELSEWHERE]
 
 
 def _replacing(config: Any) -> dict[str, bool]:

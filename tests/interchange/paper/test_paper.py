@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,23 @@ def test_an_interrupted_training_is_gone_on_with_and_a_stopped_one_ends_the_pape
     given = resumed._stages.configs
     assert given["rp_s/train"].resume == str(tmp_path / "rp_s") and not given["rp_s/train"].overwrite
     assert not given["rp/train"].resume and given["rp/train"].overwrite
+
+
+def test_a_setting_that_a_later_version_adds_runs_nothing_again(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Before:
+        steps: int = 3
+        out: str = ""
+
+    @dataclasses.dataclass(frozen=True)
+    class After(Before):
+        more: bool = False
+
+    def key(config: Any) -> str:
+        return Cells(tmp_path, {}, _Counting()).key(running.Cell("a", "train", config, tmp_path))
+
+    assert key(Before(steps=4)) == key(After(steps=4)) != key(After(steps=4, more=True))
+    assert key(Before(steps=4)) != key(Before())
 
 
 def test_the_folder_may_be_moved(tmp_path):
@@ -242,13 +260,27 @@ def test_mapping_curves_are_compared_with_each_other_and_over_the_papers_range()
     assert math.isnan(curves_agree(row))
 
 
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """backend -> the folder of its smoke, made when first asked for."""
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[name])
+        pytest.importorskip("matplotlib")
+        if name not in made:
+            out = tmp_path_factory.mktemp(name) / "a paper"
+            assert call(f"{name}_impl.paper --scale smoke --dtype float64 --quiet --out", out) == 0
+            made[name] = out
+        return made[name]
+
+    return of
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", "tf"])
-def test_the_whole_paper_in_small(name, tmp_path, capsys):
-    pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[name])
-    pytest.importorskip("matplotlib")
-    out = tmp_path / "paper"
-    assert call(f"{name}_impl.paper --scale smoke --jobs 1 --dtype float64 --out", out) == 0
+def test_the_whole_paper_in_small(name, smoke, capsys):
+    out = smoke(name)
     found = json.loads((out / "paper.json").read_text("utf-8"))
     assert set(found["models"]) == set(published.MODELS)
     assert {verdict["outcome"] for verdict in found["verdicts"]} <= {HOLDS, PART, NOT}
@@ -257,7 +289,16 @@ def test_the_whole_paper_in_small(name, tmp_path, capsys):
         assert text in page
     assert "<script" not in page and "src=" not in page and page.count("<svg") >= 9
     assert (out / "figures" / "figure3-rp.pdf").read_bytes().startswith(b"%PDF")
-    capsys.readouterr()
-    assert call(f"{name}_impl.paper --scale smoke --jobs 1 --dtype float64 --out", out) == 0
+    assert call(f"{name}_impl.paper --scale smoke --dtype float64 --out", out) == 0
     cells = len(found["cells"])
     assert f"{cells} of {cells} cells were there" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_both_backends_train_and_measure_the_same(smoke):
+    found = [json.loads((smoke(name) / "paper.json").read_text("utf-8")) for name in ("torch", "tf")]
+    for name in published.MODELS:
+        one, other = (each["models"][name] for each in found)
+        assert one["loss"]["lstm_each"] == pytest.approx(other["loss"]["lstm_each"], rel=1e-6), name
+        fields = [row["lstm"]["perception"]["fields"] for row in (one, other)]
+        assert fields[0] == pytest.approx(fields[1], rel=1e-6), name
