@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from common.run.cli import span
-from common.tables.curriculum import LENGTHS
+from common.tables.curriculum import FEWEST_EVALUATIONS, LENGTHS
 from interchange.commands.estimate import estimate
 from interchange.meta.config import TrainConfig
 from interchange.paper.cells import Cell
@@ -31,12 +31,14 @@ class Cost:
 
     Attributes:
         steps: inner steps with a meta-gradient; rolled: without; searched: seconds of searches.
-        about: part of what cannot be known before, as where a curriculum ends: then it is the most.
+        fewest: steps where every stage of a curriculum ends as soon as it may; ``steps`` are the most then.
+        about: it cannot be known before.
     """
 
     steps: int = 0
     rolled: int = 0
     searched: float = 0.0
+    fewest: int = 0
     about: bool = False
 
 
@@ -48,7 +50,11 @@ def cost(cell: Cell) -> Cost:
         validated = config.epochs // max(config.validate_every, 1) * config.validation_tasks * lengths[-1]
         rollouts = 2 * config.pairs if config.estimator == "es" else 0
         steps = config.epochs * lengths[-1]
-        return Cost(steps * (not rollouts), validated + steps * rollouts, about=config.curriculum)
+        fewest = steps
+        if config.curriculum:
+            fewest = min(steps, FEWEST_EVALUATIONS * config.validate_every * sum(lengths))
+        own = {"fewest": fewest * (not rollouts), "about": config.curriculum}
+        return Cost(steps * (not rollouts), validated * fewest // steps + steps * rollouts, **own)
     if command == "record":
         return Cost(rolled=config.steps * config.runs)
     if command == "distill":
@@ -80,10 +86,10 @@ def probe(cells: Mapping[str, Cell], backend: "Backend") -> Rates:
 def table(cells: Mapping[str, Cell], rates: Rates) -> str:
     """The cells with their commands' work, and the time of all as far as the probe knows it."""
     slowest = max(rates.values(), default=(math.nan, math.nan))
-    lines, known, unknown = [], 0.0, 0
+    lines, most, least, unknown = [], 0.0, 0.0, 0
     for name, cell in cells.items():
         one = cost(cell)
-        of = "about " if one.about else ""
+        of = f"{one.fewest:,} to " if one.fewest < one.steps else "about " if one.about else ""
         words = [
             f"{count:,} {what}"
             for count, what in (
@@ -99,7 +105,10 @@ def table(cells: Mapping[str, Cell], rates: Rates) -> str:
         if name.startswith("figure2"):  # a net of another size
             unknown += one.steps + one.rolled
         else:
-            known += step * one.steps + rolled * one.rolled + one.searched
-    text = f"about {span(known)} on this machine at the speed of a few steps, curricula at their longest"
+            beside = rolled * one.rolled + one.searched
+            least, most = least + step * one.fewest + beside, most + step * one.steps + beside
+    text = f"about {span(least)} on this machine at the speed of a few steps"
+    if least < most:
+        text += f" if stages of curricula end as soon as they may, {span(most)} at the most"
     more = f"; besides {unknown:,} steps on the net of figure 2" if unknown else ""
     return "\n".join([*lines, text + more])

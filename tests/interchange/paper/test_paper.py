@@ -171,12 +171,14 @@ def test_costs_are_those_of_the_configuration():
     cells = plan.plan(PaperConfig(scale="small"))
     assert (cost(cells["rp_s/train"]).steps, cost(cells["rp_s/train"]).about) == (40_000, False)
     assert (cost(cells["dm+cl+il/train"]).steps, cost(cells["dm+cl+il/train"]).about) == (150_000, True)
+    assert cost(cells["dm+cl+il/train"]).fewest == 3 * 10 * (100 + 200 + 500)
     assert cost(cells["rp_s/distill-0"]).searched == 60.0
     assert cost(cells["sanity/search"]).searched == 3 * (5 + 2) * 60.0
     assert cost(cells["rp_s/evaluate"]).rolled == 2 * 10 * 300
     rates = {("rp_s", "mnist-mlp"): (0.01, 0.005), ("rnnprop", "mnist-mlp"): (1.0, 1.0)}
     text = table({"rp_s/train": cells["rp_s/train"]}, rates)
     assert "40,000 steps of meta-training" in text and "about 8 min" in text  # and the validations' rollouts
+    assert "24,000 to 150,000 steps" in table({"dm+cl+il/train": cells["dm+cl+il/train"]}, rates)
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path):
