@@ -43,7 +43,9 @@ _SUBFOLDERS = {
 }
 
 Arrays = tuple[np.ndarray, ...]
-HEADER_ERRORS = (ValueError, TypeError, LookupError, RecursionError, MemoryError, tokenize.TokenError)
+HEADER_ERRORS = (
+    ValueError, TypeError, LookupError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError
+)  # fmt: skip
 
 
 class MissingDataError(L2OError):

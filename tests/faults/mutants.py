@@ -22,12 +22,14 @@ import numpy as np
 from common.data import datasets
 from common.data.dataset_files import read
 from common.errors import L2OError
+from common.machine import limit_memory
 from common.run.config import from_dict, load_file
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.convert.hall_of_fame import import_hall_of_fame
 from interchange.convert.tables import import_npy
 from interchange.files import child, hdf5
 from interchange.files.checkpoint import checkpoint_from_tree, save_checkpoint
+from interchange.files.reader import BOMB_RATIO
 from interchange.files.results import EvaluationRow, evaluation_from_tree, save_evaluation
 from interchange.files.trajectories import Trajectories, save_trajectories, trajectories_from_tree
 from interchange.files.weights import Teacher, save_weights, weights_from_tree
@@ -201,6 +203,8 @@ def main(format: str, folder: str, seed: str, first: str, last: str, flip: str) 
     warnings.simplefilter("ignore")
     write(path)
     content, whole = path.read_bytes(), _digest(load(path))  # and what is imported when first used
+    if name.endswith(".h5"):
+        limit_memory(child.MEMORY + BOMB_RATIO * len(content))  # as the child does
     armed, events = [False], []
 
     def hook(event: str, args: tuple) -> None:

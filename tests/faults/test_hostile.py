@@ -47,7 +47,7 @@ def test_a_hostile_file_is_one_clear_error(format, times, tell, tmp_path):
         key for key in found if key.startswith("died") and "h5" in FORMATS[format][0]
     }
     assert found.keys() <= known, found
-    assert slowest < 5.0 and most < 300.0
+    assert slowest < 5.0 and most < (1024.0 if FORMATS[format][0].endswith(".h5") else 300.0)
     assert format not in HASHED or not found["other"], "changed, and nobody was told"
 
 

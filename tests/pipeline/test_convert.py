@@ -147,6 +147,7 @@ BROKEN = {
     "negative": (claiming("(-1, -1)"), "got shape (-1, -1)"),
     "no shape": (claiming("'abc'"), "expected a whole .npy file"),
     "code for a shape": (claiming("(__import__('os'), 2)"), "expected a whole .npy file"),
+    "no dtype": (saved(np.ones((5, 3))).replace(b"<f8", b",f8"), "expected a whole .npy file"),
     "a header cut off": (saved(np.ones((5, 3)))[:40], "expected a whole .npy file"),
     "another version": (b"\x93NUMPY\x09\x00" + bytes(100), "expected a whole .npy file"),
 }
