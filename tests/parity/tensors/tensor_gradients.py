@@ -104,6 +104,22 @@ def lowered(package: str, given: Case) -> Gradient:
     return rule_gradients.WEIGHTED[package](given, start, step)
 
 
+def file(package: str, given: Case) -> Gradient:
+    target = {"tf": "tensorflow"}.get(package, package)
+    reshape, module, view = import_module(target).reshape, load(given.of, target), given.view
+
+    def step(now, state, t, constants):
+        g, theta = (reshape(a, view.shape) for a in (now["g"] + constants["eps"] * now["h"], now["theta"]))
+        own = {name: constants[name] for name in given.of.constants}
+        u, state = module.update(g, state, theta, own, rows=view.rows)
+        return reshape(u + 0.0 * g, (-1,)), state
+
+    def start(like):
+        return module.init(reshape(like, view.shape), rows=view.rows)
+
+    return rule_gradients.WEIGHTED[package](given, start, step)
+
+
 def optax_file(given: Case) -> Gradient:
     import jax
     import jax.numpy as jnp
@@ -141,5 +157,7 @@ class Row:
 ROWS = {
     "torch lowered": Row(partial(lowered, "torch"), "torch"),
     "tensorflow lowered": Row(partial(lowered, "tf"), "tensorflow", 2),
+    "torch file": Row(partial(file, "torch"), "torch", 2),
+    "tensorflow file": Row(partial(file, "tf"), "tensorflow", 4),
     "optax file": Row(optax_file, "optax", 4),
 }
