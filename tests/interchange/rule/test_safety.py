@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from interchange.rule.forms import from_free, slope, to_free
 from interchange.rule.rule import Rule
 from interchange.rule.safety import EPS, guards, not_negative, repaired, singular
 
@@ -74,6 +75,19 @@ def test_guards_are_positive_constants_beside_a_size_in_a_denominator(text: str,
 
 def test_a_rule_over_features_without_definition_cannot_run_and_is_not_judged():
     assert singular(Rule.from_text("1 / x", features={"x": None})) == ""
+
+
+def test_a_size_that_fades_away_once_gradients_have_stopped_is_found():
+    rule = Rule.from_text("-g / (1 - cummax(greater(abs(g), 0)) + ema(abs(g), 0.01))")
+    assert "of gradients of 1e-30 and then zeros" in singular(rule)
+
+
+@pytest.mark.parametrize(("form", "value"), [("logit", 0.9), ("log", 1e-3), ("plain", -2.0)])
+def test_a_constant_moves_with_what_is_fitted_in_its_place_as_its_slope_says(form: str, value: float):
+    free, h = to_free(value, form), 1e-5
+    assert from_free(free, form) == pytest.approx(value, rel=1e-12)
+    numeric = (from_free(free + h, form) - from_free(free - h, form)) / (2.0 * h)
+    assert slope(value, form) == pytest.approx(numeric, rel=1e-6)
 
 
 def test_signs_are_known_from_the_structure():
