@@ -53,7 +53,9 @@ class DemoConfig(OnProblem):
 
     teacher: str = option("rp_s_m", "row of the teacher table", choices=lambda: TEACHERS)
     epochs: int = option(80, "meta-epochs of the teacher", low=1)
+    samples: int = option(120_000, "rows of the recording", low=1)
     evaluations: int = option(30_000, "candidates of the symbolic search", low=1)
+    max_size: int = option(40, "nodes of the longest equation", low=3, high=1000)
     steps: int = option(100, "inner steps of training and comparison", low=20)
     seeds: int = option(5, "test seeds of the comparison", low=2)
     jobs: int = option(2, "processes of the comparison", low=1)
@@ -104,9 +106,9 @@ def _make_rules(config: DemoConfig, stages: "Stages", folder: Path) -> "tuple[Ru
     run = stages.run("train", train)
     if run.exit_code:
         raise SystemExit(run.exit_code)
-    record = RecordConfig(source=str(folder), runs=12, samples=120_000, **_shared(config))
+    record = RecordConfig(source=str(folder), runs=12, samples=config.samples, **_shared(config))
     trajectories = str(stages.run("record", record))
-    common = {name: getattr(config, name) for name in ("evaluations", "seed", "quiet", "overwrite")}
+    common = {n: getattr(config, n) for n in ("evaluations", "max_size", "seed", "quiet", "overwrite")}
     stages.run("distill", DistillConfig(trajectories=trajectories, **common))
     rules, shared = folder / "rules", _shared(config, "problem")
     ranked = stages.run("select", SelectConfig(front=str(rules), steps=config.steps, more=20, **shared))

@@ -72,6 +72,7 @@ def test_what_says_nothing_about_the_result_is_left_out_of_a_command_line():
 
 WHOLE = {"teacher": "rp_s_m", "problem": "digits-mlp", "epochs": 2, "evaluations": 2000}
 SMALL = {"teacher": "rp_s", "problem": "quadratic", "epochs": 1, "evaluations": 100}
+SMALL |= {"samples": 4000, "max_size": 9}
 
 
 @pytest.fixture(
