@@ -112,7 +112,8 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     find = sequence_front if trajectories.samples is None else table_front
     rules = find(trajectories, data, config, started)
     if not rules:
-        raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise --time or --max-size")
+        budget = "--evaluations" if config.evaluations else "--time"
+        raise L2OError(f"no rule of at most {config.max_size} nodes was found; raise {budget} or --max-size")
     if trajectories.samples is None:
         rules = settled(rules, data)
         rules = rated(rules, trajectories)

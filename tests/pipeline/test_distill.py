@@ -205,8 +205,9 @@ def test_without_the_engines_package_the_message_names_the_extra(recording, tmp_
 
 def test_an_empty_result_is_an_error_that_says_what_to_do(recording, tmp_path, found):
     found("1.0")
-    with pytest.raises(L2OError, match="no rule of at most 40 nodes was found; raise --time or --max-size"):
-        distilled_from(recording, out=str(tmp_path))
+    for given, budget in (({}, "--time"), ({"evaluations": 100}, "--evaluations")):
+        with pytest.raises(L2OError, match=f"no rule of at most 40 nodes was found; raise {budget} or --max"):
+            distilled_from(recording, out=str(tmp_path), **given)
 
 
 @pytest.mark.parametrize(
