@@ -11,7 +11,7 @@ from common.run.storage import atomic_write
 from interchange.analysis import figures
 from interchange.analysis.measures.courses import Courses
 from interchange.analysis.measures.mapping import Curve
-from interchange.analysis.run import side_by_side
+from interchange.analysis.run import Given, side_by_side
 from interchange.paper import plan
 from interchange.paper.config import PaperConfig
 from interchange.report import plots
@@ -33,7 +33,8 @@ def draw(config: PaperConfig, found: dict[str, Any]) -> Drawn:
         _keep(drawn, "figure3", row["title"], figures.mapping(_named(both)), config, name)
     for name in shown.get("figure4", []):
         row = models[name]
-        beside = side_by_side(plan.analysis_config(config, name))
+        analysed = plan.analysis_config(config, name)
+        beside = side_by_side(analysed, Given.load(analysed))
         row["course"] = [loss_at(losses, len(losses)) for losses in beside.losses.values()]
         _keep(drawn, "figure4", row["title"], figures.courses(_roles(beside)), config, name)
     fronts = {models[n]["title"]: models[n]["fit"]["front"] for n in shown.get("figure5", [])}

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from interchange.analysis import run as analysis
+from interchange.analysis.measures import attribution
 from interchange.commands.stages import Stages
+from interchange.files.results import EvaluationRow, save_evaluation
+from interchange.files.trajectories import save_trajectories
+from interchange.files.weights import Teacher, save_weights
 from interchange.paper import cells as running
 from interchange.paper import config as settings
 from interchange.paper import paper as command
@@ -31,6 +36,9 @@ from interchange.paper.verdicts import (
     largest_update,
     verdicts,
 )
+from interchange.rule.front import write_front
+from interchange.rule.rule import Rule
+from interchange.sanity.rules import recorded
 from tests.helpers.commands import call
 
 
@@ -260,6 +268,56 @@ def test_mapping_curves_are_compared_with_each_other_and_over_the_papers_range()
     assert curves_agree(row) == pytest.approx(-3.0)
     row["fit"]["mapping"] = {}
     assert math.isnan(curves_agree(row))
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch) -> PaperConfig:
+    """A folder as the cells of ``rp_s`` leave it, with a recorded rule in the place of a trained teacher."""
+    monkeypatch.setattr(attribution, "hand_made", lambda: {"sgd": Rule.named("sgd")})
+    items = ("table", "figure3", "figure4", "figure5", "figure6")
+    monkeypatch.setattr(plan, "NEEDED", dict.fromkeys(items, ("rp_s",)))
+    config = PaperConfig(out=str(tmp_path / "paper"), only=items, quiet=True)
+    teacher = Teacher.named("rp_s")
+    save_weights(plan.place(config, "rp_s", "teacher.h5"), teacher.row, teacher.weights, "made up")
+    save_trajectories(plan.place(config, "rp_s", "trajectories.h5"), recorded(Rule.named("momentum"), 0))
+    save_trajectories(plan.place(config, "rp_s", "rule.h5"), recorded(Rule.named("sgd"), 0))
+    scores = {"r2": {"valid": 0.9, "test": 0.9}}
+    rules = [dataclasses.replace(Rule.from_text(text), provenance=scores) for text in ("-g", "-ema(g, 0.5)")]
+    for folder in ("rules-0", "rule"):
+        write_front(plan.place(config, "rp_s", folder), rules)
+        rules[1].save(plan.place(config, "rp_s", folder, plan.BEST))
+    losses = {f"teacher:{plan.place(config, 'rp_s')}": 0.2}
+    losses[f"rule:{plan.place(config, 'rp_s', 'rule', plan.BEST)}"] = 0.1
+    rows = [
+        EvaluationRow(name, "digits-mlp", seed, np.full(60, loss), settings={"lr": 1.0})
+        for name, loss in losses.items()
+        for seed in range(2)
+    ]
+    save_evaluation(Path(plan.place(config, "rp_s", "evaluation"), "evaluation.h5"), rows, {})
+    analysis.written(plan.analysis_config(config, "rp_s"))
+    return config
+
+
+def test_what_cells_leave_becomes_a_page_with_the_published_numbers(finished):
+    record = {"a": {"command": "python -m torch_impl.train --out b", "seconds": 1.5}}
+    run = types.SimpleNamespace(records=record)
+    backend = types.SimpleNamespace(CREATED_BY="made up")
+    page = command._write(finished, backend, run, plan.home(finished)).read_text("utf-8")
+    found = json.loads((plan.home(finished) / "paper.json").read_text("utf-8"))
+    assert found["models"]["rp_s"]["loss"]["ratio"][0] == pytest.approx(0.5)
+    assert found["models"]["rp_s"]["complexity"]["mean"] == 4.0
+    outcomes = {verdict["claim"][:20]: verdict["outcome"] for verdict in found["verdicts"]}
+    assert outcomes["Equations do as well"] == HOLDS and outcomes["Known equations are "] == UNKNOWN
+    for text in (
+        "paper 80.3",
+        "paper 0.09 ± 0.05",
+        "paper 5.5, 2.2",
+        "-ema(g, 0.5)",
+        "0.0 minutes",
+        "made up",
+    ):
+        assert text in page, text
+    assert page.count("<svg") == 4 and "<script" not in page and "src=" not in page
 
 
 @pytest.fixture(scope="module")
