@@ -9,7 +9,7 @@ from interchange.paper.config import ITEMS
 from interchange.paper.verdicts import HOLDS, NOT, PART, UNKNOWN, Verdict
 from interchange.report import page as html
 
-_LOOK = {HOLDS: "ahead", PART: "near", NOT: "behind", UNKNOWN: "soft"}
+_LOOK = {HOLDS: "ahead", PART: "near", NOT: "behind"}
 _TITLES = {"sanity": "Sanity checks", "long": "Long runs"}
 _TITLES |= {f"figure{k}": f"Figure {k}" for k in range(2, 7)}
 _CAPTIONS = {
@@ -39,7 +39,7 @@ def paper_page(
     asked = [verdict for verdict in judged if verdict.outcome != UNKNOWN]
     counts = {word: sum(verdict.outcome == word for verdict in asked) for word in (HOLDS, PART, NOT)}
     heading = f"{counts[HOLDS]} of {len(asked)} claims hold, {counts[PART]} hold in part"
-    parts = [html.section("Verdicts", html.terms(about), "<h3>Claim by claim</h3>", _verdicts(judged))]
+    parts = [html.section("Verdicts", html.terms(about), "<h3>Claim by claim</h3>", _verdicts(asked))]
     if any(row["complexity"] for row in found["models"].values()) and "table" in drawn:
         parts.append(html.section("LSTMs and their equations", _table(found["models"]), _equations(found)))
     for item in drawn:

@@ -86,7 +86,7 @@ def _write(config: PaperConfig, backend: "Backend", cells: Cells, folder: Path) 
     from interchange.paper.figures import draw
     from interchange.paper.measured import measure
     from interchange.paper.page import paper_page
-    from interchange.paper.verdicts import verdicts
+    from interchange.paper.verdicts import UNKNOWN, verdicts
 
     found = measure(config)
     drawn = draw(config, found)
@@ -104,7 +104,7 @@ def _write(config: PaperConfig, backend: "Backend", cells: Cells, folder: Path) 
     atomic_write(page, paper_page(about, found, judged, drawn, cells.records))
     atomic_write(folder / "paper.json", json.dumps(finite_or_none(payload), indent=1, allow_nan=False) + "\n")
     if not config.quiet:
-        for verdict in judged:
+        for verdict in (verdict for verdict in judged if verdict.outcome != UNKNOWN):
             print(f"{verdict.outcome:>14}: {verdict.claim}: {verdict.ours} (published: {verdict.published})")
         print(f"paper: {page}")
     return page
