@@ -7,13 +7,16 @@ sent; use only schedulers you trust.
 
 import asyncio
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import itertools
 import logging
 import os
 import re
+import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -26,6 +29,7 @@ from common.errors import L2OError
 from common.extras import missing
 from common.machine import cores
 
+_PR_SET_PDEATHSIG = 1
 _AHEAD = 2  # jobs for each of Dask's workers at once
 TIMEOUT = 10.0  # seconds for a scheduler to answer, and for its first worker to come
 _FORM = re.compile(r"(dask|ray)(?::(.+))?", re.ASCII)
@@ -116,6 +120,10 @@ def parallel(jobs: int, cluster: str = "", *, ordered: bool = False) -> Iterator
 
 def _end_with(parent: int) -> None:
     """Have this worker end once its parent has: one that was killed cannot end its workers itself."""
+    # Linux does it at once, also while this process loads a library for seconds and runs no thread of Python.
+    # The parent is then the thread that started it, which lives as long as what it waits for.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == parent:
