@@ -215,14 +215,16 @@ def test_state_goes_through_its_named_arrays_and_back():
         assert torch.equal(old, new)
 
 
-def test_all_coordinates_in_another_order_are_the_full_gradient():
+def test_all_coordinates_in_another_order_are_the_full_gradient_and_so_is_the_mean_of_two_halves():
     task, network = quadratic(), teacher_network("dm")
     at = position(task, network, carried=True)
     _, _, gradients, inputs = unroll.advance(task, network, at, 4)
     c = unroll.cotangents(gradients, "sum")
     order = np.random.default_rng(0).permutation(c.shape[1])
-    got = unroll.meta_gradient(network, at.state, inputs, c, order)
-    assert_equal(got, unroll.meta_gradient(network, at.state, inputs, c), 1e-12)
+    whole = unroll.meta_gradient(network, at.state, inputs, c)
+    assert_equal(unroll.meta_gradient(network, at.state, inputs, c, order), whole, 1e-12)
+    one, other = (unroll.meta_gradient(network, at.state, inputs, c, part) for part in np.split(order, 2))
+    assert_equal({name: (one[name] + other[name]) / 2 for name in one}, whole, 1e-12)
 
 
 @pytest.mark.parametrize("size", [64, 333])

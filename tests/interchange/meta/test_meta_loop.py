@@ -232,6 +232,7 @@ def test_averaged_weights_are_validated_too_and_the_better_kept():
         ([9.0, 5.0, 4.0, 3.0], 3.0, "averaged"),
         ([9.0, 5.0, 3.0, 4.0], 3.0, "newest"),
         ([9.0, 2.0, 3.0, 4.0], 2.0, "middle"),
+        ([9.0, 3.0, 3.0, 3.0], 3.0, "middle"),  # no better than before
     ):
         trainer = make(TrainConfig(**settings, average=0.5), scores=list(scores))
         trainer.run(label="", quiet=True)
