@@ -23,6 +23,12 @@ def test_a_hand_made_optimizer_with_other_constants_is_nearest_to_itself(name: s
     assert best[name] > 0.999 and best[name] >= matches[0].r2 - 1e-3
 
 
+def test_coordinates_count_alike_whatever_the_size_of_their_updates():
+    """Large gradients are followed, small ones by their sign alone, which large updates would outweigh."""
+    text = "-g * greater(abs(g), 1) - 0.2 * sign(g) * greater(1, abs(g))"
+    assert nearest(Rule.from_text(text))[0].r2 < 0.9
+
+
 def test_the_fitted_constants_are_those_of_the_rule():
     rule = Rule.named("adam", beta1=0.8, beta2=0.95)
     match = nearest(rule)[0]
