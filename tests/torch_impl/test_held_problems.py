@@ -80,9 +80,13 @@ def test_a_sequence_is_named_after_its_first_symbol():
 def test_the_text_can_be_foretold_from_the_symbol_before():
     """A table of counts of the training text leaves much less than ln(symbols) on the test text."""
     x, y, x_test, y_test = generated.text()
-    last, test_last = (images[:, -1, 0].argmax(1) for images in (x, x_test))
-    counts = np.ones((generated.TEXT_SYMBOLS, generated.TEXT_SYMBOLS))
-    np.add.at(counts, (last, y), 1.0)
-    chances = counts / counts.sum(1, keepdims=True)
-    assert -np.log(chances[test_last, y_test]).mean() < 0.85 * np.log(generated.TEXT_SYMBOLS)
+    symbols, left = generated.TEXT_SYMBOLS, []
+    for known in (1, 2):
+        before, test_before = (tuple(images[:, -known:, 0].argmax(2).T) for images in (x, x_test))
+        counts = np.full((symbols,) * (known + 1), 0.1)
+        np.add.at(counts, (*before, y), 1.0)
+        chances = counts / counts.sum(-1, keepdims=True)
+        left.append(-np.log(chances[(*test_before, y_test)]).mean())
+    assert left[0] < 0.85 * np.log(symbols) and left[1] < 0.97 * left[0]  # of two symbols it leaves less
+    last = x[:, -1, 0].argmax(1)
     assert np.array_equal(x[1:, -2, 0].argmax(1), last[:-1])  # contexts follow one another

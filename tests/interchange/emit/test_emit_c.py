@@ -58,6 +58,13 @@ def test_a_coordinate_is_left_alone_whatever_the_compiler_may_assume(dtype, what
     assert all(np.isfinite(a).all() and a[2] == 0.0 for a in steps.state)
 
 
+@pytest.mark.parametrize("text", ["-max(g / g, 0.5)", "-min(g / g, 2)"])
+def test_what_is_not_a_number_is_not_hidden_by_the_other_argument(text):
+    steps = made(Rule.from_text(text), np.ones(2))
+    steps.step(np.array([0.0, 0.25]))
+    assert steps.left == 1 and steps.theta[0] == 1.0
+
+
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_names_are_text_and_never_code(name):
     library = c_library(TARGETS["c"].emit(dataclasses.replace(AVERAGE, name=name)))
