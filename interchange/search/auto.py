@@ -32,7 +32,9 @@ def search(task: Task, report: Callable[[list[str]], None]) -> list[str]:
         else:
             work = max(_FORMS_LEAST, _FORMS_SHARE * task.time)
             forms = drafts(data, names, work, at_most=max(work, _FORMS_MOST * task.time))
-        found = [to_text(node) for node in forms if complexity(node) <= _FORMS_OVER * task.max_size]
+        shortest = min(map(complexity, forms), default=0)  # pruned to any size: no front stays empty
+        most = max(shortest, _FORMS_OVER * task.max_size)
+        found = [to_text(node) for node in forms if complexity(node) <= most]
         report(found)
     genetic = importlib.import_module(ENGINES[_GENETIC].module)
     rest = dataclasses.replace(task, time=max(1.0, task.time - (time.monotonic() - started)))

@@ -153,6 +153,19 @@ def test_autos_forms_know_no_clock_where_there_is_a_budget(monkeypatch):
     assert auto(asked, lambda texts: None) != short  # the clock cuts them off
 
 
+def test_the_shortest_form_is_kept_however_small_rules_are_to_be(monkeypatch):
+    g = np.random.default_rng(0).normal(size=(60, 12))
+    forms = [
+        parse("g / (sqrt(ema(square(g), 0.9)) + 0.1)"),
+        parse("tanh(g) / (sqrt(ema(square(g), 0.9)) + 0.1)"),
+    ]
+    monkeypatch.setattr("interchange.search.auto.drafts", lambda *given, **more: forms)
+    monkeypatch.setattr("interchange.search.operon.search", lambda task, report: [])
+    asked = task(lambda x: x[:, 0], features={"g": g}, target=g, max_size=3)
+    assert auto(asked, lambda texts: None) == [ex.to_text(forms[0])]
+    assert len(auto(dataclasses.replace(asked, max_size=40), lambda texts: None)) == 2
+
+
 def test_a_pursuit_of_shared_columns_is_the_one_of_its_own():
     x = np.random.default_rng(0).normal(size=(8, 300))
     x[2, :100] = np.nan
