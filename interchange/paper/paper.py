@@ -17,7 +17,7 @@ from common.run.runs import environment, finite_or_none
 from common.run.storage import RunLock, atomic_write, read_json
 from interchange.commands.stages import Stages
 from interchange.paper import plan
-from interchange.paper.cells import Cell, Cells
+from interchange.paper.cells import Cells
 from interchange.paper.config import PaperConfig
 from interchange.paper.cost import probe, table
 
@@ -41,6 +41,9 @@ def paper(config: PaperConfig, backend: "Backend") -> Path:
     require("paper", "matplotlib", *engines)  # needed minutes later
     folder = plan.home(config)
     cells = plan.plan(config)
+    trained = [cell.config for cell in cells.values() if cell.command in ("train", "tune")]
+    for where in {(its.problem, its.dataset): its for its in trained}.values():
+        backend.table_task(where, "validation", 0)  # missing data are found before anything is written
     if config.plan or config.scale == "full":
         print(table(cells, probe(cells, backend)), flush=True)
     if config.plan:
@@ -51,19 +54,11 @@ def paper(config: PaperConfig, backend: "Backend") -> Path:
     stages = Stages(config.quiet, backend, more)
     with RunLock(folder):
         _settle(config, backend.NAME, folder)
-        for where in {
-            (c.config.problem, c.config.dataset): c.config for c in cells.values() if _trains(c)
-        }.values():
-            backend.table_task(where, "validation", 0)  # missing data are found before the work begins
         run = Cells(folder, cells, stages, anew=config.overwrite)
         run.run()
         if not config.quiet:
             print(f"\n{len(run.found)} of {len(cells)} cells were there")
         return _write(config, backend, run, folder)
-
-
-def _trains(cell: Cell) -> bool:
-    return cell.command in ("train", "tune")
 
 
 def _settle(config: PaperConfig, backend: str, folder: Path) -> None:

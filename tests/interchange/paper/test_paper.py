@@ -106,6 +106,20 @@ def test_only_what_reads_a_changed_setting_runs_again(tmp_path, monkeypatch):
     assert once_more.ran == ["rp/record"]
 
 
+def test_missing_data_are_named_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
+    monkeypatch.delenv("L2O_DATA", raising=False)
+    no_search = {name: dataclasses.replace(scale, engine="linear") for name, scale in SCALES.items()}
+    monkeypatch.setattr(settings, "SCALES", no_search)
+    for item, problem, data in (("figure3", "mnist-mlp", "mnist"), ("figure2", "digits-mlp", "cifar10")):
+        words = f"torch_impl.paper --scale full --only {item} --problem {problem} --out"
+        assert call(words, tmp_path / "paper") == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and data in error
+    assert not (tmp_path / "paper").exists()
+
+
 def test_an_interrupted_training_is_gone_on_with_and_a_stopped_one_ends_the_paper(tmp_path, monkeypatch):
     config = PaperConfig(out=str(tmp_path), quiet=True, only=("table",))
     monkeypatch.setattr(running, "holds", lambda folder, config: folder == str(tmp_path / "rp_s"))
