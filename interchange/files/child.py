@@ -50,7 +50,9 @@ def check(path: str | os.PathLike[str], format: str | None, version: str, budget
     memory = MEMORY + min(BOMB_RATIO * status.st_size, 2 * budget)
     given = [os.fspath(path), format or "", version, str(budget), str(memory), str(seconds)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    places = {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    # This package wherever it was found: "" of the path, the folder one is in, is not the child's.
+    here = str(Path(__file__).resolve().parents[2])
+    places = {"PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])}
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-c", _CODE, *given],
