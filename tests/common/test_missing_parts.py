@@ -9,6 +9,7 @@ from common.extras import EXTRAS, MissingPartError, install, missing, require
 from common.run.doors import COMMANDS
 from interchange.emit import TARGETS
 from interchange.files.trajectories import Trajectories, save_trajectories
+from interchange.rule.rule import Rule
 from tests.helpers.commands import user_run
 from tests.helpers.processes import said, started
 
@@ -24,6 +25,7 @@ sys.exit(code)
 WORDS = {
     "train": "--epochs 1", "record": "sgd --problem quadratic", "select": "{front}", "tune": "psi",
     "evaluate": "--problem quadratic", "optimize": "sgd --problem quadratic", "demo": "", "convert": "x.pth",
+    "paper": "--scale smoke",
 }  # fmt: skip
 
 
@@ -42,7 +44,7 @@ for words in lines:
     found.append((code, err.getvalue()))
 print(json.dumps(found))
 """
-RUN = ["rule show", "rule check adam", "inspect {rec}", "doctor"]
+RUN = ["rule show", "rule check adam", "inspect {rule}", "doctor"]
 RUN += [f"export adam --to {target}" for target in TARGETS if target != "onnx"]
 REFUSED = {  # a command without any optional package -> the extra that it asks for
     "distill {rec}": "operon",
@@ -65,16 +67,17 @@ def test_without_any_optional_package_the_shared_commands_run_or_say_what_they_n
     g = np.sin(steps + np.arange(4.0))
     runs = {f"{k}": user_run(f"{k}", g[..., None], g, -0.5 * g) for k in range(3)}
     split = {name: (run,) for name, run in zip(("train", "valid", "test"), runs, strict=True)}
-    places = {"rec": tmp_path / "trajectories.h5", "out": tmp_path / "out"}
+    places = {"rec": tmp_path / "trajectories.h5", "out": tmp_path / "out", "rule": tmp_path / "rule.json"}
+    Rule.named("adam").save(places["rule"])
     save_trajectories(places["rec"], Trajectories({"g": "g"}, runs, split))
     lines = [line.format(**places).split() for line in (*RUN, *REFUSED)]
     found = json.loads(said(MANY, json.dumps(list(EXTRAS)), json.dumps(lines)))
     found = [(code, without_heartbeat(err)) for code, err in found]
     for line, (code, err) in zip(RUN, found, strict=False):
-        assert (code, err) == (0, ""), line
+        assert (code, err) == (0, ""), (line, err)
     for (line, extra), (code, err) in zip(REFUSED.items(), found[len(RUN) :], strict=True):
         assert (code, err.count("\n")) == (2, 1) and install(extra) in err, (line, err)
-    assert [path.name for path in tmp_path.iterdir()] == ["trajectories.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rule.json", "trajectories.h5"]
 
 
 def answer(blocked: str, *words: str) -> tuple[int, str]:
@@ -94,7 +97,6 @@ def without_heartbeat(err: str) -> str:
 )
 def test_without_a_framework_each_of_its_commands_says_how_to_get_it(backend, blocked, extra, tmp_path):
     from interchange.rule.front import write_front
-    from interchange.rule.rule import Rule
 
     write_front(tmp_path / "front", [Rule.named("sgd")])
     for command in COMMANDS[f"{backend}_impl"]:
