@@ -46,6 +46,7 @@ _ELSEWHERE = (
     "jobs",
     "tensorboard",
     "recipe",
+    "dry_run",
 )
 
 

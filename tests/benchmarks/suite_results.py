@@ -25,7 +25,7 @@ from common.errors import L2OError
 from common.metrics import number, summarise
 from common.run.config import from_dict
 from common.run.storage import atomic_write
-from interchange.commands.demo import command_line
+from interchange.commands.stages import command_line
 from interchange.evaluation.cells import code_of
 from interchange.evaluation.config import EvaluateConfig
 from interchange.evaluation.profiles import CLOSE, compare, coordinatewise, is_baseline

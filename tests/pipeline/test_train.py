@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from common.run.config import from_dict
 from common.run.runs import RunFolder
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights, variant
@@ -156,7 +157,7 @@ def test_the_run_folder_holds_the_resolved_configuration(unkilled):
     names = {path.name for path in unkilled.iterdir()}
     assert names == {"checkpoint", "config.json", "env.json", "lock", "metrics.jsonl", "teacher.h5"}
     config = json.loads((unkilled / "config.json").read_text())
-    assert TrainConfig(**config) == TrainConfig(**SETTINGS, out=str(unkilled), quiet=True)
+    assert from_dict(TrainConfig, config) == TrainConfig(**SETTINGS, out=str(unkilled), quiet=True)
     assert len(list(unkilled.glob("checkpoint/*"))) == 2
     scores = [row["validation"] for row in metrics(unkilled) if "validation" in row]
     assert len(scores) == 3 and len(metrics(unkilled)) == 6

@@ -90,7 +90,7 @@ def test_training_by_imitation_alone_learns_the_experts_steps():
         batch_size=32, validate_every=0, dtype="float64",
     )  # fmt: skip
     trainer = make_trainer(Learner(network(), config))
-    trainer.schedule.expert = lambda epoch: "adam"
+    trainer.schedule.expert = lambda epoch, stage: "adam"
     trainer.run(label="", quiet=True)
     losses = [row["loss"] for row in trainer.state.history]
     assert all(row["imitates"] == "adam" for row in trainer.state.history)
