@@ -6,11 +6,24 @@ import pytest
 
 from common.errors import L2OError
 from common.machine import memory
+from interchange.commands import estimate as module
 from interchange.commands.estimate import Estimate, estimate
 from interchange.meta.config import TrainConfig, TuneConfig
 from tests.helpers.commands import call
 
 pytest.importorskip("torch")
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """What a child process tries, tried by this one: quicker, though the peak of its memory is its past's."""
+
+    def tried(config: dict, command: str, backend: str) -> dict[str, float]:
+        given = {"command": command, "package": f"{backend}_impl", "config": config}
+        return module._measured(given, str(tmp_path))
+
+    monkeypatch.setattr(module, "_tried", tried)
+    monkeypatch.setattr(module, "_WORTH", 0.05)
 
 
 def test_a_training_is_tried_for_a_few_steps_and_nothing_is_written(tmp_path, monkeypatch, capsys):
@@ -22,7 +35,7 @@ def test_a_training_is_tried_for_a_few_steps_and_nothing_is_written(tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tuning_of_several_problems_takes_what_its_steps_take():
+def test_a_tuning_of_several_problems_takes_what_its_steps_take(here):
     config = TuneConfig(rule="adam", problem="quadratic,lasso", epochs=6, epoch_length=20, unroll=20)
     found = estimate(config, "tune", "torch")
     assert found.parameters == {"quadratic": 1280, "lasso": 1280}
@@ -45,7 +58,7 @@ def test_what_is_more_than_the_machine_has_is_said():
         ({"init": "no-such-run"}, "no-such-run"),
     ],
 )
-def test_what_the_command_refuses_is_refused(changes, words):
+def test_what_the_command_refuses_is_refused(changes, words, here):
     with pytest.raises(L2OError, match=words) as caught:
         estimate(TrainConfig(**{"epochs": 2, "problem": "quadratic"} | changes), "train", "torch")
     assert "\n" not in str(caught.value)
