@@ -108,7 +108,7 @@ SCALES: Registry[Scale] = Registry(
         ),
         "full": Scale(
             "mnist-mlp",
-            "resnet-18",
+            "resnet-50",
             {"epochs": 1000, "epoch_length": 200, "lr_decay": 0.1, "lr": 2e-3},
             "",
             {},
