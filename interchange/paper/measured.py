@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import interval, summarise
+from common.metrics import interval, loss_interval, summarise
 from common.run.storage import read_json
 from interchange.evaluation.profiles import ratio
 from interchange.files.results import load_evaluation
@@ -66,7 +66,8 @@ def _complexity(config: PaperConfig, name: str) -> dict[str, Any]:
     rules = [Rule.load(plan.place(config, name, f"rules-{k}", plan.BEST)) for k in searches]
     nodes = [rule.complexity for rule in rules]
     scores = [rule.provenance["r2"]["test"] for rule in rules]
-    mean, low, high = interval(nodes)
+    mean = statistics.fmean(nodes)
+    _, low, high = loss_interval(nodes)  # sizes are positive, and so are the bounds
     each = {"nodes": nodes, "r2": scores}
     return {"mean": mean, "low": low, "high": high, "r2": statistics.fmean(scores), "each": each}
 

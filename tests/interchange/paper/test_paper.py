@@ -19,8 +19,8 @@ from interchange.files.trajectories import save_trajectories
 from interchange.files.weights import Teacher, save_weights
 from interchange.paper import cells as running
 from interchange.paper import config as settings
+from interchange.paper import measured, plan, published
 from interchange.paper import paper as command
-from interchange.paper import plan, published
 from interchange.paper.cells import Cells
 from interchange.paper.config import ITEMS, SCALES, PaperConfig
 from interchange.paper.cost import cost, table
@@ -298,3 +298,16 @@ def test_both_backends_train_and_measure_the_same(smoke):
         assert one["loss"]["lstm_each"] == pytest.approx(other["loss"]["lstm_each"], rel=1e-6), name
         fields = [row["lstm"]["perception"]["fields"] for row in (one, other)]
         assert fields[0] == pytest.approx(fields[1], rel=1e-6), name
+
+
+def test_bounds_of_a_mapping_complexity_are_positive(tmp_path):
+    """Of one short and otherwise long rules a t-interval would reach below 0."""
+    config = PaperConfig(scale="small", out=str(tmp_path))
+    rules = [Rule.from_text("-g"), *[Rule.named("ademamix")] * (config.amounts.searches - 1)]
+    for number, rule in enumerate(rules):
+        scored = dataclasses.replace(rule, provenance={"r2": {"test": 0.5}})
+        scored.save(plan.place(config, "rp_s", f"rules-{number}", plan.BEST))
+    found = measured._complexity(config, "rp_s")
+    sizes = [rule.complexity for rule in rules]
+    assert found["mean"] == pytest.approx(sum(sizes) / len(sizes)) and found["each"]["nodes"] == sizes
+    assert 0.0 < found["low"] < found["high"]
