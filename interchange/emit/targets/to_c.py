@@ -22,6 +22,7 @@ _USAGE = """/* An optimizer that is one equation, in C99; needs the C library on
 
    theta <- (1 - lr * weight_decay) * theta + lr * u. A coordinate whose update, new state or new theta is not
    finite is left as it was; the function returns how many were. t stands still where all of them were.
+   With -ffast-math, max and min may take their other argument for what is not a number.
    Functions are called rule_step_float and so on: define RULE to give them other names. */
 """
 
