@@ -23,7 +23,8 @@ def test_a_rule_of_one_recording_is_tuned_by_the_other_and_evaluated_by_both(fir
     folder = str(tmp_path / "rules")
     recorded = {"runs": 4, "steps": 40, "samples": 2000, "out": str(tmp_path / "t.h5")}
     file = first.record(RecordConfig(source="momentum:lr=0.01", **recorded, **SHARED))
-    distill(DistillConfig(trajectories=str(file), time=4, max_size=9, threads=1, out=folder, quiet=True))
+    settings = {"evaluations": 3_000, "max_size": 9, "threads": 1, "quiet": True}
+    distill(DistillConfig(trajectories=str(file), out=folder, **settings))
     ranked = {
         package: package.select(SelectConfig(front=folder, steps=20, tasks=1, **SHARED))
         for package in (second, first)

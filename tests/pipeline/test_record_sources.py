@@ -116,6 +116,6 @@ def test_distilling_one_loop_of_a_users_own_finds_its_momentum(tmp_path):
         (model(x)[:, 0] - x.prod(1)).square().mean().backward()
         optimizer.step()
     file = str(recorder.save(tmp_path / "mine.h5"))
-    settings = {"time": 4.0, "threads": 1, "out": str(tmp_path / "rules"), "quiet": True}
+    settings = {"evaluations": 5_000, "threads": 1, "out": str(tmp_path / "rules"), "quiet": True}
     _, best = distill(DistillConfig(trajectories=file, **settings))
     assert best.provenance["r2"]["test"] >= 0.99 and "ema(g" in str(best.expression)

@@ -133,7 +133,7 @@ def test_mapping_complexity_of_a_known_rule_is_its_nodes(text: str, nodes: int, 
     data = recording_of(rule, 0)
     file = tmp_path / "trajectories.h5"
     save_trajectories(file, data)
-    config = DistillConfig(trajectories=str(file), time=8.0, threads=1, quiet=True)
+    config = DistillConfig(trajectories=str(file), evaluations=20_000, threads=1, quiet=True)
     found = complexity(data, config, 2)
     assert [run.seed for run in found] == [0, 1]
     assert all(run.nodes == nodes and run.r2 > 0.9999 for run in found)

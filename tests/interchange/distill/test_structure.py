@@ -80,7 +80,13 @@ def test_the_rule_is_the_operator_of_its_body():
 
 
 def test_a_front_is_fitted_to_the_body_and_written_with_the_structure(tmp_path):
-    settings = {"trajectories": str(tmp_path), "engine": "linear", "time": 20.0, "threads": 1, "quiet": True}
+    settings = {
+        "trajectories": str(tmp_path),
+        "engine": "linear",
+        "evaluations": 200,
+        "threads": 1,
+        "quiet": True,
+    }
     front = search_front(recorded(*["rp_s_m"] * 3), DistillConfig(**settings), 0.0)
     assert front and all(rule.expression.op == "orth" for rule in front)
     assert all(rule.scale == 0.01 for rule in front)
@@ -156,7 +162,13 @@ def test_bodies_are_chosen_by_what_the_structure_makes_of_them():
 
 
 def test_both_r2_are_named_wherever_rules_are(tmp_path):
-    settings = {"trajectories": str(tmp_path), "engine": "linear", "time": 20.0, "threads": 1, "quiet": True}
+    settings = {
+        "trajectories": str(tmp_path),
+        "engine": "linear",
+        "evaluations": 200,
+        "threads": 1,
+        "quiet": True,
+    }
     data = recorded(*["rp_s_m"] * 3)
     generator = np.random.default_rng(3)
     noisy = -0.5 * np.tanh(generator.normal(size=(30, 15))) + 0.05 * generator.normal(size=(30, 15))
