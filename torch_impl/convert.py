@@ -54,14 +54,15 @@ def convert(config: ConvertConfig) -> Path:
     source = Path(config.file)
     out = Path(config.out or source.with_name(FILE_NAME))
     out = out if out.suffix == ".h5" else out / FILE_NAME
-    weights = canonical(_read(source), config.file)
+    weights = canonical(read(source), config.file)
     row = fitted(variant(TEACHERS[config.teacher], config.inputs), weights, config.file)
     vacant(out, config.overwrite)
     save_weights(out, row, weights, f"{CREATED_BY}, from {source.name}")
     return out
 
 
-def _read(path: Path) -> Mapping[str, np.ndarray]:
+def read(path: Path) -> Mapping[str, np.ndarray]:
+    """The arrays of a file of the original's weights; L2OError where it holds anything else."""
     import torch
 
     try:

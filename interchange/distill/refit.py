@@ -6,6 +6,7 @@ Numbers).
 """
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -237,11 +238,13 @@ def best_cut(rule: Rule, data: Sequences, deadline: float, allow_singular: bool)
     cuts = [
         ((_correlation(cut, cells) - whole) / (nodes - cut.complexity), cut)
         for cut in shorter
-        if cut is not None and (anything or not singular(cut))
+        if cut is not None
     ]
+    ranked = (cut for _, cut in sorted(cuts, key=lambda pair: pair[0], reverse=True))
+    sound = (cut for cut in ranked if anything or not singular(cut))
     whole, best = score(rule, cells), (-math.inf, 0)
     chosen: Rule | None = None
-    for _, cut in sorted(cuts, key=lambda pair: pair[0], reverse=True)[:_TRIED]:
+    for cut in itertools.islice(sound, _TRIED):
         if time.monotonic() > deadline:
             return None
         value = score(refit(cut, cells, iterations=2), cells)

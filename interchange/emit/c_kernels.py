@@ -132,11 +132,11 @@ def _body(step: Step, used: Sequence[str], final: Sequence[str], indent: str) ->
 def _source(program: Program, constants: tuple[str, ...], step: Step, text: str, frame: str) -> Source:
     slots = len(program.writes)
     cost = sum(_COST if line.calls else 1 for line in step.lines) + 2 * slots + 4
-    text = f'#include "rule.h"\n\n#define SLOTS {slots}\n\n{_helpers(text)}{text}\n#include "{frame}"\n'
+    text = f'#include "rule.h"\n\n#define SLOTS {slots}\n\n{helpers(text)}{text}\n#include "{frame}"\n'
     return Source(text, slots, constants, cost)
 
 
-def _helpers(text: str) -> str:
+def helpers(text: str) -> str:
     """Functions of doubles that the declarations use."""
     return "".join(f"{body}\n" for name, body in _DOUBLE.items() if f"{name}(" in text)
 

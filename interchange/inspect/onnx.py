@@ -23,7 +23,7 @@ from interchange.rule.rule import Rule
 SIZE_LIMIT = 64 << 20
 NODE_LIMIT = 100_000  # a rule of the largest size allowed, its temporal state included, has fewer
 _DTYPES = {1: np.dtype("<f4"), 7: np.dtype("<i8"), 11: np.dtype("<f8")}  # of TensorProto.DataType
-_OPERATORS = frozenset(
+KNOWN = frozenset(
     re.findall(
         r"\w+",
         "Abs Add Asinh Atan Cast Concat Constant Cos Cosh Div Elu Equal Erf Exp Expand Floor Greater IsNaN "
@@ -120,7 +120,7 @@ def _faults(model: Any) -> Iterator[str]:
     if len(function.node) > NODE_LIMIT:
         yield f"expected at most {NODE_LIMIT} nodes, got {len(function.node)}"
     for node in function.node:
-        if node.domain or node.op_type not in _OPERATORS:
+        if node.domain or node.op_type not in KNOWN:
             yield f"operator {f'{node.domain}.{node.op_type}'[:60]!r} is not among those written here"
     for attribute in (a for node in (*graph.node, *function.node) for a in node.attribute):
         graphs = attribute.HasField("g") or attribute.graphs

@@ -45,7 +45,7 @@ def _model(config: PaperConfig, name: str, cells: dict[str, Any]) -> dict[str, A
     row["published"] = {key: getattr(model, key) for key in ("tpf", "mc", "lstm", "rule", "r2")}
     row |= dict.fromkeys(("complexity", "rule", "loss", "lstm", "fit"))
     if f"{name}/select" in cells:
-        row["complexity"] = _complexity(config, name)
+        row["complexity"] = complexity(config, name)
         rule = Rule.load(plan.place(config, name, "rule", plan.BEST))
         row["rule"] = {
             "text": readable(rule),
@@ -60,7 +60,7 @@ def _model(config: PaperConfig, name: str, cells: dict[str, Any]) -> dict[str, A
     return row
 
 
-def _complexity(config: PaperConfig, name: str) -> dict[str, Any]:
+def complexity(config: PaperConfig, name: str) -> dict[str, Any]:
     """Mapping complexity (MATH.md section 5): the rules that each search settled on."""
     searches = range(config.amounts.searches)
     rules = [Rule.load(plan.place(config, name, f"rules-{k}", plan.BEST)) for k in searches]

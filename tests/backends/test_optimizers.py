@@ -57,6 +57,8 @@ def assert_same(impl, optimizer, params, other, others) -> None:
     indirect=["impl"],
 )
 @pytest.mark.parametrize("lr", [1.0, 0.3])
+@pytest.mark.slow_with(lr=(0.3,), name=[name for name in GIVEN if name not in FEW])
+@pytest.mark.slow_with(lr=(0.3,), impl=("tf",))
 def test_losses_equal_the_functional_rollout(impl, name, lr):
     """The optimizer keeps state per tensor, the rollout one flat vector."""
     given, backend, steps = GIVEN[name], impl.module("backend"), 15

@@ -118,9 +118,9 @@ def _pth(path: Path) -> None:
 
 
 def _read_pth(path: Path) -> object:
-    from torch_impl.convert import _read, canonical
+    from torch_impl.convert import canonical, read
 
-    return sorted(canonical(_read(path), str(path)))
+    return sorted(canonical(read(path), str(path)))
 
 
 FORMATS: dict[str, Format] = {

@@ -18,6 +18,8 @@ import tf_impl  # noqa: E402
 import torch_impl  # noqa: E402
 
 BACKENDS = ((torch_impl, torch.float64), (tf_impl, tf.float64))
+# Features of theirs are the others' with other settings: with plain code they are in the slow tests only.
+SELDOM = ("dm_p5", "dm_raw", "rnnprop_lv", "rp_si_n", "rp_s_m", "rnnprop_m")
 for backend, _ in BACKENDS:
     for module in (
         "meta.forward", "meta.learner", "meta.second_order", "meta.unroll", "networks.features",

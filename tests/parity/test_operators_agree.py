@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common.kernels import build
-from interchange.emit.c_kernels import _helpers
+from interchange.emit.c_kernels import helpers
 from interchange.emit.c_loops import declared, loops
 from interchange.emit.c_source import write_step
 from interchange.language import expression as ex
@@ -137,7 +137,7 @@ def c_library(apart: bool, double: bool) -> ctypes.CDLL:
     body = loops(step.lines, [*step.outputs, *(d for t in step.tangents for d in t.values())], final, "    ")
     head = "void run(long n, const real *a, const real *b, const double *constant, real *out) {\n"
     once = declared(step.once, body, "    ")
-    source = f'#include "rule.h"\n{_helpers(once)}{head}{once}{body}}}\n'
+    source = f'#include "rule.h"\n{helpers(once)}{head}{once}{body}}}\n'
     flags = ("-ffp-contract=off", *["-DL2O_DOUBLE"] * double)
     library, reason = build.load("operators", source, flags)
     assert library is not None, reason

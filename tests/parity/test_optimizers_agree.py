@@ -11,7 +11,7 @@ from common.tables.teachers import TEACHERS
 from interchange.files.trajectories import Trajectories, load_trajectories
 from interchange.rule.rule import Rule
 from tests.helpers.samples import SHAPES, enlarged, start
-from tests.parity.backends import assert_same_recordings, tf, tf_impl, torch, torch_impl
+from tests.parity.backends import SELDOM, assert_same_recordings, tf, tf_impl, torch, torch_impl
 from tests.parity.rule_conformance import EVERYTHING
 
 keras = pytest.importorskip("keras")
@@ -62,6 +62,7 @@ def assert_close(got, want, rtol: float, atol: float) -> None:
 
 @pytest.mark.filterwarnings("ignore:rule .* moves weights at zero gradient")
 @pytest.mark.parametrize("name", [*RULES, *ALIKE])
+@pytest.mark.slow_with(code=("plain",), name=SELDOM)
 def test_rules_and_teachers_agree_step_by_step(name, code):
     options = {"weight_decay": 0.1} if name in ("lion", "rp_s") else {}
     steps = 50 if code == "plain" else 15

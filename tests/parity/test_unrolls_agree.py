@@ -11,7 +11,18 @@ from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.rule.decay import with_schedule, with_weight_decay
 from interchange.rule.rule import Rule
-from tests.parity.backends import BACKENDS, all_close, close, networks, tasks, tf, tf_impl, torch, torch_impl
+from tests.parity.backends import (
+    BACKENDS,
+    SELDOM,
+    all_close,
+    close,
+    networks,
+    tasks,
+    tf,
+    tf_impl,
+    torch,
+    torch_impl,
+)
 
 STEPS = 12
 DECAYED = dataclasses.replace(with_weight_decay(with_schedule(Rule.named("adam"), 0.05), 0.2), scale=0.01)
@@ -28,6 +39,7 @@ pytestmark = pytest.mark.slow_with(name=[name for name in TEACHERS if name.endsw
         for n in (*TEACHERS, *RULES, "rp_s_11")
     ],
 )
+@pytest.mark.slow_with(code=("plain",), name=SELDOM)
 @pytest.mark.usefixtures("code")
 def test_losses_gradients_inputs_and_meta_gradients_agree(name, problem):
     both = networks(DECAYED, **RULES[name]) if name in RULES else networks(name)

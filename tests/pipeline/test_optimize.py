@@ -166,7 +166,9 @@ def test_a_run_is_replaced_on_demand_only_and_never_while_it_is_the_start(tmp_pa
     assert not (folder / "losses.csv").exists() and not has_checkpoint(folder)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_leaves_a_whole_checkpoint_and_the_losses_so_far(number, code, tmp_path):
     folder = tmp_path / "o"
     line = f"-m torch_impl.optimize sgd:lr=0.3 --problem quadratic --steps 1000000 --runs 3 --out {folder}"

@@ -8,7 +8,7 @@ from interchange.protocols import Position, State
 
 tf = pytest.importorskip("tensorflow")
 
-from tf_impl.meta.second_order import _step_back  # noqa: E402
+from tf_impl.meta.second_order import step_back  # noqa: E402
 from tf_impl.networks.teacher import TeacherNetwork  # noqa: E402
 
 
@@ -20,6 +20,6 @@ def test_two_arrays_of_state_may_be_one_tensor():
         features, hidden = network.initial_state(g).features, tf.fill([7, 2], tf.constant(0.1, tf.float64))
         state = State(3, features, (hidden, copied(hidden)))
         by_state = State(3, features, (by, by))
-        found.append(_step_back(network, None, Position(3, g, state, None, g), g, by_state)[2].network)
+        found.append(step_back(network, None, Position(3, g, state, None, g), g, by_state)[2].network)
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)

@@ -58,7 +58,7 @@ def unrolled(
     with _undisturbed(task):
         for s in reversed(range(steps)):
             by_u = lr * network.scale * later
-            by_g, by_theta, state, pieces = _step_back(network, structure, path[s], by_u, state)
+            by_g, by_theta, state, pieces = step_back(network, structure, path[s], by_u, state)
             for name, piece in pieces.items():
                 grads[name] += piece
             if s == 0:
@@ -69,7 +69,7 @@ def unrolled(
     return end, tf.stack([at.loss for at in path]), grads
 
 
-def _step_back(
+def step_back(
     network: Network, structure: Structure | None, at: Position, by_out: tf.Tensor, by_state: State
 ) -> tuple[tf.Tensor, tf.Tensor, State, dict[str, tf.Tensor]]:
     """The backward pass of one step of the optimizer.

@@ -51,7 +51,7 @@ def unrolled(
     with _undisturbed(task):
         for s in reversed(range(steps)):
             by_u = lr * network.scale * later
-            by_g, by_theta, state, pieces = _step_back(network, structure, path[s], by_u, state)
+            by_g, by_theta, state, pieces = step_back(network, structure, path[s], by_u, state)
             for name, piece in pieces.items():
                 grads[name] += piece
             if s == 0:
@@ -62,7 +62,7 @@ def unrolled(
     return end, torch.stack([at.loss for at in path]), grads
 
 
-def _step_back(
+def step_back(
     network: Network, structure: Structure | None, at: Position, by_out: torch.Tensor, by_state: State
 ) -> tuple[torch.Tensor, torch.Tensor, State, dict[str, torch.Tensor]]:
     """The backward pass of one step of the optimizer.

@@ -307,7 +307,7 @@ def test_bounds_of_a_mapping_complexity_are_positive(tmp_path):
     for number, rule in enumerate(rules):
         scored = dataclasses.replace(rule, provenance={"r2": {"test": 0.5}})
         scored.save(plan.place(config, "rp_s", f"rules-{number}", plan.BEST))
-    found = measured._complexity(config, "rp_s")
+    found = measured.complexity(config, "rp_s")
     sizes = [rule.complexity for rule in rules]
     assert found["mean"] == pytest.approx(sum(sizes) / len(sizes)) and found["each"]["nodes"] == sizes
     assert 0.0 < found["low"] < found["high"]

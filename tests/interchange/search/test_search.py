@@ -199,7 +199,8 @@ def test_ticks_come_once_a_second_and_no_more_than_the_seconds_asked(toy):
     assert len(ticks) == 2
 
 
-@pytest.mark.parametrize("engine", ["linear", "auto"])
+# Of auto, test_distill.py says so of the whole command.
+@pytest.mark.parametrize("engine", ["linear", pytest.param("auto", marks=pytest.mark.slow)])
 def test_a_seed_and_a_budget_give_the_same_texts_whatever_the_time_and_the_threads(engine):
     if find_engine(engine).package:
         pytest.importorskip("pyoperon", reason="pyoperon is not installed")

@@ -116,6 +116,7 @@ CASES = [(target, dtype) for target, row in ROWS.items() for dtype in row.dtypes
 
 
 @pytest.mark.parametrize(("target", "dtype"), CASES)
+@pytest.mark.slow_with(target=("optax file",), dtype=(np.float32,))
 def test_targets_equal_the_oracle(target, dtype):
     """Every rule on two shapes, every shape with some rules."""
     need(ROWS[target].needs)
@@ -150,6 +151,7 @@ GRADIENT_SHAPES = [shape for shape in SHAPES if np.prod(shape) < 100]
 
 
 @pytest.mark.parametrize("target", gradients.ROWS)
+@pytest.mark.slow_with(target=("optax file",))
 def test_gradients_equal_the_oracle(target):
     need(gradients.ROWS[target].needs)
     check_gradients(target, FEW, 1)
