@@ -12,6 +12,7 @@ import numpy as np
 
 from common.data.coordinates import Subset
 from common.metrics import DIVERGED, loss_at
+from common.training import PLAIN, Training
 from interchange.protocols import Network, Position, Task
 
 if TYPE_CHECKING:
@@ -261,7 +262,14 @@ class Backend(Protocol):
         network: its input is the gradient, its output (theta after - theta before) / lr.
         """
 
-    def fit(self, source: "Source", task: Task, steps: int, stop: Callable[[float], bool]) -> Trained:
+    def fit(
+        self,
+        source: "Source",
+        task: Task,
+        steps: int,
+        stop: Callable[[float], bool],
+        training: Training = PLAIN,
+    ) -> Trained:
         """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
 
     def rollout_job(

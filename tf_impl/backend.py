@@ -14,6 +14,7 @@ from common.extras import require
 from common.metrics import DIVERGED
 from common.run.runs import numbers
 from common.tables.teachers import TeacherRow
+from common.training import PLAIN, Training
 from interchange.backend import Trained
 from interchange.meta.rule_weights import KINDS
 from interchange.protocols import Network
@@ -134,10 +135,16 @@ def _finite(values: tf.Tensor) -> bool:
     return bool(tf.reduce_all(tf.math.is_finite(values)))
 
 
-def fit(source: Source, task: ProblemTask, steps: int, stop: Callable[[float], bool]) -> Trained:
+def fit(
+    source: Source,
+    task: ProblemTask,
+    steps: int,
+    stop: Callable[[float], bool],
+    training: Training = PLAIN,
+) -> Trained:
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started = time.perf_counter()
-    with borrowed(source, task, source.spec.lr or source.spec.middle) as loop:
+    with borrowed(source, task, source.spec.lr or source.spec.middle, training) as loop:
         losses, outcome = descend(task, loop, steps, stop, source.spec.schedule or "constant")
         seconds = time.perf_counter() - started
         theta = tf.concat([tf.reshape(p, [-1]) for p in loop.parameters], 0)

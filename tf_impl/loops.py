@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from common.run.storage import canonical_json
+from common.training import PLAIN, Training
 from interchange.files.weights import Teacher
 from tf_impl.optimizers.optimizers import NonFiniteError
 from tf_impl.problems import graphs
@@ -35,12 +36,12 @@ class Loop:
         graph: of a step, called with ``ProblemTask.given``.
     """
 
-    def __init__(self, source: Source, task: ProblemTask, lr: float) -> None:
+    def __init__(self, source: Source, task: ProblemTask, lr: float, training: Training) -> None:
         with tf.device(task.device):
             tensors = zip(task.names, task.shapes, strict=True)
             self.parameters = [tf.Variable(tf.zeros(shape, task.dtype), name=name) for name, shape in tensors]
             self._last = tf.Variable(math.nan, dtype=task.dtype)
-        self.optimizer = source.optimizer(self.parameters, lr, task.views)
+        self.optimizer = source.optimizer(self.parameters, lr, task.views, training)
         self.size = sum(math.prod(v.shape) for v in (*self.parameters, *self.optimizer.variables))
         self._loss = graphs.loss(task.instance.problem, function)
         self.graph = Direct(self._one_step)
@@ -76,14 +77,14 @@ class Loop:
 
 
 @contextlib.contextmanager
-def borrowed(source: Source, task: ProblemTask, lr: float) -> Iterator[Loop]:
+def borrowed(source: Source, task: ProblemTask, lr: float, training: Training = PLAIN) -> Iterator[Loop]:
     """A loop at its beginning: one that was used before, if there is one for this optimizer and problem.
 
     Nobody else has it during the ``with`` block, and one that failed is not used again.
     """
-    key = _content(source), task.instance.problem, task.dtype, task.device
+    key = _content(source), task.instance.problem, task.dtype, task.device, training
     if (loop := _kept.pop(key, None)) is None:
-        loop = Loop(source, task, lr)
+        loop = Loop(source, task, lr, training)
     loop.begin(task, lr)
     yield loop
     _kept[key] = loop
@@ -93,7 +94,7 @@ def borrowed(source: Source, task: ProblemTask, lr: float) -> Iterator[Loop]:
 
 def _content(source: Source) -> tuple:
     """What an optimizer is but for its learning rate; of a file the content, as workers get copies of it."""
-    loaded = source.loaded
+    loaded, options = source.loaded, source.spec.options.items()
     if isinstance(loaded, Teacher):
-        return canonical_json(loaded.row.to_dict()), *(w.tobytes() for w in loaded.weights.values())
-    return (source.sha256, source.spec.target, *source.spec.options.items())
+        return canonical_json(loaded.row.to_dict()), *(w.tobytes() for w in loaded.weights.values()), *options
+    return (source.sha256, source.spec.target, *options)

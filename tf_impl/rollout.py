@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from common.metrics import DIVERGED
 from common.tables.schedules import SCHEDULES
+from common.training import PLAIN, Training
 from interchange.backend import Rollout
 from tf_impl.loops import Loop, borrowed
 from tf_impl.optimizers.guard import GuardedOptimizer
@@ -29,7 +30,8 @@ def rollout_job(
         with contextlib.suppress(RuntimeError):  # a worker that has begun keeps its threads
             tf.config.threading.set_intra_op_parallelism_threads(1)
             tf.config.threading.set_inter_op_parallelism_threads(1)
-    return rollout(source, lr, task(config, stream, number), steps, schedule, stream == "test")
+    own = task(config, stream, number)
+    return rollout(source, lr, own, steps, schedule, stream == "test", config.training)
 
 
 def task(config: Any, stream: str, number: int) -> ProblemTask:
@@ -38,16 +40,23 @@ def task(config: Any, stream: str, number: int) -> ProblemTask:
 
 
 def rollout(
-    source: Source, lr: float, task: ProblemTask, steps: int, schedule: str = "constant", score: bool = True
+    source: Source,
+    lr: float,
+    task: ProblemTask,
+    steps: int,
+    schedule: str = "constant",
+    score: bool = True,
+    training: Training = PLAIN,
 ) -> Rollout:
     """Optimize a task with a native optimizer over its own parameter tensors.
 
     Args:
         schedule: row of ``common.tables.schedules`` that the learning rate follows.
         score: look at the test images at the end.
+        training: how steps are taken.
     """
     started = time.perf_counter()
-    with borrowed(source, task, lr) as loop:
+    with borrowed(source, task, lr, training) as loop:
         losses, outcome = descend(task, loop, steps, schedule=schedule)
         seconds = time.perf_counter() - started
         if outcome == DIVERGED or not score:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from common.errors import L2OError
 from common.tables.baselines import Spec
+from common.training import PLAIN, Training
 from interchange.language.view import View
 from interchange.rule import source
 from interchange.rule.rule import Rule
@@ -20,22 +21,27 @@ class Source(source.Source):
     """A SPEC with its file read: what can be run again and again with other learning rates."""
 
     def optimizer(
-        self, params: Iterable[tf.Variable], lr: float, views: Sequence[View] | None = None
+        self,
+        params: Iterable[tf.Variable],
+        lr: float,
+        views: Sequence[View] | None = None,
+        training: Training = PLAIN,
     ) -> keras.optimizers.Optimizer:
         """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update.
 
         Args:
             views: of the parameters, for what sees tensors; the optimizer's own choice if None.
+            training: says which of them decay.
         """
-        params, views = list(params), views if self.sees_tensors else None
+        params, views, options = list(params), views if self.sees_tensors else None, self.spec.options
         if self.loaded is None:
-            return baselines.make(self.spec.target, params, lr, self.spec.options, views)
-        own = {} if views is None else {"views": seen_as(views, params)}
+            return baselines.make(self.spec.target, params, lr, options, views, training.decay_vectors)
+        own = options if views is None else options | {"views": seen_as(views, params)}
         kind = SymbolicOptimizer if isinstance(self.loaded, Rule) else LearnedOptimizer
         with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
             warnings.simplefilter("ignore", RuntimeWarning)
             optimizer = kind(self.loaded, lr, **own)
-        optimizer.build(params)
+        baselines.build(optimizer, params, training.decay_vectors)
         return optimizer
 
 

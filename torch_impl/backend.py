@@ -13,6 +13,7 @@ from common.extras import require
 from common.metrics import DIVERGED
 from common.run.runs import numbers
 from common.tables.teachers import TeacherRow
+from common.training import PLAIN, Training
 from interchange.backend import Trained
 from interchange.meta.rule_weights import KINDS
 from interchange.protocols import Network
@@ -125,10 +126,16 @@ def trace(
         yield to_numpy(x[:, pick].T), to_numpy(g[pick]), to_numpy(y[pick]), float(loss)
 
 
-def fit(source: Source, task: ProblemTask, steps: int, stop: Callable[[float], bool]) -> Trained:
+def fit(
+    source: Source,
+    task: ProblemTask,
+    steps: int,
+    stop: Callable[[float], bool],
+    training: Training = PLAIN,
+) -> Trained:
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started, parameters = time.perf_counter(), rollout.leaves(task)
-    optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle, task.views)
+    optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle, task.views, training)
     losses, outcome = rollout.descend(
         task, parameters, optimizer, steps, stop, source.spec.schedule or "constant"
     )

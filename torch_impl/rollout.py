@@ -10,6 +10,7 @@ import torch
 
 from common.metrics import DIVERGED
 from common.tables.schedules import SCHEDULES
+from common.training import PLAIN, Training
 from interchange.backend import Rollout
 from torch_impl.optimizers.guard import GuardedOptimizer
 from torch_impl.optimizers.optimizers import NonFiniteError
@@ -27,7 +28,8 @@ def rollout_job(
     """One rollout; what the worker processes run. Test images are looked at on the stream ``test`` only."""
     if config.jobs > 1 or config.cluster:
         torch.set_num_threads(1)
-    return rollout(source, lr, task(config, stream, number), steps, schedule, stream == "test")
+    own = task(config, stream, number)
+    return rollout(source, lr, own, steps, schedule, stream == "test", config.training)
 
 
 def task(config: Any, stream: str, number: int) -> ProblemTask:
@@ -36,16 +38,23 @@ def task(config: Any, stream: str, number: int) -> ProblemTask:
 
 
 def rollout(
-    source: Source, lr: float, task: ProblemTask, steps: int, schedule: str = "constant", score: bool = True
+    source: Source,
+    lr: float,
+    task: ProblemTask,
+    steps: int,
+    schedule: str = "constant",
+    score: bool = True,
+    training: Training = PLAIN,
 ) -> Rollout:
     """Optimize a task with a native optimizer over its own parameter tensors.
 
     Args:
         schedule: row of ``common.tables.schedules`` that the learning rate follows.
         score: look at the test images at the end.
+        training: how steps are taken.
     """
     started, parameters = time.perf_counter(), leaves(task)
-    optimizer = source.optimizer(parameters, lr, task.views)
+    optimizer = source.optimizer(parameters, lr, task.views, training)
     losses, outcome = descend(task, parameters, optimizer, steps, schedule=schedule)
     seconds = time.perf_counter() - started
     if outcome == DIVERGED or not score:

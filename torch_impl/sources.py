@@ -7,11 +7,12 @@ import torch
 
 from common.errors import L2OError
 from common.tables.baselines import Spec
-from interchange.files.weights import Teacher
+from common.training import PLAIN, Training
 from interchange.language.view import View
 from interchange.rule import source
 from interchange.rule.rule import Rule
 from torch_impl.optimizers import baselines
+from torch_impl.optimizers.decay import decay
 from torch_impl.optimizers.groups import seen_as
 from torch_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer
 
@@ -20,28 +21,33 @@ class Source(source.Source):
     """A SPEC with its file read: what can be run again and again with other learning rates."""
 
     def optimizer(
-        self, params: Iterable[torch.Tensor], lr: float, views: Sequence[View] | None = None
+        self,
+        params: Iterable[torch.Tensor],
+        lr: float,
+        views: Sequence[View] | None = None,
+        training: Training = PLAIN,
     ) -> torch.optim.Optimizer:
         """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update.
 
         Args:
             params: in canonical layout, as a task's.
             views: of the parameters, for what sees tensors; the optimizer's own choice if None.
+            training: says which of them decay.
         """
         params = list(params)
         largest = min(torch.finfo(p.dtype).max for p in params)
         if lr > largest:  # torch would say so at the first step only
             raise L2OError(f"{self.spec.text}: expected lr of at most {largest:.3g}, got {lr:g}; lower it")
-        views = views if self.sees_tensors else None
-        if isinstance(self.loaded, Rule | Teacher):
-            params = params if views is None else seen_as(views, params)
-        if isinstance(self.loaded, Rule):
-            with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
-                warnings.simplefilter("ignore", RuntimeWarning)
-                return SymbolicOptimizer(params, self.loaded, lr)
-        if isinstance(self.loaded, Teacher):
-            return LearnedOptimizer(params, self.loaded, lr)
-        return baselines.make(self.spec.target, params, lr, self.spec.options, views)
+        views, options = views if self.sees_tensors else None, self.spec.options
+        if self.loaded is None:
+            return baselines.make(self.spec.target, params, lr, options, views, training.decay_vectors)
+        own = {"weight_decay": options.get("weight_decay", 0.0)}
+        kind = SymbolicOptimizer if isinstance(self.loaded, Rule) else LearnedOptimizer
+        with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
+            warnings.simplefilter("ignore", RuntimeWarning)
+            optimizer = kind(seen_as(views, params, training.decay_vectors), self.loaded, lr, **own)
+        decay(optimizer, l2=options.get("l2", 0.0))
+        return optimizer
 
 
 def load(spec: Spec) -> Source:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from common.errors import L2OError
 from common.run.storage import read_file, read_json
 from common.tables.problems import PROBLEMS
+from common.training import PLAIN, Training
 
 Config = TypeVar("Config")
 _LIMIT = 1 << 16  # bytes of a configuration file
@@ -74,12 +75,27 @@ class OnProblem(Common):
 
     split: ClassVar[str] = "evaluation"
     start_scale: ClassVar[float] = 0.0
+    training: ClassVar[Training] = PLAIN
 
     # "" stands in the configuration of a run on tasks of the caller's own.
     problem: str = option("digits-mlp", "row of the problem table", choices=lambda: PROBLEMS, empty=True)
     batch_size: int = option(0, "mini-batch size; 0 takes the problem's own", low=0)
     dataset: str = option("", "data instead of the problem's: a data set, synthetic, or an .npz of your own")
     start: str = option("", "start from the parameters an optimize run ended with (transfer learning)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trains(OnProblem):
+    """Fields of commands that train optimizees as networks are trained, the same for every optimizer."""
+
+    decay_vectors: bool = option(
+        True, "weight decay of biases, scales and shifts of norms, and whatever has one axis, too"
+    )
+
+    @property
+    def training(self) -> Training:
+        """How steps are taken."""
+        return Training(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Training)})
 
 
 def check(config: Any) -> None:

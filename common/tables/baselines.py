@@ -9,7 +9,7 @@ package are that package's.
 import dataclasses
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,8 @@ from common.registry import Registry
 from common.tables.schedules import SCHEDULES
 
 _SCHEDULE = "schedule="
+# What every SPEC takes beside its own options: theta *= 1 - lr * weight_decay, and g += l2 * theta.
+DECAYS = ("weight_decay", "l2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Spec:
         kind: ``baseline``, ``teacher`` or ``rule``.
         target: the baseline's name, the run or the file.
         lr: learning rate if the SPEC fixes it, else None; for teachers and rules a multiplier.
-        options: further hyper-parameters.
+        options: further hyper-parameters, ``DECAYS`` among them where they are given.
         schedule: row of ``common.tables.schedules`` if the SPEC fixes it, else "".
         knob: the baseline's knob where the SPEC leaves it open, else "".
     """
@@ -199,17 +201,20 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Read ``name[:key=value,...]``, ``teacher:RUN[,lr=X]`` or ``rule:FILE[,lr=X]``; schedule=NAME too."""
+    """Read ``name[:key=value,...]``, ``teacher:RUN[,lr=X]`` or ``rule:FILE[,lr=X]``; schedule=NAME too.
+
+    All of them take weight_decay and l2; a rule's own options come first in ``rule:lamb:weight_decay=0.1``.
+    """
     head, _, rest = text.partition(":")
     if head in ("teacher", "rule"):
         target, *pairs = rest.split(",")
         if not target:
             raise L2OError(f"optimizer {text!r}: expected {head}:PATH")
         if head == "rule" and re.match(r"\w+:\w+=", target):  # a rule's own options, as psi:lags=5,gamma=2
-            own = [pair for pair in pairs if not pair.startswith(("lr=", _SCHEDULE))]
+            own = [pair for pair in pairs if not pair.startswith(("lr=", "l2=", _SCHEDULE))]
             target, pairs = ",".join([target, *own]), [pair for pair in pairs if pair not in own]
         schedule, pairs = _schedule(pairs)
-        options = _pairs(text, pairs, {})
+        options = _pairs(text, pairs, ())
         return Spec(text, head, target, options.pop("lr", None), options, schedule)
     row = BASELINES[head]
     schedule, pairs = _schedule(rest.split(",") if rest else [])
@@ -226,12 +231,12 @@ def _schedule(pairs: Sequence[str]) -> tuple[str, list[str]]:
     return (named or [""])[-1], [pair for pair in pairs if not pair.startswith(_SCHEDULE)]
 
 
-def _pairs(text: str, pairs: Sequence[str], known: dict[str, float]) -> dict[str, float]:
-    values = {}
+def _pairs(text: str, pairs: Sequence[str], own: Iterable[str]) -> dict[str, float]:
+    values, known = {}, tuple(dict.fromkeys(["lr", *own, *DECAYS]))
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if key not in known and key != "lr":
-            names = ", ".join(["lr", *known, "schedule"])
+        if key not in known:
+            names = ", ".join([*known, "schedule"])
             raise L2OError(f"optimizer {text!r}: unknown option {key!r}; known: {names}")
         try:
             values[key] = float(value)

@@ -92,8 +92,10 @@ def _check_existing(path: Path, config: EvaluateConfig, loaded: "Mapping[str, So
     try:
         before = load_evaluation(path)
         known = {row.optimizer for row in before.rows}
-        now = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-        same = all(before.config.get(name) == now[name] for name in now if name not in _MAY_DIFFER)
+        now = _plain(dataclasses.asdict(config))
+        # What a later version has beside was as it is by default.
+        was = _plain({field.name: field.default for field in dataclasses.fields(config)}) | before.config
+        same = all(was[name] == now[name] for name in now if name not in _MAY_DIFFER)
         if same and known <= loaded.keys() and before.config["seeds"] <= config.seeds:
             return
     except (L2OError, AttributeError, KeyError, TypeError):
@@ -102,6 +104,11 @@ def _check_existing(path: Path, config: EvaluateConfig, loaded: "Mapping[str, So
         f"--out {path.parent} holds an evaluation, which only more optimizers or seeds may be added to; "
         "replace it with --overwrite or choose another"
     )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON has them: lists for tuples."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _run(

@@ -19,7 +19,7 @@ from common.errors import L2OError
 from common.metrics import DIVERGED
 from common.run.cli import Progress
 from common.run.cli import run as run_command
-from common.run.config import OnProblem, option
+from common.run.config import Trains, option
 from common.run.shell import Interrupted
 from common.tables.baselines import Spec
 from interchange.backend import Trained
@@ -36,7 +36,7 @@ _ELSEWHERE = ("out", "quiet", "overwrite", "data_dir")  # settings that no numbe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizeConfig(OnProblem):
+class OptimizeConfig(Trains):
     """Plain training of optimizees."""
 
     optimizer: str = option(
@@ -110,7 +110,7 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
                 return interrupt.requested
 
             task = _task(config, backend, number)
-            result.runs.append(backend.fit(source, task, config.steps, stop))
+            result.runs.append(backend.fit(source, task, config.steps, stop, config.training))
             if result.runs[result.best].outcome != DIVERGED:
                 _write(folder, config, result, origin)
     if result.runs and result.runs[result.best].outcome == DIVERGED:
@@ -131,7 +131,8 @@ def _finished(out: str, config: OptimizeConfig, origin: Mapping[str, str]) -> li
 
     try:
         folder = RunFolder(out)
-        wanted, found = loads_json(canonical_json(dataclasses.asdict(config)), "settings"), folder.config()
+        wanted = loads_json(canonical_json(dataclasses.asdict(config)), "settings")
+        found = {f.name: f.default for f in dataclasses.fields(config)} | folder.config()
         rows = [row for row in folder.read_metrics() if row["outcome"] != _INTERRUPTED]
         text = read_file(folder.file(_LOSSES), _LIMIT).decode() if rows else ""
         lines = list(csv.DictReader(io.StringIO(text)))

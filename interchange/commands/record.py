@@ -19,7 +19,7 @@ from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, from_dict, option
 from common.run.places import vacant
-from common.tables.baselines import BASELINES, Spec
+from common.tables.baselines import BASELINES, DECAYS, Spec
 from common.tables.problems import coordinate_table
 from interchange.meta.config import TrainConfig
 from interchange.rule.source import named_spec
@@ -137,6 +137,8 @@ def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
     spec = named_spec(config.source)
     if spec.schedule not in ("", "constant"):  # outputs are recorded before the learning rate
         raise L2OError(f"{config.source}: expected a constant lr to record at; leave the schedule out")
+    if spec.kind != "baseline" and (given := [name for name in DECAYS if name in spec.options]):
+        raise L2OError(f"{config.source}: expected the outputs of a {spec.kind}; leave {given[0]} out")
     if spec.kind == "baseline" and not BASELINES[spec.target].coordinatewise:
         raise L2OError(f"{config.source}: expected an optimizer that works coordinate by coordinate")
     run = Path(spec.target if spec.kind == "teacher" else "runs")

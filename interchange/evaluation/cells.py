@@ -67,7 +67,7 @@ class Store:
         self, folder: Path, config: EvaluateConfig, sources: "Mapping[str, Source]", created_by: str
     ) -> None:
         self.folder = folder
-        given = {name: getattr(config, name) for name in _DETERMINE}
+        given = {name: getattr(config, name) for name in _DETERMINE} | config.training.special
         files = {"data": _hash_of(config.dataset), "start": _hash_of(config.start, "checkpoint")}
         self._shared = given | files | {"created_by": created_by}
         self._optimizers = {text: _identity(source) for text, source in sources.items()}

@@ -6,7 +6,7 @@ from typing import get_args
 
 from common.data.datasets import Split
 from common.errors import L2OError
-from common.run.config import OnProblem, option
+from common.run.config import Trains, option
 from common.tables.baselines import Spec
 from common.tables.schedules import SCHEDULES
 
@@ -19,7 +19,7 @@ _GROWTH = 2  # trials by which grids usually grow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(OnProblem):
+class EvaluateConfig(Trains):
     """Fair comparison of optimizers (MATH.md section 6)."""
 
     problem: str = option("digits-mlp", "row of the problem table, several, a,b,c, suite:core or suite:held")

@@ -5,7 +5,7 @@ What others call lr multiplies the rule's update, as everywhere.
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from common.errors import L2OError
@@ -42,7 +42,7 @@ def named(name: str, **options: float | str | Equation) -> Equation:
     head, _, text = head.partition(":")
     row = NAMED[head]
     options = ({"of": of} if of else {}) | _read(text, name) | options
-    known = inspect.signature(row.build).parameters
+    known = options_of(head)
     unknown = [key for key in options if key not in known]
     if unknown:
         raise L2OError(f"rule {head!r}: unknown option {unknown[0]!r}; known: {', '.join(known) or 'none'}")
@@ -52,6 +52,11 @@ def named(name: str, **options: float | str | Equation) -> Equation:
     rule = row.build(**options)
     own = {"source": row.source} | ({"note": row.note} if row.note else {})
     return dataclasses.replace(rule, name=name[:200], provenance=rule.provenance | own)
+
+
+def options_of(name: str) -> Set[str]:
+    """The options that the row ``name`` takes, in order."""
+    return inspect.signature(NAMED[name].build).parameters.keys()
 
 
 def is_named(name: str) -> bool:

@@ -8,10 +8,10 @@ from typing import Any, Self
 
 from common.errors import L2OError
 from common.registry import Registry
-from common.tables.baselines import BASELINES, Spec, parse_spec, parse_specs
+from common.tables.baselines import BASELINES, DECAYS, Spec, parse_spec, parse_specs
 from interchange.files.kinds import RULE, kind
 from interchange.files.weights import FILE_NAME, SHIPPED, Teacher, load_weights
-from interchange.rule.gallery import NAMED
+from interchange.rule.gallery import NAMED, options_of
 from interchange.rule.rule import FILES, Rule
 
 
@@ -114,11 +114,9 @@ def spelled_out(text: str) -> str:
         except L2OError as error:
             raise L2OError(f"{error}; or name a run's folder or a rule's file that is there") from None
     # A rule's own options stay with its name, what any optimizer takes stands behind a comma.
-    own = (
-        word == "rule"
-        and text[len(name) : len(name) + 1] == ":"
-        and not rest.startswith(("lr=", "schedule="))
-    )
+    given = {pair.partition("=")[0] for pair in rest.split(",")}
+    shared = {"lr", "schedule", *DECAYS} - (options_of(name) if name in NAMED else set())
+    own = word == "rule" and text[len(name) : len(name) + 1] == ":" and not given <= shared
     return f"{word}:{name}" + f"{':' if own else ','}{rest}" * bool(rest)
 
 

@@ -20,6 +20,7 @@ EXEMPT = {
         "LearnedOptimizer.__init__": "torch takes params and lr, Keras learning_rate",
     },
     "optimizers/baselines.py": {
+        "build": "Keras optimizers make their state before their first step",
         "Lion.__init__": "torch takes params and lr, Keras learning_rate",
         "Lion.step": "Keras optimizers are stepped by apply, which their base class has",
         "ScheduleFree.__init__": "torch takes params and lr, Keras learning_rate",
@@ -63,6 +64,7 @@ ALONE = {
     "torch_impl/optimizers/groups.py": "Keras has no parameter groups; its optimizers know layers",
     "torch_impl/optimizers/ways.py": "torch's tensors come in groups and in shards",
     "torch_impl/optimizers/packaged.py": "the package is torch's",
+    "torch_impl/optimizers/decay.py": "Keras' optimizers here have it in their base class",
     "torch_impl/optimizers/resuming.py": "what torch's own load_state_dict loses",
     "tf_impl/optimizers/loading.py": "what Keras' own load_own_variables takes without a look",
     "tf_impl/optimizers/layers.py": "torch has parameter groups; Keras' optimizers see variables only",

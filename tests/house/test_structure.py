@@ -21,11 +21,13 @@ FLOORS = {
     "tf_impl": ("", "problems", "networks", "optimizers", "meta", "recording", "paper", "roof"),
 }  # fmt: skip
 GROUND = {
-    "common": {"errors", "extras", "files", "lazy", "machine", "metrics", "reference", "registry", "rng"},
+    "common": {
+        "errors", "extras", "files", "lazy", "machine", "metrics", "reference", "registry", "rng", "training",
+    },
     "interchange": {"backend", "protocols"},
     "torch_impl": {"tensors", "threads"},
     "tf_impl": {"tensors"},
-}
+}  # fmt: skip
 MODULES, TEST_MODULES = 14, 25  # of a folder
 LINES, STATEMENT_LINES = 300, 50  # of a file, of a function
 LONG_FILES = {

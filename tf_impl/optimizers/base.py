@@ -40,6 +40,7 @@ class CoordinateOptimizer(Resumable, abc.ABC):
     Args:
         learning_rate: a number >= 0, a schedule, or a function without arguments.
         weight_decay: decoupled; None is none.
+        l2: of the tensors that decay this times the parameter is added to the gradient.
         keywords: of every Keras optimizer, such as ``clipnorm``, ``use_ema`` and ``name``.
 
     Pickles keep the state, other than those of Keras; it is there again once ``build`` is called.
@@ -47,19 +48,23 @@ class CoordinateOptimizer(Resumable, abc.ABC):
 
     _fuses = False
 
-    def __init__(self, learning_rate: LearningRate, weight_decay: float | None, **keywords: Any) -> None:
+    def __init__(
+        self, learning_rate: LearningRate, weight_decay: float | None, l2: float = 0.0, **keywords: Any
+    ) -> None:
         if isinstance(learning_rate, int | float | np.number):
             learning_rate = float(learning_rate)
             if not learning_rate >= 0.0:
                 raise ValueError(f"learning_rate: expected a number >= 0, got {learning_rate}")
         if weight_decay is not None and not weight_decay >= 0.0:
             raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay}")
+        if not l2 >= 0.0:
+            raise ValueError(f"l2: expected a number >= 0, got {l2}")
         number = isinstance(learning_rate, float)
         # A function, so that Keras makes no variable in float32: one taken back could not be checkpointed.
         given = (lambda: learning_rate) if number else learning_rate
         super().__init__(given, weight_decay=weight_decay, **keywords)
         # Past Keras' tracking, whose checkpoints know no keys but text.
-        vars(self)["_compiled"] = {}
+        vars(self).update(_compiled={}, l2=l2)
         if number:
             with keras.name_scope(self.name):
                 self._learning_rate = keras.Variable(
@@ -136,6 +141,8 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         k = self._get_variable_index(variable)
         slots = [self._tallies[k], *self._states[k]]
         lr, g = tf.cast(as_tensor(learning_rate), tf.float64), _dense(gradient, variable)
+        if self.l2 and self._use_weight_decay(variable):
+            g += self.l2 * tf.cast(variable, g.dtype)
         own = self._own(k)
         given = tf.convert_to_tensor(variable), g, lr, *map(tf.convert_to_tensor, slots)
         found = self._step_compiled(own, *given) if tf.executing_eagerly() else None
@@ -211,7 +218,7 @@ class CoordinateOptimizer(Resumable, abc.ABC):
 
     def get_config(self) -> dict[str, Any]:
         """What makes the same optimizer again, JSON-ready and exact."""
-        return super().get_config() | self._settings()
+        return super().get_config() | self._settings() | ({"l2": self.l2} if self.l2 else {})
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "CoordinateOptimizer":

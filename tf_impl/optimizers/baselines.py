@@ -106,11 +106,11 @@ class ScheduleFree(CoordinateOptimizer):
 
 
 def _muon(
-    lr: float, momentum: float, weight_decay: float, views: Mapping[str, View] | None = None
+    lr: float, momentum: float, weight_decay: float, views: Mapping[str, View] | None = None, l2: float = 0.0
 ) -> SymbolicOptimizer:
     """The rule of the gallery."""
     rule = Rule.named("muon", momentum=momentum, beta2=0.999)
-    return SymbolicOptimizer(rule, lr, weight_decay=weight_decay, nonfinite="off", views=views)
+    return SymbolicOptimizer(rule, lr, weight_decay=weight_decay, nonfinite="off", views=views, l2=l2)
 
 
 # A row of the table -> what makes it of lr and options.
@@ -135,16 +135,26 @@ def make(
     lr: float,
     options: Mapping[str, float] | None = None,
     views: Sequence[View] | None = None,
+    decay_vectors: bool = True,
 ) -> keras.optimizers.Optimizer:
     """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults.
 
     Args:
+        options: ``weight_decay``, decoupled, and ``l2`` too, whatever the row has.
         views: of the parameters, for what sees tensors.
+        decay_vectors: without, weight decay is of tensors of two axes or more alone.
     """
     o = BASELINES[name].options | dict(options or {})
     if name not in baseline_names("tf"):
         raise L2OError(f"expected one of {', '.join(baseline_names('tf'))}, got {name}, which only torch has")
     params = list(params)
     optimizer = MAKERS[name](lr, **o, **({} if views is None else {"views": seen_as(views, params)}))
-    optimizer.build(params)
+    build(optimizer, params, decay_vectors)
     return optimizer
+
+
+def build(optimizer: keras.optimizers.Optimizer, params: Sequence[tf.Variable], decay_vectors: bool) -> None:
+    """Make an optimizer's state; without ``decay_vectors`` tensors of less than two axes do not decay."""
+    if not decay_vectors:
+        optimizer.exclude_from_weight_decay([p for p in params if p.shape.rank < 2])
+    optimizer.build(params)

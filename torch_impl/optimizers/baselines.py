@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from common.errors import L2OError
-from common.tables.baselines import BASELINES, missing
+from common.tables.baselines import BASELINES, DECAYS, missing
 from interchange.language.view import View
 from interchange.rule.rule import Rule
 from torch_impl.optimizers.base import loss_of
+from torch_impl.optimizers.decay import decay
 from torch_impl.optimizers.groups import seen_as
 from torch_impl.optimizers.optimizers import SymbolicOptimizer
 from torch_impl.optimizers.packaged import PACKAGED
@@ -98,11 +99,11 @@ class ScheduleFree(torch.optim.Optimizer):
 
 
 def _nadamw(
-    params: list[torch.Tensor], lr: float, betas: tuple[float, float], o: Mapping[str, float]
+    params: Iterable[Any], lr: float, betas: tuple[float, float], o: Mapping[str, float]
 ) -> torch.optim.Optimizer:
     rest = {key: o[key] for key in ("eps", "weight_decay", "momentum_decay")}
     optimizer = torch.optim.NAdam(params, lr, betas, decoupled_weight_decay=True, **rest)
-    for p in params:
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
         # torch would keep the product of the momenta in float32, which is off by 1e-7 after one step.
         optimizer.state[p].update(
             step=torch.zeros(()),
@@ -132,7 +133,7 @@ MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "adam": lambda params, lr, **o: torch.optim.Adam(params, lr, _betas(o), o["eps"]),
     "adamw": lambda params, lr, **o: torch.optim.AdamW(params, lr, _betas(o), o["eps"], o["weight_decay"]),
-    "nadamw": lambda params, lr, **o: _nadamw(list(params), lr, _betas(o), o),
+    "nadamw": lambda params, lr, **o: _nadamw(params, lr, _betas(o), o),
     "lion": Lion,
     "schedule-free": ScheduleFree,
     "muon": _muon,
@@ -146,13 +147,20 @@ def make(
     lr: float,
     options: Mapping[str, float] | None = None,
     views: Sequence[View] | None = None,
+    decay_vectors: bool = True,
 ) -> torch.optim.Optimizer:
     """The baseline ``name`` of the table over ``params``; ``options`` replace the row's defaults.
 
     Args:
+        options: ``weight_decay``, decoupled, and ``l2`` too, whatever the row has.
         views: of the parameters, for what sees tensors.
+        decay_vectors: without, weight decay is of tensors of two axes or more alone.
     """
-    o = BASELINES[name].options | dict(options or {})
+    row = BASELINES[name].options
+    o = row | dict(options or {})
     if reason := missing(name):
         raise L2OError(f"expected an optimizer that can run here, got {name}, which {reason}")
-    return MAKERS[name](params if views is None else seen_as(views, params), lr, **o)
+    beside = {key: o.pop(key) for key in DECAYS if key in o and key not in row}
+    optimizer = MAKERS[name](seen_as(views, params, decay_vectors), lr, **o)
+    decay(optimizer, **beside)
+    return optimizer

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from interchange.language.view import View
+from torch_impl.optimizers.decay import SPARED
 
 Option = bool | tuple[Any, ...]  # a group's ``matrix``
 
@@ -57,12 +58,23 @@ def param_groups(model: nn.Module, weight_decay: float | None = None) -> list[di
     return list(groups.values())
 
 
-def seen_as(views: Sequence[View], params: Iterable[Tensor]) -> list[dict[str, Any]]:
-    """Groups of parameters that are seen alike, by their views."""
-    groups: dict[Option, list[Tensor]] = {}
-    for p, view in zip(params, views, strict=True):
-        groups.setdefault(view.axes[:2] if view.matrix else False, []).append(p)
-    return [{"params": group, "matrix": option} for option, group in groups.items()]
+def seen_as(
+    views: Sequence[View] | None, params: Iterable[Tensor], decay_vectors: bool = True
+) -> list[dict[str, Any]]:
+    """Groups of parameters that are seen alike, by their views if there are any, and that decay alike.
+
+    Args:
+        decay_vectors: without, weight decay is of tensors of two axes or more alone.
+    """
+    params = list(params)
+    groups: dict[tuple[Option, bool], dict[str, Any]] = {}
+    for p, view in zip(params, [None] * len(params) if views is None else views, strict=True):
+        key = bool(view and view.matrix) and view.axes[:2], decay_vectors or p.dim() > 1
+        if key not in groups:
+            seen = {} if views is None else {"matrix": key[0]}
+            groups[key] = {"params": [], **seen} | ({} if key[1] else {"weight_decay": 0.0, SPARED: True})
+        groups[key]["params"].append(p)
+    return list(groups.values())
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

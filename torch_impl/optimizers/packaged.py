@@ -8,6 +8,7 @@ import torch
 
 from interchange.language.view import View, chosen, outputs_first
 from torch_impl.optimizers.base import loss_of
+from torch_impl.optimizers.decay import decay
 
 
 class NorMuon(torch.optim.Optimizer):
@@ -31,7 +32,7 @@ class NorMuon(torch.optim.Optimizer):
     ) -> None:
         from pytorch_optimizer import NorMuon
 
-        super().__init__(params, {"lr": lr, "matrix": matrix})
+        super().__init__(params, {"lr": lr, "matrix": matrix, "weight_decay": weight_decay})
         self._seen = {
             p: chosen(tuple(p.shape), group["matrix"], outputs_first(tuple(p.shape)))
             for group in self.param_groups
@@ -42,9 +43,11 @@ class NorMuon(torch.optim.Optimizer):
         halves = {True: muon, False: {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8}}
         groups = []
         for use_muon, options in halves.items():
-            own = [m for p, view in self._seen.items() if view.matrix == use_muon for m in self._copies[p]]
-            if own:
-                groups.append(options | {"params": own, "use_muon": use_muon, "weight_decay": weight_decay})
+            for group in self.param_groups:
+                seen = [p for p in group["params"] if self._seen[p].matrix == use_muon]
+                if own := [m for p in seen for m in self._copies[p]]:
+                    decay = group["weight_decay"]
+                    groups.append(options | {"params": own, "use_muon": use_muon, "weight_decay": decay})
         self._theirs = NorMuon(groups)
 
     @torch.no_grad()
@@ -96,8 +99,10 @@ def _order(view: View) -> list[int]:
 def _soap(params: Iterable[Any], lr: float, **o: float) -> torch.optim.Optimizer:
     from pytorch_optimizer import SOAP
 
-    rest = {key: o[key] for key in ("eps", "weight_decay")}
-    return SOAP(params, lr, (o["beta1"], o["beta2"]), max_precondition_dim=int(o["max_dim"]), **rest)
+    betas, most = (o["beta1"], o["beta2"]), int(o["max_dim"])
+    optimizer = SOAP(params, lr, betas, weight_decay=0.0, max_precondition_dim=most, eps=o["eps"])
+    decay(optimizer, o["weight_decay"])  # its own leaves the first step out
+    return optimizer
 
 
 def _ademamix(params: Iterable[Any], lr: float, **o: float) -> torch.optim.Optimizer:
@@ -107,11 +112,12 @@ def _ademamix(params: Iterable[Any], lr: float, **o: float) -> torch.optim.Optim
     return AdEMAMix(params, lr, (o["beta1"], o["beta2"], o["beta3"]), weight_decouple=True, **rest)
 
 
-def _mars(params: Iterable[Any], lr: float, **o: float) -> torch.optim.Optimizer:
+def _mars(groups: list[dict[str, Any]], lr: float, **o: float) -> torch.optim.Optimizer:
     from pytorch_optimizer import MARS
 
-    decay = {"weight_decay": o["weight_decay"], "weight_decay_1d": o["weight_decay"]}
-    return MARS(params, lr, (o["beta1"], o["beta2"]), o["gamma"], lr_1d=lr, eps=o["eps"], **decay)
+    for group in groups:  # vectors have a weight decay of their own there
+        group["weight_decay_1d"] = group.setdefault("weight_decay", o["weight_decay"])
+    return MARS(groups, lr, (o["beta1"], o["beta2"]), o["gamma"], lr_1d=lr, eps=o["eps"])
 
 
 def _psgd(params: Iterable[Any], lr: float, **o: float) -> torch.optim.Optimizer:
@@ -130,7 +136,9 @@ def _psgd(params: Iterable[Any], lr: float, **o: float) -> torch.optim.Optimizer
             np.random.set_state(drawn)
             return loss
 
-    return Seeded(params, lr, o["momentum"], o["weight_decay"], max_size_triangular=int(o["max_dim"]))
+    optimizer = Seeded(params, lr, o["momentum"], 0.0, max_size_triangular=int(o["max_dim"]))
+    decay(optimizer, o["weight_decay"])  # its own is of matrices alone
+    return optimizer
 
 
 # A row of the table -> what makes it of parameters, lr and options.

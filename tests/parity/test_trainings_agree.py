@@ -1,0 +1,43 @@
+"""Training as networks are trained, by both backends: the same losses, scores and figures along the way."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.tables.baselines import parse_spec
+from interchange.backend import Rollout
+from interchange.commands.optimize import OptimizeConfig
+from tests.parity.backends import BACKENDS
+
+for backend, _ in BACKENDS:
+    pytest.importorskip(f"{backend.__name__}.rollout")
+
+
+def rollouts(text: str, problem: str = "digits-mlp", steps: int = 6, **options: Any) -> list[Rollout]:
+    """A rollout of one optimizer, torch's and TensorFlow's, trained with options of ``OptimizeConfig``."""
+    config = OptimizeConfig(problem=problem, dtype="float64", batch_size=8, seed=3, **options)
+    spec, found = parse_spec(text), []
+    for backend, _ in BACKENDS:
+        task = backend.problems.tasks.table_task(config, "a stream", 0)
+        source, lr, schedule = backend.sources.load(spec), spec.lr or spec.middle, spec.schedule or "constant"
+        found.append(backend.rollout.rollout(source, lr, task, steps, schedule, training=config.training))
+    return found
+
+
+def assert_same(got: Rollout, want: Rollout) -> None:
+    np.testing.assert_allclose(got.losses, want.losses, rtol=1e-9)
+    assert got.outcome == want.outcome and got.accuracy == pytest.approx(want.accuracy, nan_ok=True)
+    assert got.test_loss == pytest.approx(want.test_loss, rel=1e-9, nan_ok=True)
+
+
+DECAYED = ["sgd", "adam", "lion", "schedule-free", "muon", "teacher:rp_s", "rule:rnnprop_tuned"]
+
+
+@pytest.mark.parametrize("text", DECAYED)
+def test_weight_decay_is_the_same_of_every_optimizer(text):
+    more = f"{text}{',' if ':' in text else ':'}weight_decay=0.3,l2=0.2"
+    plain, spared = rollouts(text), rollouts(more, decay_vectors=False)
+    assert_same(*spared)
+    assert spared[0].losses[0] == plain[0].losses[0] and spared[0].losses[5] != plain[0].losses[5]
+    assert_same(*rollouts(more))
