@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
@@ -11,9 +13,11 @@ class Training:
     Attributes:
         decay_vectors: weight decay is of every tensor; without, of those of two axes or more alone, which
             spares biases and the scales and shifts of norms.
+        test_every: steps between two looks at the test images; 0 looks at the end alone.
     """
 
     decay_vectors: bool = True
+    test_every: int = 0
 
     @property
     def special(self) -> dict[str, Any]:
@@ -22,3 +26,4 @@ class Training:
 
 
 PLAIN = Training()
+NO_CURVE = np.zeros((0, 3))  # of a run whose test images were looked at at the end alone

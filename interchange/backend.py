@@ -12,7 +12,7 @@ import numpy as np
 
 from common.data.coordinates import Subset
 from common.metrics import DIVERGED, loss_at
-from common.training import PLAIN, Training
+from common.training import NO_CURVE, PLAIN, Training
 from interchange.protocols import Network, Position, Task
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ class Rollout:
     Attributes:
         losses: [step], each before that step's update.
         accuracy, test_loss: on the test images at the end; nan where there are none or nobody asked.
-        seconds: of wall clock.
+        seconds: of wall clock, without looks at the test images.
+        curve: f8 [look, 3], step, test loss and accuracy along the way; nan where there are none.
     """
 
     losses: np.ndarray
     outcome: str
     accuracy: float
+    curve: np.ndarray = dataclasses.field(default_factory=NO_CURVE.copy, kw_only=True)
     test_loss: float = dataclasses.field(default=math.nan, kw_only=True)
     seconds: float = dataclasses.field(default=math.nan, kw_only=True)
 

@@ -16,6 +16,7 @@ from common.run.runs import numbers
 from common.tables.teachers import TeacherRow
 from common.training import PLAIN, Training
 from interchange.backend import Trained
+from interchange.curve import Curve
 from interchange.meta.rule_weights import KINDS
 from interchange.protocols import Network
 from interchange.rule.rule import Rule
@@ -27,7 +28,7 @@ from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.structure import structure_of
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
-from tf_impl.rollout import descend, leaves, rollout_job
+from tf_impl.rollout import descend, flat, leaves, rollout_job
 from tf_impl.sources import Source
 from tf_impl.sources import load as load_source
 from tf_impl.tensors import CREATED_BY, DTYPES, device_of, to_numpy, unflatten
@@ -145,15 +146,16 @@ def fit(
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started = time.perf_counter()
     with borrowed(source, task, source.spec.lr or source.spec.middle, training) as loop:
-        losses, outcome = descend(task, loop, steps, stop, source.spec.schedule or "constant")
-        seconds = time.perf_counter() - started
-        theta = tf.concat([tf.reshape(p, [-1]) for p in loop.parameters], 0)
+        curve = Curve(lambda: task.test_scores(flat(loop.parameters)), training.test_every, stop)
+        losses, outcome = descend(task, loop, steps, curve, source.spec.schedule or "constant")
+        seconds = time.perf_counter() - started - curve.seconds
+        if not _finite(flat(loop.parameters)):  # the last step may have ruined it
+            outcome = DIVERGED
+        test_loss, accuracy = (math.nan, math.nan) if outcome == DIVERGED else curve.end()
         arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, loop.parameters, strict=True)}
-    if not _finite(theta):  # the last step may have ruined it
-        outcome = DIVERGED
-    accuracy = math.nan if outcome == DIVERGED else task.test_accuracy(theta)
     arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
-    return Trained(losses, outcome, accuracy, arrays, seconds=seconds)
+    rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
+    return Trained(losses, outcome, accuracy, arrays, **rest)
 
 
 def stepper(

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from common.metrics import DIVERGED
 from common.tables.schedules import SCHEDULES
 from common.training import PLAIN, Training
 from interchange.backend import Rollout
+from interchange.curve import Curve
 from tf_impl.loops import Loop, borrowed
 from tf_impl.optimizers.guard import GuardedOptimizer
 from tf_impl.problems.tasks import ProblemTask, table_task
@@ -57,13 +58,17 @@ def rollout(
     """
     started = time.perf_counter()
     with borrowed(source, task, lr, training) as loop:
-        losses, outcome = descend(task, loop, steps, schedule=schedule)
-        seconds = time.perf_counter() - started
-        if outcome == DIVERGED or not score:
-            return Rollout(losses, outcome, math.nan, seconds=seconds)
-        theta = tf.concat([tf.reshape(p, [-1]) for p in loop.parameters], 0)
-    test_loss, accuracy = task.test_scores(theta)
-    return Rollout(losses, outcome, accuracy, test_loss=test_loss, seconds=seconds)
+        curve = Curve(lambda: task.test_scores(flat(loop.parameters)), training.test_every if score else 0)
+        losses, outcome = descend(task, loop, steps, curve, schedule)
+        seconds = time.perf_counter() - started - curve.seconds
+        test_loss, accuracy = curve.end() if score and outcome != DIVERGED else (math.nan, math.nan)
+    rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
+    return Rollout(losses, outcome, accuracy, **rest)
+
+
+def flat(parameters: Sequence[tf.Variable]) -> tf.Tensor:
+    """All parameters as a vector [N]."""
+    return tf.concat([tf.reshape(p, [-1]) for p in parameters], 0)
 
 
 def leaves(task: ProblemTask) -> list[tf.Variable]:

@@ -15,6 +15,7 @@ from common.run.runs import numbers
 from common.tables.teachers import TeacherRow
 from common.training import PLAIN, Training
 from interchange.backend import Trained
+from interchange.curve import Curve
 from interchange.meta.rule_weights import KINDS
 from interchange.protocols import Network
 from interchange.rule.rule import Rule
@@ -136,16 +137,17 @@ def fit(
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started, parameters = time.perf_counter(), rollout.leaves(task)
     optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle, task.views, training)
-    losses, outcome = rollout.descend(
-        task, parameters, optimizer, steps, stop, source.spec.schedule or "constant"
-    )
-    seconds, theta = time.perf_counter() - started, torch.cat([p.detach().reshape(-1) for p in parameters])
-    if not bool(torch.isfinite(theta).all()):  # the last step may have ruined it
+    curve = Curve(lambda: task.test_scores(rollout.flat(parameters)), training.test_every, stop)
+    schedule = source.spec.schedule or "constant"
+    losses, outcome = rollout.descend(task, parameters, optimizer, steps, curve, schedule)
+    seconds = time.perf_counter() - started - curve.seconds
+    if not bool(torch.isfinite(rollout.flat(parameters)).all()):  # the last step may have ruined it
         outcome = DIVERGED
-    accuracy = math.nan if outcome == DIVERGED else task.test_accuracy(theta)
+    test_loss, accuracy = (math.nan, math.nan) if outcome == DIVERGED else curve.end()
     arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, parameters, strict=True)}
     arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
-    return Trained(losses, outcome, accuracy, arrays, seconds=seconds)
+    rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
+    return Trained(losses, outcome, accuracy, arrays, **rest)
 
 
 def _numel(value: Any) -> int:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from common.metrics import DIVERGED
 from common.tables.schedules import SCHEDULES
 from common.training import PLAIN, Training
 from interchange.backend import Rollout
+from interchange.curve import Curve
 from torch_impl.optimizers.guard import GuardedOptimizer
 from torch_impl.optimizers.optimizers import NonFiniteError
 from torch_impl.problems.tasks import ProblemTask, table_task
@@ -55,13 +56,17 @@ def rollout(
     """
     started, parameters = time.perf_counter(), leaves(task)
     optimizer = source.optimizer(parameters, lr, task.views, training)
-    losses, outcome = descend(task, parameters, optimizer, steps, schedule=schedule)
-    seconds = time.perf_counter() - started
-    if outcome == DIVERGED or not score:
-        return Rollout(losses, outcome, math.nan, seconds=seconds)
-    theta = torch.cat([p.detach().reshape(-1) for p in parameters])
-    test_loss, accuracy = task.test_scores(theta)
-    return Rollout(losses, outcome, accuracy, test_loss=test_loss, seconds=seconds)
+    curve = Curve(lambda: task.test_scores(flat(parameters)), training.test_every if score else 0)
+    losses, outcome = descend(task, parameters, optimizer, steps, curve, schedule)
+    seconds = time.perf_counter() - started - curve.seconds
+    test_loss, accuracy = curve.end() if score and outcome != DIVERGED else (math.nan, math.nan)
+    rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
+    return Rollout(losses, outcome, accuracy, **rest)
+
+
+def flat(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All parameters as a vector [N]."""
+    return torch.cat([p.detach().reshape(-1) for p in parameters])
 
 
 def leaves(task: ProblemTask) -> list[torch.Tensor]:

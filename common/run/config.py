@@ -88,6 +88,11 @@ class OnProblem(Common):
 class Trains(OnProblem):
     """Fields of commands that train optimizees as networks are trained, the same for every optimizer."""
 
+    test_every: int = option(
+        0,
+        "look at the test images every so many steps, not at the end alone; with --passes after each",
+        low=0,
+    )
     decay_vectors: bool = option(
         True, "weight decay of biases, scales and shifts of norms, and whatever has one axis, too"
     )

@@ -254,10 +254,27 @@ class Instance:
         """
         if self.problem.kind == "function":
             return None
-        rows = len(self.stored()[1])
-        size = min(self.batch_size or self.problem.batch_size, rows)
+        rows, size = self._sizes()
         pass_, place = divmod(step, rows // size)
         return _permutation(self.seed, pass_, rows)[place * size : (place + 1) * size]
+
+    def steps(self, passes: int) -> int:
+        """Steps of so many passes over the data.
+
+        Raises:
+            L2OError: there are no data to pass over.
+        """
+        if self.problem.kind == "function":
+            raise L2OError(
+                f"--passes: {self.problem.name} is a function and has no data; give --steps instead"
+            )
+        rows, size = self._sizes()
+        return passes * (rows // size)
+
+    def _sizes(self) -> tuple[int, int]:
+        """Images of the split, and of a mini-batch."""
+        rows = len(self.stored()[1])
+        return rows, min(self.batch_size or self.problem.batch_size, rows)
 
 
 def _rotations(normal: np.ndarray) -> np.ndarray:

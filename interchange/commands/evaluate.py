@@ -57,14 +57,23 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
     config = config.resolved()
     backend.device_of(config.device)
     check_cluster(config.cluster)
-    if config.steps and "suite:" in config.problem:
-        raise L2OError(f"--problem {config.problem}: a suite has its own horizons; leave --steps out")
-    wanted = entries(config.problem, config.steps or _HORIZONS)
+    for name in ("steps", "passes"):
+        if getattr(config, name) and "suite:" in config.problem:
+            raise L2OError(f"--problem {config.problem}: a suite has its own horizons; leave --{name} out")
+    if config.steps and config.passes:
+        raise L2OError("--steps and --passes both say how long to train; leave one out")
+    wanted = entries(config.problem, config.steps or config.passes or _HORIZONS)
     loaded = {spec.text: backend.load_source(spec) for spec in named_specs(config.optimizers, backend.NAME)}
     folder = folder_of(config)
     _check_existing(folder / "evaluation.h5", config, loaded)
     configs, tasks, left_out = first_tasks(wanted, config, backend)
     wanted = tuple(entry for entry in wanted if entry.problem in configs)
+    if config.passes:
+        of = {problem: task.instance.steps for problem, task in tasks.items()}
+        wanted = tuple(dataclasses.replace(e, steps=of[e.problem](e.steps)) for e in wanted)
+        configs = {
+            p: dataclasses.replace(own, test_every=own.test_every or of[p](1)) for p, own in configs.items()
+        }
     with RunLock(folder):
         packages = Path(__file__).parents[2]
         code = code_of(*(packages / name for name in ("common", "interchange", f"{backend.NAME}_impl")))
@@ -182,6 +191,7 @@ def _rows(
                 split=config.split,
                 accuracy=rollout.accuracy,
                 test_loss=rollout.test_loss,
+                curve=rollout.curve,
                 seconds=rollout.seconds,
                 ms_per_step=times[text][0],
                 floats_per_parameter=times[text][1],

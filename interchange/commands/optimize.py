@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _LOSSES = "losses.csv"
 _LIMIT = 1 << 30  # bytes of it
 _INTERRUPTED = "interrupted"
+_STEPS = 200
 _ELSEWHERE = ("out", "quiet", "overwrite", "data_dir")  # settings that no number depends on
 
 
@@ -42,7 +43,8 @@ class OptimizeConfig(Trains):
     optimizer: str = option(
         "", "a run or shipped teacher, a rule (file or name), or a baseline such as adam:lr=0.01"
     )
-    steps: int = option(200, "steps of a run", low=1)
+    steps: int = option(_STEPS, "steps of a run", low=1)
+    passes: int = option(0, "passes over the training data, instead of steps", low=0)
     runs: int = option(1, "runs, each on a fresh optimizee", low=1)
     split: str = option("meta_train", "part of the data", choices=lambda: get_args(Split))
 
@@ -83,7 +85,13 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
     spec = named_spec(config.optimizer)
     backend.device_of(config.device)
     source = backend.load_source(spec)
-    _task(config, backend, 0)  # missing data are found before anything is written
+    if config.passes and config.steps != _STEPS:
+        raise L2OError("--steps and --passes both say how long to train; leave one out")
+    first = _task(config, backend, 0)  # missing data are found before anything is written
+    length, training = config.steps, config.training
+    if config.passes:
+        length, one = (first.instance.steps(passes) for passes in (config.passes, 1))
+        training = dataclasses.replace(training, test_every=training.test_every or one)
     out = config.out or f"runs/{_short_name(spec)}-{config.problem}-{config.seed}"
     if config.start and Path(config.start).resolve() == Path(out).resolve():
         raise L2OError(f"--out {out} is where --start reads from; choose another folder")
@@ -92,7 +100,7 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
     going_on = finished is not None and not config.overwrite
     folder = RunFolder(out, create=not going_on, resume=going_on, overwrite=config.overwrite)
     result = Optimization(folder.path, finished if going_on else [])
-    done, steps = config.steps * len(result.runs), config.steps * config.runs
+    done, steps = length * len(result.runs), length * config.runs
     with (
         Interrupt() as interrupt,
         folder,
@@ -110,7 +118,7 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
                 return interrupt.requested
 
             task = _task(config, backend, number)
-            result.runs.append(backend.fit(source, task, config.steps, stop, config.training))
+            result.runs.append(backend.fit(source, task, length, stop, training))
             if result.runs[result.best].outcome != DIVERGED:
                 _write(folder, config, result, origin)
     if result.runs and result.runs[result.best].outcome == DIVERGED:
@@ -150,7 +158,9 @@ def _finished(out: str, config: OptimizeConfig, origin: Mapping[str, str]) -> li
             row["outcome"],
             math.nan if row["accuracy"] is None else row["accuracy"],
             {},
+            test_loss=math.nan if row.get("test_loss") is None else row["test_loss"],
             seconds=row["seconds"],
+            curve=np.array(row.get("curve", []), dtype=np.float64).reshape(-1, 3),
         )
         for one, row in zip(losses, rows, strict=True)
     ]
@@ -192,7 +202,8 @@ def _write(
     for number in range(len(folder.read_metrics()), len(result.runs)):
         run = result.runs[number]
         row = {"run": number, "steps": len(run.losses), "loss": run.loss, "accuracy": run.accuracy}
-        folder.log(row | {"outcome": run.outcome, "seconds": run.seconds} | origin)
+        row |= {"test_loss": run.test_loss, "outcome": run.outcome, "seconds": run.seconds}
+        folder.log(row | ({"curve": run.curve.tolist()} if len(run.curve) else {}) | origin)
 
 
 def main(command: Callable[[OptimizeConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:

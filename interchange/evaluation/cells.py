@@ -20,6 +20,7 @@ import numpy as np
 from common.data import datasets
 from common.errors import L2OError
 from common.metrics import FAILED
+from common.run.runs import finite_or_none
 from common.run.storage import atomic_write, canonical_json, content_hash, read_json
 from common.tables.baselines import BASELINES
 from common.tables.problems import Problem, problem_row
@@ -68,6 +69,8 @@ class Store:
     ) -> None:
         self.folder = folder
         given = {name: getattr(config, name) for name in _DETERMINE} | config.training.special
+        if config.passes and not config.test_every:  # then looked at after each
+            given["passes"] = config.passes
         files = {"data": _hash_of(config.dataset), "start": _hash_of(config.start, "checkpoint")}
         self._shared = given | files | {"created_by": created_by}
         self._optimizers = {text: _identity(source) for text, source in sources.items()}
@@ -111,9 +114,9 @@ class Store:
                 return None
             accuracy, test_loss = (_number(values[name]) for name in ("accuracy", "test_loss"))
             losses = np.array(values["losses"], dtype=np.float64)
-            return Rollout(
-                losses, values["outcome"], accuracy, test_loss=test_loss, seconds=_number(values["seconds"])
-            )
+            rest = {"test_loss": test_loss, "seconds": _number(values["seconds"])}
+            rest["curve"] = np.array(values.get("curve", []), dtype=np.float64).reshape(-1, 3)
+            return Rollout(losses, values["outcome"], accuracy, **rest)
         except (L2OError, AttributeError, KeyError, TypeError, ValueError):
             return None
 
@@ -123,10 +126,10 @@ class Store:
             return
         values = {"format": FORMAT, "format_version": VERSION, "key": self.key(cell)}
         values |= {"outcome": rollout.outcome, "losses": rollout.losses}
-        for name in ("accuracy", "test_loss", "seconds"):
-            value = float(getattr(rollout, name))
-            values[name] = value if math.isfinite(value) else None
-        values = _plain(values)
+        values |= {name: float(getattr(rollout, name)) for name in ("accuracy", "test_loss", "seconds")}
+        if len(rollout.curve):
+            values["curve"] = rollout.curve.tolist()
+        values = _plain(finite_or_none(values))
         atomic_write(self.path(cell), canonical_json(values | {"sha256": content_hash(values)}))
 
 

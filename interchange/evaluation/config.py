@@ -29,6 +29,7 @@ class EvaluateConfig(Trains):
     steps: tuple[int, ...] = option(
         (), "horizons, each is tuned for; 200 if not given, and a suite has its own", low=1
     )
+    passes: tuple[int, ...] = option((), "horizons in passes over the training data, instead of steps", low=1)
     split: str = option("evaluation", "part of the data", choices=lambda: get_args(Split))
     start_scale: float = option(
         0.0, "r: initial values multiplied by exp(U(-r, r)), one draw per coordinate", low=0, high=20

@@ -14,6 +14,7 @@ from common.errors import L2OError
 from common.metrics import SummaryRow, summarise
 from common.run.places import inside
 from common.run.storage import atomic_write, canonical_json, loads_json
+from common.training import NO_CURVE
 from interchange.evaluation.profiles import Compared, Standing, compare
 from interchange.files.hdf5 import read_hdf5, write_hdf5
 from interchange.files.reader import Tree
@@ -50,6 +51,7 @@ class EvaluationRow:
         trials: settings tried when tuning.
         horizon: the number of steps the settings were tuned for; 0: any.
         trained_on: a suite's problem that meta-training may have used.
+        curve: f8 [look, 3], step, test loss and accuracy along the way; nan where the problem has none.
     """
 
     optimizer: str
@@ -67,6 +69,7 @@ class EvaluationRow:
     test_loss: float = float("nan")
     seconds: float = float("nan")
     trained_on: bool = False
+    curve: np.ndarray = dataclasses.field(default_factory=NO_CURVE.copy)
 
     def __repr__(self) -> str:
         last = f"{self.losses[-1]:.4g}" if len(self.losses) else "none"
@@ -105,6 +108,8 @@ def save_evaluation(
         tree.attributes[folder] = {name: getattr(row, name) for name in _ATTRIBUTES}
         tree.attributes[folder]["settings_json"] = canonical_json(row.settings)
         tree.arrays[f"{folder}/losses"] = np.asarray(row.losses, np.float64)
+        if len(row.curve):
+            tree.arrays[f"{folder}/curve"] = np.asarray(row.curve, np.float64)
     _take(tree, path)
     digest = write_hdf5(path, tree, EVALUATION.format, EVALUATION.version)
     table = compare(_summary(rows, horizons), rows)
@@ -187,7 +192,13 @@ def _take(tree: Tree, path: Any) -> Evaluation:
         losses = tree.arrays[f"rows/{name}/losses"].astype(np.float64, copy=False)
         values = {key: attributes[key] for key in _ATTRIBUTES if key in attributes}
         values |= {key: float(values[key]) for key in _FLOATS if key in values}
-        rows.append(EvaluationRow(losses=losses, settings=settings, **values))
+        curve = tree.arrays.get(f"rows/{name}/curve", NO_CURVE).astype(np.float64)
+        if curve.shape[1] != 3:
+            raise L2OError(
+                f"{path}: /rows/{name}/curve: expected step, test loss and accuracy, got {curve.shape[1]} "
+                "values a look; evaluate again"
+            )
+        rows.append(EvaluationRow(losses=losses, settings=settings, curve=curve, **values))
     root = tree.attributes[""]
     config = loads_json(root["config_json"], f"{path}: config_json")
     return Evaluation(tuple(rows), config, root["created_by"], tree.sha256)

@@ -128,7 +128,10 @@ EVALUATION = Schema(
     "l2o-evaluation",
     "1.1.0",
     "an evaluation",
-    (Array("rows/*/losses", "f", ("step",)),),
+    (
+        Array("rows/*/losses", "f", ("step",)),
+        Array("rows/*/curve", "f", ("look", "value"), required=False),
+    ),
     (
         *_attributes("", created_by=str, config_json=str),
         *_attributes("rows/*", optimizer=str, problem=str, seed=int, split=str, outcome=str),

@@ -11,6 +11,7 @@ import numpy as np
 
 from common.metrics import number
 from common.run.storage import atomic_write
+from interchange.curve import accuracies
 from interchange.evaluation.profiles import (
     TAU,
     Compared,
@@ -62,7 +63,7 @@ def write_comparison(
 
     Args:
         compared: as ``interchange.evaluation.profiles.compare`` makes them of ``runs``.
-        runs: objects with ``optimizer, problem, horizon, seed, losses``.
+        runs: objects with ``optimizer, problem, horizon, seed, losses, curve``.
         problem: what was asked for, for the title.
         absent: optimizers that could not run -> why not.
         rules: SPEC -> the rule it names.
@@ -88,6 +89,7 @@ def render_comparison(
         _matrix(compared, names, learned),
         _losses(compared, names, learned),
         _curves(compared, runs, names, learned),
+        _accuracies(runs, names, learned),
         _profiles(compared, names, learned),
         _ends(compared, names),
         _absent(absent),
@@ -230,6 +232,15 @@ def _curves(
         "Geometric means over seeds, smoothed over 20 steps, with 95 % intervals; × where a run ended early."
     )
     return section("Loss curves", chart(svg, note, "wide"))
+
+
+def _accuracies(runs: Sequence[Any], names: Mapping[str, str], learned: Sequence[str]) -> str:
+    if not (found := accuracies(runs, names)):
+        return ""
+    svg = grid_plots.accuracies(found, learned, names=names)
+    return section(
+        "Test accuracy along the way", chart(svg, "Means over seeds; of runs that had ended no more.", "wide")
+    )
 
 
 def _profiles(compared: Sequence[Compared], names: Mapping[str, str], learned: Sequence[str]) -> str:

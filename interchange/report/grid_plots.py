@@ -104,6 +104,36 @@ def _draw(
 
 
 @plots.styled
+def accuracies(
+    curves: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    highlight: Sequence[str] = (),
+    *,
+    names: Mapping[str, str] | None = None,
+    prefix: str = "",
+) -> str:
+    """Means over seeds of test accuracies, a panel per problem, one legend for all.
+
+    Args:
+        curves: panel's title -> optimizer -> steps [look] and accuracies [seed, look], nan after a run's end.
+    """
+    known = list(dict.fromkeys(name for panel in curves.values() for name in panel))
+    legend = 0.3 + 0.2 * math.ceil(len(known) / 3)
+    figure, height = grid_figure(math.ceil(len(curves) / _COLUMNS), legend)
+    look, ends = plots.styles(known, highlight), []
+    for place, (title, panel) in enumerate(curves.items()):
+        axes = add_panel(figure, height, place, title)
+        for name, (steps, found) in panel.items():
+            seen = np.isfinite(found).any(0)
+            mean, (color, dashes) = np.nanmean(found[:, seen], 0), look[name]
+            style = {"color": color, "dashes": dashes, "lw": 1.7 if name in highlight else 1.0}
+            axes.plot(steps[seen], mean, marker="o", ms=2, zorder=3 + (name in highlight), **style)
+            ends.append(f"{(names or {}).get(name, name)} {mean[-1]:.3f}")
+    handles = [sample(look[name], (names or {}).get(name, name), name in highlight) for name in known]
+    figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=plots.FONT)
+    return plots.svg(figure, f"Test accuracies, at the end: {', '.join(ends)}", prefix or "accuracies")
+
+
+@plots.styled
 def profiles(
     shares: Mapping[str, np.ndarray],
     taus: Sequence[float],

@@ -31,6 +31,16 @@ def assert_same(got: Rollout, want: Rollout) -> None:
     assert got.test_loss == pytest.approx(want.test_loss, rel=1e-9, nan_ok=True)
 
 
+def test_figures_along_the_way_are_the_same_and_end_with_those_of_the_end():
+    got, want = rollouts("adam", test_every=2, steps=5)
+    np.testing.assert_allclose(got.curve, want.curve, rtol=1e-9)
+    assert got.curve[:, 0].tolist() == [2, 4, 5]
+    assert got.curve[-1, 1:].tolist() == [got.test_loss, got.accuracy]
+    (two, _), (none, _) = rollouts("adam", steps=2), rollouts("adam", "quadratic", test_every=1, steps=2)
+    assert two.curve.shape == (0, 3) and two.test_loss == pytest.approx(got.curve[0, 1], rel=1e-9)
+    assert np.isnan(none.curve[:, 1:]).all() and len(none.curve) == 2
+
+
 DECAYED = ["sgd", "adam", "lion", "schedule-free", "muon", "teacher:rp_s", "rule:rnnprop_tuned"]
 
 

@@ -1,0 +1,108 @@
+"""``optimize`` and ``evaluate`` as networks are trained: by passes, looked at along the way, resumed."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.tables.problems import PROBLEMS, Instance
+from interchange.commands.optimize import OptimizeConfig
+from interchange.evaluation.config import EvaluateConfig
+from interchange.files.hdf5 import read_hdf5, write_hdf5
+from interchange.files.results import load_evaluation
+from interchange.files.schema import EVALUATION
+from tests.helpers.commands import call, metrics
+
+pytest.importorskip("torch")
+
+from torch_impl import backend, evaluate, optimize
+
+ON_DIGITS = {"problem": "digits-mlp", "batch_size": 100, "quiet": True}
+A_PASS = Instance(PROBLEMS["digits-mlp"], 0, "evaluation", 100).steps(1)
+
+
+def optimized(out: Path, optimizer: str = "adam", **settings):
+    return optimize(OptimizeConfig(optimizer=optimizer, out=str(out), **ON_DIGITS | settings))
+
+
+def evaluated(out: Path, **settings):
+    tiny = {"optimizers": ("sgd:lr=0.1", "adam"), "seeds": 2, "validation_seeds": 1, "trials": 1}
+    return evaluate(EvaluateConfig(out=str(out), **ON_DIGITS | tiny | {"report": False} | settings))
+
+
+def test_passes_are_steps_over_all_images_looked_at_after_each(tmp_path):
+    result = optimized(tmp_path / "o", passes=2, runs=2)
+    images = len(Instance(PROBLEMS["digits-mlp"], 0, "meta_train").data()[1])
+    assert [len(run.losses) for run in result.runs] == [2 * (images // 100)] * 2
+    for run, row in zip(result.runs, metrics(result.folder), strict=True):
+        assert run.curve[:, 0].tolist() == [images // 100, 2 * (images // 100)]
+        assert run.curve[-1, 1:].tolist() == [run.test_loss, run.accuracy]
+        assert row["curve"] == run.curve.tolist() and row["test_loss"] == run.test_loss
+    # The same command goes on: here there is a run more to do.
+    longer = optimized(tmp_path / "o2", passes=2, runs=2)
+    again = tmp_path / "o2" / "metrics.jsonl"
+    again.write_text(again.read_text().splitlines(keepends=True)[0])
+    np.testing.assert_array_equal(
+        optimized(tmp_path / "o2", passes=2, runs=2).runs[0].curve, longer.runs[0].curve
+    )
+
+
+def test_an_evaluation_by_passes_keeps_the_figures_along_the_way(tmp_path, monkeypatch):
+    rows = evaluated(tmp_path / "e", passes=(2,), report=True)
+    kept = load_evaluation(tmp_path / "e").rows
+    for row, one in zip(rows, kept, strict=True):
+        assert row.horizon == 2 * A_PASS and row.curve[:, 0].tolist() == [A_PASS, 2 * A_PASS]
+        np.testing.assert_array_equal(row.curve, one.curve)
+        assert row.curve[-1, 1:].tolist() == [row.test_loss, row.accuracy]
+    assert "Test accuracy along the way" in (tmp_path / "e" / "report.html").read_text()
+    monkeypatch.setattr(backend, "rollout_job", None)  # nothing is run anew
+    for row, one in zip(rows, evaluated(tmp_path / "e", passes=(2,)), strict=True):
+        np.testing.assert_array_equal(row.curve, one.curve)
+
+
+def test_an_evaluation_from_before_there_were_these_settings_goes_on(tmp_path, monkeypatch):
+    evaluated(tmp_path / "e", steps=(4,))
+    file = tmp_path / "e" / "evaluation.h5"
+    tree = read_hdf5(file, EVALUATION.format, EVALUATION.version)
+    config = json.loads(tree.attributes[""]["config_json"])
+    for name in ("passes", "test_every", "decay_vectors"):
+        del config[name]
+    tree.attributes[""] = {"created_by": "before", "config_json": json.dumps(config)}
+    write_hdf5(file, tree, EVALUATION.format, "1.1.0")
+    assert [row.curve.shape for row in load_evaluation(file).rows] == [(0, 3)] * 4
+    jobs, run = [], backend.rollout_job
+    monkeypatch.setattr(backend, "rollout_job", lambda *given: jobs.append(given) or run(*given))
+    assert len(evaluated(tmp_path / "e", steps=(4,), seeds=3)) == 6
+    assert {given[3:5] for given in jobs} == {("test", 2)}
+
+
+def test_a_training_from_before_there_were_these_settings_goes_on(tmp_path):
+    first = optimized(tmp_path / "o", steps=4, runs=2)
+    file, rows = first.folder / "metrics.jsonl", metrics(first.folder)
+    before = dataclasses.fields(OptimizeConfig)
+    config = json.loads((first.folder / "config.json").read_text())
+    (first.folder / "config.json").write_text(
+        json.dumps({f.name: config[f.name] for f in before if f.name not in ("passes", "test_every")})
+    )
+    kept = {name: value for name, value in rows[0].items() if name != "test_loss"} | {"seconds": 1.0}
+    file.write_text(json.dumps(kept) + "\n")
+    second = optimized(tmp_path / "o", steps=4, runs=2)
+    assert second.runs[0].seconds == 1.0 and second.runs[1].losses.tolist() == first.runs[1].losses.tolist()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    {
+        "optimize adam --problem quadratic --passes 2": "quadratic is a function and has no data; give --steps",
+        "optimize adam --steps 3 --passes 2": "--steps and --passes both say how long to train; leave one out",
+        "evaluate --steps 3 --passes 2": "--steps and --passes both say how long to train; leave one out",
+        "evaluate --problem suite:held --passes 2": "a suite has its own horizons; leave --passes out",
+        "optimize adam --test-every -1": "--test-every: expected at least 0",
+    }.items(),
+)
+def test_what_makes_no_sense_is_one_line(line, message, tmp_path, capsys):
+    assert call(f"torch_impl.{line} --out {tmp_path / 'o'}") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "o").exists()
