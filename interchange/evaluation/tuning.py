@@ -118,7 +118,10 @@ def tuning(
     horizon, two shorter grids about what is best so far, with other values of the knob. A SPEC that fixes
     its schedule has that alone, one that fixes lr the first; neither lr nor knob is tuned then.
     """
-    names = tuple(SCHEDULES) if "all" in config.schedules else config.schedules
+    names = config.schedules
+    if "all" in names:
+        usual = [name for name, row in SCHEDULES.items() if not row.extra]
+        names = tuple(dict.fromkeys([*usual, *(name for name in names if name != "all")]))
     few = {text: names[:1] if source.spec.lr else names for text, source in sources.items()}
     of = {t: (s.spec.schedule,) if s.spec.schedule else few[t] for t, s in sources.items()}
     start = {text: Arm(of[text][0], None, horizons) for text in sources}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common.tables.problems import PROBLEMS, Instance
+from common.tables.schedules import SCHEDULES
 from interchange.commands.optimize import OptimizeConfig
 from interchange.evaluation.config import EvaluateConfig
 from interchange.files.hdf5 import read_hdf5, write_hdf5
@@ -15,9 +16,9 @@ from interchange.files.results import load_evaluation
 from interchange.files.schema import EVALUATION
 from tests.helpers.commands import call, metrics
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from torch_impl import backend, evaluate, optimize
+from torch_impl import backend, evaluate, optimize  # noqa: E402
 
 ON_DIGITS = {"problem": "digits-mlp", "batch_size": 100, "quiet": True}
 A_PASS = Instance(PROBLEMS["digits-mlp"], 0, "evaluation", 100).steps(1)
@@ -92,12 +93,43 @@ def test_a_training_from_before_there_were_these_settings_goes_on(tmp_path):
     assert second.runs[0].seconds == 1.0 and second.runs[1].losses.tolist() == first.runs[1].losses.tolist()
 
 
+def rates(scheduler, steps: int) -> list[float]:
+    found = []
+    for _ in range(steps):
+        found.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_the_schedules_are_torchs_where_torch_has_them():
+    known, steps = torch.optim.lr_scheduler, 40
+    rows = {
+        "step": lambda o: known.MultiStepLR(o, [20, 30], 0.1),
+        "cosine": lambda o: known.CosineAnnealingLR(o, steps),
+        "linear": lambda o: known.LinearLR(o, 1.0, 0.0, steps),
+        "warmup": lambda o: known.LinearLR(o, 0.5, 1.0, 1),
+    }
+    for name, make in rows.items():
+        want = rates(make(torch.optim.SGD([torch.zeros(1)], 1.0)), steps)
+        got = [SCHEDULES[name].factor(step, steps) for step in range(steps)]
+        np.testing.assert_allclose(got, want, rtol=1e-12, err_msg=name)
+
+
+def test_all_schedules_are_the_usual_ones_and_others_where_they_are_named(tmp_path):
+    rows = evaluated(tmp_path / "e", steps=(3,), schedules=("all", "step"), optimizers=("sgd",), seeds=1)
+    usual = [name for name, row in SCHEDULES.items() if not row.extra]
+    assert rows[0].trials >= len(usual) + 1
+    tried = {json.loads(path.read_text())["key"]["schedule"] for path in (tmp_path / "e").rglob("*.json")}
+    assert tried == {*usual, "step"} and "warmup" not in usual
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     {
-        "optimize adam --problem quadratic --passes 2": "quadratic is a function and has no data; give --steps",
-        "optimize adam --steps 3 --passes 2": "--steps and --passes both say how long to train; leave one out",
-        "evaluate --steps 3 --passes 2": "--steps and --passes both say how long to train; leave one out",
+        "optimize adam --problem quadratic --passes 2": "quadratic is a function and has no data",
+        "optimize adam --steps 3 --passes 2": "--steps and --passes both say how long to train",
+        "evaluate --steps 3 --passes 2": "--steps and --passes both say how long to train; leave one",
         "evaluate --problem suite:held --passes 2": "a suite has its own horizons; leave --passes out",
         "optimize adam --test-every -1": "--test-every: expected at least 0",
     }.items(),
