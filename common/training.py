@@ -13,10 +13,12 @@ class Training:
     Attributes:
         decay_vectors: weight decay is of every tensor; without, of those of two axes or more alone, which
             spares biases and the scales and shifts of norms.
+        clip_norm: gradients of a larger norm, over all tensors, are scaled down to it; 0 is none.
         test_every: steps between two looks at the test images; 0 looks at the end alone.
     """
 
     decay_vectors: bool = True
+    clip_norm: float = 0.0
     test_every: int = 0
 
     @property

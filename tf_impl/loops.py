@@ -6,7 +6,7 @@ and arguments of the graph, so that only another optimizer or another problem ne
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -43,6 +43,7 @@ class Loop:
             self._last = tf.Variable(math.nan, dtype=task.dtype)
         self.optimizer = source.optimizer(self.parameters, lr, task.views, training)
         self.size = sum(math.prod(v.shape) for v in (*self.parameters, *self.optimizer.variables))
+        self._training = training
         self._loss = graphs.loss(task.instance.problem, function)
         self.graph = Direct(self._one_step)
 
@@ -71,9 +72,17 @@ class Loop:
             tape.watch(values)
             loss, buffers = self._loss(values, *given)
         gradients = tape.gradient(loss, values, unconnected_gradients="zero")
+        if self._training.clip_norm:
+            gradients = clipped(gradients, self._training.clip_norm)
         with tf.control_dependencies([self._last.assign(loss)]):  # known even where the update fails
             self.optimizer.apply(gradients, self.parameters)
         return loss, buffers
+
+
+def clipped(gradients: Sequence[tf.Tensor], most: float) -> list[tf.Tensor]:
+    """Gradients of a norm over all tensors of at most ``most``, by the formula of torch's clip_grad_norm_."""
+    factor = most / (tf.linalg.global_norm(gradients) + 1e-6)
+    return [tf.minimum(factor, tf.ones_like(factor)) * g for g in gradients]
 
 
 @contextlib.contextmanager

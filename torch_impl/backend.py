@@ -139,7 +139,7 @@ def fit(
     optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle, task.views, training)
     curve = Curve(lambda: task.test_scores(rollout.flat(parameters)), training.test_every, stop)
     schedule = source.spec.schedule or "constant"
-    losses, outcome = rollout.descend(task, parameters, optimizer, steps, curve, schedule)
+    losses, outcome = rollout.descend(task, parameters, optimizer, steps, curve, schedule, training)
     seconds = time.perf_counter() - started - curve.seconds
     if not bool(torch.isfinite(rollout.flat(parameters)).all()):  # the last step may have ruined it
         outcome = DIVERGED

@@ -57,7 +57,7 @@ def rollout(
     started, parameters = time.perf_counter(), leaves(task)
     optimizer = source.optimizer(parameters, lr, task.views, training)
     curve = Curve(lambda: task.test_scores(flat(parameters)), training.test_every if score else 0)
-    losses, outcome = descend(task, parameters, optimizer, steps, curve, schedule)
+    losses, outcome = descend(task, parameters, optimizer, steps, curve, schedule, training)
     seconds = time.perf_counter() - started - curve.seconds
     test_loss, accuracy = curve.end() if score and outcome != DIVERGED else (math.nan, math.nan)
     rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
@@ -81,15 +81,17 @@ def descend(
     steps: int,
     stop: Callable[[float], bool] | None = None,
     schedule: str = "constant",
+    training: Training = PLAIN,
 ) -> tuple[np.ndarray, str]:
     """The training loop: losses [step] before each update, and the outcome; ``parameters`` are changed.
 
     Args:
         stop: asked after every step with its loss; True ends the loop with the outcome ``interrupted``.
         schedule: row of ``common.tables.schedules`` that the learning rate follows.
+        training: how steps are taken.
     """
     with fitting(task):
-        losses, outcome = _descend(task, parameters, optimizer, steps, stop, schedule)
+        losses, outcome = _descend(task, parameters, optimizer, steps, stop, schedule, training)
     # Losses that stay as they are because nothing can move are no result.
     stuck = outcome == "ok" and isinstance(optimizer, GuardedOptimizer) and optimizer.stuck()
     return np.asarray(losses), DIVERGED if stuck else outcome
@@ -102,6 +104,7 @@ def _descend(
     steps: int,
     stop: Callable[[float], bool] | None,
     schedule: str,
+    training: Training,
 ) -> tuple[list[float], str]:
     rates, factor = [group["lr"] for group in optimizer.param_groups], SCHEDULES[schedule].factor
     losses: list[float] = []
@@ -115,6 +118,8 @@ def _descend(
                 group["lr"] = rate * factor(step, steps)
         optimizer.zero_grad()
         loss.backward()
+        if training.clip_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
         try:
             optimizer.step()
         except NonFiniteError:

@@ -93,6 +93,9 @@ class Trains(OnProblem):
         "look at the test images every so many steps, not at the end alone; with --passes after each",
         low=0,
     )
+    clip_norm: float = option(
+        0.0, "scale gradients down to this norm, over all tensors, where theirs is larger; 0 is none", low=0
+    )
     decay_vectors: bool = option(
         True, "weight decay of biases, scales and shifts of norms, and whatever has one axis, too"
     )

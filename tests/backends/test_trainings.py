@@ -131,6 +131,7 @@ def test_all_schedules_are_the_usual_ones_and_others_where_they_are_named(tmp_pa
         "optimize adam --steps 3 --passes 2": "--steps and --passes both say how long to train",
         "evaluate --steps 3 --passes 2": "--steps and --passes both say how long to train; leave one",
         "evaluate --problem suite:held --passes 2": "a suite has its own horizons; leave --passes out",
+        "optimize adam --clip-norm -1": "--clip-norm: expected at least 0",
         "optimize adam --test-every -1": "--test-every: expected at least 0",
     }.items(),
 )

@@ -8,7 +8,7 @@ import pytest
 from common.tables.baselines import parse_spec
 from interchange.backend import Rollout
 from interchange.commands.optimize import OptimizeConfig
-from tests.parity.backends import BACKENDS
+from tests.parity.backends import BACKENDS, torch, torch_impl
 
 for backend, _ in BACKENDS:
     pytest.importorskip(f"{backend.__name__}.rollout")
@@ -39,6 +39,33 @@ def test_figures_along_the_way_are_the_same_and_end_with_those_of_the_end():
     (two, _), (none, _) = rollouts("adam", steps=2), rollouts("adam", "quadratic", test_every=1, steps=2)
     assert two.curve.shape == (0, 3) and two.test_loss == pytest.approx(got.curve[0, 1], rel=1e-9)
     assert np.isnan(none.curve[:, 1:]).all() and len(none.curve) == 2
+
+
+def by_torch_alone(make: Any, clip: float = 0.0, loss: Any = None, **options: Any) -> np.ndarray:
+    """Losses of torch's own optimizer in a loop as it is written in books."""
+    config = OptimizeConfig(problem="digits-mlp", dtype="float64", batch_size=8, seed=3, **options)
+    task = torch_impl.problems.tasks.table_task(config, "a stream", 0)
+    parameters = torch_impl.rollout.leaves(task)
+    optimizer, losses = make(parameters), []
+    for step in range(6):
+        value = task.loss(parameters, step) if loss is None else loss(task, parameters, step)
+        losses.append(value.item())
+        optimizer.zero_grad()
+        value.backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+    return np.array(losses)
+
+
+def test_gradients_are_clipped_by_their_norm_as_torch_does():
+    plain, large = rollouts("sgd:lr=0.5"), rollouts("sgd:lr=0.5", clip_norm=1e9)
+    got, want = rollouts("sgd:lr=0.5,l2=0.1", clip_norm=0.7)
+    assert_same(got, want)
+    np.testing.assert_array_equal(plain[0].losses, large[0].losses)
+    alone = by_torch_alone(lambda p: torch.optim.SGD(p, 0.5, weight_decay=0.1), 0.7)  # decay is not clipped
+    np.testing.assert_allclose(got.losses, alone, rtol=1e-12)
+    assert abs(got.losses[-1] - plain[0].losses[-1]) > 1e-3
 
 
 DECAYED = ["sgd", "adam", "lion", "schedule-free", "muon", "teacher:rp_s", "rule:rnnprop_tuned"]
