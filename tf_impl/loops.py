@@ -41,24 +41,33 @@ class Loop:
             tensors = zip(task.names, task.shapes, strict=True)
             self.parameters = [tf.Variable(tf.zeros(shape, task.dtype), name=name) for name, shape in tensors]
             self._last = tf.Variable(math.nan, dtype=task.dtype)
+            # Of loss and gradients of a step's mini-batches but its last.
+            summed = [self._last, *self.parameters] if training.accumulate > 1 else []
+            self._sums = [tf.Variable(tf.zeros(v.shape, v.dtype)) for v in summed]
         self.optimizer = source.optimizer(self.parameters, lr, task.views, training)
-        self.size = sum(math.prod(v.shape) for v in (*self.parameters, *self.optimizer.variables))
-        self._training = training
+        variables = (*self.parameters, *self._sums, *self.optimizer.variables)
+        self.size, self._training = sum(math.prod(v.shape) for v in variables), training
         self._loss = graphs.loss(task.instance.problem, function)
-        self.graph = Direct(self._one_step)
+        self.graph, self._more = Direct(self._one_step), Direct(self._one_batch)
 
     def begin(self, task: ProblemTask, lr: float) -> None:
         """The task's start, and an optimizer that has not taken a step."""
         for parameter, value in zip(self.parameters, unflatten(task.initial(), task.shapes), strict=True):
             parameter.assign(value)
-        for variable in self.optimizer.variables:  # all that an optimizer of this package has begins at 0
+        for variable in (
+            *self._sums,
+            *self.optimizer.variables,
+        ):  # all that an optimizer of this package has begins at 0
             variable.assign(tf.zeros(variable.shape, variable.dtype))
         self.optimizer.learning_rate = lr
 
     def step(self, task: ProblemTask, number: int) -> tuple[float, bool]:
         """Take a step; the loss before it, and whether its update was one to go on from."""
+        count = self._training.accumulate
         try:
-            loss, buffers = self.graph(*task.given(number))
+            for batch in range(count * number, count * (number + 1) - 1):
+                task.buffers.update(self._more(*task.given(batch))[1])
+            loss, buffers = self.graph(*task.given(count * (number + 1) - 1))
         except (NonFiniteError, tf.errors.InvalidArgumentError) as error:  # the latter from within a graph
             if "not finite" not in str(error):
                 raise
@@ -66,12 +75,27 @@ class Loop:
         task.buffers.update(buffers)
         return float(loss), True
 
-    def _one_step(self, *given: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def _slopes(self, *given: Any) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        """Loss and gradients of a mini-batch, in one list, and batch norm's running values after it."""
         values = [tf.convert_to_tensor(p) for p in self.parameters]
         with tf.GradientTape() as tape:
             tape.watch(values)
             loss, buffers = self._loss(values, *given)
-        gradients = tape.gradient(loss, values, unconnected_gradients="zero")
+        return [loss, *tape.gradient(loss, values, unconnected_gradients="zero")], buffers
+
+    def _one_batch(self, *given: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        found, buffers = self._slopes(*given)
+        for total, value in zip(self._sums, found, strict=True):
+            total.assign_add(value)
+        return found[0], buffers
+
+    def _one_step(self, *given: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        found, buffers = self._slopes(*given)
+        if self._sums:
+            found = [(a + b) / self._training.accumulate for a, b in zip(self._sums, found, strict=True)]
+            for total in self._sums:
+                total.assign(tf.zeros_like(total))
+        loss, *gradients = found
         if self._training.clip_norm:
             gradients = clipped(gradients, self._training.clip_norm)
         with tf.control_dependencies([self._last.assign(loss)]):  # known even where the update fails

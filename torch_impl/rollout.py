@@ -109,15 +109,13 @@ def _descend(
     rates, factor = [group["lr"] for group in optimizer.param_groups], SCHEDULES[schedule].factor
     losses: list[float] = []
     for step in range(steps):
-        loss = task.loss(parameters, step)
-        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        losses.append(_backward(task, parameters, step, training.accumulate))
         if not math.isfinite(losses[-1]):
             return losses[:-1], DIVERGED
         if schedule != "constant":
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor(step, steps)
-        optimizer.zero_grad()
-        loss.backward()
         if training.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
         try:
@@ -127,3 +125,14 @@ def _descend(
         if stop is not None and stop(losses[-1]):
             return losses, INTERRUPTED
     return losses, "ok"
+
+
+def _backward(task: ProblemTask, parameters: list[torch.Tensor], step: int, batches: int) -> float:
+    """The mean loss of a step's mini-batches, whose mean gradient is in the parameters then."""
+    total = 0.0
+    for number in range(step * batches, (step + 1) * batches):
+        loss = task.loss(parameters, number)
+        loss = loss if batches == 1 else loss / batches
+        loss.backward()
+        total += float(loss.detach())
+    return total

@@ -93,6 +93,7 @@ class Trains(OnProblem):
         "look at the test images every so many steps, not at the end alone; with --passes after each",
         low=0,
     )
+    accumulate: int = option(1, "mini-batches of a step, which takes the mean of their gradients", low=1)
     clip_norm: float = option(
         0.0, "scale gradients down to this norm, over all tensors, where theirs is larger; 0 is none", low=0
     )

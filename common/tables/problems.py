@@ -258,8 +258,8 @@ class Instance:
         pass_, place = divmod(step, rows // size)
         return _permutation(self.seed, pass_, rows)[place * size : (place + 1) * size]
 
-    def steps(self, passes: int) -> int:
-        """Steps of so many passes over the data.
+    def steps(self, passes: int, accumulate: int = 1) -> int:
+        """Steps, of ``accumulate`` mini-batches each, of so many passes over the data.
 
         Raises:
             L2OError: there are no data to pass over.
@@ -269,7 +269,7 @@ class Instance:
                 f"--passes: {self.problem.name} is a function and has no data; give --steps instead"
             )
         rows, size = self._sizes()
-        return passes * (rows // size)
+        return max(1, passes * (rows // size) // accumulate)
 
     def _sizes(self) -> tuple[int, int]:
         """Images of the split, and of a mini-batch."""

@@ -24,7 +24,7 @@ from common.tables.baselines import BASELINES, absent
 from common.tables.suites import Entry, entries
 from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig, expected_runs
-from interchange.evaluation.grid import Pool, Tested, course, first_tasks, run_grid
+from interchange.evaluation.grid import Pool, Tested, course, first_tasks, in_steps, run_grid
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
 from interchange.evaluation.timing import time_optimizers
 from interchange.evaluation.tuning import loss_at_or_inf
@@ -69,11 +69,7 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
     configs, tasks, left_out = first_tasks(wanted, config, backend)
     wanted = tuple(entry for entry in wanted if entry.problem in configs)
     if config.passes:
-        of = {problem: task.instance.steps for problem, task in tasks.items()}
-        wanted = tuple(dataclasses.replace(e, steps=of[e.problem](e.steps)) for e in wanted)
-        configs = {
-            p: dataclasses.replace(own, test_every=own.test_every or of[p](1)) for p, own in configs.items()
-        }
+        wanted, configs = in_steps(wanted, configs, tasks)
     with RunLock(folder):
         packages = Path(__file__).parents[2]
         code = code_of(*(packages / name for name in ("common", "interchange", f"{backend.NAME}_impl")))

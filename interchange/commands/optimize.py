@@ -22,6 +22,7 @@ from common.run.cli import run as run_command
 from common.run.config import Trains, option
 from common.run.shell import Interrupted
 from common.tables.baselines import Spec
+from common.training import Training
 from interchange.backend import Trained
 from interchange.rule.source import named_spec
 
@@ -85,13 +86,7 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
     spec = named_spec(config.optimizer)
     backend.device_of(config.device)
     source = backend.load_source(spec)
-    if config.passes and config.steps != _STEPS:
-        raise L2OError("--steps and --passes both say how long to train; leave one out")
-    first = _task(config, backend, 0)  # missing data are found before anything is written
-    length, training = config.steps, config.training
-    if config.passes:
-        length, one = (first.instance.steps(passes) for passes in (config.passes, 1))
-        training = dataclasses.replace(training, test_every=training.test_every or one)
+    length, training = _length(config, backend)
     out = config.out or f"runs/{_short_name(spec)}-{config.problem}-{config.seed}"
     if config.start and Path(config.start).resolve() == Path(out).resolve():
         raise L2OError(f"--out {out} is where --start reads from; choose another folder")
@@ -126,6 +121,17 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
         raise L2OError(f"{spec.text} diverged on {config.problem} at step {step + 1}; lower its lr")
     whole = len(result.runs) == config.runs and result.runs[-1].outcome != _INTERRUPTED
     return dataclasses.replace(result, exit_code=0 if whole else interrupt.exit_code)
+
+
+def _length(config: OptimizeConfig, backend: "Backend") -> tuple[int, Training]:
+    """Steps of a run and how they are taken: by passes the test images are looked at after each."""
+    if config.passes and config.steps != _STEPS:
+        raise L2OError("--steps and --passes both say how long to train; leave one out")
+    first = _task(config, backend, 0)  # missing data are found before anything is written
+    if not config.passes:
+        return config.steps, config.training
+    length, one = (first.instance.steps(n, config.accumulate) for n in (config.passes, 1))
+    return length, dataclasses.replace(config.training, test_every=config.test_every or one)
 
 
 def _finished(out: str, config: OptimizeConfig, origin: Mapping[str, str]) -> list[Trained] | None:

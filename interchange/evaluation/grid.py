@@ -63,6 +63,19 @@ def first_tasks(
     return configs, tasks, left_out
 
 
+def in_steps(
+    wanted: Sequence[Entry], configs: Mapping[str, EvaluateConfig], tasks: "Mapping[str, Task]"
+) -> tuple[tuple[Entry, ...], dict[str, EvaluateConfig]]:
+    """Horizons in passes as steps; the test images are looked at after every pass if not told otherwise."""
+
+    def steps(problem: str, passes: int) -> int:
+        return tasks[problem].instance.steps(passes, configs[problem].accumulate)
+
+    every = {p: own.test_every or steps(p, 1) for p, own in configs.items()}
+    changed = {p: dataclasses.replace(own, test_every=every[p]) for p, own in configs.items()}
+    return tuple(dataclasses.replace(e, steps=steps(e.problem, e.steps)) for e in wanted), changed
+
+
 Course = Generator[list[Cell], Results, Tested]
 
 

@@ -41,6 +41,8 @@ def test_passes_are_steps_over_all_images_looked_at_after_each(tmp_path):
         assert run.curve[:, 0].tolist() == [images // 100, 2 * (images // 100)]
         assert run.curve[-1, 1:].tolist() == [run.test_loss, run.accuracy]
         assert row["curve"] == run.curve.tolist() and row["test_loss"] == run.test_loss
+    (third,) = optimized(tmp_path / "third", passes=1, accumulate=3).runs
+    assert len(third.losses) == images // 300 and third.curve[:, 0].tolist() == [images // 300]
     # The same command goes on: here there is a run more to do.
     longer = optimized(tmp_path / "o2", passes=2, runs=2)
     again = tmp_path / "o2" / "metrics.jsonl"
@@ -131,6 +133,7 @@ def test_all_schedules_are_the_usual_ones_and_others_where_they_are_named(tmp_pa
         "optimize adam --steps 3 --passes 2": "--steps and --passes both say how long to train",
         "evaluate --steps 3 --passes 2": "--steps and --passes both say how long to train; leave one",
         "evaluate --problem suite:held --passes 2": "a suite has its own horizons; leave --passes out",
+        "optimize adam --accumulate 0": "--accumulate: expected at least 1",
         "optimize adam --clip-norm -1": "--clip-norm: expected at least 0",
         "optimize adam --test-every -1": "--test-every: expected at least 0",
     }.items(),

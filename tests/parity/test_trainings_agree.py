@@ -68,6 +68,20 @@ def test_gradients_are_clipped_by_their_norm_as_torch_does():
     assert abs(got.losses[-1] - plain[0].losses[-1]) > 1e-3
 
 
+def test_a_step_of_several_batches_takes_the_mean_of_their_gradients():
+    def two(task: Any, parameters: list, step: int) -> Any:
+        return 0.5 * (task.loss(parameters, 2 * step) + task.loss(parameters, 2 * step + 1))
+
+    got, want = rollouts("momentum:lr=0.1", accumulate=2)
+    assert_same(got, want)
+    np.testing.assert_allclose(
+        got.losses, by_torch_alone(lambda p: torch.optim.SGD(p, 0.1, 0.9), loss=two), rtol=1e-12
+    )
+    assert_same(
+        *rollouts("momentum:lr=0.1", "mnist-conv", 2, accumulate=3, dataset="synthetic")
+    )  # batch norm
+
+
 DECAYED = ["sgd", "adam", "lion", "schedule-free", "muon", "teacher:rp_s", "rule:rnnprop_tuned"]
 
 
