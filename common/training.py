@@ -15,12 +15,14 @@ class Training:
         decay_vectors: weight decay is of every tensor; without, of those of two axes or more alone, which
             spares biases and the scales and shifts of norms.
         clip_norm: gradients of a larger norm, over all tensors, are scaled down to it; 0 is none.
+        label_smoothing: share of every label that is spread over all classes, in training.
         test_every: steps between two looks at the test images; 0 looks at the end alone.
     """
 
     accumulate: int = 1
     decay_vectors: bool = True
     clip_norm: float = 0.0
+    label_smoothing: float = 0.0
     test_every: int = 0
 
     @property

@@ -97,6 +97,9 @@ class Trains(OnProblem):
     clip_norm: float = option(
         0.0, "scale gradients down to this norm, over all tensors, where theirs is larger; 0 is none", low=0
     )
+    label_smoothing: float = option(
+        0.0, "share of every label that is spread over all classes, in training", low=0, high=1
+    )
     decay_vectors: bool = option(
         True, "weight decay of biases, scales and shifts of norms, and whatever has one axis, too"
     )

@@ -31,6 +31,7 @@ class Problem:
         channels: images have mean 0 and deviation 1 in every channel, over the training images.
         target: what a network is to give: the ``labels``, or the ``images`` it sees, by their mean squared
             error.
+        smoothing: share of every label that is spread over all classes, in training.
         matrix: names of the parameters that rules see as matrices, rows along the last axis; None for all
             weights of layers. A function's x [batch, n] is no layer.
     """
@@ -55,6 +56,7 @@ class Problem:
     note: str = ""
     target: Literal["labels", "images"] = "labels"
     matrix: tuple[str, ...] | None = None
+    smoothing: float = 0.0
 
     @property
     def varied(self) -> bool:

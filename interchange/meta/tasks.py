@@ -72,6 +72,10 @@ def table_instance(
     """
     seed = derived_seed(config.seed, stream, number)
     row = problem_row(problem or config.problem, config.dataset)
+    if config.training.label_smoothing:
+        if not row.classes() or row.target != "labels":
+            raise L2OError(f"--label-smoothing: {row.name} has no labels; leave it out")
+        row = dataclasses.replace(row, smoothing=config.training.label_smoothing)
     if row.kind == "function" and config.batch_size:
         row = dataclasses.replace(row, batch_size=config.batch_size)
     instance = Instance(row, seed, split, config.batch_size, config.data_dir, config.start_scale)

@@ -82,6 +82,21 @@ def test_a_step_of_several_batches_takes_the_mean_of_their_gradients():
     )  # batch norm
 
 
+def test_smoothed_labels_are_torchs_and_of_the_training_alone():
+    def smoothed(task: Any, parameters: list, step: int) -> Any:
+        images, labels = task._data
+        rows = torch.from_numpy(task.instance.batch_indices(step))
+        scores = task.logits(parameters, task._seen(images[rows]), True)
+        return torch.nn.functional.cross_entropy(scores, labels[rows], label_smoothing=0.2)
+
+    got, want = rollouts("sgd:lr=0.1", label_smoothing=0.2)
+    assert_same(got, want)
+    alone = by_torch_alone(lambda p: torch.optim.SGD(p, 0.1), loss=smoothed)
+    np.testing.assert_allclose(got.losses, alone, rtol=1e-12)
+    still, plain = (rollouts("sgd:lr=1e-30", steps=1, **one)[0] for one in ({"label_smoothing": 0.2}, {}))
+    assert still.test_loss == plain.test_loss and still.losses[0] != plain.losses[0]
+
+
 DECAYED = ["sgd", "adam", "lion", "schedule-free", "muon", "teacher:rp_s", "rule:rnnprop_tuned"]
 
 

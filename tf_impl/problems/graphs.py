@@ -72,13 +72,18 @@ def _mean_loss(
     scores, classes = forward(problem.layers, named, seen, buffers), tf.gather(labels, rows)
     if rows.shape.rank > 1 and scores.shape[0] > rows.shape[0]:  # several networks in a row see the same
         classes = tf.repeat(classes, scores.shape[0] // rows.shape[0], 0)
-    return tf.reduce_mean(each(problem, scores, seen, classes), -1), buffers
+    return tf.reduce_mean(each(problem, scores, seen, classes, problem.smoothing), -1), buffers
 
 
-def each(problem: Problem, scores: tf.Tensor, seen: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+def each(
+    problem: Problem, scores: tf.Tensor, seen: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.0
+) -> tf.Tensor:
     """The loss [..., batch] of every image: cross-entropy, or mean squares where images are the target."""
     if problem.target == "labels":
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores)
+        plain = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores)
+        if not smoothing:
+            return plain
+        return (1.0 - smoothing) * plain - smoothing * tf.reduce_mean(tf.nn.log_softmax(scores), -1)
     return tf.reduce_mean(tf.math.squared_difference(scores, tf.reshape(seen, tf.shape(scores))), -1)
 
 

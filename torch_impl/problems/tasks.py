@@ -112,7 +112,7 @@ class ProblemTask:
             rows = torch.from_numpy(self.instance.batch_indices(step)).to(images.device)
             images, labels = images[rows], labels[rows]
         seen = self._seen(images)
-        return _each(problem, self.logits(parameters, seen, True), seen, labels).mean()
+        return _each(problem, self.logits(parameters, seen, True), seen, labels, problem.smoothing).mean()
 
     def curvature(self, theta: torch.Tensor, vector: torch.Tensor, step: int) -> torch.Tensor:
         """The Hessian [N, N] of the loss at ``theta`` on the batch of ``step``, times a vector [N]."""
@@ -151,7 +151,7 @@ class ProblemTask:
             parts = zip(first.names, first.shapes, theta.split(sizes, 1), strict=True)
             named = {name: part.reshape(len(tasks), *shape) for name, shape, part in parts}
             scores = forward(problem.layers, named, seen)
-            each = F.cross_entropy(scores.flatten(0, 1), classes.flatten(), reduction="none")
+            each = _each(problem, scores.flatten(0, 1), seen, classes.flatten(), problem.smoothing)
             return each.view(classes.shape).mean(1)
 
         return losses
@@ -217,10 +217,12 @@ class ProblemTask:
         return task
 
 
-def _each(problem: Problem, scores: torch.Tensor, seen: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _each(
+    problem: Problem, scores: torch.Tensor, seen: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
     """The loss [batch] of every image: cross-entropy, or mean squares where images are the target."""
     if problem.target == "labels":
-        return F.cross_entropy(scores, labels, reduction="none")
+        return F.cross_entropy(scores, labels, reduction="none", label_smoothing=smoothing)
     return (scores - seen.flatten(1)).square().mean(1)
 
 
