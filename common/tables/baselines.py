@@ -57,7 +57,7 @@ BASELINES: Registry[Baseline] = Registry(
     {
         row.name: row
         for row in (
-            Baseline("sgd", 0.32, {"momentum": 0.0}, "Robbins and Monro 1951"),
+            Baseline("sgd", 0.32, {"momentum": 0.0, "nesterov": 0.0}, "Robbins and Monro 1951"),
             Baseline("momentum", 0.04, {"momentum": 0.9}, "Polyak 1964", "momentum"),
             Baseline("nesterov", 0.04, {"momentum": 0.9}, "Nesterov 1983; Sutskever et al. 2013", "momentum"),
             Baseline("rmsprop", 0.004, {"alpha": 0.99, "eps": 1e-8}, "Tieleman and Hinton 2012", "alpha"),
@@ -157,6 +157,13 @@ def baseline_names(backend: str) -> tuple[str, ...]:
 def packaged_names(backend: str) -> dict[str, str]:
     """The baselines of optional packages -> why they cannot run here, with the remedy; "" where they can."""
     return {name: missing(name) for name, row in BASELINES.items() if row.package and backend in row.backends}
+
+
+def on(value: float) -> bool:
+    """An option that is on or off; anything but 0 and 1 is a ``ValueError``."""
+    if value not in (0.0, 1.0):
+        raise ValueError(f"expected 0 (off) or 1 (on), got {value:g}")
+    return bool(value)
 
 
 def missing(name: str) -> str:

@@ -160,7 +160,15 @@ def test_sources_are_the_same_optimizers(text, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["nesterov:momentum=0", "adam:beta1=1", "adamw:beta2=2", "nadamw:beta2=1", "schedule-free:beta1=1"],
+    [
+        "nesterov:momentum=0",
+        "sgd:nesterov=1",
+        "sgd:momentum=0.9,nesterov=0.5",
+        "adam:beta1=1",
+        "adamw:beta2=2",
+        "nadamw:beta2=1",
+        "schedule-free:beta1=1",
+    ],
 )
 def test_sources_refuse_the_same_options(text):
     for sources in (tf_impl.sources, torch_impl.sources):

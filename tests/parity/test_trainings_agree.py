@@ -97,6 +97,14 @@ def test_smoothed_labels_are_torchs_and_of_the_training_alone():
     assert still.test_loss == plain.test_loss and still.losses[0] != plain.losses[0]
 
 
+def test_sgd_takes_nesterovs_momentum():
+    got, want = rollouts("sgd:momentum=0.9,nesterov=1,lr=0.1")
+    assert_same(got, want)
+    alone = by_torch_alone(lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True))
+    np.testing.assert_allclose(got.losses, alone, rtol=1e-12)
+    assert abs(got.losses[-1] - rollouts("momentum:lr=0.1")[0].losses[-1]) > 1e-6
+
+
 DECAYED = ["sgd", "adam", "lion", "schedule-free", "muon", "teacher:rp_s", "rule:rnnprop_tuned"]
 
 

@@ -85,6 +85,9 @@ def test_l2_spares_vectors_where_it_is_to_and_leaves_the_callers_gradient_alone(
 
 TORCHS = {
     "sgd:momentum=0.9,l2=0.1": lambda p: torch.optim.SGD(p, LR, 0.9, weight_decay=0.1),
+    "sgd:momentum=0.9,nesterov=1,l2=0.1": lambda p: torch.optim.SGD(
+        p, LR, 0.9, nesterov=True, weight_decay=0.1
+    ),
     "nesterov:l2=0.1": lambda p: torch.optim.SGD(p, LR, 0.9, nesterov=True, weight_decay=0.1),
     "adam:l2=0.1": lambda p: torch.optim.Adam(p, LR, weight_decay=0.1),
     "rmsprop:l2=0.1": lambda p: torch.optim.RMSprop(p, LR, weight_decay=0.1),

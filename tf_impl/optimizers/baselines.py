@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from common.errors import L2OError
-from common.tables.baselines import BASELINES, baseline_names
+from common.tables.baselines import BASELINES, baseline_names, on
 from interchange.language.view import View
 from interchange.rule.rule import Rule
 from tf_impl.optimizers.base import CoordinateOptimizer, Own, work_dtype
@@ -115,7 +115,7 @@ def _muon(
 
 # A row of the table -> what makes it of lr and options.
 MAKERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "sgd": SGD,
+    "sgd": lambda lr, nesterov=0.0, **o: SGD(lr, nesterov=on(nesterov), **o),
     "momentum": SGD,
     "nesterov": functools.partial(SGD, nesterov=True),
     "rmsprop": RMSprop,

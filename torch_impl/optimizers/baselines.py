@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from common.errors import L2OError
-from common.tables.baselines import BASELINES, DECAYS, missing
+from common.tables.baselines import BASELINES, DECAYS, missing, on
 from interchange.language.view import View
 from interchange.rule.rule import Rule
 from torch_impl.optimizers.base import loss_of
@@ -126,7 +126,9 @@ def _betas(o: Mapping[str, float]) -> tuple[float, float]:
 
 # A row of the table -> what makes it of parameters, lr and options.
 MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
+    "sgd": lambda params, lr, momentum, nesterov=0.0: torch.optim.SGD(
+        params, lr, momentum, nesterov=on(nesterov)
+    ),
     "momentum": torch.optim.SGD,
     "nesterov": functools.partial(torch.optim.SGD, nesterov=True),
     "rmsprop": torch.optim.RMSprop,
