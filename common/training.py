@@ -14,12 +14,15 @@ class Training:
         accumulate: mini-batches of a step, which takes the mean of their losses and gradients.
         decay_vectors: weight decay is of every tensor; without, of those of two axes or more alone, which
             spares biases and the scales and shifts of norms.
+        average: decay of a moving average of the parameters, which then are what is tested and kept; 0 is
+            none.
         clip_norm: gradients of a larger norm, over all tensors, are scaled down to it; 0 is none.
         label_smoothing: share of every label that is spread over all classes, in training.
         test_every: steps between two looks at the test images; 0 looks at the end alone.
     """
 
     accumulate: int = 1
+    average: float = 0.0
     decay_vectors: bool = True
     clip_norm: float = 0.0
     label_smoothing: float = 0.0

@@ -146,13 +146,13 @@ def fit(
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started = time.perf_counter()
     with borrowed(source, task, source.spec.lr or source.spec.middle, training) as loop:
-        curve = Curve(lambda: task.test_scores(flat(loop.parameters)), training.test_every, stop)
+        curve = Curve(lambda: task.test_scores(flat(loop.trained)), training.test_every, stop)
         losses, outcome = descend(task, loop, steps, curve, source.spec.schedule or "constant")
         seconds = time.perf_counter() - started - curve.seconds
         if not _finite(flat(loop.parameters)):  # the last step may have ruined it
             outcome = DIVERGED
         test_loss, accuracy = (math.nan, math.nan) if outcome == DIVERGED else curve.end()
-        arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, loop.parameters, strict=True)}
+        arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, loop.trained, strict=True)}
     arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
     rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
     return Trained(losses, outcome, accuracy, arrays, **rest)

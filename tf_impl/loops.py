@@ -44,8 +44,11 @@ class Loop:
             # Of loss and gradients of a step's mini-batches but its last.
             summed = [self._last, *self.parameters] if training.accumulate > 1 else []
             self._sums = [tf.Variable(tf.zeros(v.shape, v.dtype)) for v in summed]
+            averaged = self.parameters if training.average else []
+            self._averages = [tf.Variable(tf.zeros(p.shape, p.dtype)) for p in averaged]
+            self._share = tf.Variable(1.0, dtype=task.dtype)  # of the parameters in their average
         self.optimizer = source.optimizer(self.parameters, lr, task.views, training)
-        variables = (*self.parameters, *self._sums, *self.optimizer.variables)
+        variables = (*self.parameters, *self._sums, *self._averages, *self.optimizer.variables)
         self.size, self._training = sum(math.prod(v.shape) for v in variables), training
         self._loss = graphs.loss(task.instance.problem, function)
         self.graph, self._more = Direct(self._one_step), Direct(self._one_batch)
@@ -54,12 +57,16 @@ class Loop:
         """The task's start, and an optimizer that has not taken a step."""
         for parameter, value in zip(self.parameters, unflatten(task.initial(), task.shapes), strict=True):
             parameter.assign(value)
-        for variable in (
-            *self._sums,
-            *self.optimizer.variables,
-        ):  # all that an optimizer of this package has begins at 0
+        beside = (*self._sums, *self._averages, *self.optimizer.variables)
+        for variable in beside:  # all that an optimizer of this package has begins at 0
             variable.assign(tf.zeros(variable.shape, variable.dtype))
         self.optimizer.learning_rate = lr
+        self._share.assign(1.0)
+
+    @property
+    def trained(self) -> list[tf.Variable]:
+        """The parameters, or their moving averages where they are asked for."""
+        return self._averages or self.parameters
 
     def step(self, task: ProblemTask, number: int) -> tuple[float, bool]:
         """Take a step; the loss before it, and whether its update was one to go on from."""
@@ -100,6 +107,10 @@ class Loop:
             gradients = clipped(gradients, self._training.clip_norm)
         with tf.control_dependencies([self._last.assign(loss)]):  # known even where the update fails
             self.optimizer.apply(gradients, self.parameters)
+        if self._averages:  # as torch.optim.swa_utils has it, the first step's parameters are the first value
+            for kept, p in zip(self._averages, self.parameters, strict=True):
+                kept.assign_add(self._share * (p - kept))
+            self._share.assign(1.0 - self._training.average)
         return loss, buffers
 
 

@@ -58,7 +58,7 @@ def rollout(
     """
     started = time.perf_counter()
     with borrowed(source, task, lr, training) as loop:
-        curve = Curve(lambda: task.test_scores(flat(loop.parameters)), training.test_every if score else 0)
+        curve = Curve(lambda: task.test_scores(flat(loop.trained)), training.test_every if score else 0)
         losses, outcome = descend(task, loop, steps, curve, schedule)
         seconds = time.perf_counter() - started - curve.seconds
         test_loss, accuracy = curve.end() if score and outcome != DIVERGED else (math.nan, math.nan)

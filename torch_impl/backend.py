@@ -26,6 +26,7 @@ from torch_impl.meta.workers import join
 from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.structure import structure_of
 from torch_impl.networks.teacher import TeacherNetwork
+from torch_impl.optimizers.average import Averaged
 from torch_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
 from torch_impl.rollout import rollout_job
 from torch_impl.sources import Source
@@ -137,14 +138,15 @@ def fit(
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started, parameters = time.perf_counter(), rollout.leaves(task)
     optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle, task.views, training)
-    curve = Curve(lambda: task.test_scores(rollout.flat(parameters)), training.test_every, stop)
+    kept = Averaged(parameters, optimizer, training.average)
+    curve = Curve(lambda: task.test_scores(rollout.flat(kept.tensors)), training.test_every, stop)
     schedule = source.spec.schedule or "constant"
     losses, outcome = rollout.descend(task, parameters, optimizer, steps, curve, schedule, training)
     seconds = time.perf_counter() - started - curve.seconds
     if not bool(torch.isfinite(rollout.flat(parameters)).all()):  # the last step may have ruined it
         outcome = DIVERGED
     test_loss, accuracy = (math.nan, math.nan) if outcome == DIVERGED else curve.end()
-    arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, parameters, strict=True)}
+    arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, kept.tensors, strict=True)}
     arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
     rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
     return Trained(losses, outcome, accuracy, arrays, **rest)

@@ -13,6 +13,7 @@ from common.tables.schedules import SCHEDULES
 from common.training import PLAIN, Training
 from interchange.backend import Rollout
 from interchange.curve import Curve
+from torch_impl.optimizers.average import Averaged
 from torch_impl.optimizers.guard import GuardedOptimizer
 from torch_impl.optimizers.optimizers import NonFiniteError
 from torch_impl.problems.tasks import ProblemTask, table_task
@@ -56,7 +57,8 @@ def rollout(
     """
     started, parameters = time.perf_counter(), leaves(task)
     optimizer = source.optimizer(parameters, lr, task.views, training)
-    curve = Curve(lambda: task.test_scores(flat(parameters)), training.test_every if score else 0)
+    kept = Averaged(parameters, optimizer, training.average)
+    curve = Curve(lambda: task.test_scores(flat(kept.tensors)), training.test_every if score else 0)
     losses, outcome = descend(task, parameters, optimizer, steps, curve, schedule, training)
     seconds = time.perf_counter() - started - curve.seconds
     test_loss, accuracy = curve.end() if score and outcome != DIVERGED else (math.nan, math.nan)

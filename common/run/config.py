@@ -94,6 +94,9 @@ class Trains(OnProblem):
         low=0,
     )
     accumulate: int = option(1, "mini-batches of a step, which takes the mean of their gradients", low=1)
+    average: float = option(
+        0.0, "test and keep a moving average of the parameters, of this decay, as 0.999; 0 is none", low=0
+    )
     clip_norm: float = option(
         0.0, "scale gradients down to this norm, over all tensors, where theirs is larger; 0 is none", low=0
     )
@@ -103,6 +106,11 @@ class Trains(OnProblem):
     decay_vectors: bool = option(
         True, "weight decay of biases, scales and shifts of norms, and whatever has one axis, too"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.average >= 1.0:
+            raise L2OError(f"--average: expected a decay below 1, got {self.average:g}")
 
     @property
     def training(self) -> Training:

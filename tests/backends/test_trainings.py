@@ -1,6 +1,7 @@
 """``optimize`` and ``evaluate`` as networks are trained: by passes, looked at along the way, resumed."""
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from common.tables.problems import PROBLEMS, Instance
 from common.tables.schedules import SCHEDULES
 from interchange.commands.optimize import OptimizeConfig
 from interchange.evaluation.config import EvaluateConfig
+from interchange.files.checkpoint import load_checkpoint
 from interchange.files.hdf5 import read_hdf5, write_hdf5
 from interchange.files.results import load_evaluation
 from interchange.files.schema import EVALUATION
@@ -95,6 +97,20 @@ def test_a_training_from_before_there_were_these_settings_goes_on(tmp_path):
     assert second.runs[0].seconds == 1.0 and second.runs[1].losses.tolist() == first.runs[1].losses.tolist()
 
 
+@pytest.mark.parametrize("package", ["torch", "tf"])
+def test_the_average_is_what_is_kept(package, tmp_path):
+    """Of a decay next to 1 it stays where the first step went."""
+    if package == "tf":
+        pytest.importorskip("tensorflow")
+    run = importlib.import_module(f"{package}_impl").optimize
+    settings = {"problem": "quadratic", "optimizer": "sgd:lr=0.1", "dtype": "float64", "quiet": True}
+    ends = []
+    for name, more in {"one": {"steps": 1}, "kept": {"steps": 9, "average": 1 - 1e-12}}.items():
+        config = OptimizeConfig(**settings | more, out=str(tmp_path / name))
+        ends.append(load_checkpoint(run(config).folder)[0]["theta/x"])
+    np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-10)
+
+
 def rates(scheduler, steps: int) -> list[float]:
     found = []
     for _ in range(steps):
@@ -136,6 +152,7 @@ def test_all_schedules_are_the_usual_ones_and_others_where_they_are_named(tmp_pa
         "optimize adam --problem quadratic --label-smoothing 0.1": "quadratic has no labels; leave it out",
         "optimize adam --problem digits-autoencoder --label-smoothing 0.1": "has no labels; leave it out",
         "optimize adam --label-smoothing 2": "--label-smoothing: expected at most 1",
+        "optimize adam --average 1": "--average: expected a decay below 1, got 1",
         "optimize adam --accumulate 0": "--accumulate: expected at least 1",
         "optimize adam --clip-norm -1": "--clip-norm: expected at least 0",
         "optimize adam --test-every -1": "--test-every: expected at least 0",

@@ -65,6 +65,7 @@ ALONE = {
     "torch_impl/optimizers/ways.py": "torch's tensors come in groups and in shards",
     "torch_impl/optimizers/packaged.py": "the package is torch's",
     "torch_impl/optimizers/decay.py": "Keras' optimizers here have it in their base class",
+    "torch_impl/optimizers/average.py": "TensorFlow's is in the graph of a step",
     "torch_impl/optimizers/resuming.py": "what torch's own load_state_dict loses",
     "tf_impl/optimizers/loading.py": "what Keras' own load_own_variables takes without a look",
     "tf_impl/optimizers/layers.py": "torch has parameter groups; Keras' optimizers see variables only",

@@ -105,6 +105,28 @@ def test_sgd_takes_nesterovs_momentum():
     assert abs(got.losses[-1] - rollouts("momentum:lr=0.1")[0].losses[-1]) > 1e-6
 
 
+def test_the_average_of_the_parameters_is_torchs_and_what_is_tested():
+    got, want = rollouts("sgd:lr=0.1", average=0.7, test_every=1)
+    assert_same(got, want)
+    np.testing.assert_allclose(got.curve, want.curve, rtol=1e-9)
+    config = OptimizeConfig(problem="digits-mlp", dtype="float64", batch_size=8, seed=3)
+    task = torch_impl.problems.tasks.table_task(config, "a stream", 0)
+    net = torch.nn.ParameterList(torch_impl.rollout.leaves(task))
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.7)
+    theirs = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=average)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for step in range(6):
+        optimizer.zero_grad()
+        task.loss(list(net), step).backward()
+        optimizer.step()
+        theirs.update_parameters(net)
+        scores = task.test_scores(torch_impl.rollout.flat(list(theirs.module)))
+        np.testing.assert_allclose(got.curve[step, 1:], scores, rtol=1e-12)
+    plain = rollouts("sgd:lr=0.1")[0]
+    np.testing.assert_array_equal(got.losses, plain.losses)
+    assert got.test_loss != plain.test_loss
+
+
 DECAYED = ["sgd", "adam", "lion", "schedule-free", "muon", "teacher:rp_s", "rule:rnnprop_tuned"]
 
 
