@@ -16,6 +16,7 @@ class Training:
             spares biases and the scales and shifts of norms.
         average: decay of a moving average of the parameters, which then are what is tested and kept; 0 is
             none.
+        bfloat16: matrix products and convolutions of the training are computed in bfloat16.
         clip_norm: gradients of a larger norm, over all tensors, are scaled down to it; 0 is none.
         label_smoothing: share of every label that is spread over all classes, in training.
         test_every: steps between two looks at the test images; 0 looks at the end alone.
@@ -23,6 +24,7 @@ class Training:
 
     accumulate: int = 1
     average: float = 0.0
+    bfloat16: bool = False
     decay_vectors: bool = True
     clip_norm: float = 0.0
     label_smoothing: float = 0.0

@@ -97,6 +97,7 @@ class Trains(OnProblem):
     average: float = option(
         0.0, "test and keep a moving average of the parameters, of this decay, as 0.999; 0 is none", low=0
     )
+    bfloat16: bool = option(False, "matrix products and convolutions of the training in bfloat16")
     clip_norm: float = option(
         0.0, "scale gradients down to this norm, over all tensors, where theirs is larger; 0 is none", low=0
     )
@@ -111,6 +112,8 @@ class Trains(OnProblem):
         super().__post_init__()
         if self.average >= 1.0:
             raise L2OError(f"--average: expected a decay below 1, got {self.average:g}")
+        if self.bfloat16 and self.dtype != "float32":
+            raise L2OError(f"--bfloat16: expected --dtype float32 for all else, got {self.dtype}")
 
     @property
     def training(self) -> Training:

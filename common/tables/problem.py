@@ -32,6 +32,7 @@ class Problem:
         target: what a network is to give: the ``labels``, or the ``images`` it sees, by their mean squared
             error.
         smoothing: share of every label that is spread over all classes, in training.
+        bfloat16: matrix products and convolutions of the training are computed in bfloat16.
         matrix: names of the parameters that rules see as matrices, rows along the last axis; None for all
             weights of layers. A function's x [batch, n] is no layer.
     """
@@ -57,6 +58,7 @@ class Problem:
     target: Literal["labels", "images"] = "labels"
     matrix: tuple[str, ...] | None = None
     smoothing: float = 0.0
+    bfloat16: bool = False
 
     @property
     def varied(self) -> bool:

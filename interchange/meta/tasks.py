@@ -11,6 +11,7 @@ from common.errors import L2OError
 from common.rng import derived_seed
 from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs, problem_row
+from common.training import Training
 from interchange.backend import Learner, Task, Tasks
 from interchange.files.checkpoint import load_start
 from interchange.language.view import View, canonical, chosen, vector
@@ -72,14 +73,20 @@ def table_instance(
     """
     seed = derived_seed(config.seed, stream, number)
     row = problem_row(problem or config.problem, config.dataset)
-    if config.training.label_smoothing:
-        if not row.classes() or row.target != "labels":
-            raise L2OError(f"--label-smoothing: {row.name} has no labels; leave it out")
-        row = dataclasses.replace(row, smoothing=config.training.label_smoothing)
+    row = _trained(row, config.training)
     if row.kind == "function" and config.batch_size:
         row = dataclasses.replace(row, batch_size=config.batch_size)
     instance = Instance(row, seed, split, config.batch_size, config.data_dir, config.start_scale)
     return instance, load_start(config.start, row) if config.start else None
+
+
+def _trained(row: Problem, training: Training) -> Problem:
+    """The row with what a training changes of its loss."""
+    if training.label_smoothing and (row.kind == "function" or row.target != "labels"):
+        raise L2OError(f"--label-smoothing: {row.name} has no labels; leave it out")
+    if training.bfloat16 and row.kind == "function":
+        raise L2OError(f"--bfloat16: {row.name} has no layers; leave it out")
+    return dataclasses.replace(row, smoothing=training.label_smoothing, bfloat16=training.bfloat16)
 
 
 def views_of(problem: Problem) -> tuple[View, ...]:

@@ -153,6 +153,8 @@ def test_all_schedules_are_the_usual_ones_and_others_where_they_are_named(tmp_pa
         "optimize adam --problem digits-autoencoder --label-smoothing 0.1": "has no labels; leave it out",
         "optimize adam --label-smoothing 2": "--label-smoothing: expected at most 1",
         "optimize adam --average 1": "--average: expected a decay below 1, got 1",
+        "optimize adam --bfloat16 --dtype float64": "--bfloat16: expected --dtype float32 for all else",
+        "optimize adam --bfloat16 --problem quadratic": "--bfloat16: quadratic has no layers; leave it out",
         "optimize adam --accumulate 0": "--accumulate: expected at least 1",
         "optimize adam --clip-norm -1": "--clip-norm: expected at least 0",
         "optimize adam --test-every -1": "--test-every: expected at least 0",

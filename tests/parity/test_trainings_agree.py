@@ -16,7 +16,7 @@ for backend, _ in BACKENDS:
 
 def rollouts(text: str, problem: str = "digits-mlp", steps: int = 6, **options: Any) -> list[Rollout]:
     """A rollout of one optimizer, torch's and TensorFlow's, trained with options of ``OptimizeConfig``."""
-    config = OptimizeConfig(problem=problem, dtype="float64", batch_size=8, seed=3, **options)
+    config = OptimizeConfig(problem=problem, **{"dtype": "float64", "batch_size": 8, "seed": 3} | options)
     spec, found = parse_spec(text), []
     for backend, _ in BACKENDS:
         task = backend.problems.tasks.table_task(config, "a stream", 0)
@@ -125,6 +125,14 @@ def test_the_average_of_the_parameters_is_torchs_and_what_is_tested():
     plain = rollouts("sgd:lr=0.1")[0]
     np.testing.assert_array_equal(got.losses, plain.losses)
     assert got.test_loss != plain.test_loss
+
+
+@pytest.mark.parametrize("problem", ["digits-mlp", "digits-conv"])
+def test_products_in_bfloat16_are_as_close_as_its_rounding(problem):
+    plain = rollouts("sgd:lr=0.05", problem, dtype="float32")[0]
+    for found in rollouts("sgd:lr=0.05", problem, dtype="float32", bfloat16=True):
+        assert 0.0 < np.abs(found.losses - plain.losses).max() < 0.03 * plain.losses.max()
+        assert found.losses.dtype == np.float64 and found.outcome == "ok"
 
 
 DECAYED = ["sgd", "adam", "lion", "schedule-free", "muon", "teacher:rp_s", "rule:rnnprop_tuned"]

@@ -69,7 +69,8 @@ def _mean_loss(
     """The mean over the images in ``rows``, of one network or of several, and the new buffers."""
     dtype, buffers = next(iter(named.values())).dtype, dict(buffers)
     seen = normalised(tf.gather(images, rows), divisor, offset, spread, dtype)
-    scores, classes = forward(problem.layers, named, seen, buffers), tf.gather(labels, rows)
+    scores = forward(problem.layers, named, seen, buffers, low=problem.bfloat16)
+    classes = tf.gather(labels, rows)
     if rows.shape.rank > 1 and scores.shape[0] > rows.shape[0]:  # several networks in a row see the same
         classes = tf.repeat(classes, scores.shape[0] // rows.shape[0], 0)
     return tf.reduce_mean(each(problem, scores, seen, classes, problem.smoothing), -1), buffers

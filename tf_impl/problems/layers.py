@@ -1,7 +1,8 @@
 """The layers of the problem table in TensorFlow (``common.tables.layers``)."""
 
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import tensorflow as tf
 
@@ -32,6 +33,7 @@ def forward(
     images: tf.Tensor,
     buffers: dict[str, tf.Tensor] | None = None,
     training: bool = True,
+    low: bool = False,
 ) -> tf.Tensor:
     """Run the layers of the table on images [batch, h, w, c].
 
@@ -42,9 +44,10 @@ def forward(
         parameters: name -> tensor in canonical layout.
         buffers: running means and variances of batch norm by name; updated in ``training``.
         training: batch norm uses the batch's own statistics.
+        low: products of matrices and convolutions are computed in bfloat16.
     """
     prefixes = iter(dict.fromkeys(name.split("/")[0] for name in parameters))
-    return _run(layers, images, parameters, prefixes, {} if buffers is None else buffers, training)
+    return _run(layers, images, parameters, prefixes, {} if buffers is None else buffers, training, low)
 
 
 def stackable(layers: tuple[Layer, ...]) -> bool:
@@ -59,6 +62,7 @@ def _run(
     prefixes: Iterator[str],
     buffers: dict[str, tf.Tensor],
     training: bool,
+    low: bool,
 ) -> tf.Tensor:
     for layer in layers:
         if layer.kind == "flatten":
@@ -66,12 +70,12 @@ def _run(
         elif layer.kind == "dense":
             prefix = next(prefixes)
             w, b = parameters[f"{prefix}/w"], parameters[f"{prefix}/b"]
-            x = tf.matmul(x, w) + b if w.shape.rank == 2 else _dense(x, w, b)
+            x = _product(tf.matmul, x, w, low) + b if w.shape.rank == 2 else _dense(x, w, b)
         elif layer.kind in _ACTIVATIONS:
             x = _ACTIVATIONS[layer.kind](x)
         elif layer.kind == "conv":
             prefix = next(prefixes)
-            x = _convolved(layer, x, parameters[f"{prefix}/w"])
+            x = _product(functools.partial(_convolved, layer), x, parameters[f"{prefix}/w"], low)
             if layer.bias:
                 x = x + parameters[f"{prefix}/b"]
         elif layer.kind == "norm":
@@ -91,12 +95,18 @@ def _run(
             known = [x]
             for node in layer.nodes:
                 ends = [
-                    _run(inner, known[source], parameters, prefixes, buffers, training)
+                    _run(inner, known[source], parameters, prefixes, buffers, training, low)
                     for source, inner in node
                 ]
                 known.append(tf.add_n(ends) if ends else tf.zeros_like(x))
             x = known[-1]
     return x
+
+
+def _product(
+    run: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], x: tf.Tensor, w: tf.Tensor, low: bool
+) -> tf.Tensor:
+    return tf.cast(run(tf.cast(x, tf.bfloat16), tf.cast(w, tf.bfloat16)), x.dtype) if low else run(x, w)
 
 
 def _dense(x: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

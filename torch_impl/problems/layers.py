@@ -1,5 +1,6 @@
 """The layers of the problem table in torch (``common.tables.layers``)."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -26,6 +27,7 @@ def forward(
     images: torch.Tensor,
     buffers: dict[str, torch.Tensor] | None = None,
     training: bool = True,
+    low: bool = False,
 ) -> torch.Tensor:
     """Run the layers of the table on images [batch, h, w, c].
 
@@ -36,12 +38,14 @@ def forward(
         parameters: name -> tensor in canonical layout.
         buffers: running means and variances of batch norm by name; updated in ``training``.
         training: batch norm uses the batch's own statistics.
+        low: products of matrices and convolutions are computed in bfloat16.
     """
     prefixes = iter(dict.fromkeys(name.split("/")[0] for name in parameters))
     # Inside, images are NCHW, which torch's convolutions take.
     x = images.permute(0, 3, 1, 2) if images.dim() == 4 else images
-    x = _run(layers, x, parameters, prefixes, {} if buffers is None else buffers, training)
-    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+    with torch.autocast(images.device.type, torch.bfloat16) if low else contextlib.nullcontext():
+        x = _run(layers, x, parameters, prefixes, {} if buffers is None else buffers, training)
+    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).to(images.dtype)
 
 
 def stackable(layers: tuple[Layer, ...]) -> bool:

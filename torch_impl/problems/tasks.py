@@ -171,8 +171,8 @@ class ProblemTask:
 
         Batch norm uses the batch's own statistics in ``training``, else the running ones.
         """
-        named = dict(zip(self.names, parameters, strict=True))
-        return forward(self.instance.problem.layers, named, images, self.buffers, training)
+        named, row = dict(zip(self.names, parameters, strict=True)), self.instance.problem
+        return forward(row.layers, named, images, self.buffers, training, training and row.bfloat16)
 
     def accuracy(self, theta: torch.Tensor) -> float:
         """Share of the split's images classified correctly; nan where there are no classes."""
