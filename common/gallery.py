@@ -41,7 +41,8 @@ _BASELINES = """
 
 `name[:key=value,...]` wherever an optimizer is named; torch.optim's formulas, with Lion and Schedule-Free
 AdamW beside them. Those of `pytorch_optimizer` need `python -m pip install -e ".[optimizers]"`.
-`evaluate --knob` tunes the knob beside the learning rate.
+`evaluate --knob` tunes the knob beside the learning rate. Any of them, and any teacher or rule, also takes
+`weight_decay` (decoupled), `l2` (added to the gradient) and `schedule`.
 """
 _TEACHERS = """
 ## Teachers
