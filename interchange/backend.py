@@ -274,6 +274,18 @@ class Backend(Protocol):
     ) -> Trained:
         """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
 
+    def roll_out(
+        self,
+        source: "Source",
+        lr: float,
+        task: Task,
+        steps: int,
+        schedule: str = "constant",
+        score: bool = True,
+        training: Training = PLAIN,
+    ) -> Rollout:
+        """A run of an optimizer on an optimizee; ``score``: look at the test data at its end."""
+
     def rollout_job(
         self, config: Any, source: "Source", lr: float, stream: str, number: int, steps: int, schedule: str
     ) -> Rollout:

@@ -58,7 +58,7 @@ __all__ = offer(
         "SymbolicOptimizer": "tf_impl.optimizers.optimizers",
         "NonFiniteError": "tf_impl.optimizers.optimizers",
         "per_layer": "tf_impl.optimizers.layers",
-        "ModuleTask": "tf_impl.problems.tasks",
+        "ModuleTask": "tf_impl.problems.modules",
         "train": "tf_impl.train",
         "Recorder": "tf_impl.recording.recorder",
         "record": "tf_impl.record",

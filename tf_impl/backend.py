@@ -29,6 +29,7 @@ from tf_impl.networks.structure import structure_of
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
 from tf_impl.rollout import descend, flat, leaves, rollout_job
+from tf_impl.rollout import rollout as roll_out
 from tf_impl.sources import Source
 from tf_impl.sources import load as load_source
 from tf_impl.tensors import CREATED_BY, DTYPES, device_of, to_numpy, unflatten
@@ -46,6 +47,7 @@ __all__ = [
     "load_source",
     "mean_loss_at",
     "metrics_writer",
+    "roll_out",
     "rollout_job",
     "rule_network",
     "stepper",

@@ -15,9 +15,8 @@ from common.run.storage import canonical_json
 from common.training import PLAIN, Training
 from interchange.files.weights import Teacher
 from tf_impl.optimizers.optimizers import NonFiniteError
-from tf_impl.problems import graphs
 from tf_impl.problems.direct import Direct
-from tf_impl.problems.tasks import ProblemTask, function
+from tf_impl.problems.tasks import ProblemTask
 from tf_impl.sources import Source
 from tf_impl.tensors import unflatten
 
@@ -50,7 +49,7 @@ class Loop:
         self.optimizer = source.optimizer(self.parameters, lr, task.views, training)
         variables = (*self.parameters, *self._sums, *self._averages, *self.optimizer.variables)
         self.size, self._training = sum(math.prod(v.shape) for v in variables), training
-        self._loss = graphs.loss(task.instance.problem, function)
+        self._loss = task.graph
         self.graph, self._more = Direct(self._one_step), Direct(self._one_batch)
 
     def begin(self, task: ProblemTask, lr: float) -> None:
@@ -73,13 +72,13 @@ class Loop:
         count = self._training.accumulate
         try:
             for batch in range(count * number, count * (number + 1) - 1):
-                task.buffers.update(self._more(*task.given(batch))[1])
+                task.keep(self._more(*task.given(batch))[1])
             loss, buffers = self.graph(*task.given(count * (number + 1) - 1))
         except (NonFiniteError, tf.errors.InvalidArgumentError) as error:  # the latter from within a graph
             if "not finite" not in str(error):
                 raise
             return float(self._last), False
-        task.buffers.update(buffers)
+        task.keep(buffers)
         return float(loss), True
 
     def _slopes(self, *given: Any) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
@@ -126,6 +125,11 @@ def borrowed(source: Source, task: ProblemTask, lr: float, training: Training = 
 
     Nobody else has it during the ``with`` block, and one that failed is not used again.
     """
+    if not hasattr(task, "instance"):  # a caller's own model has a graph of its own
+        loop = Loop(source, task, lr, training)
+        loop.begin(task, lr)
+        yield loop
+        return
     key = _content(source), task.instance.problem, task.dtype, task.device, training
     if (loop := _kept.pop(key, None)) is None:
         loop = Loop(source, task, lr, training)

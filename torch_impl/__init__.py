@@ -13,7 +13,7 @@ __all__ = offer(
         "SymbolicOptimizer": "torch_impl.optimizers.optimizers",
         "NonFiniteError": "torch_impl.optimizers.optimizers",
         "param_groups": "torch_impl.optimizers.groups",
-        "ModuleTask": "torch_impl.problems.tasks",
+        "ModuleTask": "torch_impl.problems.modules",
         "train": "torch_impl.train",
         "Recorder": "torch_impl.recording.recorder",
         "record": "torch_impl.record",

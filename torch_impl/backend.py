@@ -28,6 +28,7 @@ from torch_impl.networks.structure import structure_of
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.optimizers.average import Averaged
 from torch_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
+from torch_impl.rollout import rollout as roll_out
 from torch_impl.rollout import rollout_job
 from torch_impl.sources import Source
 from torch_impl.sources import load as load_source
@@ -46,6 +47,7 @@ __all__ = [
     "load_source",
     "mean_loss_at",
     "metrics_writer",
+    "roll_out",
     "rollout_job",
     "rule_network",
     "stepper",

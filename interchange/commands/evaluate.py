@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,17 +21,18 @@ from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.tables.baselines import BASELINES, absent
 from common.tables.suites import Entry, entries
-from interchange.evaluation.cells import Cell, Store, code_of
+from interchange.evaluation.cells import Cell, Memory, Store, code_of
 from interchange.evaluation.config import EvaluateConfig, expected_runs
 from interchange.evaluation.grid import Pool, Tested, course, first_tasks, in_steps, run_grid
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
-from interchange.evaluation.timing import time_optimizers
+from interchange.evaluation.timing import gradient_seconds, step_times, time_optimizers
 from interchange.evaluation.tuning import loss_at_or_inf
+from interchange.meta.tasks import own
 from interchange.report.verdict import trials_note
 from interchange.rule.source import named_specs
 
 if TYPE_CHECKING:
-    from interchange.backend import Backend, Task
+    from interchange.backend import Backend, Task, Tasks
     from interchange.files.results import EvaluationRow
     from interchange.rule.rule import Rule
     from interchange.rule.source import Source
@@ -41,12 +41,20 @@ __all__ = ["evaluate", "folder_of", "loss_at_or_inf", "main", "time_optimizers"]
 
 _LOG = logging.getLogger(__name__)
 _HORIZONS = (200,)
+_OWN = "own"  # what a caller's own tasks are called as a problem
 _TEACHER = 10.0  # cost of a teacher's step in gradients, roughly; only the order of cells hangs on it
 _MAY_DIFFER = ("optimizers", "seeds", "jobs", "cluster", "out", "quiet", "overwrite", "data_dir", "report")
 
 
-def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]":
+def evaluate(
+    config: EvaluateConfig, backend: "Backend", tasks: "Tasks | None" = None
+) -> "list[EvaluationRow]":
     """Tune, roll out and time every optimizer; ``evaluation.h5`` and ``summary.csv`` go to ``config.out``.
+
+    Args:
+        tasks: ``tasks(stream, number)`` gives optimizee ``number`` (a ``ModuleTask``, say) of the streams
+            ``evaluate_validation`` and ``evaluate_test``, the same whenever asked; ``config.problem``'s if
+            None. Of these no run is kept, and all are in this process.
 
     Raises:
         L2OError: an unknown optimizer or problem, missing data, a broken file.
@@ -62,21 +70,27 @@ def evaluate(config: EvaluateConfig, backend: "Backend") -> "list[EvaluationRow]
             raise L2OError(f"--problem {config.problem}: a suite has its own horizons; leave --{name} out")
     if config.steps and config.passes:
         raise L2OError("--steps and --passes both say how long to train; leave one out")
-    wanted = entries(config.problem, config.steps or config.passes or _HORIZONS)
+    if tasks is not None:
+        if config.jobs > 1 or config.cluster:
+            raise L2OError("jobs, cluster: tasks of your own stay in one process; leave them out")
+        tasks, config = own(config, tasks), dataclasses.replace(config, problem=_OWN)
+    lengths = config.steps or config.passes or _HORIZONS
+    wanted = entries(config.problem, lengths) if tasks is None else tuple(Entry(_OWN, n) for n in lengths)
     loaded = {spec.text: backend.load_source(spec) for spec in named_specs(config.optimizers, backend.NAME)}
     folder = folder_of(config)
     _check_existing(folder / "evaluation.h5", config, loaded)
-    configs, tasks, left_out = first_tasks(wanted, config, backend)
+    configs, first, left_out = first_tasks(wanted, config, backend, tasks)
     wanted = tuple(entry for entry in wanted if entry.problem in configs)
     if config.passes:
-        wanted, configs = in_steps(wanted, configs, tasks)
+        wanted, configs = in_steps(wanted, configs, first)
     with RunLock(folder):
         packages = Path(__file__).parents[2]
         code = code_of(*(packages / name for name in ("common", "interchange", f"{backend.NAME}_impl")))
-        store = Store(folder / "cells", config, loaded, f"{backend.CREATED_BY}, code {code}")
+        kind = Store if tasks is None else Memory
+        store = kind(folder / "cells", config, loaded, f"{backend.CREATED_BY}, code {code}")
         if config.overwrite and (folder / "evaluation.h5").exists():  # else the same command goes on
             store.clear()
-        rows = _run(wanted, configs, loaded, tasks, store, backend)
+        rows = _run(wanted, configs, loaded, first, store, backend, tasks)
         rules = {text: source.loaded for text, source in loaded.items() if source.spec.kind == "rule"}
         _write(folder, rows, config, backend, code, rules, left_out)
     return rows
@@ -120,13 +134,14 @@ def _run(
     wanted: Sequence[Entry],
     configs: Mapping[str, EvaluateConfig],
     loaded: "Mapping[str, Source]",
-    tasks: "Mapping[str, Task]",
+    first: "Mapping[str, Task]",
     store: Store,
     backend: "Backend",
+    tasks: "Tasks | None",
 ) -> "list[EvaluationRow]":
     horizons = {p: tuple(sorted(e.steps for e in wanted if e.problem == p)) for p in configs}
     courses = {p: course(loaded, p, horizons[p], configs[p]) for p in configs}
-    weights = {p: _gradient_seconds(loaded, tasks[p], backend) if len(tasks) > 1 else 1.0 for p in tasks}
+    weights = {p: gradient_seconds(loaded, first[p], backend) if len(first) > 1 else 1.0 for p in first}
 
     def cost(cell: Cell) -> float:
         slow = _TEACHER if loaded[cell.optimizer].spec.kind == "teacher" else 1.0
@@ -136,7 +151,7 @@ def _run(
     specs = {text: source.spec for text, source in loaded.items()}
     with Progress("evaluate", expected_runs(specs, horizons, configs), quiet=quiet, about=True) as progress:
         pool = Pool(store, cost, progress)
-        tested = run_grid(courses, pool, configs, loaded, backend)
+        tested = run_grid(courses, pool, configs, loaded, backend, tasks)
     if pool.found and not quiet:
         print(f"{pool.found} of {pool.total} cells were there", file=sys.stderr, flush=True)
     known = set().union(*(_trained_on(source) for source in loaded.values()))
@@ -144,7 +159,9 @@ def _run(
     return [
         row
         for p in configs
-        for row in _rows(configs[p], tested[p], loaded, _times(tested[p], loaded, tasks[p], backend), seen)
+        for row in _rows(
+            configs[p], tested[p], loaded, step_times(tested[p].tuned, loaded, first[p], backend), seen
+        )
     ]
 
 
@@ -236,30 +253,6 @@ def _write(
         write_comparison(folder / "report.html", compared, rows, config.problem, missing, rules)
     except ImportError as error:
         _LOG.warning("report.html is not written: %s; install matplotlib, or give --no-report", error)
-
-
-def _gradient_seconds(loaded: "Mapping[str, Source]", task: "Task", backend: "Backend") -> float:
-    """Seconds of a gradient, roughly; the first one includes reading data and compiling."""
-    source = next(iter(loaded.values()))
-    for _ in range(2):
-        started = time.perf_counter()
-        backend.stepper(source, source.spec.middle, task)
-    return time.perf_counter() - started
-
-
-def _times(
-    tested: Tested, loaded: "Mapping[str, Source]", task: "Task", backend: "Backend"
-) -> dict[str, tuple[float, float]]:
-    """Milliseconds of a step and floats of state per parameter; nan where an optimizer cannot be built."""
-    steppers = {}
-    for text, source in loaded.items():
-        tuned = tested.tuned[text]
-        longest = max(next(iter(tuned.grids)).horizons)
-        try:
-            steppers[text] = backend.stepper(source, tuned.best(longest)[0], task)
-        except Exception as error:  # its cells have failed and say so; the others' times are wanted
-            _LOG.warning("%s is not timed on %s: %s", text, task.instance.problem.name, error)
-    return dict.fromkeys(loaded, (math.nan, math.nan)) | time_optimizers(steppers)
 
 
 def main(command: Callable[[EvaluateConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:

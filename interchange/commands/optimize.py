@@ -24,11 +24,12 @@ from common.run.shell import Interrupted
 from common.tables.baselines import Spec
 from common.training import Training
 from interchange.backend import Trained
+from interchange.meta.tasks import own
 from interchange.rule.source import named_spec
 
 if TYPE_CHECKING:
     from common.run.runs import RunFolder
-    from interchange.backend import Backend, Task
+    from interchange.backend import Backend, Task, Tasks
 
 _LOSSES = "losses.csv"
 _LIMIT = 1 << 30  # bytes of it
@@ -71,8 +72,12 @@ class Optimization:
         return keys.index(min(keys))
 
 
-def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
+def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" = None) -> Optimization:
     """Train ``config.runs`` fresh optimizees, each from its own seed; the run folder is ``config.out``.
+
+    Args:
+        tasks: ``tasks("optimize", number)`` gives optimizee ``number`` (a ``ModuleTask``, say), the same
+            whenever asked; ``config.problem``'s if None.
 
     A signal ends it with everything up to there written; the same settings go on after the runs that were
     finished. Divergence of some runs is an outcome.
@@ -86,8 +91,11 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
     spec = named_spec(config.optimizer)
     backend.device_of(config.device)
     source = backend.load_source(spec)
-    length, training = _length(config, backend)
-    out = config.out or f"runs/{_short_name(spec)}-{config.problem}-{config.seed}"
+    if tasks is not None:
+        tasks, config = own(config, tasks), dataclasses.replace(config, problem="")
+    first = _task(config, backend, 0, tasks)  # missing data are found before anything is written
+    length, training = _length(config, first)
+    out = config.out or f"runs/{_short_name(spec)}-{config.problem or 'own'}-{config.seed}"
     if config.start and Path(config.start).resolve() == Path(out).resolve():
         raise L2OError(f"--out {out} is where --start reads from; choose another folder")
     origin = {"source_sha256": source.sha256, "created_by": backend.CREATED_BY}
@@ -112,22 +120,23 @@ def optimize(config: OptimizeConfig, backend: "Backend") -> Optimization:
                 progress.advance(run=shown, loss=loss)
                 return interrupt.requested
 
-            task = _task(config, backend, number)
+            task = _task(config, backend, number, tasks)
             result.runs.append(backend.fit(source, task, length, stop, training))
             if result.runs[result.best].outcome != DIVERGED:
                 _write(folder, config, result, origin)
     if result.runs and result.runs[result.best].outcome == DIVERGED:
         step = len(result.runs[0].losses)
-        raise L2OError(f"{spec.text} diverged on {config.problem} at step {step + 1}; lower its lr")
+        raise L2OError(
+            f"{spec.text} diverged on {config.problem or 'its task'} at step {step + 1}; lower its lr"
+        )
     whole = len(result.runs) == config.runs and result.runs[-1].outcome != _INTERRUPTED
     return dataclasses.replace(result, exit_code=0 if whole else interrupt.exit_code)
 
 
-def _length(config: OptimizeConfig, backend: "Backend") -> tuple[int, Training]:
+def _length(config: OptimizeConfig, first: "Task") -> tuple[int, Training]:
     """Steps of a run and how they are taken: by passes the test images are looked at after each."""
     if config.passes and config.steps != _STEPS:
         raise L2OError("--steps and --passes both say how long to train; leave one out")
-    first = _task(config, backend, 0)  # missing data are found before anything is written
     if not config.passes:
         return config.steps, config.training
     length, one = (first.instance.steps(n, config.accumulate) for n in (config.passes, 1))
@@ -176,7 +185,9 @@ def _short_name(spec: Spec) -> str:
     return spec.target if spec.kind == "baseline" else spec.kind
 
 
-def _task(config: OptimizeConfig, backend: "Backend", number: int) -> "Task":
+def _task(config: OptimizeConfig, backend: "Backend", number: int, tasks: "Tasks | None") -> "Task":
+    if tasks is not None:
+        return tasks("optimize", number)
     return backend.table_task(config, "optimize", number, config.split)
 
 

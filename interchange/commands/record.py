@@ -5,6 +5,7 @@ from every parameter tensor, or at all coordinates of some tensors.
 """
 
 import dataclasses
+import functools
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from common.data.coordinates import choose_coordinates, choose_tensors, largest_within, split_by_run
 from common.errors import L2OError
+from common.rng import derived_seed
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, from_dict, option
@@ -22,10 +24,11 @@ from common.run.places import vacant
 from common.tables.baselines import BASELINES, DECAYS, Spec
 from common.tables.problems import coordinate_table
 from interchange.meta.config import TrainConfig
+from interchange.meta.tasks import own
 from interchange.rule.source import named_spec
 
 if TYPE_CHECKING:
-    from interchange.backend import Backend, Network
+    from interchange.backend import Backend, Network, Task, Tasks
     from interchange.files.trajectories import Run, Trajectories
     from interchange.rule.source import Source
 
@@ -49,17 +52,22 @@ class RecordConfig(OnProblem):
     )
 
 
-def record(config: RecordConfig, backend: "Backend") -> Path:
+def record(config: RecordConfig, backend: "Backend", tasks: "Tasks | None" = None) -> Path:
     """Record ``config.runs`` trajectories and write them to ``config.out``; the file's path.
 
     Each is kept beside it until all are there: the same command goes on where one was stopped.
+
+    Args:
+        tasks: ``tasks("record", number)`` gives optimizee ``number`` (a ``ModuleTask``, say), the same
+            whenever asked; ``config.problem``'s if None. Of these nothing is kept.
 
     Raises:
         L2OError: an unknown source or problem, missing data, or every run diverged.
     """
     from interchange.files.trajectories import save_trajectories
 
-    spec, config, out = _resolve(config)
+    spec, config, out = _resolve(config, tasks)
+    given = functools.partial(backend.table_task, config) if tasks is None else own(config, tasks)
     backend.device_of(config.device)
     source = backend.load_source(spec)
     vacant(out, config.overwrite)
@@ -68,22 +76,27 @@ def record(config: RecordConfig, backend: "Backend") -> Path:
     with Progress(f"record {spec.kind}", config.runs, quiet=config.quiet) as progress:
         for index in range(config.runs):
             part = parts / f"{index:06d}.h5"
-            one = _kept(part, source, config, spec, backend)
+            one = _kept(part, source, config, spec, backend) if tasks is None else None
             if one is None:
-                run, features = _record_one(source, config, backend, index)
+                run, features = _record_one(source, config, backend, given, index)
                 one = _trajectories({run.name: run}, features, {}, config, spec, backend)
-                if not run.diverged:  # of which there may be nothing but these
+                if tasks is None and not run.diverged:  # of which there may be nothing but these
                     save_trajectories(part, one)
             runs |= one.runs
             progress.advance(loss=float(one.runs[f"{index:06d}"].loss[-1]))
     if all(run.diverged for run in runs.values()):
         raise L2OError(
-            f"every trajectory of {spec.text} on {config.problem} diverged; lower its lr or train it longer"
+            f"every trajectory of {spec.text} on {config.problem or 'its task'} diverged; lower its lr or "
+            "train it longer"
         )
     split = split_by_run(list(runs))
-    if source.row().get("structure") and not config.whole_tensors and _has_matrices(config, backend):
+    if (
+        source.row().get("structure")
+        and not config.whole_tensors
+        and _has_matrices(given("record", config.runs))
+    ):
         # In no split: what is fitted, and what the body is judged by, is the same without it.
-        run, _ = _record_one(source, config, backend, config.runs, matrices=True)
+        run, _ = _record_one(source, config, backend, given, config.runs, matrices=True)
         runs[run.name] = run
     save_trajectories(out, _trajectories(runs, one.features, split, config, spec, backend))
     shutil.rmtree(parts, ignore_errors=True)
@@ -129,7 +142,7 @@ def _kept(
     return found if same else None
 
 
-def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
+def _resolve(config: RecordConfig, tasks: "Tasks | None") -> tuple[Spec, RecordConfig, Path]:
     """The source, the configuration with the problem filled in, and the output file.
 
     A teacher's run names the problem and its data.
@@ -142,31 +155,38 @@ def _resolve(config: RecordConfig) -> tuple[Spec, RecordConfig, Path]:
     if spec.kind == "baseline" and not BASELINES[spec.target].coordinatewise:
         raise L2OError(f"{config.source}: expected an optimizer that works coordinate by coordinate")
     run = Path(spec.target if spec.kind == "teacher" else "runs")
-    if not config.problem and spec.kind == "teacher" and (run / "config.json").is_file():
+    if tasks is not None:
+        config = dataclasses.replace(config, problem="")
+    elif not config.problem and spec.kind == "teacher" and (run / "config.json").is_file():
         from common.run.runs import RunFolder
 
         its = from_dict(TrainConfig, RunFolder(run).config(), spec.target)
         if "," in its.problem:
             raise L2OError(f"--problem is missing: {config.source} was trained on {its.problem}; choose one")
         config = dataclasses.replace(config, problem=its.problem, dataset=config.dataset or its.dataset)
-    if not config.problem:
+    if not config.problem and tasks is None:
         raise L2OError(f"--problem is missing: {config.source} is no training run that names one")
     return spec, config, Path(config.out or (run if run.is_dir() else Path("runs")) / _FILE)
 
 
-def _has_matrices(config: RecordConfig, backend: "Backend") -> bool:
-    return any(view.matrix for view in backend.table_task(config, "record", config.runs).views)
+def _has_matrices(task: "Task") -> bool:
+    return any(view.matrix for view in task.views)
 
 
 def _record_one(
-    source: "Source", config: RecordConfig, backend: "Backend", index: int, matrices: bool = False
+    source: "Source",
+    config: RecordConfig,
+    backend: "Backend",
+    given: "Tasks",
+    index: int,
+    matrices: bool = False,
 ) -> "tuple[Run, dict[str, str]]":
     """A run on an optimizee of its own, and its features; ``matrices``: of matrices alone, and whole."""
     from common.run.storage import canonical_json
     from interchange.files.trajectories import Run
 
-    task = backend.table_task(config, "record", index)
-    row, seed = task.instance.problem, task.instance.seed
+    task, seed = given("record", index), derived_seed(config.seed, "record", index)
+    row = dataclasses.asdict(task.instance.problem) if config.problem else {}
     tensor, place = coordinate_table(task.shapes)
     count, length = max(1, round(config.samples / (config.runs * config.steps))), config.steps
     if matrices:
@@ -179,13 +199,14 @@ def _record_one(
     network, expressions = _network(source, config, backend)
     steps = list(backend.trace(source, network, task, length, chosen))
     if not steps:
-        raise L2OError(f"{source.spec.text} diverged on {config.problem} at its first step; lower its lr")
+        where = config.problem or "its task"
+        raise L2OError(f"{source.spec.text} diverged on {where} at its first step; lower its lr")
     x, g, y, losses = map(np.stack, zip(*steps, strict=True))
     diverged = len(losses) < length
     return Run(
         name=f"{index:06d}",
-        problem=config.problem,
-        problem_json=canonical_json(dataclasses.asdict(row)),
+        problem=config.problem or "user",
+        problem_json=canonical_json(row),
         source_kind=source.spec.kind,
         source_json=canonical_json(source.row()),
         source_sha256=source.sha256,

@@ -20,11 +20,12 @@ from common.metrics import t_quantile
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, option
+from interchange.meta.tasks import own
 from interchange.rule.front import front_folder
 from interchange.rule.words import told
 
 if TYPE_CHECKING:
-    from interchange.backend import Backend
+    from interchange.backend import Backend, Task, Tasks
     from interchange.rule.rule import Rule
 
 _FINALISTS = 8
@@ -45,7 +46,7 @@ class SelectConfig(OnProblem):
     jobs: int = option(1, "processes", low=1)
 
 
-def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
+def select(config: SelectConfig, backend: "Backend", tasks: "Tasks | None" = None) -> "list[Rule]":
     """Roll out every rule of the front on half A of the data; the rules, best first.
 
     ``provenance["loss"]`` of each: ``valid``, the mean over its ``tasks`` of the loss at ``config.steps``,
@@ -55,6 +56,10 @@ def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
     best without a contest. Losses are kept beside the front until all are there: the same command goes on
     where one was stopped.
 
+    Args:
+        tasks: ``tasks("validation", number)`` gives optimizee ``number`` (a ``ModuleTask``, say), the same
+            whenever asked; ``config.problem``'s if None. Of these no losses are kept.
+
     Raises:
         L2OError: every rule diverges, a rule cannot run, data are missing.
     """
@@ -62,9 +67,15 @@ def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
     from interchange.rule.front import read_front
 
     rules, folder = read_front(config.front), Path(config.out or front_folder(config.front))
-    backend.table_task(config, "validation", 0)  # missing data are found before the work begins
+    if tasks is not None:
+        if config.jobs > 1:
+            raise L2OError(
+                f"jobs: expected 1 with tasks of your own, which stay in one process, got {config.jobs}"
+            )
+        tasks, config = own(config, tasks), dataclasses.replace(config, problem="")
+    _task(config, backend, 0, tasks)  # missing data are found before the work begins
     with _progress(rules, config) as progress:
-        first = _figures(rules, range(config.tasks), config, backend, progress)
+        first = _figures(rules, range(config.tasks), config, backend, progress, tasks)
         if not np.isfinite(first).all(1).any():
             raise L2OError(
                 f"{config.front}: every rule diverges on {config.problem}; distill with another seed"
@@ -72,7 +83,7 @@ def select(config: SelectConfig, backend: "Backend") -> "list[Rule]":
         places = hopeful(first) if config.more else list(np.flatnonzero(np.isfinite(first).all(1)))
         progress.expect(len(places) if len(places) > 1 else 0)
         more = range(config.tasks, config.tasks + config.more * (len(places) > 1))
-        last = _figures([rules[k] for k in places], more, config, backend, progress)
+        last = _figures([rules[k] for k in places], more, config, backend, progress, tasks)
     final = np.concatenate([first[places], last], axis=1)
     if not np.isfinite(final).all(1).any():
         raise L2OError(
@@ -114,7 +125,12 @@ def _progress(rules: "Sequence[Rule]", config: SelectConfig) -> Progress:
 
 
 def _figures(
-    rules: "Sequence[Rule]", numbers: range, config: SelectConfig, backend: "Backend", progress: Progress
+    rules: "Sequence[Rule]",
+    numbers: range,
+    config: SelectConfig,
+    backend: "Backend",
+    progress: Progress,
+    tasks: "Tasks | None",
 ) -> np.ndarray:
     """Losses [rule, task] at ``config.steps`` on these validation tasks; inf where a rollout diverges."""
     if not rules or not numbers:
@@ -123,14 +139,17 @@ def _figures(
     from common.run.storage import atomic_write, canonical_json
 
     kept = [_kept(rule, numbers, config, backend) for rule in rules]
-    found = [_read(path, len(numbers)) for path in kept]
-    jobs = [(rule, numbers, config, backend) for rule, row in zip(rules, found, strict=True) if row is None]
+    found = [_read(path, len(numbers)) if tasks is None else None for path in kept]
+    jobs = [
+        (rule, numbers, config, backend, tasks) for rule, row in zip(rules, found, strict=True) if row is None
+    ]
     with parallel(min(config.jobs, len(rules)), ordered=True) as run:
         new = iter(run(_roll_out, jobs))
         for k, rule in enumerate(rules):
             if found[k] is None:
                 found[k] = next(new)
-                atomic_write(kept[k], canonical_json([_known(loss) for loss in found[k]]))
+                if tasks is None:
+                    atomic_write(kept[k], canonical_json([_known(loss) for loss in found[k]]))
             progress.advance(nodes=str(rule.complexity), loss=float(np.mean(found[k])))
     return np.array(found)
 
@@ -155,15 +174,21 @@ def _read(path: Path, count: int) -> list[float] | None:
     return row if len(row) == count else None
 
 
-def _roll_out(rule: "Rule", numbers: range, config: SelectConfig, backend: "Backend") -> list[float]:
+def _roll_out(
+    rule: "Rule", numbers: range, config: SelectConfig, backend: "Backend", tasks: "Tasks | None"
+) -> list[float]:
     """The loss of one rule on each task, inf if it cannot run; what the worker processes run."""
     try:
         network = backend.rule_network(rule, config.device)
     except L2OError as error:  # the others of the front can be compared
         _log.warning("%s is not rolled out: %s", rule.name, error)
         return [math.inf] * len(numbers)
-    tasks = (backend.table_task(config, "validation", number) for number in numbers)
-    return [backend.mean_loss_at([task], network, config.steps) for task in tasks]
+    each = (_task(config, backend, number, tasks) for number in numbers)
+    return [backend.mean_loss_at([task], network, config.steps) for task in each]
+
+
+def _task(config: SelectConfig, backend: "Backend", number: int, tasks: "Tasks | None") -> "Task":
+    return backend.table_task(config, "validation", number) if tasks is None else tasks("validation", number)
 
 
 def hopeful(figures: np.ndarray) -> list[int]:

@@ -26,7 +26,7 @@ from interchange.evaluation.config import EvaluateConfig
 from interchange.evaluation.tuning import Results, Tuned, tuning
 
 if TYPE_CHECKING:
-    from interchange.backend import Backend, Task
+    from interchange.backend import Backend, Task, Tasks
     from interchange.rule.source import Source
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Tested:
 
 
 def first_tasks(
-    wanted: Sequence[Entry], config: EvaluateConfig, backend: "Backend"
+    wanted: Sequence[Entry], config: EvaluateConfig, backend: "Backend", own: "Tasks | None" = None
 ) -> "tuple[dict[str, EvaluateConfig], dict[str, Task], dict[str, str]]":
     """Configuration and first optimizee of every problem, and why those are left out that are.
 
@@ -51,10 +51,13 @@ def first_tasks(
     optional = {entry.problem for entry in wanted if entry.optional}
     configs, tasks, left_out = {}, {}, {}
     for problem in dict.fromkeys(entry.problem for entry in wanted):
-        own = dataclasses.replace(config, problem=problem)
+        mine = dataclasses.replace(config, problem=problem)
         try:
-            tasks[problem] = backend.table_task(own, "evaluate_test", 0, config.split)
-            configs[problem] = own
+            if own is None:
+                tasks[problem] = backend.table_task(mine, "evaluate_test", 0, config.split)
+            else:
+                tasks[problem] = own("evaluate_test", 0)
+            configs[problem] = mine
         except MissingDataError as error:
             if problem not in optional or len(optional) == len(wanted):
                 raise
@@ -191,19 +194,29 @@ def run_grid(
     configs: Mapping[str, EvaluateConfig],
     sources: "Mapping[str, Source]",
     backend: "Backend",
+    own: "Tasks | None" = None,
 ) -> dict[str, Tested]:
     """All courses on the workers that the configuration asks for; problem -> what its course returned.
 
     Args:
         configs: problem -> the configuration with that problem alone.
+        own: tasks of the caller, instead of the problem's.
 
     Raises:
         L2OError: a worker process was killed; the cells that were finished are kept.
     """
     from common.run.parallel import parallel
 
+    def of_own(
+        config: Any, source: "Source", lr: float, stream: str, number: int, steps: int, schedule: str
+    ) -> Rollout:
+        task, tested = own(f"evaluate_{stream}", number), stream == "test"
+        return backend.roll_out(source, lr, task, steps, schedule, tested, config.training)
+
+    run_one = backend.rollout_job if own is None else of_own
+
     def job(cell: Cell) -> tuple[Any, ...]:
-        return backend.rollout_job, configs[cell.problem], sources[cell.optimizer].turned(cell.knob), cell
+        return run_one, configs[cell.problem], sources[cell.optimizer].turned(cell.knob), cell
 
     any_of_them = next(iter(configs.values()))
     with parallel(any_of_them.jobs, any_of_them.cluster) as run:

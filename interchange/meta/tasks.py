@@ -31,7 +31,8 @@ class TaskStream:
     """
 
     def __init__(self, learner: Learner, schedule: Schedule, own: Tasks | None = None) -> None:
-        self._learner, self._config, self._schedule, self._own = learner, learner.config, schedule, own
+        self._learner, self._config, self._schedule = learner, learner.config, schedule
+        self._own = own and checked(own)
 
     def __call__(self, stream: str, number: int, problem: str = "") -> Task:
         """The optimizee; one to train on is varied as the configuration says."""
@@ -45,21 +46,39 @@ class TaskStream:
     def plain(self, stream: str, number: int, problem: str = "") -> Task:
         """The optimizee as the table or the caller has it."""
         if self._own is not None:
-            return _checked(self._own(stream, number), stream, number)
+            return self._own(stream, number)
         problem = problem or self._schedule.problem(number)
         return self._learner.table_task(self._config, stream, number, problem=problem)
 
 
-def _checked(task: object, stream: str, number: int) -> Task:
-    """A task of the caller's own, if it is one."""
-    lacks = [name for name in ("names", "shapes", "initial", "loss") if not hasattr(task, name)]
-    if lacks:
-        raise L2OError(
-            f"tasks({stream!r}, {number}): expected an optimizee such as ModuleTask, got "
-            f"{type(task).__name__} without {', '.join(lacks)}; "
-            "wrap model, loss and batches in ModuleTask"
-        )
-    return task
+def checked(tasks: Tasks) -> Tasks:
+    """The same tasks of a caller's own, which are refused where they are none."""
+
+    def one(stream: str, number: int) -> Task:
+        task = tasks(stream, number)
+        lacks = [name for name in ("names", "shapes", "initial", "loss") if not hasattr(task, name)]
+        if lacks:
+            raise L2OError(
+                f"tasks({stream!r}, {number}): expected an optimizee such as ModuleTask, got "
+                f"{type(task).__name__} without {', '.join(lacks)}; "
+                "wrap model, loss and batches in ModuleTask"
+            )
+        return task
+
+    return one
+
+
+def own(config: OnProblem, tasks: Tasks) -> Tasks:
+    """``checked``, for a command with that configuration.
+
+    Raises:
+        L2OError: settings that are about data or layers of the problem table.
+    """
+    asked = {"passes": getattr(config, "passes", 0), **dataclasses.asdict(config.training)}
+    for name in ("passes", "label_smoothing", "bfloat16"):
+        if asked[name]:
+            raise L2OError(f"{name}: tasks of your own have their own data and loss; leave it out")
+    return checked(tasks)
 
 
 def table_instance(

@@ -195,7 +195,7 @@ def test_problems_and_models_say_what_is_a_matrix(impl):
 
 
 def test_a_model_can_be_told_what_is_a_matrix(impl):
-    probe, kind = impl.probe(), impl.module("problems.tasks").ModuleTask
+    probe, kind = impl.probe(), impl.module("problems.modules").ModuleTask
     batches = [probe._batches.at(0)]
     assert not any(view.matrix for view in kind(probe.module, probe._loss, batches, matrix=False).views)
     name = next(n for n, shape in zip(probe.names, probe.shapes, strict=True) if len(shape) > 1)

@@ -19,7 +19,8 @@ from interchange.files.weights import Teacher
 from interchange.protocols import Position, Task
 from tf_impl.optimizers import base, baselines, torch_formulas
 from tf_impl.optimizers.optimizers import LearnedOptimizer, NonFiniteError, SymbolicOptimizer
-from tf_impl.problems.tasks import ModuleTask, value_and_gradient
+from tf_impl.problems.modules import ModuleTask
+from tf_impl.problems.tasks import value_and_gradient
 from tf_impl.recording.recorder import Recorder
 from tf_impl.tensors import DTYPES, to_numpy, unflatten
 

@@ -19,7 +19,8 @@ from interchange.protocols import Position, Task
 from torch_impl.optimizers import baselines
 from torch_impl.optimizers.base import CoordinateOptimizer
 from torch_impl.optimizers.optimizers import LearnedOptimizer, NonFiniteError, SymbolicOptimizer
-from torch_impl.problems.tasks import ModuleTask, value_and_gradient
+from torch_impl.problems.modules import ModuleTask
+from torch_impl.problems.tasks import value_and_gradient
 from torch_impl.recording.recorder import Recorder
 from torch_impl.tensors import DTYPES, to_numpy, unflatten
 

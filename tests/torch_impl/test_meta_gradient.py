@@ -24,7 +24,8 @@ from torch_impl.meta.learner import Learner  # noqa: E402
 from torch_impl.networks.rule import RuleNetwork  # noqa: E402
 from torch_impl.networks.structure import by_outputs  # noqa: E402
 from torch_impl.networks.teacher import TeacherNetwork  # noqa: E402
-from torch_impl.problems.tasks import ModuleTask, ProblemTask, value_and_gradient  # noqa: E402
+from torch_impl.problems.modules import ModuleTask  # noqa: E402
+from torch_impl.problems.tasks import ProblemTask, value_and_gradient  # noqa: E402
 from torch_impl.tensors import unflatten  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"

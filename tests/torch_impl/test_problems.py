@@ -19,12 +19,8 @@ from interchange.meta.config import TrainConfig
 
 torch = pytest.importorskip("torch")
 
-from torch_impl.problems.tasks import (  # noqa: E402
-    ModuleTask,
-    ProblemTask,
-    table_task,
-    value_and_gradient,
-)
+from torch_impl.problems.modules import ModuleTask  # noqa: E402
+from torch_impl.problems.tasks import ProblemTask, table_task, value_and_gradient  # noqa: E402
 from torch_impl.tensors import unflatten  # noqa: E402
 
 

@@ -28,7 +28,7 @@ from interchange.language.view import View
 from interchange.protocols import Network, Position, State, Task
 from tf_impl.meta.unroll import advance, begun, inputs_at
 from tf_impl.networks.structure import Structure, structure_of
-from tf_impl.problems.tasks import ModuleTask
+from tf_impl.problems.modules import ModuleTask
 from tf_impl.tensors import Weights, unflatten
 
 _ROUNDING = 16.0  # times the dtype's eps and the largest gradient

@@ -1,12 +1,11 @@
-"""Optimizees: a loss over one flat parameter vector, from the problem table or any ``keras.Model``."""
+"""Optimizees of the problem table: a loss over one flat parameter vector."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,8 +13,7 @@ from common.data import datasets
 from common.data.datasets import Split
 from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs
-from interchange.language.view import canonical
-from interchange.meta.tasks import Batches, chosen_views, table_instance, views_of
+from interchange.meta.tasks import table_instance, views_of
 from interchange.protocols import Task
 from tf_impl.problems import graphs
 from tf_impl.problems.layers import forward, stackable
@@ -45,6 +43,7 @@ class ProblemTask:
 
     Attributes:
         buffers: running mean and variance of every batch norm, updated by ``loss`` as in training.
+        graph: the loss of parameters, a list, and the new buffers, called with ``given`` beside them.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class ProblemTask:
         self.views = views_of(instance.problem)
         self.buffers: dict[str, tf.Tensor] = {}
         problem = instance.problem
-        self._loss, self._slope = graphs.loss(problem, function), graphs.slope(problem, function)
+        self.graph, self._slope = graphs.loss(problem, function), graphs.slope(problem, function)
         if problem.kind == "function":
             self._data = tuple(to_tensor(part, dtype, device) for part in instance.constants())
         else:
@@ -94,9 +93,13 @@ class ProblemTask:
 
     def loss(self, parameters: list[tf.Tensor], step: int) -> tf.Tensor:
         """The loss, 0-dim, on the mini-batch of ``step`` (from 0)."""
-        loss, buffers = self._loss(parameters, *self.given(step))
-        self.buffers.update(buffers)
+        loss, buffers = self.graph(parameters, *self.given(step))
+        self.keep(buffers)
         return loss
+
+    def keep(self, buffers: Mapping[str, tf.Tensor]) -> None:
+        """Running values of batch norm as they are after a step."""
+        self.buffers.update(buffers)
 
     def value_and_gradient(self, theta: tf.Tensor, step: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Loss (0-dim) and gradient [N] at the flat vector ``theta`` on the batch of ``step``: one graph."""
@@ -230,50 +233,3 @@ def _images(
     images, labels = datasets.load(dataset, data_dir).split(split, class_halves)
     with tf.device(device):
         return tf.constant(images), tf.constant(labels)
-
-
-class ModuleTask:
-    """Any model with a loss as an optimizee.
-
-    Args:
-        module: the Keras model, built; its trainable variables' current values are the start. They are not
-            changed; its other variables (batch norm) are, as in training.
-        loss: ``loss(target, module_output)`` as Keras' losses take them, 0-dim or one value per sample.
-        batches: the mini-batches, each ``(input, target)``, in turn: those of a list are repeated, a
-            ``tf.data`` pipeline is run through anew at every pass.
-        matrix: how rules see the parameters: True, False or (axes of rows, axes of columns), for all or by
-            name; a parameter of which nothing is said is a matrix with rows along its last axis, or a vector.
-    """
-
-    def __init__(
-        self,
-        module: keras.Model,
-        loss: Callable[[Any, Any], tf.Tensor],
-        batches: Iterable[tuple[Any, Any]],
-        matrix: object = None,
-    ) -> None:
-        self.module, self._loss, self._batches = module, loss, Batches(batches)
-        if not module.built:
-            raise ValueError("module: expected a model that is built; call it on one batch first")
-        variables = module.trainable_variables
-        self.names = tuple(variable.path for variable in variables)
-        self.shapes = tuple(tuple(variable.shape) for variable in variables)
-        self.views = chosen_views(self.names, list(map(canonical, self.shapes)), matrix)
-        self._run = tf.function(self._stateless)
-
-    def _stateless(self, parameters: list[tf.Tensor], inputs: Any, target: Any) -> tuple[tf.Tensor, list]:
-        rest = [variable.value for variable in self.module.non_trainable_variables]
-        output, rest = self.module.stateless_call(parameters, rest, inputs, training=True)
-        return tf.reduce_mean(self._loss(target, output)), rest
-
-    def initial(self) -> tf.Tensor:
-        """The module's current parameters, a flat vector [N]."""
-        return tf.concat([tf.reshape(v.value, [-1]) for v in self.module.trainable_variables], 0)
-
-    def loss(self, parameters: list[tf.Tensor], step: int) -> tf.Tensor:
-        """The loss, 0-dim, on the mini-batch of ``step``, counted round."""
-        inputs, target = self._batches.at(step)
-        loss, rest = self._run(parameters, inputs, target)
-        for variable, value in zip(self.module.non_trainable_variables, rest, strict=True):
-            variable.assign(value)
-        return loss

@@ -21,7 +21,6 @@ import torch
 from interchange.protocols import Network, Position, State, Task
 from torch_impl.meta.unroll import advance, begun, inputs_at, pulled_back
 from torch_impl.networks.structure import Structure, structure_of
-from torch_impl.problems.tasks import ModuleTask
 from torch_impl.tensors import unflatten
 
 _ROUNDING = 16.0  # times the dtype's eps and the largest gradient
@@ -135,9 +134,7 @@ def _undisturbed(task: Task) -> Iterator[None]:
     """Afterwards batch norm's running values are what they were before."""
     while hasattr(task, "task"):  # the variations of ``augment``
         task = task.task
-    found = (
-        dict(task.module.named_buffers()) if isinstance(task, ModuleTask) else getattr(task, "buffers", {})
-    )
+    found = getattr(task, "buffers", {})
     kept = {name: a.clone() for name, a in found.items()}
     try:
         yield

@@ -1,10 +1,9 @@
-"""Optimizees: a loss over one flat parameter vector, from the problem table or any ``nn.Module``."""
+"""Optimizees of the problem table: a loss over one flat parameter vector."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +13,7 @@ from common.data import datasets
 from common.data.datasets import Split
 from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs
-from interchange.language.view import outputs_first
-from interchange.meta.tasks import Batches, chosen_views, table_instance, views_of
+from interchange.meta.tasks import table_instance, views_of
 from interchange.protocols import Task
 from torch_impl.problems.layers import forward, stackable
 from torch_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
@@ -257,42 +255,3 @@ def _images(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     images, labels = datasets.load(dataset, data_dir).split(split, class_halves)
     return torch.tensor(images, device=device), torch.tensor(labels, device=device)
-
-
-class ModuleTask:
-    """Any model with a loss as an optimizee.
-
-    Args:
-        module: the model; its trainable parameters' current values are the start. It is not changed, except
-            that layers with buffers (batch norm) update them as in training.
-        loss: ``loss(module_output, target)``, 0-dim.
-        batches: the mini-batches, each ``(input, target)``, in turn: those of a list are repeated, a
-            ``DataLoader`` is run through anew at every pass.
-        matrix: how rules see the parameters: True, False or (axes of rows, axes of columns), for all or by
-            name; a parameter of which nothing is said is a matrix with rows along axis 0, or a vector.
-    """
-
-    def __init__(
-        self,
-        module: torch.nn.Module,
-        loss: Callable[[Any, Any], torch.Tensor],
-        batches: Iterable[tuple[Any, Any]],
-        matrix: object = None,
-    ) -> None:
-        self.module, self._loss, self._batches = module, loss, Batches(batches)
-        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        if not parameters:
-            raise ValueError("module: expected a parameter that requires a gradient, got none")
-        self.names = tuple(parameters)
-        self.shapes = tuple(tuple(p.shape) for p in parameters.values())
-        self.views = chosen_views(self.names, list(map(outputs_first, self.shapes)), matrix)
-
-    def initial(self) -> torch.Tensor:
-        """The module's current parameters, a flat vector [N]."""
-        return torch.cat([self.module.get_parameter(name).detach().reshape(-1) for name in self.names])
-
-    def loss(self, parameters: list[torch.Tensor], step: int) -> torch.Tensor:
-        """The loss, 0-dim, on the mini-batch of ``step``, counted round."""
-        inputs, target = self._batches.at(step)
-        named = dict(zip(self.names, parameters, strict=True))
-        return self._loss(torch.func.functional_call(self.module, named, (inputs,)), target)
