@@ -18,6 +18,7 @@ from interchange.protocols import Network, Position, Task
 if TYPE_CHECKING:
     from common.tables.baselines import Spec
     from common.tables.teachers import TeacherRow
+    from interchange.meta.step_sizes import Sized
     from interchange.meta.workers import Workers
     from interchange.rule.rule import Rule
     from interchange.rule.source import Source
@@ -248,6 +249,9 @@ class Backend(Protocol):
             problems: each gets a factor on the update as a weight more.
             kinds: constants for matrices, convolution kernels and vectors apart.
         """
+
+    def step_sizes_network(self, source: "Sized", dtype: str, device: str) -> Network:
+        """A network of step sizes by tensor; ``dtype`` and ``device`` as on the command line."""
 
     def table_task(self, config: Any, stream: str, number: int, split: Any = "meta_train") -> Task:
         """Optimizee ``number`` of a stream of seeds, as a command's configuration describes it."""

@@ -1,6 +1,5 @@
 """Export a rule or a teacher: ``python -m interchange.export SOURCE --to TARGET [-o FILE]``."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from common.run.cli import run as run_command
 from common.run.places import vacant
 from common.run.storage import atomic_write
 from interchange.emit import TARGETS
-from interchange.rule.gallery import NAMED
 from interchange.rule.rule import Rule
 
 if TYPE_CHECKING:
@@ -56,32 +54,10 @@ def export(source: "Rule | Teacher", target: str, vector: bool = False, double: 
     return TARGETS[target].emit(source, **given)
 
 
-def load(source: str) -> "Rule | Teacher":
-    """What ``source`` names: ``rule:FILE``, ``teacher:RUN``, or either without the word.
-
-    Without it a run folder, an HDF5 file and a shipped teacher's name are a teacher, anything else a rule.
-    """
-    kind, colon, rest = source.partition(":")
-    if colon and kind in ("rule", "teacher"):
-        return Rule.load(rest) if kind == "rule" else _teacher(rest)
-    from interchange.rule.source import spelled_out
-
-    if source in NAMED and not os.path.exists(source):  # adam is a baseline elsewhere, and has an equation
-        return Rule.named(source)
-    kind, colon, rest = spelled_out(source).partition(":")
-    if not colon:
-        raise L2OError(f"{source}: expected a rule or a teacher, got an optimizer that is no equation here")
-    return Rule.load(rest) if kind == "rule" else _teacher(rest)
-
-
-def _teacher(source: str) -> "Teacher":
-    from interchange.files.weights import load_weights
-
-    return load_weights(source)
-
-
 def _body(config: ExportConfig) -> int:
-    content = export(load(config.source), config.to, config.vector, config.double)
+    from interchange.rule.source import rule_or_teacher
+
+    content = export(rule_or_teacher(config.source), config.to, config.vector, config.double)
     if config.out:
         vacant(config.out, config.overwrite)
         atomic_write(config.out, content)

@@ -77,6 +77,7 @@ class Network(Protocol):
         weights_batchable: so may several sets of weights (``batched``).
         sees_tensors: an output depends on other coordinates of its tensor.
         views: of the tensors of the task it is bound to, where it sees them.
+        source: what it is made of, but for its weights, as ``Learner.from_source`` takes it.
         structure: the tensor operator its outputs go through before ``scale``, "" for none.
     """
 
@@ -87,6 +88,7 @@ class Network(Protocol):
     sees_tensors: bool
     views: "tuple[View, ...]"
     structure: str
+    source: Any
 
     def bind(self, task: Task) -> None:
         """Told at the start of an epoch what comes."""

@@ -18,6 +18,7 @@ from common.training import PLAIN, Training
 from interchange.backend import Trained
 from interchange.curve import Curve
 from interchange.meta.rule_weights import KINDS
+from interchange.meta.step_sizes import Sized
 from interchange.protocols import Network
 from interchange.rule.rule import Rule
 from tf_impl.loops import borrowed
@@ -25,6 +26,7 @@ from tf_impl.meta.learner import Learner
 from tf_impl.meta.unroll import mean_loss_at
 from tf_impl.meta.workers import join
 from tf_impl.networks.rule import RuleNetwork
+from tf_impl.networks.step_sizes import StepSizes
 from tf_impl.networks.structure import structure_of
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
@@ -50,6 +52,7 @@ __all__ = [
     "roll_out",
     "rollout_job",
     "rule_network",
+    "step_sizes_network",
     "stepper",
     "table_task",
     "teacher_network",
@@ -80,6 +83,11 @@ def teacher_network(
 def rule_network(rule: Rule, device: str, problems: Sequence[str] = (), kinds: bool = False) -> RuleNetwork:
     """A rule's network (``RuleNetwork``); a rule that cannot be one raises ``L2OError``."""
     return RuleNetwork(rule, device_of(device), problems, kinds)
+
+
+def step_sizes_network(source: Sized, dtype: str, device: str) -> StepSizes:
+    """A network of step sizes by tensor (``StepSizes``); ``dtype`` and ``device`` as on the command line."""
+    return StepSizes(source, DTYPES[dtype], device_of(device))
 
 
 def metrics_writer(folder: str) -> Callable[[Mapping[str, Any]], None]:

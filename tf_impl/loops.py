@@ -144,5 +144,6 @@ def _content(source: Source) -> tuple:
     """What an optimizer is but for its learning rate; of a file the content, as workers get copies of it."""
     loaded, options = source.loaded, source.spec.options.items()
     if isinstance(loaded, Teacher):
-        return canonical_json(loaded.row.to_dict()), *(w.tobytes() for w in loaded.weights.values()), *options
+        row = canonical_json([loaded.row.to_dict(), loaded.step_sizes])
+        return row, *(w.tobytes() for w in loaded.weights.values()), *options
     return (source.sha256, source.spec.target, *options)

@@ -50,7 +50,8 @@ def load(spec: Spec) -> Source:
     found = Source(spec, source.read(spec))
     try:
         if spec.kind != "teacher":
-            found.optimizer([tf.Variable([0.0])], spec.lr or spec.middle)
+            name = next(iter(found.step_sizes), None)
+            found.optimizer([tf.Variable([0.0], name=name)], spec.lr or spec.middle)
     except ValueError as error:  # L2OError is one; the others say what is wrong with an option
         raise L2OError(f"{spec.target if spec.kind == 'rule' else spec.text}: {error}") from None
     return found

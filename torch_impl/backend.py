@@ -17,6 +17,7 @@ from common.training import PLAIN, Training
 from interchange.backend import Trained
 from interchange.curve import Curve
 from interchange.meta.rule_weights import KINDS
+from interchange.meta.step_sizes import Sized
 from interchange.protocols import Network
 from interchange.rule.rule import Rule
 from torch_impl import rollout
@@ -24,6 +25,7 @@ from torch_impl.meta.learner import Learner
 from torch_impl.meta.unroll import mean_loss_at
 from torch_impl.meta.workers import join
 from torch_impl.networks.rule import RuleNetwork
+from torch_impl.networks.step_sizes import StepSizes
 from torch_impl.networks.structure import structure_of
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.optimizers.average import Averaged
@@ -50,6 +52,7 @@ __all__ = [
     "roll_out",
     "rollout_job",
     "rule_network",
+    "step_sizes_network",
     "stepper",
     "table_task",
     "teacher_network",
@@ -81,6 +84,11 @@ def teacher_network(
 def rule_network(rule: Rule, device: str, problems: Sequence[str] = (), kinds: bool = False) -> RuleNetwork:
     """A rule's network (``RuleNetwork``); a rule that cannot be one raises ``L2OError``."""
     return RuleNetwork(rule, device_of(device), problems, kinds)
+
+
+def step_sizes_network(source: Sized, dtype: str, device: str) -> StepSizes:
+    """A network of step sizes by tensor (``StepSizes``); ``dtype`` and ``device`` as on the command line."""
+    return StepSizes(source, DTYPES[dtype], device_of(device))
 
 
 def metrics_writer(folder: str) -> Callable[[Mapping[str, Any]], None]:
@@ -139,7 +147,8 @@ def fit(
 ) -> Trained:
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started, parameters = time.perf_counter(), rollout.leaves(task)
-    optimizer = source.optimizer(parameters, source.spec.lr or source.spec.middle, task.views, training)
+    named, lr = zip(task.names, parameters, strict=True), source.spec.lr or source.spec.middle
+    optimizer = source.optimizer(named, lr, task.views, training)
     kept = Averaged(parameters, optimizer, training.average)
     curve = Curve(lambda: task.test_scores(rollout.flat(kept.tensors)), training.test_every, stop)
     schedule = source.spec.schedule or "constant"
@@ -167,7 +176,7 @@ def stepper(
     """A fresh optimizer on one gradient of the task, to measure its cost."""
     parameters = rollout.leaves(task)
     task.loss(parameters, 0).backward()
-    optimizer = source.optimizer(parameters, lr, task.views)
+    optimizer = source.optimizer(zip(task.names, parameters, strict=True), lr, task.views)
 
     def advance(count: int) -> None:
         for _ in range(count):

@@ -56,7 +56,8 @@ def rollout(
         training: how steps are taken.
     """
     started, parameters = time.perf_counter(), leaves(task)
-    optimizer = source.optimizer(parameters, lr, task.views, training)
+    named = zip(task.names, parameters, strict=True)
+    optimizer = source.optimizer(named, lr, task.views, training)
     kept = Averaged(parameters, optimizer, training.average)
     curve = Curve(lambda: task.test_scores(flat(kept.tensors)), training.test_every if score else 0)
     losses, outcome = descend(task, parameters, optimizer, steps, curve, schedule, training)

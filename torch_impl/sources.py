@@ -22,7 +22,7 @@ class Source(source.Source):
 
     def optimizer(
         self,
-        params: Iterable[torch.Tensor],
+        params: Iterable[torch.Tensor | tuple[str, torch.Tensor]],
         lr: float,
         views: Sequence[View] | None = None,
         training: Training = PLAIN,
@@ -30,11 +30,12 @@ class Source(source.Source):
         """A fresh optimizer over ``params``; for teachers and rules ``lr`` multiplies the update.
 
         Args:
-            params: in canonical layout, as a task's.
+            params: in canonical layout, as a task's, and with names where there are step sizes by tensor.
             views: of the parameters, for what sees tensors; the optimizer's own choice if None.
             training: says which of them decay.
         """
-        params = list(params)
+        given = list(params)
+        params = [p[1] if isinstance(p, tuple) else p for p in given]
         largest = min(torch.finfo(p.dtype).max for p in params)
         if lr > largest:  # torch would say so at the first step only
             raise L2OError(f"{self.spec.text}: expected lr of at most {largest:.3g}, got {lr:g}; lower it")
@@ -45,7 +46,8 @@ class Source(source.Source):
         kind = SymbolicOptimizer if isinstance(self.loaded, Rule) else LearnedOptimizer
         with warnings.catch_warnings():  # of a front of rules nobody wants to hear which ones have a bias
             warnings.simplefilter("ignore", RuntimeWarning)
-            optimizer = kind(seen_as(views, params, training.decay_vectors), self.loaded, lr, **own)
+            groups = seen_as(views, given if self.step_sizes else params, training.decay_vectors)
+            optimizer = kind(groups, self.loaded, lr, **own)
         decay(optimizer, l2=options.get("l2", 0.0))
         return optimizer
 
@@ -55,7 +57,8 @@ def load(spec: Spec) -> Source:
     found = Source(spec, source.read(spec))
     try:
         if spec.kind != "teacher":
-            found.optimizer([torch.zeros(1, dtype=torch.float64)], spec.lr or spec.middle)
+            name = next(iter(found.step_sizes), "")
+            found.optimizer([(name, torch.zeros(1, dtype=torch.float64))], spec.lr or spec.middle)
     except ValueError as error:  # L2OError is one; torch's say what is wrong with an option
         raise L2OError(f"{spec.target if spec.kind == 'rule' else spec.text}: {error}") from None
     return found

@@ -237,6 +237,11 @@ def _network(
     from interchange.rule.rule import Rule
 
     loaded = source.loaded
+    if source.step_sizes:
+        raise L2OError(
+            f"{config.source}: expected one learning rate for all tensors, got step sizes by tensor, of "
+            "which a recording says nothing; record it as it was before tune --per-tensor"
+        )
     if loaded is None:
         return None, {"g": "g"}
     if isinstance(loaded, Rule):

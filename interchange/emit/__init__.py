@@ -35,6 +35,11 @@ class Target:
             options: of the target's own ``emit``; only ``onnx`` has some.
         """
         module = self.module if isinstance(source, Equation) else self.teachers
+        if source.step_sizes:
+            raise L2OError(
+                "expected one learning rate for all tensors, got step sizes by tensor, whose names no "
+                "exported form knows; export the rule or teacher from before tune --per-tensor"
+            )
         if not module:
             known = ", ".join(name for name, row in TARGETS.items() if row.teachers)
             name = next(name for name, row in TARGETS.items() if row is self)

@@ -101,7 +101,7 @@ TRAJECTORIES = Schema(
 _RETRAIN = "take an earlier checkpoint of the teacher, or train it again with a smaller step"
 TEACHER = Schema(
     "l2o-teacher",
-    "1.0.0",
+    "1.1.0",
     "a teacher",
     (
         Array("lstm_*/w_input", "f", None, finite=True, note="weights", remedy=_RETRAIN),
@@ -113,6 +113,7 @@ TEACHER = Schema(
     (
         *_attributes("", created_by=str, teacher_json=str),
         Attribute("", "gate_order", str, choices=("ifgo",)),
+        *(Attribute("", name, str, required=False) for name in ("step_sizes_json", "tuned_json")),
     ),
 )
 

@@ -7,6 +7,7 @@ each backend converts to its own order and layout. A few trained teachers come w
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,10 @@ from common.tables.teachers import TeacherRow
 from interchange.files.hdf5 import read_hdf5, write_hdf5
 from interchange.files.reader import Tree
 from interchange.files.schema import TEACHER, validate
+from interchange.language.checks import step_sizes
 
 GATE_ORDER = "ifgo"
+BEFORE_STEP_SIZES = "1.0.0"  # of teachers without, so that an older reader takes them
 FILE_NAME = "teacher.h5"
 # Name -> the command that made it. In shipped/, one file each.
 SHIPPED: Registry[str] = Registry(
@@ -43,17 +46,35 @@ class Teacher:
         weights: name -> array of shape ``row.weight_shapes()[name]``, float32 or float64.
         sha256: hash of the file's content.
         created_by: program and framework that wrote it.
+        step_sizes: parameter name -> factor on lr there, for optimizers; empty for one lr everywhere.
+        tuned: record of how they were found.
     """
 
     row: TeacherRow
     weights: dict[str, np.ndarray]
     sha256: str
     created_by: str
+    step_sizes: dict[str, float] = dataclasses.field(default_factory=dict)
+    tuned: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def sees_tensors(self) -> bool:
         """Whether coordinates of a tensor are not independent: by its structure or by a feature."""
         return self.row.sees_tensors
+
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """Write the file, as ``save_weights`` does, with step sizes and their record; its SHA-256."""
+        path = _file(path)
+        root = {"created_by": self.created_by, "gate_order": GATE_ORDER}
+        root["teacher_json"] = canonical_json(self.row.to_dict())
+        if self.step_sizes:
+            root["step_sizes_json"] = canonical_json(step_sizes(self.step_sizes, f"{path}: step_sizes"))
+            root["tuned_json"] = canonical_json(self.tuned)
+        tree = Tree(self.weights, {"": root})
+        _check(path, self.row, self.weights)
+        validate(tree, TEACHER, path)
+        version = TEACHER.version if self.step_sizes else BEFORE_STEP_SIZES
+        return write_hdf5(path, tree, TEACHER.format, version)
 
     @classmethod
     def named(cls, name: str) -> "Teacher":
@@ -78,21 +99,8 @@ def save_weights(
 
     Missing, unknown, misshapen or non-finite weights raise ``L2OError``. A folder gets ``teacher.h5``.
     """
-    path = _file(path)
     arrays = {name: np.asarray(array) for name, array in weights.items()}
-    tree = Tree(
-        arrays,
-        {
-            "": {
-                "created_by": created_by,
-                "gate_order": GATE_ORDER,
-                "teacher_json": canonical_json(teacher.to_dict()),
-            }
-        },
-    )
-    _check(path, teacher, arrays)
-    validate(tree, TEACHER, path)
-    return write_hdf5(path, tree, TEACHER.format, TEACHER.version)
+    return Teacher(teacher, arrays, "", created_by).save(path)
 
 
 def load_weights(path: str | os.PathLike[str]) -> Teacher:
@@ -128,7 +136,13 @@ def weights_from_tree(tree: Tree, path: str | os.PathLike[str]) -> Teacher:
     validate(tree, TEACHER, path)
     root = tree.attributes[""]
     row = loads_json(root["teacher_json"], f"{path}: teacher_json")
-    return teacher_from_arrays(row, tree.arrays, tree.sha256, root["created_by"], path)
+    teacher = teacher_from_arrays(row, tree.arrays, tree.sha256, root["created_by"], path)
+    sizes, tuned = (
+        loads_json(root.get(name, "{}"), f"{path}: {name}") for name in ("step_sizes_json", "tuned_json")
+    )
+    if not isinstance(tuned, dict):
+        raise L2OError(f"{path}: tuned_json: expected an object, got {type(tuned).__name__}; tune it again")
+    return dataclasses.replace(teacher, step_sizes=step_sizes(sizes, f"{path}: step_sizes"), tuned=tuned)
 
 
 def teacher_from_arrays(

@@ -82,10 +82,17 @@ def _rule_lines(rule: "Rule") -> Iterator[str]:
     yield f"  u = {rule.scale!r} * ({_text(rule.expression)})"
     for name, value in rule.constants.items():
         yield f"  constant {name} = {value!r}"
+    yield from _step_sizes(rule.step_sizes)
     for name, expression in rule.features.items():
         yield f"  feature {name} = {'(no expression)' if expression is None else _text(expression)}"
     for name, value in rule.provenance.items():
         yield f"  {name}: {value}"
+
+
+def _step_sizes(sizes: dict[str, float]) -> Iterator[str]:
+    for name, value in list(sizes.items())[:_SHOWN]:
+        yield f"  step size {name} = {value!r}"
+    yield from _more(len(sizes), "step sizes")
 
 
 def _onnx(path: str) -> Iterator[str]:
@@ -170,6 +177,7 @@ def _teacher_lines(teacher: "Teacher") -> Iterator[str]:
     for name, value in teacher.row.to_dict().items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         yield f"  {name}: {shown}"
+    yield from _step_sizes(teacher.step_sizes)
     yield from _arrays(teacher.weights)
 
 

@@ -3,6 +3,7 @@
 import keyword
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -15,8 +16,7 @@ from interchange.language.parse import NAME
 from interchange.language.view import SIZES
 
 FORMAT = "l2o-rule"
-FORMAT_VERSION = "1.1.0"
-BEFORE_TENSORS = "1.0.0"  # of files that hold nothing newer, so that an older reader takes them
+FORMAT_VERSION = "1.2.0"
 RAW = ("g", "t", "theta", *SIZES)
 
 
@@ -28,13 +28,14 @@ FIELDS = {
     "constants": dict,
     "features": dict,
     "scale": (int, float),
+    "step_sizes": dict,
     "complexity": int,
     "provenance": dict,
     "sha256": str,
 }
 MAX_NAMES = 1000  # of constants, and of features: an expression has no more nodes
 MAX_TEXT = 50_000  # characters of all expressions together
-_OPTIONAL = ("scale", "complexity", "provenance", "sha256")
+_OPTIONAL = ("scale", "step_sizes", "complexity", "provenance", "sha256")
 _KIND_NAMES = {str: "text", dict: "an object", int: "an integer", (int, float): "a number"}
 
 
@@ -49,6 +50,7 @@ class RuleParts(Protocol):
     expression: Node
     constants: dict[str, float]
     features: dict[str, Node | None]
+    step_sizes: dict[str, float]
 
 
 class Constants(dict[str, float]):
@@ -71,6 +73,29 @@ def finite(value: Any, what: str) -> float:
     if isinstance(value, (bool, str)) or not np.isscalar(value) or not np.isfinite(value):
         raise RuleError(f"{what}: expected a finite number, got {value!r}")
     return float(value)
+
+
+def step_sizes(given: Any, what: str) -> dict[str, float]:
+    """Step sizes by the name of a parameter tensor, as they are to be kept: positive numbers."""
+    if not isinstance(given, Mapping) or len(given) > MAX_NAMES:
+        raise RuleError(
+            f"{what}: expected at most {MAX_NAMES} numbers by names of tensors, got {given!r:.80}"
+        )
+    for name, size in given.items():
+        if not isinstance(name, str) or len(name) > 200 or not finite(size, f"{what} {name!r:.80}") > 0.0:
+            raise RuleError(f"{what}: expected numbers above 0 by names, got {size!r} of {name!r:.80}")
+    return {name: float(size) for name, size in given.items()}
+
+
+def version(rule: RuleParts) -> str:
+    """The format's first version that holds what a rule has, so that an older reader takes its file."""
+    if rule.step_sizes:
+        return FORMAT_VERSION
+    trees = [rule.expression, *(tree for tree in rule.features.values() if tree is not None)]
+    nodes = [node for tree in trees for node in ex.walk(tree)]
+    courses = [n for n in nodes if n.op == "ema" and n.args[1].op not in ("name", "number")]
+    added = any(n.op in ("root", "ln", "powreal") for n in nodes)
+    return "1.1.0" if courses or added or any(map(ex.sees_tensors, trees)) else "1.0.0"
 
 
 def check_payload(payload: Any, where: str) -> None:

@@ -19,9 +19,7 @@ from common.run.storage import atomic_write, canonical_json, content_hash, loads
 from common.tables.features import FEATURES, default_expression
 from interchange.language import expression as ex
 from interchange.language.checks import (
-    BEFORE_TENSORS,
     FORMAT,
-    FORMAT_VERSION,
     RAW,
     Constants,
     RuleError,
@@ -30,6 +28,8 @@ from interchange.language.checks import (
     check_payload,
     decay_names,
     finite,
+    step_sizes,
+    version,
 )
 from interchange.language.compiler import Program, compile_cases, compile_program
 from interchange.language.execute import evaluate_trees
@@ -49,6 +49,7 @@ class Equation:
         features: name -> tree over ``g``, ``t``, ``theta``; None for a column that has no definition.
         scale: factor on the expression.
         provenance: JSON-ready record of where the rule comes from.
+        step_sizes: parameter name -> factor on lr there, for optimizers; empty for one lr everywhere.
     """
 
     name: str
@@ -57,12 +58,14 @@ class Equation:
     features: dict[str, Node | None] = dataclasses.field(default_factory=dict)
     scale: float = 1.0
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    step_sizes: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         constants = {key: finite(value, f"constant {key!r}") for key, value in dict(self.constants).items()}
         object.__setattr__(self, "constants", Constants(constants))
         object.__setattr__(self, "features", dict(self.features))
         object.__setattr__(self, "scale", finite(self.scale, "scale"))
+        object.__setattr__(self, "step_sizes", step_sizes(self.step_sizes, "step_sizes"))
         object.__setattr__(self, "provenance", json.loads(canonical_json(self.provenance)))
         check_names(self)
         check_decays(self)
@@ -126,7 +129,7 @@ class Equation:
                 "if the change is yours, run `python -m interchange.rule check --rehash` on it"
             )
         try:
-            return cls._from_texts(
+            rule = cls._from_texts(
                 payload["expression"],
                 payload["constants"],
                 payload["features"],
@@ -134,6 +137,7 @@ class Equation:
                 payload.get("scale", 1.0),
                 payload.get("provenance"),
             )
+            return dataclasses.replace(rule, step_sizes=payload.get("step_sizes", {}))
         except L2OError as error:
             raise RuleError(f"{where}: {error}") from None
 
@@ -146,23 +150,16 @@ class Equation:
     def _payload(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION if self._is_new() else BEFORE_TENSORS,
+            "format_version": version(self),
             "name": self.name,
             "expression": ex.to_text(self.expression),
             "constants": dict(self.constants),
             "features": {k: None if tree is None else ex.to_text(tree) for k, tree in self.features.items()},
             "scale": self.scale,
+            **({"step_sizes": self.step_sizes} if self.step_sizes else {}),
             "complexity": self.complexity,
             "provenance": self.provenance,
         }
-
-    def _is_new(self) -> bool:
-        """Whether a reader of version 1.0 would not know it."""
-        trees = [self.expression, *(tree for tree in self.features.values() if tree is not None)]
-        nodes = [node for tree in trees for node in ex.walk(tree)]
-        courses = [n for n in nodes if n.op == "ema" and n.args[1].op not in ("name", "number")]
-        added = any(n.op in ("root", "ln", "powreal") for n in nodes)
-        return bool(courses) or added or any(map(ex.sees_tensors, trees))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the rule file atomically."""

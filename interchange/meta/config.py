@@ -145,7 +145,7 @@ class TuneConfig(MetaLoop):
 
     checkpoint_seconds: ClassVar[float] = 30.0
 
-    rule: str = option("", "rule file")
+    rule: str = option("", "rule: a file, a folder or a name; for --per-tensor a teacher too")
     estimator: str = option(
         "es",
         "meta-gradient: evolution strategies (pes: in unrolls), first or second order, or forward mode",
@@ -176,6 +176,10 @@ class TuneConfig(MetaLoop):
     kinds: bool = option(
         False, "constants for matrices, convolution kernels and vectors apart (decays stay shared)"
     )
+    per_tensor: bool = option(
+        False, "tune a step size for each parameter tensor, of any rule or teacher, and nothing else"
+    )
+    step_size: float = option(1.0, "factor on the update that each of them begins with", above=0)
     weight_decay: float = option(
         0.0, "give the rule decoupled weight decay, tuned from this value (0: as it is)", low=0, high=1
     )

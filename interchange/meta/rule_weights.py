@@ -40,13 +40,19 @@ class RuleWeights:
             rate; so they are relative to each constant's own.
 
     Raises:
-        L2OError: a feature has no definition over ``g``, or the rule reads ``theta`` but for weight decay.
+        L2OError: a feature has no definition over ``g``, the rule has step sizes by tensor, or it reads
+            ``theta`` but for weight decay.
     """
 
     structure = ""  # a rule has its tensor operators in it
     weights: dict[str, Any]
 
     def __init__(self, rule: Rule, problems: Sequence[str] = (), kinds: bool = False) -> None:
+        if rule.step_sizes:
+            raise L2OError(
+                f"rule {rule.name!r}: expected one without step sizes by tensor, which come after everything "
+                "else is tuned; go on with --per-tensor, or take the rule from before it"
+            )
         self.rule, self._problem, self._kinds = rule, "", kinds
         tree, self._decay = split(rule)
         self.sees_tensors = rule.sees_tensors
@@ -80,6 +86,11 @@ class RuleWeights:
         form = self.forms.get(name, "plain")
         several = self._kinds and name in self.rule.constants and name != self._decay and form != "logit"
         return [to_free(value, form)] * len(KINDS) if several else to_free(value, form)
+
+    @property
+    def source(self) -> str:
+        """What the network is made of, but for its weights: the rule's file."""
+        return self.rule.to_json()
 
     @property
     def scale(self) -> float:

@@ -33,7 +33,7 @@ LATER_FIELDS = frozenset(
         "structure",
     }
     | {"curriculum", "imitation", "schedule", "weight_decay", "factors", "constants", "kinds"}
-    | {"state_dtype", "memory", "confirm", "lengths", "stage_imitation"}
+    | {"state_dtype", "memory", "confirm", "lengths", "stage_imitation", "per_tensor", "step_size"}
 )
 _ELSEWHERE = (
     "resume",

@@ -35,6 +35,11 @@ class Source:
         return self.spec.kind == "baseline" and not BASELINES[self.spec.target].coordinatewise
 
     @property
+    def step_sizes(self) -> dict[str, float]:
+        """Factors on lr by parameter name, of a rule or teacher; a baseline has none."""
+        return {} if self.loaded is None else self.loaded.step_sizes
+
+    @property
     def knob(self) -> str:
         """What ``evaluate --knob`` tunes: the baseline's knob, a rule's first decay constant; "" for none."""
         if isinstance(self.loaded, Rule):
@@ -63,6 +68,8 @@ class Source:
         """What it is, JSON-ready: the teacher's row, the rule, or the baseline's options; with its ``lr``, of
         teachers and rules where the SPEC has one."""
         rate = {} if self.spec.lr is None else {"lr": self.spec.lr}
+        if sizes := self.step_sizes:
+            rate["step_sizes"] = sizes
         if isinstance(self.loaded, Rule):
             return {"rule": self.loaded.name, "constants": self.loaded.constants, **rate}
         if isinstance(self.loaded, Teacher):
@@ -75,6 +82,21 @@ def read(spec: Spec) -> Teacher | Rule | None:
     if spec.kind == "teacher":
         return load_weights(spec.target)
     return Rule.load(spec.target) if spec.kind == "rule" else None
+
+
+def rule_or_teacher(text: str) -> Rule | Teacher:
+    """What ``text`` names: ``rule:FILE``, ``teacher:RUN``, or either without the word.
+
+    Without it a run folder, an HDF5 file and a shipped teacher's name are a teacher, anything else a rule.
+    """
+    kind, colon, rest = text.partition(":")
+    if not (colon and kind in ("rule", "teacher")):
+        if text in NAMED and not Path(text).exists():  # adam is a baseline elsewhere, and has an equation
+            return Rule.named(text)
+        kind, colon, rest = spelled_out(text).partition(":")
+        if not colon:
+            raise L2OError(f"{text}: expected a rule or a teacher, got an optimizer that is no equation here")
+    return Rule.load(rest) if kind == "rule" else load_weights(rest)
 
 
 def named_spec(text: str) -> Spec:

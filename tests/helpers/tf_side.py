@@ -42,6 +42,18 @@ def parameters(values: Sequence[np.ndarray], dtype: str = "float64") -> Paramete
     return [keras.Variable(np.asarray(v), dtype=dtype, name=f"p{k}") for k, v in enumerate(values)]
 
 
+def named(names: Sequence[str], values: Sequence[np.ndarray]) -> Parameters:
+    """Variables with names."""
+    return [
+        keras.Variable(np.asarray(v), dtype="float64", name=n) for n, v in zip(names, values, strict=True)
+    ]
+
+
+def plain(found: Parameters) -> Parameters:
+    """The variables themselves, which have their names."""
+    return found
+
+
 def native(x: np.ndarray) -> np.ndarray:
     return x
 

@@ -42,6 +42,16 @@ def parameters(values: Sequence[np.ndarray], dtype: str = "float64") -> Paramete
     return [torch.nn.Parameter(torch.tensor(np.asarray(v)).to(getattr(torch, dtype))) for v in values]
 
 
+def named(names: Sequence[str], values: Sequence[np.ndarray]) -> list[tuple[str, torch.nn.Parameter]]:
+    """Parameters with names, as optimizers are given them."""
+    return list(zip(names, parameters(values), strict=True))
+
+
+def plain(found: list[tuple[str, torch.nn.Parameter]]) -> Parameters:
+    """The parameters without their names."""
+    return [p for _, p in found]
+
+
 def native(x: np.ndarray) -> np.ndarray:
     """A layer's array in canonical layout, [in, out] or [kh, kw, in, out], as this framework lays it out."""
     return np.moveaxis(x, (-1, -2), (0, 1)) if x.ndim > 1 else x

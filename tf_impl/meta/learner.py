@@ -13,11 +13,13 @@ from common.data.coordinates import Subset
 from common.tables.teachers import TeacherRow
 from interchange.backend import Arrays, Half
 from interchange.meta.config import MetaLoop
+from interchange.meta.step_sizes import Sized
 from interchange.meta.tasks import factors
 from interchange.protocols import State, Task
 from interchange.rule.rule import Rule
 from tf_impl.meta import imitation, unroll
 from tf_impl.networks.rule import RuleNetwork
+from tf_impl.networks.step_sizes import StepSizes
 from tf_impl.networks.structure import by_outputs
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.augment import ConvexTerm, RandomScaling
@@ -48,17 +50,18 @@ class Learner:
 
     def __init__(self, network: unroll.Network, config: MetaLoop) -> None:
         self.network, self.config = network, config
-        rule = getattr(network, "rule", None)
-        self.source = network.teacher if rule is None else rule.to_json()
+        self.source = network.source
         self.dtype, self.device = DTYPES[config.dtype], device_of(config.device)
         self.first: dict[str, tf.Tensor] = {}
         self.second: dict[str, tf.Tensor] = {}
         self.count = 0
 
     @classmethod
-    def from_source(cls, source: str | TeacherRow, config: MetaLoop) -> "Learner":
+    def from_source(cls, source: str | TeacherRow | Sized, config: MetaLoop) -> "Learner":
         """The learner of another one's ``source``, with any weights."""
         device = device_of(config.device)
+        if isinstance(source, Sized):
+            return cls(StepSizes(source, DTYPES[config.dtype], device), config)
         if isinstance(source, str):
             rule = Rule.from_json(source)
             return cls(RuleNetwork(rule, device, factors(config), config.kinds), config)

@@ -84,7 +84,8 @@ def step_back(
     weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
     by = (by_out, *by_state.features, *by_state.network)
     # A graph would keep what a network reads of itself: kinds of tensors, and whether there is weight decay.
-    fixed = network.tasks_batchable and not network.weight_decay  # as every one with a structure
+    # What has a structure keeps neither, and the structure has a derivative within graphs only.
+    fixed = bool(network.structure) or (network.tasks_batchable and not network.weight_decay)
     run = _compiled(network, structure, network.views) if fixed else _bound(network, structure)
     by_g, by_theta, features, hidden, pieces = run(tf.constant(at.state.t), *given, weights, by)
     return by_g, by_theta, State(at.state.t, features, hidden), pieces

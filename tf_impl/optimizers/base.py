@@ -101,6 +101,10 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         """How tensor ``k`` is seen; None where no coordinate asks for others."""
         return None
 
+    def _step_size(self, k: int) -> float:
+        """Factor on the learning rate of tensor ``k``."""
+        return 1.0
+
     def _own(self, k: int) -> Own:
         decays = self.weight_decay and self._use_weight_decay(self._trainable_variables[k])
         return Own(float(self.weight_decay) if decays else 0.0, self._view(k))
@@ -140,7 +144,8 @@ class CoordinateOptimizer(Resumable, abc.ABC):
         """One update of one tensor; a sparse gradient is made dense, as u(0) need not be 0."""
         k = self._get_variable_index(variable)
         slots = [self._tallies[k], *self._states[k]]
-        lr, g = tf.cast(as_tensor(learning_rate), tf.float64), _dense(gradient, variable)
+        lr = tf.cast(as_tensor(learning_rate), tf.float64) * self._step_size(k)
+        g = _dense(gradient, variable)
         if self.l2 and self._use_weight_decay(variable):
             g += self.l2 * tf.cast(variable, g.dtype)
         own = self._own(k)

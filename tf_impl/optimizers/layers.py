@@ -132,6 +132,26 @@ def of_variables(options: Mapping[str, Any], variables: Sequence[Any]) -> list[V
     return found
 
 
+def by_step_size(variables: Sequence[Any], sizes: Mapping[str, float]) -> list[float]:
+    """The step size of every variable; 1 for all without any.
+
+    Args:
+        sizes: by path, or the end of it.
+
+    Raises:
+        L2OError: a variable has none.
+    """
+    found = [sizes[name] for v in variables if len(fits := find(sizes, path_of(v))) == 1 for name in fits]
+    if sizes and len(found) < len(variables):
+        known = f"{', '.join(list(sizes)[:6])}{', ...' * (len(sizes) > 6)}"
+        unknown = next(path_of(v) for v in variables if len(find(sizes, path_of(v))) != 1)
+        raise L2OError(
+            f"variables: expected the paths that there are step sizes for ({known}), got {unknown!r}; rename "
+            "them in step_sizes, or tune on this model"
+        )
+    return found or [1.0] * len(variables)
+
+
 def given(options: Mapping[str, Any] | keras.Layer | None) -> dict[str, Any]:
     """What a user says of views: a model's, or by path; views of a configuration are views again."""
     if isinstance(options, keras.Layer):
@@ -182,7 +202,15 @@ class LayeredOptimizer(GuardedOptimizer, abc.ABC):
 
     def _prepare(self, variables: Sequence[keras.Variable]) -> None:
         spared = {k for k, v in enumerate(variables) if find(self.undecayed, path_of(v))}
-        vars(self).update(_places=of_variables(self.views, variables), _spared=spared)
+        sizes = by_step_size(variables, self._step_sizes())
+        vars(self).update(_places=of_variables(self.views, variables), _spared=spared, _sizes=sizes)
+
+    @abc.abstractmethod
+    def _step_sizes(self) -> Mapping[str, float]:
+        """Of the variables by their paths; empty where they have none of their own."""
+
+    def _step_size(self, k: int) -> float:
+        return self._sizes[k]
 
     def _view(self, k: int) -> View | None:
         return self._places[k] if self._sees_tensors() else None

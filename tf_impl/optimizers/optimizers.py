@@ -101,6 +101,9 @@ class SymbolicOptimizer(layers.LayeredOptimizer):
     def _sees_tensors(self) -> bool:
         return self._run.sees_tensors
 
+    def _step_sizes(self) -> Mapping[str, float]:
+        return self.rule.step_sizes
+
     def _of(self, view: View | None) -> tuple[Lowered, View | None]:
         """The program for a tensor, and the view where that sees more than a coordinate."""
         lowered = self._lowered[view is None or view.matrix]
@@ -199,6 +202,9 @@ class LearnedOptimizer(layers.LayeredOptimizer):
     def _sees_tensors(self) -> bool:
         return self._given.sees_tensors
 
+    def _step_sizes(self) -> Mapping[str, float]:
+        return self._given.step_sizes
+
     def _view(self, k: int) -> View | None:
         view = super()._view(k)
         return view if view is not None and (view.matrix or self._network.features.sees_tensors) else None
@@ -236,6 +242,7 @@ class LearnedOptimizer(layers.LayeredOptimizer):
             "weights": {name: _to_text(array) for name, array in self._given.weights.items()},
             "sha256": self._given.sha256,
             "created_by": self._given.created_by,
+            "step_sizes": self._given.step_sizes,
         }
         return super()._settings() | {"teacher": teacher}
 
@@ -267,6 +274,7 @@ def _teacher(given: dict[str, Any]) -> Teacher:
             "created_by": given["created_by"],
             "gate_order": GATE_ORDER,
             "teacher_json": canonical_json(given["row"]),
+            "step_sizes_json": canonical_json(given.get("step_sizes", {})),
         }
         tree = Tree(arrays, {"": attributes}, given["sha256"])
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:

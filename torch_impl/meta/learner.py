@@ -12,11 +12,13 @@ from common.data.coordinates import Subset
 from common.tables.teachers import TeacherRow
 from interchange.backend import Arrays, Half
 from interchange.meta.config import MetaLoop
+from interchange.meta.step_sizes import Sized
 from interchange.meta.tasks import factors
 from interchange.protocols import State, Task
 from interchange.rule.rule import Rule
 from torch_impl.meta import imitation, unroll
 from torch_impl.networks.rule import RuleNetwork
+from torch_impl.networks.step_sizes import StepSizes
 from torch_impl.networks.structure import by_outputs
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.problems.augment import ConvexTerm, RandomScaling
@@ -46,15 +48,16 @@ class Learner:
 
     def __init__(self, network: unroll.Network, config: MetaLoop) -> None:
         self.network, self.config = network, config
-        rule = getattr(network, "rule", None)
-        self.source = network.teacher if rule is None else rule.to_json()
+        self.source = network.source
         self.dtype, self.device = DTYPES[config.dtype], device_of(config.device)
         self.adam = torch.optim.Adam([{"params": [w]} for w in network.weights.values()])
 
     @classmethod
-    def from_source(cls, source: str | TeacherRow, config: MetaLoop) -> "Learner":
+    def from_source(cls, source: str | TeacherRow | Sized, config: MetaLoop) -> "Learner":
         """The learner of another one's ``source``, with any weights."""
         device = device_of(config.device)
+        if isinstance(source, Sized):
+            return cls(StepSizes(source, DTYPES[config.dtype], device), config)
         if isinstance(source, str):
             rule = Rule.from_json(source)
             return cls(RuleNetwork(rule, device, factors(config), config.kinds), config)

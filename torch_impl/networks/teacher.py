@@ -67,6 +67,11 @@ class TeacherNetwork:
         """The network in lanes of optimizees of one size, with the given weights of each."""
         return BatchedTeachers(self, weights)
 
+    @property
+    def source(self) -> TeacherRow:
+        """What the network is made of, but for its weights."""
+        return self.teacher
+
     def bind(self, task: Any) -> None:
         """Take the views of a task's tensors, of one lane of ``BatchedTasks``, where features see them."""
         if self.features.sees_tensors:

@@ -1,13 +1,14 @@
 """What the optimizers of this backend share: settings, lazy state, and how a step is taken."""
 
 import abc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interchange.language.view import View
+from torch_impl.optimizers.groups import by_step_size, listed
 from torch_impl.optimizers.resuming import FLAGS, Resumable, number, plain, slots
 from torch_impl.optimizers.ways import Way, shard, state_view_of, states_of, view_of, whole
 
@@ -37,11 +38,18 @@ class CoordinateOptimizer(Resumable, abc.ABC):
             }
             group = self.defaults | param_group
             _check_settings(group)
-            for p in _listed(param_group):  # before the group is there
+            for p in listed(param_group):  # before the group is there
                 if not (p.is_floating_point() or p.is_complex()):
                     raise ValueError(f"params: expected floating point or complex numbers, got {p.dtype}")
                 self._way(p, group)
-        super().add_param_group(param_group)
+            for part in by_step_size(param_group, self._step_sizes(group), group["lr"]):
+                super().add_param_group(part)
+        else:
+            super().add_param_group(param_group)
+
+    def _step_sizes(self, group: dict[str, Any]) -> Mapping[str, float]:
+        """Of the tensors of a new group by their names; empty where they have none of their own."""
+        return {}
 
     def _way(self, p: Tensor, group: dict[str, Any]) -> Way | None:
         """Of a parameter of a group; None where the optimizer has no choice."""
@@ -249,19 +257,6 @@ def real(x: Tensor) -> Tensor:
 def work(x: Tensor) -> Tensor:
     """In the dtype updates are computed in: its own, float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _listed(group: dict[str, Any]) -> list[Tensor]:
-    """The tensors of a new group, named or not; ``params`` that are an iterator become a list.
-
-    What else torch refuses is left to it.
-    """
-    params = group.get("params", ())
-    if not isinstance(params, (Tensor, set)):
-        params = group["params"] = list(params)
-    rows = [params] if isinstance(params, Tensor) else params
-    rows = [row[1] if isinstance(row, tuple) and len(row) == 2 else row for row in rows]
-    return [row for row in rows if isinstance(row, Tensor)]
 
 
 def _check_settings(group: dict[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """Parameter groups of a model: which of its tensors are matrices, and which of them decay."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from common.errors import L2OError
 from interchange.language.view import View
 from torch_impl.optimizers.decay import SPARED
 
@@ -59,9 +60,9 @@ def param_groups(model: nn.Module, weight_decay: float | None = None) -> list[di
 
 
 def seen_as(
-    views: Sequence[View] | None, params: Iterable[Tensor], decay_vectors: bool = True
+    views: Sequence[View] | None, params: Iterable[Any], decay_vectors: bool = True
 ) -> list[dict[str, Any]]:
-    """Groups of parameters that are seen alike, by their views if there are any, and that decay alike.
+    """Groups of parameters, named or not, seen alike, by their views if there are any, and decaying alike.
 
     Args:
         decay_vectors: without, weight decay is of tensors of two axes or more alone.
@@ -69,12 +70,61 @@ def seen_as(
     params = list(params)
     groups: dict[tuple[Option, bool], dict[str, Any]] = {}
     for p, view in zip(params, [None] * len(params) if views is None else views, strict=True):
-        key = bool(view and view.matrix) and view.axes[:2], decay_vectors or p.dim() > 1
+        tensor = p[1] if _is_named(p) else p
+        key = bool(view and view.matrix) and view.axes[:2], decay_vectors or tensor.dim() > 1
         if key not in groups:
             seen = {} if views is None else {"matrix": key[0]}
             groups[key] = {"params": [], **seen} | ({} if key[1] else {"weight_decay": 0.0, SPARED: True})
         groups[key]["params"].append(p)
     return list(groups.values())
+
+
+def listed(group: dict[str, Any]) -> list[Tensor]:
+    """The tensors of a new group, named or not; ``params`` that are an iterator become a list.
+
+    What else torch refuses is left to it.
+    """
+    params = group.get("params", ())
+    if not isinstance(params, (Tensor, set)):
+        params = group["params"] = list(params)
+    rows = [params] if isinstance(params, Tensor) else params
+    rows = [row[1] if _is_named(row) else row for row in rows]
+    return [row for row in rows if isinstance(row, Tensor)]
+
+
+def by_step_size(
+    group: dict[str, Any], sizes: Mapping[str, float], lr: float | Tensor
+) -> list[dict[str, Any]]:
+    """A new group as groups of one step size each, which is in their learning rate; as it is without any.
+
+    Args:
+        sizes: by parameter name.
+        lr: of the group.
+
+    Raises:
+        L2OError: a parameter has no name, or no step size.
+    """
+    if not sizes:
+        return [group]
+    parts: dict[float, list[tuple[str, Tensor]]] = {}
+    known = f"{', '.join(list(sizes)[:6])}{', ...' * (len(sizes) > 6)}"
+    for row in group["params"]:
+        if not _is_named(row):
+            raise L2OError(
+                "params: expected named parameters, such as model.named_parameters(), because there are step "
+                f"sizes for {known}; give them, or dataclasses.replace(rule, step_sizes={{}})"
+            )
+        if row[0] not in sizes:
+            raise L2OError(
+                f"params: expected the names that there are step sizes for ({known}), got {row[0]!r}; rename "
+                "them in step_sizes, or tune on this model"
+            )
+        parts.setdefault(sizes[row[0]], []).append(row)
+    return [group | {"params": part, "lr": lr * size} for size, part in parts.items()]
+
+
+def _is_named(row: Any) -> bool:
+    return isinstance(row, tuple) and len(row) == 2
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

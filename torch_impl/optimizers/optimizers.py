@@ -1,7 +1,6 @@
 """Teachers and rules as ordinary ``torch.optim.Optimizer``: drop them into any training loop."""
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,13 +8,13 @@ import torch
 
 from interchange.files.weights import Teacher, load_weights
 from interchange.language.expression import to_text
-from interchange.rule.rule import Rule, zero_update
+from interchange.rule.rule import Rule
 from torch_impl.networks.compiled import Steps
 from torch_impl.networks.matrix import TENSOR
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.optimizers.base import real
 from torch_impl.optimizers.guard import GuardedOptimizer, NonFinite, NonFiniteError
-from torch_impl.optimizers.resuming import named, number, with_constants, zero_dim
+from torch_impl.optimizers.resuming import differ, named, number, warn_of_bias, with_constants, zero_dim
 from torch_impl.optimizers.ways import Way, Ways, seen, states_of
 
 __all__ = ["LearnedOptimizer", "NonFinite", "NonFiniteError", "SymbolicOptimizer"]
@@ -82,9 +81,12 @@ class SymbolicOptimizer(GuardedOptimizer):
             group = self.defaults | param_group
             own = param_group.get("constants", {} if "rule" in param_group else self.defaults["constants"])
             param_group.update(named(group["rule"], own))
-            if not group["center"] and all(_differ(param_group, other) for other in self.param_groups):
-                _warn_of_bias(with_constants(param_group))
+            if not group["center"] and all(differ(param_group, other) for other in self.param_groups):
+                warn_of_bias(with_constants(param_group))
         super().add_param_group(param_group)
+
+    def _step_sizes(self, group: dict[str, Any]) -> Mapping[str, float]:
+        return Rule.from_json(group["rule"]).step_sizes
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         old = state.pop("rule_json", None)  # of pickles from before rules were in the groups
@@ -193,20 +195,6 @@ class _Bound:
         self.steps: dict[int, Steps] = {}  # by the list of parameters
 
 
-def _differ(group: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return group["rule"] != other["rule"] or group["constants"] != other["constants"]
-
-
-def _warn_of_bias(rule: Rule) -> None:
-    if (moves := zero_update(rule)) > 0.0:
-        warnings.warn(
-            f"rule {rule.name!r} moves weights at zero gradient, by up to {moves:.3g} * lr a step; "
-            "center=True subtracts that",
-            RuntimeWarning,
-            stacklevel=6,
-        )
-
-
 class LearnedOptimizer(GuardedOptimizer):
     """A meta-trained teacher as an optimizer: theta += lr * scale * output(LSTM(features(g))).
 
@@ -240,6 +228,9 @@ class LearnedOptimizer(GuardedOptimizer):
         options = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
         options |= {"teacher": self._given.sha256, "matrix": matrix}
         super().__init__(params, lr, weight_decay, nonfinite, **options)
+
+    def _step_sizes(self, group: dict[str, Any]) -> Mapping[str, float]:
+        return self._given.step_sizes
 
     def _source(self, group: dict[str, Any]) -> tuple[str, str] | None:
         own = self._given.sha256

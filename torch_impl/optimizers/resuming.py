@@ -1,13 +1,14 @@
 """Optimizers whose state comes back from files as it was: dtypes kept, older files read."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from common.errors import L2OError
-from interchange.rule.rule import Rule
+from interchange.rule.rule import Rule, zero_update
 from interchange.rule.source import refuse_foreign
 
 # Keys of a parameter group, with the values they have where a file was written before they were there.
@@ -159,3 +160,19 @@ def with_constants(group: Mapping[str, Any]) -> Rule:
     """A group's rule with the constants it has now."""
     values = {name: number(value) for name, value in group["constants"].items()}
     return Rule.from_json(group["rule"]).with_constants(values)
+
+
+def differ(group: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two groups have rules or constants of their own."""
+    return group["rule"] != other["rule"] or group["constants"] != other["constants"]
+
+
+def warn_of_bias(rule: Rule) -> None:
+    """Tell who makes an optimizer that its rule moves weights without a gradient."""
+    if (moves := zero_update(rule)) > 0.0:
+        warnings.warn(
+            f"rule {rule.name!r} moves weights at zero gradient, by up to {moves:.3g} * lr a step; "
+            "center=True subtracts that",
+            RuntimeWarning,
+            stacklevel=6,
+        )

@@ -198,3 +198,16 @@ def test_attributes_that_a_user_added_are_left_out_with_a_warning(tmp_path):
         file.attrs["created_by"] = "somebody"
     with pytest.raises(L2OError, match="its content has not the SHA-256"):
         load_weights(path)
+
+
+def test_step_sizes_and_their_record_are_read_again(tmp_path):
+    teacher = load_weights(saved(tmp_path / "t.h5"))
+    assert teacher.step_sizes == {} and b"step_sizes" not in (tmp_path / "t.h5").read_bytes()
+    sized = dataclasses.replace(teacher, step_sizes={"layer_0/w": 0.1}, tuned={"problem": "digits-mlp"})
+    digest = sized.save(tmp_path / "s.h5")
+    found = load_weights(tmp_path / "s.h5")
+    assert (found.step_sizes, found.tuned, found.sha256) == (sized.step_sizes, sized.tuned, digest)
+    assert "  step size layer_0/w = 0.1" in inspect.describe(str(tmp_path / "s.h5"))
+    with pytest.raises(L2OError, match=r"expected numbers above 0 by names, got -1\.0"):
+        dataclasses.replace(teacher, step_sizes={"layer_0/w": -1.0}).save(tmp_path / "x.h5")
+    assert not (tmp_path / "x.h5").exists()

@@ -73,6 +73,17 @@ def test_files_are_exact(rule, tmp_path):
     assert type(changed.constants["c0"]) is float and Rule.from_json(changed.to_json()) == changed
 
 
+def test_step_sizes_are_in_the_file_of_a_rule_that_has_some(rule):
+    sized = dataclasses.replace(rule, step_sizes={"layer_0/w": 0.1, "layer_0/b": 2})
+    again = Rule.from_json(sized.to_json())
+    assert again == sized and again.step_sizes == {"layer_0/w": 0.1, "layer_0/b": 2.0}
+    assert '"1.2.0"' in sized.to_json() and "step_sizes" not in rule.to_json()
+    assert sized.sha256 != rule.sha256 and sized.centered().step_sizes == sized.step_sizes
+    for wrong in ({"x": 0.0}, {"x": float("nan")}, {"x": "1"}, {1: 1.0}, [1.0], {"x" * 201: 1.0}):
+        with pytest.raises(RuleError, match="step_sizes"):
+            dataclasses.replace(rule, step_sizes=wrong)
+
+
 def test_a_missing_hash_warns_and_a_wrong_one_is_refused(rule, tmp_path):
     path = tmp_path / "rule.json"
     payload = json.loads(rule.to_json())
