@@ -122,7 +122,7 @@ def teacher_step(
 ) -> tuple[Array, CellStates]:
     """Network output [N] before ``scale``, and the new cells, for inputs x [N, F].
 
-    Linear + ELU where the row has one (Lv et al. 2017), the LSTM cells, Linear, tanh where the row says.
+    Linear + ELU where the row has one (Lv et al. 2017), the LSTM cells, Linear, gain and tanh where it says.
     """
     if teacher.pre:
         x = x @ weights["pre/w"].T + weights["pre/b"]
@@ -134,6 +134,8 @@ def teacher_step(
         new_cells.append((h, c))
         x = h
     out = (x @ weights["out/w"].T + weights["out/b"])[:, 0]
+    if teacher.pre_tanh_scale:
+        out = out * weights["out/gain"]
     return np.tanh(out) if teacher.output == "tanh" else out, new_cells
 
 

@@ -16,12 +16,13 @@ from common.run.cli import run as run_command
 from common.run.config import check, option
 from common.run.places import vacant
 from common.run.storage import open_regular
-from common.tables.teachers import TEACHERS, TeacherRow, variant
+from common.tables.teachers import GAIN, TEACHERS, TeacherRow, variant
 
 # RP numbers its cells recurs.0, recurs.1; DM has recurs and recurs2.
 _CELL = re.compile(r"recurs(?:\.(\d)|(2))?\.(weight_ih|weight_hh|bias_ih|bias_hh)")
 _PARTS = {"weight_ih": "w_input", "weight_hh": "w_hidden"}
 _LARGEST = 64 << 20  # bytes; the largest of the original's has 0.1 MB
+_WITH_GAIN = 0.1  # on the original's output where it has that factor
 _PLAIN = {"preprocNet.0": "pre", "output": "out"}
 
 
@@ -32,6 +33,9 @@ class ConvertConfig:
     file: str = option("", "the original's checkpoint of an optimizer (.pth)")
     teacher: str = option("rp_s", "row of the teacher table it was trained as", choices=lambda: TEACHERS)
     inputs: str = option("", "its features, if not the row's own, such as mt+gt+mom5 (its grad_features)")
+    pre_tanh_scale: float = option(
+        0.0, "its trained pre_tahn_scale, which its checkpoints do not hold: 100 at first (0: none)", low=0
+    )
     out: str = option("", "folder or file for the weights; teacher.h5 beside the checkpoint if not given")
     quiet: bool = option(False, "print nothing but errors")
     overwrite: bool = option(False, "replace what --out already holds")
@@ -56,6 +60,9 @@ def convert(config: ConvertConfig) -> Path:
     out = out if out.suffix == ".h5" else out / FILE_NAME
     weights = canonical(read(source), config.file)
     row = fitted(variant(TEACHERS[config.teacher], config.inputs), weights, config.file)
+    if config.pre_tanh_scale:
+        row = variant(row, scale=_WITH_GAIN * row.scale, pre_tanh_scale=config.pre_tanh_scale)
+        weights[GAIN] = np.full((1,), config.pre_tanh_scale, weights["out/w"].dtype)
     vacant(out, config.overwrite)
     save_weights(out, row, weights, f"{CREATED_BY}, from {source.name}")
     return out

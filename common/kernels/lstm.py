@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.kernels import build
-from common.tables.teachers import TeacherRow
+from common.tables.teachers import GAIN, TeacherRow
 
 _VARIANTS = {"float32": (), "float64": ("-DL2O_DOUBLE",), "bfloat16": ("-DL2O_BFLOAT16",)}
 _LAYERS = 8  # MOST_LAYERS in lstm.c
@@ -42,7 +42,8 @@ class Kernel:
         self._shape = _Shape(
             len(teacher.inputs), teacher.pre, len(teacher.lstm), teacher.output == "tanh", sizes
         )
-        self.count = sum(int(np.prod(shape)) for shape in teacher.weight_shapes().values())
+        shapes = teacher.weight_shapes().items()
+        self.count = sum(int(np.prod(shape)) for name, shape in shapes if name != GAIN)
 
     def step(
         self,
@@ -58,7 +59,7 @@ class Kernel:
         """One step of ``n`` coordinates; everything but ``n``, ``threads`` and ``apart`` is an address.
 
         Args:
-            weights: all weights in canonical order, one after the other.
+            weights: all weights in canonical order, one after the other; a gain ``folded``.
             x: inputs [F, n], rows ``apart`` numbers apart (n if 0).
             before, after: h and c of every layer, [H, n] each; may be the same arrays.
             out: output [n] before ``scale``.
@@ -73,7 +74,7 @@ class Kernel:
     def gradient(
         self, weights: int, steps: int, n: int, x: int, c: int, start: Sequence[int], threads: int
     ) -> np.ndarray:
-        """d sum_t <c_t, out_t> / d weights, [count] float64, in canonical order.
+        """d sum_t <c_t, out_t> / d weights, [count] float64, in canonical order, by the ``folded`` ones.
 
         Args:
             x: address of the inputs [steps, F, n]; c: of [steps, n].

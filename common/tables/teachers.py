@@ -8,111 +8,29 @@ given here.
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from common.errors import L2OError
 from common.registry import Registry
 from common.rng import rng
 from common.tables import features
+from common.tables.teacher import GAIN, STRUCTURES, TeacherRow
+
+__all__ = [
+    "GAIN",
+    "INITIAL_WEIGHTS",
+    "STRUCTURES",
+    "TEACHERS",
+    "TeacherRow",
+    "folded",
+    "initial_weights",
+    "unfolded",
+    "variant",
+]
 
 Draw = Callable[[np.random.Generator, tuple[int, ...], int], np.ndarray]
-Structure = Literal["", "orth"]
-STRUCTURES: tuple[str, ...] = get_args(Structure)
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherRow:
-    """One row: inputs, network, output.
-
-    Attributes:
-        inputs: feature names, in the order of the network's input axis.
-        lstm: hidden size of each stacked LSTM cell.
-        pre: size of the Linear + ELU layer before the cells; 0 for none.
-        output: transform of the last Linear's output.
-        scale: factor on the transformed output; the update's largest step for ``tanh``.
-        beta1, beta2, eps: the moving averages inside the features.
-        p: the scale of LogAndSign (Andrychowicz et al. 2016, appendix A).
-        source: paper the row follows.
-        structure: the tensor operator that y goes through (MATH.md section 3b), "" for none.
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    lstm: tuple[int, ...]
-    pre: int = 0
-    output: Literal["tanh", "linear"] = "tanh"
-    scale: float = 0.01
-    beta1: float = features.DEFAULTS["beta1"]
-    beta2: float = features.DEFAULTS["beta2"]
-    eps: float = features.DEFAULTS["eps"]
-    p: float = features.DEFAULTS["p"]
-    source: str = ""
-    structure: Structure = ""
-
-    def expressions(self) -> dict[str, str]:
-        """Input feature -> its expression over ``g``, in input order."""
-        return {
-            name: features.expression(name, beta1=self.beta1, beta2=self.beta2, eps=self.eps, p=self.p)
-            for name in self.inputs
-        }
-
-    @property
-    def features_see_tensors(self) -> bool:
-        """Whether an input of the network depends on other coordinates of the tensor."""
-        return any(name in features.SEE_TENSORS for name in self.inputs)
-
-    @property
-    def sees_tensors(self) -> bool:
-        """Whether coordinates of a tensor are not independent: by the structure or by a feature."""
-        return bool(self.structure) or self.features_see_tensors
-
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Weight name -> shape, in canonical order; LSTM gates i, f, g, o (FORMATS.md section 2)."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        width = len(self.inputs)
-        if self.pre:
-            shapes["pre/w"] = (self.pre, width)
-            shapes["pre/b"] = (self.pre,)
-            width = self.pre
-        for layer, hidden in enumerate(self.lstm):
-            shapes[f"lstm_{layer}/w_input"] = (4 * hidden, width)
-            shapes[f"lstm_{layer}/w_hidden"] = (4 * hidden, hidden)
-            shapes[f"lstm_{layer}/bias"] = (4 * hidden,)
-            width = hidden
-        shapes["out/w"] = (1, width)
-        shapes["out/b"] = (1,)
-        return shapes
-
-    def state_floats(self) -> int:
-        """Floats of state the network keeps per optimized parameter (h and c of every cell)."""
-        return 2 * sum(self.lstm)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as JSON-ready data; without a structure as it was before there were any."""
-        row = dataclasses.asdict(self)
-        return row if self.structure else {key: value for key, value in row.items() if key != "structure"}
-
-    @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> "TeacherRow":
-        """The inverse of ``to_dict``; an unknown or missing field raises ``L2OError``."""
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(row) - set(known))
-        missing = sorted({"name", "inputs", "lstm"} - set(row))
-        if unknown or missing:
-            raise L2OError(
-                f"teacher row: expected the fields {', '.join(known)}; "
-                f"unknown: {unknown or 'none'}, missing: {missing or 'none'}"
-            )
-        values = dict(row)
-        values["inputs"] = tuple(values["inputs"])
-        values["lstm"] = tuple(int(size) for size in values["lstm"])
-        if values.get("structure", "") not in STRUCTURES:
-            known = ", ".join(filter(None, STRUCTURES))
-            raise L2OError(f"unknown structure {values['structure']!r}; known: {known}, or leave it out")
-        return cls(**values)
 
 
 def _rows(*teachers: TeacherRow) -> dict[str, TeacherRow]:
@@ -219,14 +137,43 @@ TEACHERS: Registry[TeacherRow] = Registry(
 )
 
 
-def variant(teacher: TeacherRow, inputs: str = "", scale: float = 0.0, structure: str = "") -> TeacherRow:
-    """The row with other features, e.g. ``mt+gt+mom5``, scale or structure; "" and 0 leave its own."""
+def variant(
+    teacher: TeacherRow,
+    inputs: str = "",
+    scale: float = 0.0,
+    structure: str = "",
+    pre_tanh_scale: float = 0.0,
+) -> TeacherRow:
+    """The row with other features, e.g. ``mt+gt+mom5``, scale, structure or gain; "" and 0 leave its own."""
     return dataclasses.replace(
         teacher,
         inputs=features.names(inputs) if inputs else teacher.inputs,
         scale=scale or teacher.scale,
         structure=structure or teacher.structure,
-    )
+        pre_tanh_scale=pre_tanh_scale or teacher.pre_tanh_scale,
+    ).checked()
+
+
+def folded(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of the same network without a gain, which is in those of the last layer.
+
+    Args:
+        weights: by name, arrays or tensors of any framework.
+    """
+    if GAIN not in weights:
+        return dict(weights)
+    gain = weights[GAIN]
+    return {n: w * gain if n.startswith("out/") else w for n, w in weights.items() if n != GAIN}
+
+
+def unfolded(grads: dict[str, np.ndarray], weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Derivatives by ``weights``, which NumPy can read, from those by ``folded(weights)``."""
+    if GAIN not in weights:
+        return grads
+    last = {name: np.asarray(weights[name]) for name in ("out/w", "out/b")}
+    by_gain = sum(float((grads[name] * w).sum()) for name, w in last.items())
+    scaled = {name: grads[name] * np.asarray(weights[GAIN]) for name in last}
+    return grads | scaled | {GAIN: np.full((1,), by_gain)}
 
 
 def initial_weights(teacher: TeacherRow, seed: int, kind: str = "uniform") -> dict[str, np.ndarray]:
@@ -240,6 +187,9 @@ def initial_weights(teacher: TeacherRow, seed: int, kind: str = "uniform") -> di
     draw = INITIAL_WEIGHTS[kind]
     weights = {}
     for index, (name, shape) in enumerate(teacher.weight_shapes().items()):
+        if name == GAIN:
+            weights[name] = np.full(shape, teacher.pre_tanh_scale)
+            continue
         if name.startswith("lstm"):
             width = shape[0] // 4
         else:

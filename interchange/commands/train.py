@@ -192,7 +192,7 @@ def _given(config: TrainConfig) -> "Teacher | None":
 def _row(config: TrainConfig, given: "Teacher | None") -> TeacherRow:
     """The row to train: the given teacher's, or of the table with what the flags replace."""
     if given is None:
-        return variant(TEACHERS[config.teacher or "rp_s"], config.inputs, config.scale, config.structure)
+        return variant(TEACHERS[config.teacher or "rp_s"], **_asked(config))
     if given.row.name not in TEACHERS:  # it names the run's folder
         raise L2OError(
             f"--init {config.init}: expected a teacher called {', '.join(TEACHERS)}, got {given.row.name!r}; "
@@ -201,16 +201,22 @@ def _row(config: TrainConfig, given: "Teacher | None") -> TeacherRow:
     if config.resume:
         return given.row
     row = TEACHERS[config.teacher] if config.teacher else given.row
-    asked = variant(row, config.inputs, config.scale, config.structure)
+    asked = variant(row, **_asked(config))
     mine, its = dataclasses.asdict(asked), dataclasses.asdict(given.row)
     differing = [name for name in mine if mine[name] != its[name] and name != "source"]
     differing += ["weights"] if config.weights != TrainConfig.weights else []
     if differing:
         raise L2OError(
             f"--init {config.init}: expected its {given.row.name} teacher as it is, got flags for one with "
-            f"other {', '.join(differing)}; leave out --teacher, --inputs, --scale, --structure and --weights"
+            f"other {', '.join(differing)}; leave out --teacher, --inputs, --scale, --structure, "
+            "--pre-tanh-scale and --weights"
         )
     return given.row
+
+
+def _asked(config: TrainConfig) -> dict[str, Any]:
+    """What the flags replace of a teacher's row."""
+    return {name: getattr(config, name) for name in ("inputs", "scale", "structure", "pre_tanh_scale")}
 
 
 def main(command: Callable[[TrainConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:

@@ -164,7 +164,14 @@ def _teacher(path: object, row: object) -> TeacherRow:
         if not isinstance(row, dict) or not all(isinstance(row.get(key), list) for key in ("inputs", "lstm")):
             raise L2OError("inputs and lstm must be lists")
         teacher = TeacherRow.from_dict(row)
-        numbers = (teacher.scale, teacher.beta1, teacher.beta2, teacher.eps, teacher.p)
+        numbers = (
+            teacher.scale,
+            teacher.beta1,
+            teacher.beta2,
+            teacher.eps,
+            teacher.p,
+            teacher.pre_tanh_scale,
+        )
         if not all(isinstance(number, (int, float)) for number in numbers) or type(teacher.pre) is not int:
             raise L2OError("scale, betas, eps, p and pre must be numbers")
         if not all(isinstance(name, str) for name in teacher.inputs):

@@ -86,6 +86,9 @@ class TrainConfig(MetaLoop):
         choices=lambda: tuple(filter(None, STRUCTURES)),
         empty=True,
     )
+    pre_tanh_scale: float = option(
+        0.0, "where a trained factor before tanh begins (0: the row's own, mostly none)", low=0
+    )
     weights: str = option(
         "uniform", "initial weights: as the ICLR code's or Lv et al.'s", choices=lambda: INITIAL_WEIGHTS
     )

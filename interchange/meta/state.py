@@ -34,6 +34,7 @@ LATER_FIELDS = frozenset(
     }
     | {"curriculum", "imitation", "schedule", "weight_decay", "factors", "constants", "kinds"}
     | {"state_dtype", "memory", "confirm", "lengths", "stage_imitation", "per_tensor", "step_size"}
+    | {"pre_tanh_scale"}
 )
 _ELSEWHERE = (
     "resume",

@@ -45,6 +45,15 @@ def test_layer_sizes_are_the_files_and_inputs_may_be_named(tmp_path):
     assert (row.pre, row.lstm, row.inputs) == (9, (12,), TEACHERS["rp_extra"].inputs)
 
 
+def test_the_factor_before_tanh_is_given_because_checkpoints_lack_it(tmp_path):
+    path = tmp_path / "rp_s.pth"
+    torch.save(state("rp_s"), path)
+    assert main([str(path), "--pre-tanh-scale", "80", "--quiet"]) == 0
+    found = load_weights(tmp_path / "teacher.h5")
+    assert (found.row.pre_tanh_scale, found.row.scale) == (80.0, 0.1 * TEACHERS["rp_s"].scale)
+    assert found.weights["out/gain"] == 80.0
+
+
 WRAPPED = {
     "DataParallel": lambda weights: {f"module.{key}": value for key, value in weights.items()},
     "in a dict": lambda weights: {"epoch": 3, "state_dict": weights},

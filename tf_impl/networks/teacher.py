@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.kernels import Kernel, kernel
-from common.tables.teachers import TeacherRow
+from common.tables.teachers import GAIN, TeacherRow, folded, unfolded
 from interchange.language.view import View
 from interchange.protocols import State, lanes_of
 from tf_impl.networks.compiled import threads
@@ -51,7 +51,9 @@ class TeacherNetwork:
                 name: tf.Variable(weights[name], dtype=dtype) for name in teacher.weight_shapes()
             }
         self._step = tf.function(self._one_step)
-        self._joined = Direct(lambda: tf.concat([tf.reshape(w, [-1]) for w in self.weights.values()], 0))
+        self._joined = Direct(
+            lambda: tf.concat([tf.reshape(w, [-1]) for w in folded(self.weights).values()], 0)
+        )
 
     @functools.cached_property
     def compiled(self) -> Kernel | None:
@@ -130,6 +132,8 @@ class TeacherNetwork:
             new_state += [h, c]
             x = h
         out = (weights["out/w"] @ x + weights["out/b"][:, None])[0]
+        if self.teacher.pre_tanh_scale:
+            out = out * weights[GAIN]
         return (tf.tanh(out) if self.teacher.output == "tanh" else out), tuple(new_state)
 
     def roll(
@@ -169,11 +173,11 @@ class TeacherNetwork:
         found = self.compiled.gradient(
             weights.ctypes.data, *c.shape, inputs.ctypes.data, c.ctypes.data, _addresses(start), threads()
         )
-        parts = np.split(found, np.cumsum([w.shape.num_elements() for w in self.weights.values()])[:-1])
-        return {
-            name: tf.constant(a.reshape(w.shape), w.dtype)
-            for (name, w), a in zip(self.weights.items(), parts, strict=True)
-        }
+        sizes = [w.shape.num_elements() for n, w in self.weights.items() if n != GAIN]
+        parts = iter(np.split(found, np.cumsum(sizes)))
+        grads = {name: next(parts).reshape(w.shape) for name, w in self.weights.items() if name != GAIN}
+        grads = unfolded(grads, self.weights)
+        return {name: tf.constant(grads[name], w.dtype) for name, w in self.weights.items()}
 
     def _arrays(self, network: tuple[tf.Tensor, ...]) -> list[np.ndarray]:
         kind = self.state_dtype.as_numpy_dtype
@@ -202,12 +206,9 @@ class BatchedTeachers:
         self.structure = alone.structure
         self._compiled, self._count = alone.compiled, len(weights)
         dtype = alone.weights["out/w"].dtype.as_numpy_dtype
-        self._weights = np.stack(
-            [
-                np.concatenate([np.ravel(lane[name]) for name in alone.weights]).astype(dtype)
-                for lane in weights
-            ]
-        )
+        lanes = [folded({name: lane[name] for name in alone.weights}) for lane in weights]
+        flat = [np.concatenate([np.ravel(w) for w in lane.values()]).astype(dtype) for lane in lanes]
+        self._weights = np.stack(flat)
 
     def roll(
         self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False

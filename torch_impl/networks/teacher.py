@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from common.kernels import Kernel, kernel
-from common.tables.teachers import TeacherRow
+from common.tables.teachers import GAIN, TeacherRow, folded, unfolded
 from interchange.language.view import View
 from interchange.protocols import State, lanes_of
 from torch_impl.networks.features import FeatureStream
@@ -115,6 +115,8 @@ class TeacherNetwork:
             new_state += [h, c]
             x = h
         out = torch.addmm(weights["out/b"][:, None], weights["out/w"], x)[0]
+        if self.teacher.pre_tanh_scale:
+            out = out * weights[GAIN]
         return (torch.tanh(out) if self.teacher.output == "tanh" else out), tuple(map(self._kept, new_state))
 
     def _kept(self, a: torch.Tensor) -> torch.Tensor:
@@ -161,8 +163,10 @@ class TeacherNetwork:
             weights.data_ptr(), *c.shape, inputs.data_ptr(), c.data_ptr(), _addresses(start),
             threads(),
         )  # fmt: skip
-        parts = torch.from_numpy(found).to(c.dtype).split([w.numel() for w in self.weights.values()])
-        return {name: a.view(w.shape) for (name, w), a in zip(self.weights.items(), parts, strict=True)}
+        parts = iter(np.split(found, np.cumsum([w.numel() for n, w in self.weights.items() if n != GAIN])))
+        grads = {name: next(parts).reshape(w.shape) for name, w in self.weights.items() if name != GAIN}
+        grads = unfolded(grads, self.weights)
+        return {name: torch.from_numpy(grads[name]).to(c.dtype) for name in self.weights}
 
     def _check(self, network: Sequence[Any], n: int) -> None:
         """Compiled code believes what it is told of arrays, which may come from a file."""
@@ -171,7 +175,7 @@ class TeacherNetwork:
             raise ValueError(f"state: expected shapes {expected} of teacher {self.teacher.name}, got {got}")
 
     def _flat(self) -> torch.Tensor:
-        return torch.cat([w.detach().reshape(-1) for w in self.weights.values()])
+        return torch.cat([w.detach().reshape(-1) for w in folded(self.weights).values()])
 
 
 class BatchedTeachers:
@@ -186,7 +190,8 @@ class BatchedTeachers:
         self.scale, self.inputs, self.rows = alone.scale, alone.inputs, alone.rows
         self.structure = alone.structure
         self._compiled, self._count = alone.compiled, len(weights)
-        flat = [np.concatenate([np.ravel(lane[name]) for name in alone.weights]) for lane in weights]
+        lanes = [folded({name: lane[name] for name in alone.weights}) for lane in weights]
+        flat = [np.concatenate([np.ravel(w) for w in lane.values()]) for lane in lanes]
         self._weights = to_tensor(np.stack(flat), alone.weights["out/w"].dtype)
 
     def roll(

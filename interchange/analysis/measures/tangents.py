@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.reference import CellStates, sigmoid, teacher_step, zero_cells
-from common.tables.teachers import TeacherRow
+from common.tables.teachers import TeacherRow, folded
 
 Array = np.ndarray
 Tangents = list[tuple[Array, Array]]
@@ -70,8 +70,9 @@ def _step(
         new_cells.append((h, c))
         new_tangents.append((dh, dc))
         x, dx = h, dh
-    out = (x @ weights["out/w"].T + weights["out/b"])[..., 0]
-    change = (dx @ weights["out/w"].T)[..., 0]
+    last = folded(weights)
+    out = (x @ last["out/w"].T + last["out/b"])[..., 0]
+    change = (dx @ last["out/w"].T)[..., 0]
     if row.output == "tanh":
         change = change * (1 - np.tanh(out) ** 2)
     return change, new_cells, new_tangents

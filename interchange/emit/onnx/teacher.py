@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.run.storage import canonical_json, content_hash
+from common.tables.teachers import GAIN
 from interchange.emit.onnx.matrix import TENSOR
 from interchange.emit.onnx.operators import Nodes
 from interchange.emit.onnx.rule import Step, lower
@@ -50,6 +51,8 @@ def emit(teacher: Teacher, double: bool = False) -> bytes:
         x, new_cells[f"new_lstm_{layer}/c"] = _cell(n, f"lstm_{layer}", x, row.lstm[layer])
         new_cells[f"new_lstm_{layer}/h"] = x
     out = n.add("Squeeze", _linear(n, "out", x), n.integers(0))
+    if row.pre_tanh_scale:
+        out = n.add("Mul", out, GAIN)
     if row.output == "tanh":
         out = n.add("Tanh", out)
     if teacher.sees_tensors:
