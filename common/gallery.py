@@ -28,7 +28,8 @@ _PROBLEMS = """
 puts other data in the place of a row's own: a data set below, `synthetic`, an `.npz` of yours. Images with a
 star are varied at every step: cut out of a black rim, mirrored. Functions are
 the mean over 128 draws of A, b and c ~ N(0, 1), one x of 10 numbers each; where a condition number is given,
-A is U diag(s) V^T with random rotations, |s|^2 = 10 and A^T A of that condition.
+A is U diag(s) V^T with random rotations, |s|^2 = 10 and A^T A of that condition. Sums, `simple`, and
+those with n = 2 or fixed A and b say so.
 """
 _SUITES = """
 ## Suites

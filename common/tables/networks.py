@@ -35,6 +35,28 @@ def lenet() -> tuple[Layer, ...]:
     return (*conv(6, 5), pool, *conv(16, 5), pool, *mlp(120, 84))
 
 
+def lenet_sigmoid() -> tuple[Layer, ...]:
+    """LeNet-5 as the code of Chen et al. 2020 has it: batch norm and sigmoid after each hidden layer."""
+    squashed, pool = (NORM, SIGMOID), Layer("pool", size=2)
+    convolutions = [(Layer("conv", out=out, size=5), *squashed, pool) for out in (6, 16)]
+    hidden = [(Layer("dense", out=width), *squashed) for width in (120, 84)]
+    return (*itertools.chain(*convolutions), FLATTEN, *itertools.chain(*hidden), CLASSES)
+
+
+def conv_3() -> tuple[Layer, ...]:
+    """Three convolutions 5x5x16 and a dense layer of 32, of the code of Andrychowicz et al. 2016."""
+    pool = Layer("pool", size=2)
+    convolutions = (*conv(16, 5, pad=2, norm=True), pool) * 3
+    return (*convolutions, FLATTEN, Layer("dense", out=32), NORM, RELU, CLASSES)
+
+
+def nas_small() -> tuple[Layer, ...]:
+    """What the code of Chen et al. 2020 calls NAS: node 2 is pool(1) + conv(0), node 3 is 2 + conv(1) + 0."""
+    block, average = conv(16, 3, pad=1, norm=True), Layer("average", size=3, pad=1)
+    nodes = (((0, block),), ((1, (average,)), (0, block)), ((2, ()), (1, block), (0, ())))
+    return (*block, Layer("graph", nodes=nodes), MEAN, CLASSES)
+
+
 def vgg16(*hidden: int, norm: bool = True) -> tuple[Layer, ...]:
     """VGG-16 (Simonyan and Zisserman 2015, configuration D), ``hidden`` widths of its dense layers."""
     blocks = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))

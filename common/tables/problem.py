@@ -16,7 +16,10 @@ class Problem:
         kind: ``classifier`` (layers on a data set, mean cross-entropy or what ``target`` says) or
             ``function``: the mean over a batch
             of square ||A x - b||^2 + lasso |x|_1 + cosine (n - c.cos(2 pi x)), A, b, c ~ N(0, 1), one x [n]
-            per row of the batch.
+            per row of the batch; or a weighted sum of such (``parts``).
+        parts: weight and function of each term of a sum, whose x is the tensor ``problem_k/x``.
+        identity: A is the identity and b 0.
+        fixed: A, b and c are the same whatever the seed.
         condition: 0, or the condition number of A^T A: A = U diag(s) V^T with random rotations U, V and s
             log-spaced, |s|^2 = n.
         noise: standard deviation of what is added to b, drawn anew at every step, so that the gradient's
@@ -24,7 +27,7 @@ class Problem:
         dataset: a name ``common.data.datasets`` knows; empty for functions.
         init: initial values, ``he`` or ``normal`` (``common.tables.layers.specs``).
         class_halves: meta-train on the first half of the classes, evaluate on the second.
-        dims: n of a function; std: standard deviation of its x_0.
+        dims: n of a function; mean, std: of its x_0, which is normal.
         batch_size: default mini-batch size.
         crop: training images get so many black pixels at every side and are cut out of that anywhere.
         flip: half of the training images are mirrored, left to right.
@@ -45,11 +48,15 @@ class Problem:
     class_halves: bool = False
     dims: int = 0
     std: float = 0.01
+    mean: float = 0.0
     square: float = 1.0
     lasso: float = 0.0
     cosine: float = 0.0
     condition: float = 0.0
     noise: float = 0.0
+    identity: bool = False
+    fixed: bool = False
+    parts: tuple[tuple[float, "Problem"], ...] = ()
     batch_size: int = 128
     crop: int = 0
     flip: bool = False
@@ -68,7 +75,13 @@ class Problem:
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON-ready data."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return row | {"layers": [layer.to_dict() for layer in self.layers]}
+        row |= {"layers": [layer.to_dict() for layer in self.layers]}
+        return row | {"parts": [[weight, part.to_dict()] for weight, part in self.parts]}
+
+    def batched(self, batch_size: int) -> "Problem":
+        """A function with another size of its batch."""
+        parts = tuple((weight, part.batched(batch_size)) for weight, part in self.parts)
+        return dataclasses.replace(self, batch_size=batch_size, parts=parts)
 
     def classes(self) -> int:
         """Number of classes the network tells apart, or of pixels it gives; 0 for a function."""

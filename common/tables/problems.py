@@ -14,20 +14,17 @@ from common.data import datasets
 from common.data.datasets import Split
 from common.errors import L2OError
 from common.registry import Registry
-from common.rng import rng
+from common.rng import derived_seed, rng
 from common.tables import networks as net
 from common.tables.held import HELD
 from common.tables.layers import Init, Layer, ParameterSpec, specs
+from common.tables.original import LASSO, ORIGINAL, QUADRATIC, RASTRIGIN, SQUARE_COS, function
 from common.tables.problem import Problem
-
-
-def _function(name: str, note: str, **fields: Any) -> Problem:
-    return Problem(name=name, kind="function", dims=10, note=note, **fields)
 
 
 def _noisy(condition: int) -> Problem:
     note = f"||A x - b - 0.1 n_t||^2, condition {condition:,}, n_t drawn anew (cf. Zhang et al. 2019)"
-    return _function(f"quadratic-k{condition}", note, condition=float(condition), noise=0.1)
+    return function(f"quadratic-k{condition}", note, condition=float(condition), noise=0.1)
 
 
 def _mnist(name: str, network: tuple[Layer, ...], note: str, init: Init = "he") -> list[Problem]:
@@ -61,18 +58,10 @@ PROBLEMS: Registry[Problem] = Registry(
     {
         row.name: row
         for row in (
-            _function("quadratic", "||A x - b||^2 (Andrychowicz et al. 2016)"),
-            _function("lasso", "0.5 ||A x - b||^2 + 0.005 |x|_1 (Chen et al. 2022)", square=0.5, lasso=0.005),
-            _function(
-                "rastrigin",
-                "0.5 ||A x - b||^2 - 10 c.cos(2 pi x) + 10 n (Cao et al. 2019), from N(0, 1)",
-                square=0.5,
-                cosine=10.0,
-                std=1.0,
-            ),
-            _function(
-                "square-cos", "||A x - b||^2 - 10 c.cos(2 pi x) + 10 n, from N(0, 0.01^2)", cosine=10.0
-            ),
+            QUADRATIC,
+            LASSO,
+            RASTRIGIN,
+            SQUARE_COS,
             *(_noisy(condition) for condition in (10, 100, 1000)),
             Problem(
                 name="digits-mlp",
@@ -123,6 +112,7 @@ PROBLEMS: Registry[Problem] = Registry(
             _large("mobilenet-v2", net.mobilenet_v2(), "MobileNetV2 for 32x32 images (Sandler et al. 2018)"),
             _large("mobilenet-v2-0.25", net.mobilenet_v2(0.25), "MobileNetV2 with a quarter of the channels"),
             *HELD,
+            *ORIGINAL,
             _cifar("nas", _NAS, "a network of NAS-Bench-201, 3 x 5 cells (Dong and Yang 2020)"),
         )
     },
@@ -142,7 +132,9 @@ def problem_row(name: str, dataset: str = "") -> Problem:
 def parameter_specs(problem: Problem) -> tuple[ParameterSpec, ...]:
     """The parameter tensors of a problem, in canonical order."""
     if problem.kind == "function":
-        return (ParameterSpec("x", (problem.batch_size, problem.dims), problem.std),)
+        rows = [("x", problem)] if not problem.parts else []
+        rows += [(f"problem_{k}/x", part) for k, (_, part) in enumerate(problem.parts)]
+        return tuple(ParameterSpec(name, (r.batch_size, r.dims), r.std, r.mean) for name, r in rows)
     shape = datasets.source(problem.dataset).image_shape
     return tuple(specs(problem.layers, shape, problem.classes(), problem.init))
 
@@ -196,11 +188,17 @@ class Instance:
             for k, (name, array) in enumerate(values.items())
         }
 
-    def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A [batch, n, n], b [batch, n] and c [batch, n] of a function."""
+    def constants(self) -> tuple[np.ndarray, ...]:
+        """A [batch, n, n], b [batch, n] and c [batch, n] of a function, or of each part of a sum in turn."""
+        if self.problem.parts:
+            parts = enumerate(part for _, part in self.problem.parts)
+            each = [Instance(part, derived_seed(self.seed, "part", k)).constants() for k, part in parts]
+            return tuple(array for arrays in each for array in arrays)
         batch, dims = self.problem.batch_size, self.problem.dims
-        generator = rng(self.seed, "quadratic")
+        generator = rng(0 if self.problem.fixed else self.seed, "quadratic")
         a, b, c = (generator.normal(size=(batch, dims, *more)) for more in ((dims,), (), ()))
+        if self.problem.identity:
+            a, b = np.broadcast_to(np.eye(dims), a.shape), np.zeros_like(b)
         if self.problem.condition:
             s = self.problem.condition ** np.linspace(0.0, -0.5, dims)
             s *= np.sqrt(dims / np.square(s).sum())

@@ -94,7 +94,7 @@ def table_instance(
     row = problem_row(problem or config.problem, config.dataset)
     row = _trained(row, config.training)
     if row.kind == "function" and config.batch_size:
-        row = dataclasses.replace(row, batch_size=config.batch_size)
+        row = row.batched(config.batch_size)
     instance = Instance(row, seed, split, config.batch_size, config.data_dir, config.start_scale)
     return instance, load_start(config.start, row) if config.start else None
 

@@ -55,19 +55,44 @@ def test_the_same_seed_gives_the_same_problem_and_another_seed_another():
     assert len({tuple(start) for start in drawn}) == len(drawn)  # no tensor repeats another
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not PROBLEMS[name].condition])
+DRAWN = [n for n in FUNCTIONS if not (PROBLEMS[n].condition or PROBLEMS[n].identity or PROBLEMS[n].parts)]
+
+
+@pytest.mark.parametrize("name", DRAWN)
 def test_the_constants_of_a_function_are_normal_and_fixed_by_the_seed(name):
     row = PROBLEMS[name]
     a, b, c = Instance(row, 1).constants()
-    assert (a.shape, b.shape, c.shape) == ((128, 10, 10), (128, 10), (128, 10))
+    n = 2 if name.endswith("-2d") else 10
+    assert (a.shape, b.shape, c.shape) == ((128, n, n), (128, n), (128, n))
     for part, same, other in zip(
         (a, b, c), Instance(row, 1).constants(), Instance(row, 2).constants(), strict=True
     ):
-        assert np.array_equal(part, same) and not np.array_equal(part, other)
+        assert np.array_equal(part, same) and np.array_equal(part, other) == row.fixed
         assert abs(part.mean()) < 5 / np.sqrt(part.size)
         assert part.std() == pytest.approx(1.0, rel=5 / np.sqrt(2 * part.size))
     assert not np.array_equal(b, c)
     assert Instance(row, 1).batch_indices(0) is None
+    x = [Instance(row, seed).initial_parameters()["x"] for seed in (1, 2)]
+    assert not np.array_equal(*x)  # of one with fixed constants too
+
+
+def test_a_sum_has_constants_and_a_start_for_each_part():
+    row = PROBLEMS["ensemble"]
+    found, again = (Instance(row, seed) for seed in (1, 2))
+    assert [array.shape for array in found.constants()] == [(128, 10, 10), (128, 10), (128, 10)] * 3
+    assert list(found.initial_parameters()) == [f"problem_{k}/x" for k in range(3)]
+    drawn = [array[0, 0].item() if array.ndim == 2 else 0.0 for array in found.constants()]
+    assert len(set(drawn)) == 1 + 6  # no part repeats another
+    assert not np.array_equal(found.constants()[3], again.constants()[3])
+    small = row.batched(4)
+    assert [array.shape[0] for array in Instance(small, 1).constants()] == [4] * 9
+    assert {spec.shape for spec in parameter_specs(small)} == {(4, 10)}
+
+
+def test_the_simple_problem_is_the_square_of_one_number_from_1():
+    given = Instance(PROBLEMS["simple"], 7)
+    a, b, _ = given.constants()
+    assert (a.tolist(), b.tolist(), given.initial_parameters()["x"].tolist()) == ([[[1.0]]], [[0.0]], [[1.0]])
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if PROBLEMS[name].condition])

@@ -31,6 +31,8 @@ def window(size: int, before: int, after: int) -> int:
 # on 32x32: 15, 7, 2, 1.
 COUNTS = {
     **dict.fromkeys([name for name, row in PROBLEMS.items() if row.kind == "function"], 1280),
+    **dict.fromkeys(["lasso-2d", "rastrigin-2d", "square-cos-2d"], 256),
+    **{"simple": 1, "simple-multi": 2, "ensemble": 3 * 1280},
     **dict.fromkeys(["mlp", "mlp-iclr"], dense(784, 30, 20, 10)),
     **dict.fromkeys(["sigmoid", "relu"], dense(784, 20, 10)),
     **dict.fromkeys(["sigmoid-2", "tanh-2"], dense(784, 20, 20, 10)),
@@ -44,7 +46,12 @@ COUNTS = {
     "cifar-conv": window(3, 3, 16) + 3 * 16 + window(5, 16, 32) + 3 * 32 + dense(1 * 1 * 32, 10),
     "cifar-small-conv": window(3, 3, 6) + 6 + window(3, 6, 12) + 12 + dense(6 * 6 * 12, 5),
     "lenet": 62_006,
+    "lenet-sigmoid": 62_006 + 2 * (6 + 16 + 120 + 84),
     "vgg-16": 14_728_266,
+    "vgg-16-plain": 14_714_688 + dense(512, 10),  # as Keras counts it without the top, and ten classes
+    "cifar-conv-3": window(5, 3, 16) + 2 * window(5, 16, 16) + 3 * 3 * 16 + dense(256, 32, 10) + 2 * 32,
+    "nas-small": window(3, 3, 16) + 3 * window(3, 16, 16) + 4 * 3 * 16 + dense(16, 10),
+    "resnet-18-halves": 11_173_962 - 5 * 513,
     "resnet-20": 269_722,
     "resnet-56": 853_018,
     "resnet-18": 11_173_962,

@@ -50,7 +50,9 @@ def test_the_gradient_equals_finite_differences(name):
     """
     task = task_of(name, torch.float64, 3 if name in DEEP else 8)
     generator, theta, h = np.random.default_rng(1), task.initial(), 1e-7
-    theta += 0.1 * float(theta.std()) * torch.from_numpy(generator.normal(size=len(theta)))  # no bias is 0
+    theta += (
+        0.1 * float(theta.std(correction=0)) * torch.from_numpy(generator.normal(size=len(theta)))
+    )  # no bias is 0
     loss, gradient = value_and_gradient(task, theta, 5)
     assert loss.dtype == torch.float64 and not loss.requires_grad and gradient.shape == theta.shape
     rounding = 16.0 * np.spacing(float(loss)) / h

@@ -36,21 +36,49 @@ def numpy_function(name: str, x: np.ndarray, a: np.ndarray, b: np.ndarray, c: np
                 "lasso": 0.5 * square + 0.005 * np.abs(x_k).sum(),
                 "rastrigin": 0.5 * square - 10 * waves + 10 * len(x_k),
                 "square-cos": square - 10 * waves + 10 * len(x_k),
-            }[name]
+                "simple": x_k[0] ** 2,
+            }[name.removesuffix("-2d").removesuffix("-fixed")]
         )
     return float(np.mean(values))
 
 
-@pytest.mark.parametrize("name", [name for name, row in PROBLEMS.items() if row.kind == "function"])
+SUMS = {"simple-multi": ("simple", "simple"), "ensemble": ("quadratic", "lasso", "rastrigin")}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sum_is_the_sum_of_its_parts(name):
+    """And of every tensor the gradient is that of its part."""
+    given = Instance(PROBLEMS[name], 8)
+    task, generator = ProblemTask(given, torch.float64), np.random.default_rng(0)
+    x = [generator.normal(size=shape) for shape in task.shapes]
+    loss, g = value_and_gradient(task, torch.from_numpy(np.concatenate([each.ravel() for each in x])), 0)
+    constants = given.constants()
+    expected = [
+        numpy_function(part, x[k], *constants[3 * k : 3 * k + 3]) for k, part in enumerate(SUMS[name])
+    ]
+    assert float(loss) == pytest.approx(sum(expected), rel=1e-12)
+    alone = [ProblemTask(Instance(PROBLEMS[part], derived_seed(8, "part", k)), torch.float64)
+             for k, part in enumerate(SUMS[name])]  # fmt: skip
+    slopes = [
+        value_and_gradient(one, torch.from_numpy(each.ravel()), 0)[1]
+        for one, each in zip(alone, x, strict=True)
+    ]
+    np.testing.assert_allclose(g.numpy(), torch.cat(slopes).numpy(), rtol=1e-13)
+
+
+FUNCTIONS = [name for name, row in PROBLEMS.items() if row.kind == "function" and not row.parts]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_is_its_formula(name):
     given = Instance(PROBLEMS[name], 8)
-    x = np.random.default_rng(0).normal(size=(128, 10))
+    x = np.random.default_rng(0).normal(size=ProblemTask(given, torch.float64).shapes[0])
     task = ProblemTask(given, torch.float64)
     loss, _ = value_and_gradient(task, torch.from_numpy(x.ravel()), 3)
     a, b, c = given.constants()
     b = b if given.noise(3) is None else b + given.noise(3)
     assert float(loss) == pytest.approx(numpy_function(name, x, a, b, c), rel=1e-12)
-    assert (task.names, task.shapes, task.buffers) == (("x",), ((128, 10),), {})
+    assert (task.names, task.shapes, task.buffers) == (("x",), (x.shape,), {})
 
 
 def test_the_gradients_noise_has_the_hessians_covariance():

@@ -22,7 +22,7 @@ def loss(problem: Problem, function: Callable[..., tf.Tensor]) -> Callable[..., 
 
     @tf.function
     def of_function(parameters: list[tf.Tensor], *constants: tf.Tensor) -> tuple[tf.Tensor, dict]:
-        return function(problem, parameters[0], *constants), {}
+        return function(problem, parameters, *constants), {}
 
     @tf.function
     def of_classifier(parameters: list[tf.Tensor], *given: Any) -> tuple[tf.Tensor, dict]:
@@ -40,7 +40,8 @@ def slope(problem: Problem, function: Callable[..., tf.Tensor]) -> Direct:
     def of_function(theta: tf.Tensor, *constants: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, dict]:
         with tf.GradientTape() as tape:
             tape.watch(theta)
-            loss = function(problem, tf.reshape(theta, specs[0].shape), *constants)
+            parts = zip(specs, tf.split(theta, sizes), strict=True)
+            loss = function(problem, [tf.reshape(part, spec.shape) for spec, part in parts], *constants)
         return loss, tape.gradient(loss, theta), {}
 
     def of_classifier(theta: tf.Tensor, *given: Any) -> tuple[tf.Tensor, tf.Tensor, dict]:

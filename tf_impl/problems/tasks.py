@@ -12,10 +12,11 @@ import tensorflow as tf
 from common.data import datasets
 from common.data.datasets import Split
 from common.run.config import OnProblem
-from common.tables.problems import Instance, Problem, parameter_specs
+from common.tables.problems import Instance, parameter_specs
 from interchange.meta.tasks import table_instance, views_of
 from interchange.protocols import Task
 from tf_impl.problems import graphs
+from tf_impl.problems.functions import function
 from tf_impl.problems.layers import forward, stackable
 from tf_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
 
@@ -114,8 +115,11 @@ class ProblemTask:
     def given(self, step: int) -> tuple[Any, ...]:
         """What the graphs of the problem (``graphs``) need beside parameters, for the batch of ``step``."""
         if self.instance.problem.kind == "function":
-            (a, b, c), noise = self._data, self.instance.noise(step)
-            return a, b if noise is None else b + to_tensor(noise, self.dtype, self.device), c
+            noise = self.instance.noise(step)
+            if noise is None:
+                return self._data
+            a, b, c = self._data
+            return a, b + to_tensor(noise, self.dtype, self.device), c
         if self.instance.problem.varied:  # a data set of the batch alone
             images, labels = map(tf.constant, self.instance.varied(step))
             return self.buffers, images, labels, tf.range(labels.shape[0], dtype=tf.int64), *self._spread
@@ -200,17 +204,6 @@ class ProblemTask:
         task = ProblemTask(other, self.dtype, self.device)
         task.buffers = self.buffers
         return task
-
-
-def function(problem: Problem, x: tf.Tensor, a: tf.Tensor, b: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
-    """The mean over a batch of a function of the table (``Problem.kind``), 0-dim; x [batch, n]."""
-    value = problem.square * tf.reduce_sum(tf.square(tf.einsum("bij,bj->bi", a, x) - b), 1)
-    if problem.lasso:
-        value = value + problem.lasso * tf.reduce_sum(tf.abs(x), 1)
-    if problem.cosine:
-        waves = tf.reduce_sum(c * tf.cos(2.0 * math.pi * x), 1)
-        value = value + problem.cosine * (problem.dims - waves)
-    return tf.reduce_mean(value)
 
 
 def table_task(

@@ -15,6 +15,7 @@ from common.run.config import OnProblem
 from common.tables.problems import Instance, Problem, parameter_specs
 from interchange.meta.tasks import table_instance, views_of
 from interchange.protocols import Task
+from torch_impl.problems.functions import function
 from torch_impl.problems.layers import forward, stackable
 from torch_impl.tensors import DTYPES, device_of, flatten, to_tensor, unflatten
 
@@ -102,7 +103,7 @@ class ProblemTask:
         """The loss, 0-dim, on the mini-batch of ``step`` (from 0)."""
         problem = self.instance.problem
         if problem.kind == "function":
-            return function(problem, parameters[0], *self._constants(step))
+            return function(problem, parameters, *self._constants(step))
         images, labels = self._data
         if problem.varied:
             images, labels = (torch.from_numpy(a).to(images.device) for a in self.instance.varied(step))
@@ -154,9 +155,12 @@ class ProblemTask:
 
         return losses
 
-    def _constants(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        (a, b, c), noise = self._data, self.instance.noise(step)
-        return a, b if noise is None else b + to_tensor(noise, self.dtype, self.device), c
+    def _constants(self, step: int) -> tuple[torch.Tensor, ...]:
+        noise = self.instance.noise(step)
+        if noise is None:
+            return self._data
+        a, b, c = self._data
+        return a, b + to_tensor(noise, self.dtype, self.device), c
 
     def _seen(self, images: torch.Tensor) -> torch.Tensor:
         divisor, offset, spread = self._spread
@@ -222,18 +226,6 @@ def _each(
     if problem.target == "labels":
         return F.cross_entropy(scores, labels, reduction="none", label_smoothing=smoothing)
     return (scores - seen.flatten(1)).square().mean(1)
-
-
-def function(
-    problem: Problem, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor
-) -> torch.Tensor:
-    """The mean over a batch of a function of the table (``Problem.kind``), 0-dim; x [batch, n]."""
-    value = problem.square * (torch.einsum("bij,bj->bi", a, x) - b).square().sum(1)
-    if problem.lasso:
-        value = value + problem.lasso * x.abs().sum(1)
-    if problem.cosine:
-        value = value + problem.cosine * (problem.dims - (c * torch.cos(2.0 * math.pi * x)).sum(1))
-    return value.mean()
 
 
 def table_task(

@@ -1,0 +1,28 @@
+"""Functions of the problem table (MATH.md section 7)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from common.tables.problems import Problem
+
+
+def function(problem: Problem, parameters: Sequence[torch.Tensor], *constants: torch.Tensor) -> torch.Tensor:
+    """The mean over a batch of a function of the table (``Problem.kind``), 0-dim; of a sum that of its parts.
+
+    Args:
+        parameters: x [batch, n], of each part.
+        constants: A, b and c of each part in turn.
+    """
+    if problem.parts:
+        places = range(0, len(constants), 3)
+        terms = zip(problem.parts, parameters, places, strict=True)
+        return sum(weight * function(part, [x], *constants[k : k + 3]) for (weight, part), x, k in terms)
+    (x,), (a, b, c) = parameters, constants
+    value = problem.square * (torch.einsum("bij,bj->bi", a, x) - b).square().sum(1)
+    if problem.lasso:
+        value = value + problem.lasso * x.abs().sum(1)
+    if problem.cosine:
+        value = value + problem.cosine * (problem.dims - (c * torch.cos(2.0 * math.pi * x)).sum(1))
+    return value.mean()
