@@ -18,6 +18,7 @@ from interchange.protocols import Network, Position, Task
 if TYPE_CHECKING:
     from common.tables.baselines import Spec
     from common.tables.teachers import TeacherRow
+    from interchange.meta.carried import Carried
     from interchange.meta.step_sizes import Sized
     from interchange.meta.workers import Workers
     from interchange.rule.rule import Rule
@@ -121,7 +122,7 @@ class Learner(Protocol):
     def descend(self, grads: dict[str, Any], rates: dict[str, float]) -> None:
         """One step of Adam at a learning rate per weight; none where a gradient is not finite."""
 
-    def start(self, task: Task) -> Position:
+    def start(self, task: Task) -> "Position | Carried":
         """The position of an optimizee at the start of an epoch."""
 
     def start_imitation(self, task: Task, expert: str, lr: float) -> Position:
@@ -159,9 +160,9 @@ class Learner(Protocol):
         """An unroll by the whole meta-gradient, through the optimizee's gradients."""
 
     def forward(
-        self, task: Task, position: Position, steps: int, coordinates: None
-    ) -> tuple[Position, list[float], dict[str, Any] | None]:
-        """An unroll by tangents carried along, without truncation."""
+        self, task: Task, position: "Carried", steps: int, coordinates: Subset | None
+    ) -> tuple["Carried", list[float], dict[str, Any] | None]:
+        """An unroll by tangents carried along, without truncation; the position itself moves on."""
 
     def imitation(
         self, task: Task, position: Position, steps: int, coordinates: Subset | None

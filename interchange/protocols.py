@@ -159,19 +159,6 @@ class Imitation:
         return self.at.theta
 
 
-@dataclasses.dataclass(frozen=True)
-class Tangents:
-    """Derivatives by the k weights.
-
-    Attributes:
-        theta: of the parameters [k, N].
-        network: of the rule's state, each [k, ...].
-    """
-
-    theta: Tensor
-    network: tuple[Tensor, ...]
-
-
 def views_of(task: Task, who: str) -> "tuple[View, ...]":
     """The views of a task's tensors, one for each; ``L2OError`` where ``who`` finds none."""
     views = tuple(getattr(task, "views", ()))

@@ -20,7 +20,6 @@ class MetaLoop(OnProblem):
     """
 
     estimator: ClassVar[str] = "first"
-    coordinates: ClassVar[float] = 1.0
     state_dtype: ClassVar[str] = ""
     random_scaling: ClassVar[float] = 0.0
     convex: ClassVar[bool] = False
@@ -61,7 +60,16 @@ class MetaLoop(OnProblem):
     jobs: int = option(1, "processes the pairs are shared out among (es, pes)", low=1)
     dry_run: bool = option(False, "only say what it would take: parameters, memory, time, by a few steps")
     memory: float = option(
-        0.0, "GiB the backward pass may take beside what it reads, where it is not compiled (0: unset)", low=0
+        0.0,
+        "GiB the backward pass may take beside what it reads, where it is not compiled; of forward, all "
+        "tangents (0: unset)",
+        low=0,
+    )
+    coordinates: float = option(
+        1.0,
+        "share of coordinates in the meta-gradient, drawn anew per unroll (first) or epoch (forward)",
+        above=0,
+        high=1,
     )
 
 
@@ -91,9 +99,6 @@ class TrainConfig(MetaLoop):
     )
     weights: str = option(
         "uniform", "initial weights: as the ICLR code's or Lv et al.'s", choices=lambda: INITIAL_WEIGHTS
-    )
-    coordinates: float = option(
-        1.0, "share of coordinates in the meta-gradient, drawn anew per unroll", above=0, high=1
     )
     state_dtype: str = option(
         "",

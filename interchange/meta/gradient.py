@@ -13,6 +13,7 @@ from common.errors import L2OError
 from common.rng import rng
 from common.run.runs import Interrupt
 from interchange.backend import Learner, Position, Task
+from interchange.meta.carried import pieces
 from interchange.meta.evolution import (
     Persistent,
     Segments,
@@ -71,6 +72,17 @@ class MetaGradient:
                 f"--coordinates: expected 1 for what sees tensors, got {self._config.coordinates:g}; leave "
                 "it out, as an update depends on all coordinates of its tensor"
             )
+        if schedule.estimator == "forward" and self._config.memory:
+            self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Refuse at once what the first unroll would refuse after a validation."""
+        config, network = self._config, self._learner.network
+        for number in range(len(self._schedule.problems)):
+            task = self._tasks("meta_train", number)
+            network.bind(task)
+            itemsize = np.dtype(config.dtype).itemsize
+            pieces(network, task.shapes, itemsize, config.memory, config.coordinates, config.tasks)
 
     def updates(
         self, state: TrainerState, length: int, interrupt: Interrupt | None
@@ -172,6 +184,7 @@ class MetaGradient:
         share = self._config.coordinates
         if share >= 1.0:
             return None
+        step = 0 if self._schedule.estimator == "forward" else step  # whose tangents are of the same ones
         key = (epoch, step, lane) if lane else (epoch, step)
         sizes = [math.prod(shape) for shape in task.shapes]
         return choose_subset(sizes, share, rng(self._config.seed, "coordinates", *key))

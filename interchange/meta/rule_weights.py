@@ -1,9 +1,11 @@
 """What is trained of a rule: its constants, in the form they are trained in."""
 
+import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from common.errors import L2OError
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_cases
 from interchange.language.view import SIZES, View
+from interchange.meta.carried import reach
 from interchange.protocols import Task, views_of
 from interchange.rule.decay import split
 from interchange.rule.forms import forms, from_free, to_free
@@ -119,6 +122,21 @@ class RuleWeights:
     def _by_place(self) -> bool:
         """Whether the kind of its tensor is an input of every coordinate."""
         return self._kinds and not self.sees_tensors
+
+    @functools.cached_property
+    def reach(self) -> dict[bool, tuple[frozenset[str], tuple[frozenset[str], ...]]]:
+        """For tensors with and without a matrix view: the weights that move the output, and each slot."""
+        decay, found = {self._decay} - {""}, {}
+        for has_matrix, program in self.programs.items():
+            out, slots = reach(program, self.rule.constants)
+            found[has_matrix] = (out | decay, slots)
+        return found
+
+    def part(self, views: tuple[View, ...]) -> Self:
+        """The same network, with the same weights, of tensors of these views alone."""
+        found = copy.copy(self)
+        found.views = views
+        return found
 
     def bind(self, task: Task) -> None:
         """Take the factor of the task's problem, where there is one, and what it has to know of tensors.

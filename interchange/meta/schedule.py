@@ -75,8 +75,8 @@ class Schedule:
         return tuple(EXPERTS)[int(generator.integers(len(EXPERTS)))]
 
     def restarts(self, epoch: int, stage: int = 0) -> bool:
-        """Whether an interrupted epoch starts again: no checkpoint holds perturbed runs, or an expert's."""
-        return self.estimator in EVOLVING or bool(self.expert(epoch, stage))
+        """Whether a stopped epoch starts again: checkpoints hold no perturbed runs, tangents or experts."""
+        return self.estimator in (*EVOLVING, "forward") or bool(self.expert(epoch, stage))
 
     def updates(self, epoch: int) -> int:
         """Meta-updates of an epoch."""
@@ -138,8 +138,8 @@ def _check(plan: Schedule, config: MetaLoop, own_tasks: bool) -> None:
             f"--start: expected one problem, got {len(plan.problems)}; parameters fit only one",
         ),
         (
-            config.coordinates < 1.0 and kind != "first",
-            f"--coordinates below 1 needs --estimator first, got {kind}; leave out --coordinates",
+            config.coordinates < 1.0 and kind not in ("first", "forward"),
+            f"--coordinates below 1 needs --estimator first or forward, got {kind}; leave out --coordinates",
         ),
         (
             config.tasks > 1 and evolves,

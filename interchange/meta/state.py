@@ -235,6 +235,8 @@ def _hashed(config: MetaLoop) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         if field.name in LATER_FIELDS and fields[field.name] == field.default:
             del fields[field.name]
+    if "rule" in fields and fields["coordinates"] == 1.0:  # younger than some tunings, not than trainings
+        del fields["coordinates"]
     if fields.get("estimator") not in EVOLVING:
         fields = {k: v for k, v in fields.items() if k not in ("pairs", "sigma")}
     if fields.get("estimator") == "first":

@@ -1,5 +1,6 @@
 """The forward meta-gradient against the reverse one, and the memory of both, in torch and in TensorFlow."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -7,11 +8,15 @@ import sys
 import numpy as np
 import pytest
 
+from common.data.coordinates import Subset
 from common.errors import L2OError
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
+from interchange.meta import carried as module
+from interchange.meta.rule_weights import RuleWeights
 from interchange.rule.decay import with_schedule, with_weight_decay
 from interchange.rule.rule import Rule
+from tests.helpers.evolving import least_memory
 
 # name -> rule and a learning rate with which it descends
 RULES = {
@@ -57,7 +62,7 @@ task = ProblemTask(Instance(PROBLEMS["digits-mlp"], 0, batch_size=2), DTYPES["fl
 network = RuleNetwork(Rule.named("nesterov"))
 at, found = unroll.start(task, network), []
 for steps in (500, 20, 2000):  # the first fills the allocator's pools
-    forward.advance(task, network, at, forward.start(network, at), steps, "sum", 1e-3)
+    forward.advance(task, network, forward.start(task, network), steps, "sum", 1e-3)
     found.append(peak())
 _, _, gradients, inputs = unroll.advance(task, network, at, 2000, 1e-3)
 unroll.meta_gradient(network, at.state, inputs, unroll.cotangents(gradients, "sum"))
@@ -95,10 +100,9 @@ def test_it_equals_the_reverse_meta_gradient(impl, name, steps):
     at = impl.module("meta.unroll").start(task, network)
     losses, expected = reverse(impl, task, network, at, steps, lr)
     for loss in ("sum", "last"):
-        end, _, seen, got = impl.module("meta.forward").advance(
-            task, network, at, impl.module("meta.forward").start(network, at), steps, loss, lr
-        )
-        assert end.step == end.state.t == steps
+        end = impl.module("meta.forward").start(task, network)
+        seen, got = impl.module("meta.forward").advance(task, network, end, steps, loss, lr)
+        assert end.step == end.parts[0].state.t == steps
         np.testing.assert_allclose(seen, losses, rtol=1e-12)
         assert_equal(got, expected[loss], 1e-9)
         if name != "lion":  # whose sign has the derivative 0
@@ -109,20 +113,20 @@ def test_it_equals_the_reverse_meta_gradient(impl, name, steps):
 def test_tangents_carried_over_leave_no_truncation_bias(impl, loss):
     rule, lr = RULES["decay-and-schedule"]
     task, network = digits(impl), impl.module("backend").rule_network(rule, "cpu")
-    at = impl.module("meta.unroll").start(task, network)
-    tangents = impl.module("meta.forward").start(network, at)
-    _, _, _, whole = impl.module("meta.forward").advance(task, network, at, tangents, 200, loss, lr)
-    middle, tangents, _, first = impl.module("meta.forward").advance(
-        task, network, at, tangents, 100, loss, lr
-    )
-    end, _, _, second = impl.module("meta.forward").advance(task, network, middle, tangents, 100, loss, lr)
-    assert end.step == 200
+    forward = impl.module("meta.forward")
+    whole = forward.advance(task, network, forward.start(task, network), 200, loss, lr)[1]
+    at = forward.start(task, network)
+    first = forward.advance(task, network, at, 100, loss, lr)[1]
+    fresh = copy.copy(at)  # an unroll that forgets the steps before it
+    fresh.parts = [copy.copy(part) for part in at.parts]
+    for part in fresh.parts:
+        part.tangents = [(0.0 * theta, tuple(0.0 * a for a in slots)) for theta, slots in part.tangents]
+    second = forward.advance(task, network, at, 100, loss, lr)[1]
+    assert at.step == 200
     if loss == "sum":
         second = {key: first[key] + value for key, value in second.items()}
     assert_equal(second, whole, 1e-12)
-    # What an unroll sees that forgets the steps before it is something else.
-    fresh = impl.module("meta.forward").start(network, middle)
-    _, _, _, alone = impl.module("meta.forward").advance(task, network, middle, fresh, 100, loss, lr)
+    alone = forward.advance(task, network, fresh, 100, loss, lr)[1]
     assert any(abs(float(alone[key]) / float(value) - 1.0) > 0.01 for key, value in whole.items())
 
 
@@ -132,13 +136,9 @@ def test_in_float32_it_is_close_to_float64(impl, name):
     found = []
     for dtype in ("float32", "float64"):
         task, network = digits(impl, dtype), impl.module("backend").rule_network(rule, "cpu")
-        at = impl.module("meta.unroll").start(task, network)
-        tangents = impl.module("meta.forward").start(network, at)
-        _, tangents, _, grads = impl.module("meta.forward").advance(
-            task, network, at, tangents, 20, "sum", lr
-        )
-        assert tangents.theta.dtype == at.theta.dtype
-        found.append(grads)
+        at = impl.module("meta.forward").start(task, network)
+        found.append(impl.module("meta.forward").advance(task, network, at, 20, "sum", lr)[1])
+        assert at.parts[0].tangents[0][0].dtype == at.theta.dtype == impl.DTYPES[dtype]
     for key, value in found[1].items():
         assert float(found[0][key]) == pytest.approx(float(value), rel=0.02, abs=1e-3), key
 
@@ -146,8 +146,60 @@ def test_in_float32_it_is_close_to_float64(impl, name):
 def test_weights_that_are_arrays_are_refused(impl):
     row = TEACHERS["rp_s"]
     network = impl.module("backend").teacher_network(row, initial_weights(row, 0), "float64", "cpu")
+    task, forward = digits(impl), impl.module("meta.forward")
     with pytest.raises(L2OError, match="expects a rule's constants, got weight arrays"):
-        impl.module("meta.forward").start(network, impl.module("meta.unroll").start(digits(impl), network))
+        forward.advance(task, network, forward.start(task, network), 1, "sum")
+
+
+def carried(impl, task, name, unrolls=(3, 2), **how):
+    """The sum of the gradients of unrolls, and the optimizee where they end."""
+    rule, lr = RULES[name]
+    network, forward = impl.module("backend").rule_network(rule, "cpu"), impl.module("meta.forward")
+    at, total = forward.start(task, network), {}
+    for steps in unrolls:
+        for key, value in forward.advance(task, network, at, steps, "sum", lr, **how)[1].items():
+            total[key] = total.get(key, 0.0) + float(value)
+    return total, at
+
+
+@pytest.mark.slow_with(impl=("tf",), name=("adam",))
+@pytest.mark.parametrize("name", ["adam", "decay-and-schedule"])
+def test_pieces_and_a_file_for_tangents_change_nothing(impl, name, monkeypatch):
+    whole, at = carried(impl, task := digits(impl), name)
+    assert len(at.parts) == 1 and not at.parts[0].piece.shelved
+    monkeypatch.setattr(module, "_MOST", 500)
+    pieces, at = carried(impl, task, name)
+    assert len(at.parts) == -(-len(at.theta) // 500)
+    assert_equal(pieces, whole, 1e-12)
+    monkeypatch.setattr(module, "_LEAST", 100)
+    least, kept = least_memory(lambda memory: carried(impl, task, name, memory=memory)), []
+    for times in (1.0, 1.8, 20.0):
+        bounded, at = carried(impl, task, name, memory=times * least)
+        assert_equal(bounded, whole, 1e-12)
+        kept.append(np.mean([part.tangents is not None for part in at.parts]))
+    assert kept[0] == 0.0 < kept[1] < kept[2] == 1.0
+
+
+@pytest.mark.slow_with(impl=("tf",))
+def test_the_tangents_of_all_coordinates_are_those_of_some_and_of_the_others(impl, monkeypatch):
+    task, name = digits(impl), "decay-and-schedule"
+    whole, at = carried(impl, task, name)
+    numbers = np.random.default_rng(0).permutation(len(at.theta))
+    monkeypatch.setattr(module, "_MOST", 500)
+    parts = [np.sort(numbers[:700]), np.sort(numbers[700:])]
+    found = [carried(impl, task, name, coordinates=Subset(part, np.ones(len(part))))[0] for part in parts]
+    assert_equal({key: found[0][key] + found[1][key] for key in whole}, whole, 1e-12)
+    double = carried(impl, task, name, coordinates=Subset(parts[0], np.full(700, 2.0)))[0]
+    assert_equal(double, {key: 2.0 * value for key, value in found[0].items()}, 1e-12)
+
+
+def test_only_what_a_constant_moves_has_tangents():
+    network = RuleWeights(Rule.named("rnnprop_tuned"))
+    out, slots = network.reach[True]
+    assert out == set(network.starts) and sorted(map(sorted, slots)) == [["c1"], ["c4"]]
+    assert RuleWeights(Rule.named("psi")).reach[True][1] == (frozenset(),) * 4  # lags of features
+    assert RuleWeights(Rule.named("lion")).reach[True][0] == frozenset()  # a sign has no derivative
+    assert "weight_decay" in RuleWeights(RULES["decay-and-schedule"][0]).reach[True][0]
 
 
 @pytest.mark.slow

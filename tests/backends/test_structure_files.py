@@ -62,7 +62,7 @@ def test_every_estimator_of_a_distilled_rule_is_its_graphs(impl, loss):
     at = unroll.start(task, network)
     first = impl.whole_graph(task, network, at, 4, loss, second=False)
     assert distance(learner_of(impl, network, loss=loss).first_order(task, at, 4, None)[2], first) < 1e-9
-    carried = forward.advance(task, network, at, forward.start(network, at), 4, loss)[3]
+    carried = forward.advance(task, network, forward.start(task, network), 4, loss)[1]
     assert distance(carried, first) < 1e-9
     second = learner_of(impl, network, loss=loss).second_order(task, at, 4)[2]
     assert distance(second, impl.whole_graph(task, network, at, 4, loss)) < 1e-9

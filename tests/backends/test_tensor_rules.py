@@ -11,11 +11,12 @@ from common.tables.baselines import parse_spec
 from common.tables.problems import PROBLEMS, Instance
 from interchange.backend import Half
 from interchange.language.view import canonical, vector
+from interchange.meta import carried
 from interchange.meta.config import TrainConfig
 from interchange.meta.rule_weights import KINDS, kind_of
 from interchange.meta.trainer import make_trainer
 from interchange.rule.rule import Rule
-from tests.helpers.evolving import learner_of
+from tests.helpers.evolving import learner_of, least_memory
 from tests.helpers.tensor_rules import ADAFACTOR_LIKE, MUON_LIKE, RULES
 
 every_rule = pytest.mark.parametrize("name", RULES)
@@ -128,11 +129,21 @@ def test_first_and_second_order_equal_the_graph_of_everything(impl, name, loss, 
 
 
 @every_case
-def test_forward_and_reverse_are_one_gradient(impl, name, loss):
+def test_forward_and_reverse_are_one_gradient(impl, name, loss, monkeypatch):
+    """Of all tensors at once, of one after the other, and with tangents in a file."""
     task, network = task_of(impl), network_of(impl, RULES[name])
     at, forward = impl.module("meta.unroll").start(task, network), impl.module("meta.forward")
-    found = forward.advance(task, network, at, forward.start(network, at), 6, loss)[3]
-    assert_equal(found, estimates(impl, task, network, at, loss, 6))
+    expected = estimates(impl, task, network, at, loss, 6)
+
+    def advanced(memory: float = 0.0):
+        at = forward.start(task, network)
+        assert_equal(forward.advance(task, network, at, 6, loss, memory=memory)[1], expected)
+        return [part.piece for part in at.parts]
+
+    assert [piece.shelved for piece in advanced()] == [False]
+    monkeypatch.setattr(carried, "_MOST", 1)
+    assert [piece.views for piece in advanced()] == [(view,) for view in task.views]
+    assert any(piece.shelved for piece in advanced(least_memory(advanced)))
 
 
 @every_rule
@@ -172,9 +183,10 @@ def test_one_network_goes_from_one_set_of_views_to_another(impl):
     network, ends = network_of(impl, MUON_LIKE), []
     tasks = [task_of(impl), task_of(impl, matrix=())]
     for task in (*tasks, tasks[0]):
-        forward, at = impl.module("meta.forward"), impl.module("meta.unroll").start(task, network)
-        moved, *_, grads = forward.advance(task, network, at, forward.start(network, at), 2, "sum")
-        ends.append((np.asarray(moved.theta), float(grads["k"])))
+        forward = impl.module("meta.forward")
+        at = forward.start(task, network)
+        grads = forward.advance(task, network, at, 2, "sum")[1]
+        ends.append((np.asarray(at.theta), float(grads["k"])))
     assert np.array_equal(ends[0][0], ends[2][0]) and ends[0][1] == ends[2][1] != 0.0
     assert not np.allclose(ends[0][0], ends[1][0]) and ends[1][1] == 0.0
 

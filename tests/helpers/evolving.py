@@ -6,7 +6,9 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pytest
 
+from common.errors import L2OError
 from interchange.meta import evolution as shared
 from interchange.meta.config import TuneConfig
 from interchange.rule.forms import from_free
@@ -16,6 +18,14 @@ def learner_of(network: Any, dtype: str = "float64") -> Any:
     """The learner of a network, of the backend it comes from."""
     package = type(network).__module__.partition(".")[0]
     return import_module(f"{package}.meta.learner").Learner(network, TuneConfig(dtype=dtype))
+
+
+def least_memory(advance: Callable[[float], Any]) -> float:
+    """The GiB that the refusal of too few of them names; ``advance(memory)`` takes an unroll."""
+    with pytest.raises(L2OError, match="--memory: expected at least") as refused:
+        advance(1e-9)
+    assert "\n" not in str(refused.value)
+    return float(str(refused.value).split("at least ")[1].split()[0])
 
 
 def by_constants(network: Any, grads: Mapping[str, Any]) -> dict[str, np.ndarray]:

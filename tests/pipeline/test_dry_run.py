@@ -62,3 +62,12 @@ def test_what_the_command_refuses_is_refused(changes, words, here):
     with pytest.raises(L2OError, match=words) as caught:
         estimate(TrainConfig(**{"epochs": 2, "problem": "quadratic"} | changes), "train", "torch")
     assert "\n" not in str(caught.value)
+
+
+def test_a_bound_on_memory_is_looked_at(here):
+    fields = {"rule": "nesterov", "problem": "quadratic", "estimator": "forward", "epochs": 2}
+    assert estimate(TuneConfig(**fields, memory=0.001), "tune", "torch").growth == 0.0
+    with pytest.raises(
+        L2OError, match=r"--memory: expected at least 0.000\d+ GiB, .* of 1,280 of 1,280 coord"
+    ):
+        estimate(TuneConfig(**fields, memory=1e-6), "tune", "torch")

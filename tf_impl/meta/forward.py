@@ -3,100 +3,123 @@
 With E_t = d theta_t / d weights, dL/dweights = sum_t w_t <g_t, E_t>. E and the tangents of the rule's own
 state go along with a rollout (real-time recurrent learning; Williams and Zipser 1989), so memory does not
 grow with the steps, and an unroll sees what all steps before it did: no truncation bias (MATH.md section 3).
+A step goes through the coordinates piece by piece (``interchange.meta.carried``).
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
-from common.errors import L2OError
-from interchange.language.view import View
-from interchange.protocols import Network, Position, Tangents, Task
-from tf_impl.meta.unroll import begun, decay_factor, inputs_at
+from common.data.coordinates import Subset
+from interchange.meta.carried import Carried, Part, Piece, Tangents, chosen_in, pieces
+from interchange.protocols import Position, Task
+from tf_impl.meta.unroll import decay_factor, inputs_at
+from tf_impl.networks.rule import RuleNetwork
 from tf_impl.problems.tasks import value_and_gradient
+from tf_impl.tensors import view
 
 
-def start(network: Network, position: Position) -> Tangents:
-    """Zero tangents, as at the start of an epoch; a network whose weights are not numbers is refused."""
-    if any(len(w.shape) for w in network.weights.values()):
-        raise L2OError(
-            "the forward meta-gradient expects a rule's constants, got weight arrays; use another --estimator"
-        )
-    arrays = (position.theta, *position.state.network)
-    theta, *state = (tf.zeros((len(network.weights), *a.shape), a.dtype) for a in arrays)
-    return Tangents(theta, tuple(state))
+def start(task: Task, network: RuleNetwork) -> Carried:
+    """The start of an epoch."""
+    network.bind(task)
+    return Carried(0, task.initial())
 
 
 def advance(
     task: Task,
-    network: Network,
-    position: Position,
-    tangents: Tangents,
+    network: RuleNetwork,
+    at: Carried,
     steps: int,
     loss: str,
     lr: float = 1.0,
-) -> tuple[Position, Tangents, tf.Tensor, dict[str, tf.Tensor]]:
-    """Take ``steps`` steps and carry the tangents along.
+    *,
+    coordinates: Subset | None = None,
+    memory: float = 0.0,
+    optimizees: int = 1,
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Take ``steps`` steps from ``at``, which moves on, and carry the tangents along.
 
     Args:
         loss: ``sum`` of the losses after each of these steps, or the ``last`` one.
+        coordinates: those that have tangents, all if None; of the epoch's first unroll, and so of all.
+        memory, optimizees: as for ``carried.pieces``.
 
     Returns:
-        The new position and tangents, losses [steps + 1], and weight name -> gradient.
+        Losses [steps + 1], and weight name -> gradient.
+
+    Raises:
+        L2OError: weights are arrays, or ``memory`` is too little.
     """
-    position = begun(task, position)
-    losses = [position.loss]
-    total = tf.zeros(len(network.weights), tf.float64)
-    for left in range(steps, 0, -1):
-        position, tangents = _one_step(task, network, position, tangents, lr)
-        losses.append(position.loss)
-        if loss == "sum" or left == 1:
-            total += tf.cast(tf.linalg.matvec(tangents.theta, position.gradient), tf.float64)
-    return position, tangents, tf.stack(losses), dict(zip(network.weights, tf.unstack(total), strict=True))
+    if not at.parts:
+        share = 1.0 if coordinates is None else len(coordinates) / len(at.theta)
+        found = pieces(network, task.shapes, at.theta.dtype.size, memory, share, optimizees)
+        at.parts = [_begun(network, piece, at, coordinates) for piece in found]
+        at.loss, at.gradient = value_and_gradient(task, at.theta, at.step)
+    losses = [at.loss]
+    total = {name: tf.zeros((), tf.float64) for name in network.weights}
+    for k in range(steps):
+        _step(network, at, lr, total if loss == "sum" and k > 0 else None)
+        at.loss, at.gradient = value_and_gradient(task, at.theta, at.step)
+        losses.append(at.loss)
+    for part in at.parts:
+        _add(total, part, at.take(part, tf.convert_to_tensor), at.gradient)
+    return tf.stack(losses), total
 
 
-def _one_step(
-    task: Task, network: Network, at: Position, tangents: Tangents, lr: float
-) -> tuple[Position, Tangents]:
-    """One step from a position whose loss and gradient are known."""
-    x, state = inputs_at(network, at)
+def _begun(network: RuleNetwork, piece: Piece, at: Carried, coordinates: Subset | None) -> Part:
+    """A piece at the start of an epoch: zero state, zero tangents."""
+    like, chosen = at.theta[piece.place], None
+    state = network.part(piece.views).initial_state(like)
+    if coordinates is not None:
+        numbers, weights = chosen_in(piece, coordinates)
+        chosen = tf.constant(numbers), tf.cast(weights, like.dtype)
+    first, hidden = _at(chosen, like, state.network)
+    tangents = [
+        (tf.zeros_like(first), tuple(tf.zeros_like(hidden[slot]) for slot in move.slots))
+        for move in piece.moves
+    ]
+    part = Part(piece, state, chosen=chosen)
+    at.keep(part, tangents, view)
+    return part
+
+
+def _at(
+    chosen: tuple[tf.Tensor, tf.Tensor] | None, a: tf.Tensor, arrays: tuple[tf.Tensor, ...]
+) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+    """Arrays [..., n] of a piece at its chosen coordinates."""
+    if chosen is None:
+        return a, arrays
+    return tf.gather(a, chosen[0], axis=-1), tuple(tf.gather(b, chosen[0], axis=-1) for b in arrays)
+
+
+def _step(network: RuleNetwork, at: Carried, lr: float, total: dict[str, tf.Tensor] | None) -> None:
+    """Theta, state and tangents one step on; the gradient is used up, and counts in ``total``, if there."""
+    theta, keep, rate = [], decay_factor(network, lr), lr * network.scale
     weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
-    t = tf.constant(state.t, tf.float64)
-    along = _along(network, network.views)
-    out, hidden, by_out, by_hidden = along(weights, x, state.network, tangents.network, t)
-    by_theta = decay_factor(network, lr) * tangents.theta + (lr * network.scale) * by_out
-    theta = at.theta + (lr * network.scale) * out
-    value, g = value_and_gradient(task, theta, at.step + 1)
-    moved = Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), value, g)
-    return moved, Tangents(by_theta, by_hidden)
+    for part in at.parts:
+        place, own = part.piece.place, network.part(part.piece.views)
+        here = Position(at.step, at.theta[place], part.state, at.loss, at.gradient[place])
+        x, state = inputs_at(own, here)
+        tangents = at.take(part, tf.convert_to_tensor)
+        if total is not None:
+            _add(total, part, tangents, at.gradient)
+        seen, hidden = _at(part.chosen, x, state.network)
+        hidden, t = tuple(map(tf.convert_to_tensor, hidden)), tf.constant(state.t, tf.float64)
+        for k, move in enumerate(part.piece.moves):
+            by_theta, by_slots = tangents[k]
+            by_out, by_slots = own.along(move, weights, seen, hidden, by_slots, t)
+            tangents[k] = keep * by_theta + rate * by_out, by_slots
+        at.keep(part, tangents, view)
+        out, after = own.roll(x, state.network, state.t)
+        theta.append(here.theta + rate * out)
+        part.state = dataclasses.replace(state, network=after)
+    at.step, at.theta, at.loss, at.gradient = at.step + 1, tf.concat(theta, 0), None, None
 
 
-@functools.lru_cache(maxsize=8)
-def _along(network: Network, views: tuple[View, ...]) -> Callable[..., Any]:
-    """``_all_along`` as a graph, which keeps what the network knows of tensors: their views."""
-    del views
-    return tf.function(functools.partial(_all_along, network))
-
-
-def _all_along(
-    network: Network,
-    weights: dict[str, tf.Tensor],
-    x: tf.Tensor,
-    hidden: tuple[tf.Tensor, ...],
-    tangents: tuple[tf.Tensor, ...],
-    t: tf.Tensor,
-) -> tuple[tf.Tensor, tuple[tf.Tensor, ...], tf.Tensor, tuple[tf.Tensor, ...]]:
-    """Output and state of one step, and their derivatives by each of the k weights, one after the other."""
-    names, zero = tuple(weights), tf.zeros((), tf.float64)
-    found = []
-    for k, one in enumerate(names):
-        by_weight = [tf.ones_like(weights[one]) if name == one else zero for name in names]
-        primals = [*(weights[name] for name in names), *hidden]
-        with tf.autodiff.ForwardAccumulator(primals, [*by_weight, *(a[k] for a in tangents)]) as carried:
-            out, new = network.step(weights, x, hidden, t)
-        found.append([carried.jvp(a, unconnected_gradients="zero") for a in (out, *new)])
-    by_out, *by_hidden = (tf.stack(parts) for parts in zip(*found, strict=True))
-    return out, tuple(new), by_out, tuple(by_hidden)
+def _add(total: dict[str, tf.Tensor], part: Part, tangents: Tangents, gradient: tf.Tensor) -> None:
+    """Add a part's <g, d theta / d weight>, 0-dim float64, to those by weight."""
+    g = gradient[part.piece.place]
+    if part.chosen is not None:
+        g = tf.gather(g, part.chosen[0]) * part.chosen[1]
+    for move, (by_theta, _) in zip(part.piece.moves, tangents, strict=True):
+        total[move.weight] += tf.cast(tf.tensordot(by_theta, g, 1), tf.float64)

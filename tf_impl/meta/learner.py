@@ -1,7 +1,6 @@
 """The TensorFlow side of meta-training: unrolls, Adam, copies; the loop is ``interchange.meta.trainer``."""
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,12 +11,13 @@ import tensorflow as tf
 from common.data.coordinates import Subset
 from common.tables.teachers import TeacherRow
 from interchange.backend import Arrays, Half
+from interchange.meta.carried import Carried
 from interchange.meta.config import MetaLoop
 from interchange.meta.step_sizes import Sized
 from interchange.meta.tasks import factors
 from interchange.protocols import State, Task
 from interchange.rule.rule import Rule
-from tf_impl.meta import imitation, unroll
+from tf_impl.meta import forward, imitation, unroll
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.step_sizes import StepSizes
 from tf_impl.networks.structure import by_outputs
@@ -28,13 +28,6 @@ from tf_impl.problems.tasks import table_task
 from tf_impl.tensors import DTYPES, device_of, on_host, to_numpy, to_tensor, view
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # of Adam, as torch.optim has them
-
-
-@dataclasses.dataclass(frozen=True)
-class _WithTangents(unroll.Position):
-    """A position with the tangents of the forward meta-gradient."""
-
-    tangents: Any = None
 
 
 class Learner:
@@ -76,8 +69,10 @@ class Learner:
             tf.config.threading.set_intra_op_parallelism_threads(1)
             tf.config.threading.set_inter_op_parallelism_threads(1)
 
-    def start(self, task: Task) -> unroll.Position:
+    def start(self, task: Task) -> unroll.Position | Carried:
         """The position of an optimizee at the start of an epoch."""
+        if self.config.estimator == "forward":
+            return forward.start(task, self.network)
         return unroll.start(task, self.network)
 
     def start_imitation(self, task: Task, expert: str, lr: float) -> imitation.Imitation:
@@ -228,21 +223,15 @@ class Learner:
         return end, losses[:-1].numpy().tolist(), grads if _finite(losses) else None
 
     def forward(
-        self, task: Task, position: unroll.Position, steps: int, coordinates: None = None
-    ) -> tuple["_WithTangents", list[float], dict[str, tf.Tensor] | None]:
-        """An unroll by tangents carried along, without truncation."""
-        from tf_impl.meta import forward
-
-        del coordinates  # always None here
-
-        begun = isinstance(position, _WithTangents)
-        tangents = position.tangents if begun else forward.start(self.network, position)
-        end, tangents, losses, grads = forward.advance(
-            task, self.network, position, tangents, steps, self.config.loss
-        )
-        here = {field.name: getattr(end, field.name) for field in dataclasses.fields(unroll.Position)}
-        traced = _WithTangents(**here, tangents=tangents)
-        return traced, losses[:-1].numpy().tolist(), grads if _finite(losses) else None
+        self, task: Task, position: Carried, steps: int, coordinates: Subset | None = None
+    ) -> tuple[Carried, list[float], dict[str, tf.Tensor] | None]:
+        """An unroll by tangents carried along, without truncation; the position itself moves on."""
+        config = self.config
+        losses, grads = forward.advance(
+            task, self.network, position, steps, config.loss,
+            coordinates=coordinates, memory=config.memory, optimizees=config.tasks,
+        )  # fmt: skip
+        return position, losses[:-1].numpy().tolist(), grads if _finite(losses) else None
 
     def descend(self, grads: dict[str, tf.Tensor], rates: dict[str, float]) -> None:
         """One step of Adam at a learning rate per weight; none where a gradient is not finite."""

@@ -61,12 +61,14 @@ def advance(
     losses, gradients, inputs = [position.loss], _Rows((steps + 1) * keep), _Rows(steps * keep)
     gradients.add(_chosen(position.gradient, felt))
     for step in range(steps):
-        position, x, y = _one_step(task, network, structure, position, lr, reuse or step > 0)
-        losses.append(position.loss)
+        position, x, y = _moved(network, structure, position, lr, reuse or step > 0)
         if structure is not None and outs is not None:
             outs.append(y)
-        gradients.add(_chosen(position.gradient, felt))
         inputs.add(_chosen(x, coordinates))
+        del x, y  # a network's activations take their place
+        position = begun(task, position)
+        losses.append(position.loss)
+        gradients.add(_chosen(position.gradient, felt))
     return position, tf.stack(losses), gradients.stacked(), inputs.stacked()
 
 
@@ -258,18 +260,12 @@ def inputs_at(network: Network, at: Position) -> tuple[tf.Tensor, State]:
     return (tf.concat([x, *rows], 0) if rows else x), state
 
 
-def _one_step(
-    task: Task | BatchedTasks,
-    network: Network,
-    structure: Structure | None,
-    at: Position,
-    lr: float,
-    reuse: bool,
+def _moved(
+    network: Network, structure: Structure | None, at: Position, lr: float, reuse: bool
 ) -> tuple[Position, tf.Tensor, tf.Tensor]:
-    """One step from a position whose loss and gradient are known; also the inputs [F, N] and outputs [N]."""
+    """The position after a step, loss and gradient still to be taken; inputs [F, N] and outputs [N] of it."""
     x, state = inputs_at(network, at)
     y, hidden = network.roll(x, state.network, state.t, reuse=reuse)
     out = y if structure is None else structure(y)
     theta = at.theta + (lr * network.scale) * out
-    loss, g = value_and_gradient(task, theta, at.step + 1)
-    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x, y
+    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden)), x, y

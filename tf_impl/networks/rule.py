@@ -10,6 +10,7 @@ import tensorflow as tf
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
 from interchange.language.view import View
+from interchange.meta.carried import Move
 from interchange.meta.rule_weights import RuleWeights
 from interchange.protocols import State
 from interchange.rule.forms import slope
@@ -58,7 +59,7 @@ class RuleNetwork(RuleWeights):
             self.weights: Weights = {
                 name: tf.Variable(value, dtype=tf.float64) for name, value in self.starts.items()
             }
-        self._graphs: dict[tuple[View, ...], Callable[..., Any]] = {}
+        self._graphs: dict[tuple[Any, ...], Callable[..., Any]] = {}  # by views, and what they make
 
     def batched(self, weights: Sequence[Mapping[str, np.ndarray]]) -> "BatchedRules":
         """The rule in lanes of optimizees of the problem it is bound to, with the given weights of each."""
@@ -97,6 +98,43 @@ class RuleNetwork(RuleWeights):
             self._graphs[self.views] = tf.function(functools.partial(self._one_step, self.views))
         state = tuple(map(tf.convert_to_tensor, network))
         return self._graphs[self.views](weights, x, state, tf.cast(t, tf.float64))
+
+    def along(
+        self,
+        move: Move,
+        weights: Weights,
+        x: tf.Tensor,
+        network: tuple[tf.Tensor, ...],
+        by_slots: tuple[tf.Tensor, ...],
+        t: tf.Tensor,
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Derivatives by one weight of a step's output and of the arrays of state it moves.
+
+        Args:
+            by_slots: derivatives of those before the step.
+        """
+        key = (self.views, move)
+        if key not in self._graphs:  # shapes may differ, of the last piece and of chosen coordinates
+            graph = functools.partial(self._derivatives, move)
+            self._graphs[key] = tf.function(graph, reduce_retracing=True)
+        return self._graphs[key](weights, x, network, by_slots, t)
+
+    def _derivatives(
+        self,
+        move: Move,
+        weights: Weights,
+        x: tf.Tensor,
+        network: tuple[tf.Tensor, ...],
+        by_slots: tuple[tf.Tensor, ...],
+        t: tf.Tensor,
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        value = weights[move.weight]
+        given = [value, *(network[slot] for slot in move.slots)]
+        with tf.autodiff.ForwardAccumulator(given, [tf.ones_like(value), *by_slots]) as carried:
+            out, after = self.step(weights, x, network, t)
+        ends = (out, *(after[slot] for slot in move.slots))
+        by_out, *by_after = (carried.jvp(a, unconnected_gradients="zero") for a in ends)
+        return by_out, tuple(by_after)
 
     def roll(
         self, x: tf.Tensor, network: tuple[tf.Tensor, ...], t: int, *, reuse: bool = False

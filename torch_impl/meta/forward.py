@@ -3,83 +3,132 @@
 With E_t = d theta_t / d weights, dL/dweights = sum_t w_t <g_t, E_t>. E and the tangents of the rule's own
 state go along with a rollout (real-time recurrent learning; Williams and Zipser 1989), so memory does not
 grow with the steps, and an unroll sees what all steps before it did: no truncation bias (MATH.md section 3).
+A step goes through the coordinates piece by piece (``interchange.meta.carried``).
 """
 
 import dataclasses
+from collections.abc import Callable
 
+import numpy as np
 import torch
 
-from common.errors import L2OError
-from interchange.protocols import Network, Position, Tangents, Task
-from torch_impl.meta.unroll import begun, decay_factor, inputs_at
+from common.data.coordinates import Subset
+from interchange.meta.carried import Carried, Part, Piece, Tangents, chosen_in, pieces
+from interchange.protocols import Position, Task
+from torch_impl.meta.unroll import decay_factor, inputs_at
+from torch_impl.networks.rule import RuleNetwork
 from torch_impl.problems.tasks import value_and_gradient
 
 
-def start(network: Network, position: Position) -> Tangents:
-    """Zero tangents, as at the start of an epoch; a network whose weights are not numbers is refused."""
-    if any(len(w.shape) for w in network.weights.values()):
-        raise L2OError(
-            "the forward meta-gradient expects a rule's constants, got weight arrays; use another --estimator"
-        )
-    arrays = (position.theta, *position.state.network)
-    theta, *state = (
-        torch.zeros((len(network.weights), *a.shape), dtype=a.dtype, device=a.device) for a in arrays
-    )
-    return Tangents(theta, tuple(state))
+def start(task: Task, network: RuleNetwork) -> Carried:
+    """The start of an epoch."""
+    network.bind(task)
+    return Carried(0, task.initial())
 
 
 def advance(
     task: Task,
-    network: Network,
-    position: Position,
-    tangents: Tangents,
+    network: RuleNetwork,
+    at: Carried,
     steps: int,
     loss: str,
     lr: float = 1.0,
-) -> tuple[Position, Tangents, torch.Tensor, dict[str, torch.Tensor]]:
-    """Take ``steps`` steps and carry the tangents along.
+    *,
+    coordinates: Subset | None = None,
+    memory: float = 0.0,
+    optimizees: int = 1,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Take ``steps`` steps from ``at``, which moves on, and carry the tangents along.
 
     Args:
         loss: ``sum`` of the losses after each of these steps, or the ``last`` one.
+        coordinates: those that have tangents, all if None; of the epoch's first unroll, and so of all.
+        memory, optimizees: as for ``carried.pieces``.
 
     Returns:
-        The new position and tangents, losses [steps + 1], and weight name -> gradient.
+        Losses [steps + 1], and weight name -> gradient.
+
+    Raises:
+        L2OError: weights are arrays, or ``memory`` is too little.
     """
-    position = begun(task, position)
-    losses = [position.loss]
-    total = torch.zeros(len(network.weights), dtype=torch.float64, device=position.theta.device)
-    for left in range(steps, 0, -1):
-        position, tangents = _one_step(task, network, position, tangents, lr)
-        losses.append(position.loss)
-        if loss == "sum" or left == 1:
-            total += tangents.theta @ position.gradient
-    return position, tangents, torch.stack(losses), dict(zip(network.weights, total, strict=True))
+    if not at.parts:
+        share = 1.0 if coordinates is None else len(coordinates) / len(at.theta)
+        found = pieces(network, task.shapes, at.theta.itemsize, memory, share, optimizees)
+        at.parts = [_begun(network, piece, at, coordinates) for piece in found]
+        at.loss, at.gradient = value_and_gradient(task, at.theta, at.step)
+    losses = [at.loss]
+    zero = torch.zeros((), dtype=torch.float64, device=at.theta.device)
+    total = dict.fromkeys(network.weights, zero)
+    for k in range(steps):
+        _step(network, at, lr, total if loss == "sum" and k > 0 else None)
+        at.loss, at.gradient = value_and_gradient(task, at.theta, at.step)
+        losses.append(at.loss)
+    for part in at.parts:
+        _add(total, part, at.take(part, _tensor_as(at.theta)), at.gradient)
+    return torch.stack(losses), total
 
 
-def _one_step(
-    task: Task, network: Network, at: Position, tangents: Tangents, lr: float
-) -> tuple[Position, Tangents]:
-    """One step from a position whose loss and gradient are known."""
-    names = tuple(network.weights)
+def _begun(network: RuleNetwork, piece: Piece, at: Carried, coordinates: Subset | None) -> Part:
+    """A piece at the start of an epoch: zero state, zero tangents."""
+    like, chosen = at.theta[piece.place], None
+    state = network.part(piece.views).initial_state(like)
+    if coordinates is not None:
+        numbers, weights = chosen_in(piece, coordinates)
+        chosen = torch.from_numpy(numbers).to(like.device), like.new_tensor(weights)
+    first, hidden = _at(chosen, like, state.network)
+    tangents = [
+        (torch.zeros_like(first), tuple(torch.zeros_like(hidden[slot]) for slot in move.slots))
+        for move in piece.moves
+    ]
+    part = Part(piece, state, chosen=chosen)
+    at.keep(part, tangents, _array)
+    return part
+
+
+def _at(
+    chosen: tuple[torch.Tensor, torch.Tensor] | None, a: torch.Tensor, arrays: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Arrays [..., n] of a piece at its chosen coordinates."""
+    if chosen is None:
+        return a, arrays
+    return a[..., chosen[0]], tuple(b[..., chosen[0]] for b in arrays)
+
+
+def _step(network: RuleNetwork, at: Carried, lr: float, total: dict[str, torch.Tensor] | None) -> None:
+    """Theta, state and tangents one step on; the gradient is used up, and counts in ``total``, if there."""
+    theta, keep, rate = torch.empty_like(at.theta), decay_factor(network, lr), lr * network.scale
     with torch.no_grad():
-        x, state = inputs_at(network, at)
+        for part in at.parts:
+            place, own = part.piece.place, network.part(part.piece.views)
+            here = Position(at.step, at.theta[place], part.state, at.loss, at.gradient[place])
+            x, state = inputs_at(own, here)
+            tangents = at.take(part, _tensor_as(at.theta))
+            if total is not None:
+                _add(total, part, tangents, at.gradient)
+            seen, hidden = _at(part.chosen, x, state.network)
+            for k, move in enumerate(part.piece.moves):
+                by_theta, by_slots = tangents[k]
+                by_out, by_slots = own.along(move, network.weights, seen, hidden, by_slots, state.t)
+                tangents[k] = by_theta.mul_(keep).add_(by_out, alpha=rate), by_slots
+            at.keep(part, tangents, _array)
+            out, hidden = own.roll(x, state.network, state.t)
+            torch.add(at.theta[place], out, alpha=rate, out=theta[place])
+            part.state = dataclasses.replace(state, network=hidden)
+    at.step, at.theta, at.loss, at.gradient = at.step + 1, theta, None, None
 
-        def step(
-            values: tuple[torch.Tensor, ...], hidden: tuple[torch.Tensor, ...]
-        ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-            return network.step(dict(zip(names, values, strict=True)), x, hidden, state.t)
 
-        def along(
-            by_value: tuple[torch.Tensor, ...], by_hidden: tuple[torch.Tensor, ...]
-        ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-            return torch.func.jvp(step, (values, state.network), (by_value, by_hidden))[1]
+def _add(total: dict[str, torch.Tensor], part: Part, tangents: Tangents, gradient: torch.Tensor) -> None:
+    """Add a part's <g, d theta / d weight>, 0-dim float64, to those by weight."""
+    g = gradient[part.piece.place]
+    if part.chosen is not None:
+        g = g[part.chosen[0]] * part.chosen[1]
+    for move, (by_theta, _) in zip(part.piece.moves, tangents, strict=True):
+        total[move.weight] = total[move.weight] + torch.dot(by_theta, g).double()
 
-        values = tuple(network.weights.values())
-        out, hidden = step(values, state.network)
-        directions = torch.eye(len(names), dtype=torch.float64, device=x.device).unbind(1)
-        by_out, by_hidden = torch.func.vmap(along)(directions, tangents.network)
-        by_theta = decay_factor(network, lr) * tangents.theta + (lr * network.scale) * by_out
-        theta = at.theta + (lr * network.scale) * out
-    value, g = value_and_gradient(task, theta, at.step + 1)
-    moved = Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), value, g)
-    return moved, Tangents(by_theta, by_hidden)
+
+def _array(a: torch.Tensor) -> np.ndarray:
+    return a.cpu().numpy()
+
+
+def _tensor_as(like: torch.Tensor) -> Callable[[np.ndarray], torch.Tensor]:
+    return lambda a: torch.from_numpy(a).to(like.device)

@@ -1,6 +1,5 @@
 """The torch side of meta-training: unrolls, Adam and copies; the loop is ``interchange.meta.trainer``."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,12 +10,13 @@ import torch
 from common.data.coordinates import Subset
 from common.tables.teachers import TeacherRow
 from interchange.backend import Arrays, Half
+from interchange.meta.carried import Carried
 from interchange.meta.config import MetaLoop
 from interchange.meta.step_sizes import Sized
 from interchange.meta.tasks import factors
 from interchange.protocols import State, Task
 from interchange.rule.rule import Rule
-from torch_impl.meta import imitation, unroll
+from torch_impl.meta import forward, imitation, unroll
 from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.step_sizes import StepSizes
 from torch_impl.networks.structure import by_outputs
@@ -26,13 +26,6 @@ from torch_impl.problems.batched import BatchedTasks, divided, joined, kind
 from torch_impl.problems.tasks import table_task
 from torch_impl.tensors import DTYPES, device_of, to_numpy, to_tensor
 from torch_impl.threads import fitting
-
-
-@dataclasses.dataclass(frozen=True)
-class _WithTangents(unroll.Position):
-    """A position with the tangents of the forward meta-gradient."""
-
-    tangents: Any = None
 
 
 class Learner:
@@ -70,8 +63,10 @@ class Learner:
         """Leave the other cores to other processes, as far as the framework still can."""
         torch.set_num_threads(1)
 
-    def start(self, task: Task) -> unroll.Position:
+    def start(self, task: Task) -> unroll.Position | Carried:
         """The position of an optimizee at the start of an epoch."""
+        if self.config.estimator == "forward":
+            return forward.start(task, self.network)
         return unroll.start(task, self.network)
 
     def start_imitation(self, task: Task, expert: str, lr: float) -> imitation.Imitation:
@@ -226,21 +221,16 @@ class Learner:
         return end, losses[:-1].tolist(), grads if bool(torch.isfinite(losses).all()) else None
 
     def forward(
-        self, task: Task, position: unroll.Position, steps: int, coordinates: None = None
-    ) -> tuple["_WithTangents", list[float], dict[str, torch.Tensor] | None]:
-        """An unroll by tangents carried along, without truncation."""
-        from torch_impl.meta import forward
-
-        del coordinates  # always None here
-
-        begun = isinstance(position, _WithTangents)
-        tangents = position.tangents if begun else forward.start(self.network, position)
-        end, tangents, losses, grads = forward.advance(
-            task, self.network, position, tangents, steps, self.config.loss
-        )
-        here = {field.name: getattr(end, field.name) for field in dataclasses.fields(unroll.Position)}
-        traced = _WithTangents(**here, tangents=tangents)
-        return traced, losses[:-1].tolist(), grads if bool(torch.isfinite(losses).all()) else None
+        self, task: Task, position: Carried, steps: int, coordinates: Subset | None = None
+    ) -> tuple[Carried, list[float], dict[str, torch.Tensor] | None]:
+        """An unroll by tangents carried along, without truncation; the position itself moves on."""
+        config = self.config
+        with fitting(task):
+            losses, grads = forward.advance(
+                task, self.network, position, steps, config.loss,
+                coordinates=coordinates, memory=config.memory, optimizees=config.tasks,
+            )  # fmt: skip
+        return position, losses[:-1].tolist(), grads if bool(torch.isfinite(losses).all()) else None
 
     @fitting()  # a few thousand weights
     def descend(self, grads: dict[str, torch.Tensor], rates: dict[str, float]) -> None:

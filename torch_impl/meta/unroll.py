@@ -69,18 +69,21 @@ def advance(
         # Filled row by row: stacked from a list they would need their memory twice.
         gradients, inputs = first.new_empty((steps + 1) * keep, len(first)), first.new_empty(0)
         gradients[:1] = first
+        del first
         for step in range(steps):
-            position, x, y = _one_step(task, network, structure, position, lr, reuse or step > 0)
+            position, x, y = _moved(network, structure, position, lr, reuse or step > 0)
+            if keep:
+                if structure is not None and outs is not None:
+                    outs.append(y)
+                x = _chosen(x, coordinates)
+                if step == 0:
+                    inputs = x.new_empty(steps, *x.shape)
+                inputs[step] = x
+            del x, y  # a network's activations take their place
+            position = begun(task, position)
             losses.append(position.loss)
-            if not keep:
-                continue
-            if structure is not None and outs is not None:
-                outs.append(y)
-            gradients[step + 1] = _chosen(position.gradient, felt)
-            x = _chosen(x, coordinates)
-            if step == 0:
-                inputs = x.new_empty(steps, *x.shape)
-            inputs[step] = x
+            if keep:
+                gradients[step + 1] = _chosen(position.gradient, felt)
         return position, torch.stack(losses), gradients, inputs
 
 
@@ -263,19 +266,13 @@ def inputs_at(network: Network, at: Position) -> tuple[torch.Tensor, State]:
     return (torch.cat([x, *rows]) if rows else x), state
 
 
-def _one_step(
-    task: Task | BatchedTasks,
-    network: Network,
-    structure: Structure | None,
-    at: Position,
-    lr: float,
-    reuse: bool,
+def _moved(
+    network: Network, structure: Structure | None, at: Position, lr: float, reuse: bool
 ) -> tuple[Position, torch.Tensor, torch.Tensor]:
-    """One step from a position whose loss and gradient are known; also the inputs [F, N] and outputs [N]."""
+    """The position after a step, loss and gradient still to be taken; inputs [F, N] and outputs [N] of it."""
     with torch.no_grad():
         x, state = inputs_at(network, at)
         y, hidden = network.roll(x, state.network, state.t, reuse=reuse)
         out = y if structure is None else structure(y)
         theta = torch.add(at.theta, out, alpha=lr * network.scale)
-    loss, g = value_and_gradient(task, theta, at.step + 1)
-    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden), loss, g), x, y
+    return Position(at.step + 1, theta, dataclasses.replace(state, network=hidden)), x, y

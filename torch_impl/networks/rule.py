@@ -8,6 +8,7 @@ import torch
 
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
+from interchange.meta.carried import Move
 from interchange.meta.rule_weights import RuleWeights
 from interchange.protocols import State
 from interchange.rule.forms import slope
@@ -104,6 +105,34 @@ class RuleNetwork(RuleWeights):
             (out,), network = self._lowered.step(arrays | values, network, t)
             out = torch.as_tensor(out, dtype=x.dtype, device=x.device).expand(x.shape[1:])
         return (out - weights[self._decay].to(x.dtype) * theta[0] if len(theta) else out), network
+
+    def along(
+        self,
+        move: Move,
+        weights: Weights,
+        x: torch.Tensor,
+        network: tuple[torch.Tensor, ...],
+        by_slots: tuple[torch.Tensor, ...],
+        t: int,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Derivatives by one weight of a step's output and of the arrays of state it moves.
+
+        Args:
+            by_slots: derivatives of those before the step.
+        """
+
+        def step(
+            value: torch.Tensor, moved: tuple[torch.Tensor, ...]
+        ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+            state = list(network)
+            for slot, a in zip(move.slots, moved, strict=True):
+                state[slot] = a
+            out, after = self.step(weights | {move.weight: value}, x, tuple(state), t)
+            return out, tuple(after[slot] for slot in move.slots)
+
+        value = weights[move.weight]
+        given = value, tuple(network[slot] for slot in move.slots)
+        return torch.func.jvp(step, given, (torch.ones_like(value), by_slots))[1]
 
     def roll(
         self, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int, *, reuse: bool = False

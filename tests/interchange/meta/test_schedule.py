@@ -127,7 +127,7 @@ REFUSED = {
     "start of several": ({"problem": MIX, "start": "run"}, "--start: expected one problem, got 3"),
     "part of the coordinates": (
         {"estimator": "second", "coordinates": 0.5},
-        "--coordinates below 1 needs --estimator first, got second",
+        "--coordinates below 1 needs --estimator first or forward, got second",
     ),
     "tasks of es": ({"estimator": "es", "tasks": 2}, "--tasks: --estimator es runs each of its pairs"),
     "jobs without pairs": ({"jobs": 2}, "--jobs: expected --estimator es or pes"),
@@ -163,5 +163,8 @@ def test_settings_that_do_not_go_together_are_refused(fields, message):
 
 def test_tuning_has_an_estimator_of_its_own_and_own_tasks_stay_in_this_process():
     assert TuneConfig(estimator="forward").estimator == "forward"
+    # No checkpoint holds tangents.
+    assert Schedule(TuneConfig(estimator="forward", coordinates=0.5)).restarts(0)
+    assert not Schedule(TuneConfig(estimator="first")).restarts(0)
     with pytest.raises(L2OError, match="stay in this process"):
         Schedule(TuneConfig(jobs=2), own_tasks=True)
