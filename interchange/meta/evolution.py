@@ -17,6 +17,7 @@ import numpy as np
 from common.run.parallel import parallel
 from interchange.backend import Arrays, Half, Learner, Task
 from interchange.meta.config import MetaLoop
+from interchange.meta.halves import Positions
 from interchange.meta.schedule import Schedule
 from interchange.meta.tasks import TaskStream
 
@@ -156,17 +157,26 @@ def _even(halves: list[Half], most: int) -> Iterator[list[Half]]:
 def segments_here(learner: Learner, task: Callable[[int], Task]) -> Segments:
     """Segments in this process; the network's weights are put back at the end.
 
-    Halves on optimizees that can be computed at once are, in a batch; others run one after the other.
+    Halves on optimizees that can be computed at once are, in a batch; others run one after the other, and
+    where they are large their positions lie in a file between segments.
 
     Args:
         task: ``task(k)`` gives the optimizee of pair ``k``; both halves of a pair run on the same.
     """
 
+    positions = Positions(learner)
+
     def run(halves: Sequence[Half], steps: int, keep: bool) -> Iterator[tuple[Any, np.ndarray]]:
         before, cached = learner.weights(), functools.lru_cache(maxsize=1)(task)  # a pair's halves share it
+        kind = functools.partial(_kind, learner, cached)
         try:
-            for group in groups(halves, functools.partial(_kind, learner, cached)):
-                yield from learner.run_halves([cached(half.pair) for half in group], group, steps, keep)
+            for group in groups(halves, kind):
+                tasks = [cached(half.pair) for half in group]
+                found = learner.run_halves(tasks, list(map(positions.fetched, group)), steps, keep)
+                large = keep and kind(group[0].pair)[1] > _MOST_COORDINATES
+                for half, (end, losses) in zip(group, found, strict=True):
+                    yield positions.lay(end, half.position) if large else end, losses
+                del found, end  # before the next ones take as much
         finally:
             learner.put(before)
 
@@ -181,13 +191,13 @@ def segments_in_processes(learner: Learner, first: int, task: Callable[[int], Ta
     Args:
         task: as for ``segments_here``; it says which halves run at once, the same as there.
     """
-    kind, config = type(learner), learner.config
+    kind, config, alone = type(learner), learner.config, segments_here(learner, task)
 
     def run(halves: Sequence[Half], steps: int, keep: bool) -> Iterator[tuple[Any, np.ndarray]]:
         cached = functools.lru_cache(maxsize=1)(task)
         found = list(groups(halves, functools.partial(_kind, learner, cached)))
         if len(found) < 2:  # nothing to share out
-            yield from segments_here(learner, task)(halves, steps, keep)
+            yield from alone(halves, steps, keep)
             return
         # No more than there is work for: one that never had any dies of Ctrl-C.
         with parallel(min(config.jobs, len(found)), ordered=True) as jobs:
