@@ -58,6 +58,7 @@ class RuleCode:
         for name, kinds in {
             "step": [number, *[pointer] * 7, ctypes.c_int],
             "roll": [number, number, number, *[pointer] * 5, real, pointer, ctypes.c_int],
+            "tangents": [number, number, *[pointer] * 5, *[real] * 3, pointer, ctypes.c_int],
             "vjp": [number, number, *[pointer] * 4, real, pointer, pointer, ctypes.c_int],
         }.items():
             if hasattr(library, name):
@@ -125,6 +126,33 @@ class RuleCode:
             self._library.roll(
                 n, in_apart or n, out_apart or n, x, addresses(before), addresses(after), out,
                 _numbers(constants), t, build.share_out(), self._threads(n, threads),
+            )
+        )  # fmt: skip
+
+    def tangents(
+        self,
+        n: int,
+        x: int,
+        state: Sequence[int],
+        moved: Sequence[int],
+        constants: Sequence[float],
+        seeds: Sequence[float],
+        t: int,
+        keep: float,
+        rate: float,
+        threads: int,
+    ) -> None:
+        """Derivatives by constants one step on, in place; addresses of arrays [n].
+
+        Args:
+            x: inputs [F, n]; state: before the step.
+            moved: as the text has them.
+            seeds: of every constant of the derivatives, its own derivative by what is trained.
+        """
+        self._good(
+            self._library.tangents(
+                n, n, x, addresses(state), addresses(moved), _numbers(constants), _numbers(seeds),
+                t, keep, rate, build.share_out(), self._threads(n, threads),
             )
         )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """A rule's program as the C text that ``common.kernels`` compiles, one text for every structure.
 
-Constants are arguments. Three forms: a step of an optimizer in place, with the guard of FORMATS.md section 3
+Constants are arguments. Four forms: a step of an optimizer in place, with the guard of FORMATS.md section 3
 in the same pass over memory; a step from inputs to outputs, for rollouts and input features; the derivatives
-of an unroll by constants.
+of an unroll by constants; those of theta and of the state, carried along step by step.
 """
 
 import dataclasses
@@ -112,6 +112,39 @@ def vjp_source(program: Program, inputs: tuple[str, ...], wrt: tuple[str, ...]) 
     for k in of_output:
         body += f"    for (long i = 0; i < n; i++) found[{k}] += sum{k}[i];\n"
     return _source(program, constants, step, head + body + "}\n", "rule_vjp.h")
+
+
+@functools.lru_cache(maxsize=256)
+def tangents_source(program: Program, inputs: tuple[str, ...], wrt: tuple[str, ...]) -> Source:
+    """E_k <- keep * E_k + rate * d out / d constant k, and the derivatives of state, in place, for ``wrt``.
+
+    After the E_k come, constant by constant, the derivatives of the slots that it moves (``Program.reach``).
+    """
+    constants = _constants(program, inputs)
+    rows = {name: f"in{k}[i]" for k, name in enumerate(inputs)}
+    step = write_step(program, rows, constants, "s{slot}[i]", wrt, "ds{slot}_{k}[i]", "seed[{k}]")
+    of_output, of_state = step.tangents[0], step.tangents[len(step.outputs) :]
+    slots = program.reach(wrt)[1]
+    moved = [(slot, k) for k, name in enumerate(wrt) for slot, names in enumerate(slots) if name in names]
+    final = [
+        f"e{k}[i] = keep * e{k}[i]" + (f" + rate * {of_output[k]};" if k in of_output else ";")
+        for k in range(len(wrt))
+    ]
+    final += [f"ds{slot}_{k}[i] = {of_state[slot].get(k, '0')};" for slot, k in moved]
+    used = [*of_output.values(), *(of_state[slot].get(k, "") for slot, k in moved)]
+    head = (
+        f"#define MOVED {len(wrt) + len(moved)}\n"
+        "static void span(const long n, const long apart, const real *const x, real *const *const state,\n"
+        "                 real *const *const moved, const double *const constant, const double *const seed,\n"
+        "                 const double t, const real keep, const real rate) {\n"
+    )
+    head += _arrays(len(inputs), "const real *const in{slot} = x + {slot} * apart;")
+    head += _arrays(len(step.writes), "const real *const s{slot} = state[{slot}];")
+    head += _arrays(len(wrt), "real *const e{slot} = moved[{slot}];")
+    for number, (slot, k) in enumerate(moved):
+        head += f"    real *const ds{slot}_{k} = moved[{len(wrt) + number}];\n"
+    body = _body(step, used, final, "    ")
+    return _source(program, constants, step, f"{head}{body}}}\n", "rule_tangents.h")
 
 
 def _constants(program: Program, inputs: Sequence[str]) -> tuple[str, ...]:

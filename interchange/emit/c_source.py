@@ -56,6 +56,7 @@ def write_step(
     old: str = "s{slot}[i]",
     wrt: Sequence[str] = (),
     old_tangent: str = "",
+    seed: str = "1.0",
 ) -> Step:
     """The lines of a step.
 
@@ -65,13 +66,14 @@ def write_step(
         old: text of the old value of a slot.
         wrt: constants to differentiate by, forward mode.
         old_tangent: text of the old derivative of a slot by a constant, with {slot} and {k}.
+        seed: text of the derivative of a constant itself, with {k}.
 
     Raises:
         L2OError: the program sees tensors, so that one coordinate does not know enough.
     """
     if program.sees_tensors:
         raise L2OError("expected a rule of one coordinate: what sees tensors has no compiled step")
-    return Writer(program, inputs, constants, old, wrt, old_tangent).step()
+    return Writer(program, inputs, constants, old, wrt, old_tangent, seed).step()
 
 
 # What a step knows of itself, as doubles.
@@ -89,7 +91,9 @@ class Writer:
         old: str = "s{slot}[i]",
         wrt: Sequence[str] = (),
         old_tangent: str = "",
+        seed: str = "1.0",
     ) -> None:
+        self._seed = seed
         self._program, self._inputs, self._old, self._old_tangent = program, inputs, old, old_tangent
         self._index = {name: k for k, name in enumerate(constants)}
         self._wrt = {name: k for k, name in enumerate(wrt)}
@@ -111,20 +115,9 @@ class Writer:
         return Step(tuple(self._once), tuple(self._lines), tuple(outputs), tuple(writes), tuple(tangents))
 
     def _moving(self) -> set[tuple[int, int]]:
-        """(slot, constant) whose derivative may differ from 0: found by going round until nothing changes."""
-        moving: set[tuple[int, int]] = set()
-        program = self._program
-        while self._wrt:
-            depends: list[set[int]] = []
-            for ins in program.instructions:
-                found = {self._wrt[ins.name]} if ins.op == "input" and ins.name in self._wrt else set()
-                found = found.union(*(depends[arg] for arg in ins.args))
-                depends.append(found | {k for slot, k in moving if slot == ins.slot})
-            now = {(slot, k) for slot, register in enumerate(program.writes) for k in depends[register]}
-            if now == moving:
-                break
-            moving = now
-        return moving
+        """(slot, constant) whose derivative may differ from 0."""
+        _, slots = self._program.reach(self._wrt)
+        return {(slot, self._wrt[name]) for slot, names in enumerate(slots) for name in names}
 
     def _write(self, ins: Instruction) -> None:
         args = [self._texts[arg] for arg in ins.args]
@@ -136,7 +129,8 @@ class Writer:
             self._tangents.append({})
         elif ins.op == "input":
             text = _KNOWN.get(ins.name) or f"constant[{self._index[ins.name]}]"
-            self._define_once(text, {self._wrt[ins.name]: "1.0"} if ins.name in self._wrt else {})
+            k = self._wrt.get(ins.name)
+            self._define_once(text, {} if k is None else {k: self._seed.format(k=k)})
         elif ins.op == "read":
             self._define(self._line(self._old.format(slot=ins.slot), ()), self._old_tangents(ins.slot))
         elif ins.op == "ema":

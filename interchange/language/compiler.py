@@ -22,6 +22,8 @@ _REDUCES = {
     "col_max": frozenset({"rows"}),
 }
 
+_FLAT = ("sign", "greater")  # operators without a derivative
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -98,6 +100,23 @@ class Program:
     def sees_tensors(self) -> bool:
         """Whether a step has to know the tensor's view."""
         return any(ins.op in TENSOR for ins in self.instructions) or not SIZES.keys().isdisjoint(self.inputs)
+
+    def reach(self, names: Collection[str]) -> tuple[tuple[frozenset[str], ...], tuple[frozenset[str], ...]]:
+        """Those of ``names`` by which each output, and each slot after any steps, has a derivative."""
+        slots = tuple(frozenset[str]() for _ in self.writes)
+        while True:
+            registers: list[frozenset[str]] = []
+            for ins in self.instructions:
+                found = frozenset[str]().union(*(registers[arg] for arg in ins.args))
+                if ins.op == "input" and ins.name in names:
+                    found = frozenset({ins.name})
+                elif ins.op in _FLAT:
+                    found = frozenset()
+                registers.append(found | slots[ins.slot] if ins.slot >= 0 else found)
+            after = tuple(registers[register] for register in self.writes)
+            if after == slots:
+                return tuple(registers[register] for register in self.outputs), slots
+            slots = after
 
     @functools.cached_property
     def _key(self) -> str:

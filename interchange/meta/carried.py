@@ -9,7 +9,7 @@ a temporary file, but for those of the piece under way.
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +17,12 @@ import numpy as np
 from common.data.coordinates import Subset
 from common.errors import L2OError
 from common.run.shelf import Shelf
-from interchange.language.compiler import Program
 from interchange.language.view import View, slices
 from interchange.protocols import State, Tensor
 
 if TYPE_CHECKING:
     from interchange.meta.rule_weights import RuleWeights
 
-_FLAT = ("sign", "greater")  # operators without a derivative
 _MOST, _LEAST = 2**18, 2**12  # coordinates of a piece: more are no faster, fewer are much slower
 _BESIDE = 8  # numbers per coordinate of a piece beside its registers and their tangents: inputs, sums
 _GIB = 2**30
@@ -116,24 +114,6 @@ class Carried:
             part.tangents = None
 
 
-def reach(program: Program, weights: Collection[str]) -> tuple[frozenset[str], tuple[frozenset[str], ...]]:
-    """The weights, constants of the program, by which its output and each slot have a derivative."""
-    slots: list[frozenset[str]] = [frozenset() for _ in program.writes]
-    while True:
-        registers: list[frozenset[str]] = []
-        for ins in program.instructions:
-            found = frozenset[str]().union(*(registers[arg] for arg in ins.args))
-            if ins.op == "input" and ins.name in weights:
-                found = frozenset({ins.name})
-            elif ins.op in _FLAT:
-                found = frozenset()
-            registers.append(found | slots[ins.slot] if ins.slot >= 0 else found)
-        after = [registers[register] for register in program.writes]
-        if after == slots:
-            return registers[program.outputs[0]], tuple(slots)
-        slots = after
-
-
 def pieces(
     network: "RuleWeights",
     shapes: Iterable[Sequence[int]],
@@ -179,6 +159,12 @@ def pieces(
         kept.append(piece if size <= left else dataclasses.replace(piece, shelved=True))
         left -= 0 if kept[-1].shelved else size
     return kept
+
+
+def bare(network: "RuleWeights", shapes: Iterable[Sequence[int]]) -> list[Piece]:
+    """Pieces without tangents, for a rollout that holds little beside parameters and state."""
+    found = _cut(network, sum(map(math.prod, shapes)), _MOST)
+    return [dataclasses.replace(piece, moves=(), numbers=0) for piece in found]
 
 
 def chosen_in(piece: Piece, coordinates: Subset) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,6 @@ from common.errors import L2OError
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_cases
 from interchange.language.view import SIZES, View
-from interchange.meta.carried import reach
 from interchange.protocols import Task, views_of
 from interchange.rule.decay import split
 from interchange.rule.forms import forms, from_free, to_free
@@ -128,7 +127,7 @@ class RuleWeights:
         """For tensors with and without a matrix view: the weights that move the output, and each slot."""
         decay, found = {self._decay} - {""}, {}
         for has_matrix, program in self.programs.items():
-            out, slots = reach(program, self.rule.constants)
+            (out,), slots = program.reach(self.rule.constants)
             found[has_matrix] = (out | decay, slots)
         return found
 

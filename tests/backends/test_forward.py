@@ -180,6 +180,16 @@ def test_pieces_and_a_file_for_tangents_change_nothing(impl, name, monkeypatch):
     assert kept[0] == 0.0 < kept[1] < kept[2] == 1.0
 
 
+@pytest.mark.slow_with(impl=("tf",), name=("adam", "max"))
+@pytest.mark.parametrize("name", ["adam", "decay-and-schedule", "max"])
+def test_without_compiled_code_tangents_are_the_same(impl, name, monkeypatch):
+    compiled, _ = carried(impl, task := digits(impl), name)
+    seen = []
+    monkeypatch.setattr(impl.module("networks.compiled"), "rule_code", lambda *given: seen.append(given))
+    assert_equal(carried(impl, task, name)[0], compiled, 1e-10)
+    assert any("ds" in source.text for source, _ in seen)
+
+
 @pytest.mark.slow_with(impl=("tf",))
 def test_the_tangents_of_all_coordinates_are_those_of_some_and_of_the_others(impl, monkeypatch):
     task, name = digits(impl), "decay-and-schedule"
@@ -198,7 +208,7 @@ def test_only_what_a_constant_moves_has_tangents():
     out, slots = network.reach[True]
     assert out == set(network.starts) and sorted(map(sorted, slots)) == [["c1"], ["c4"]]
     assert RuleWeights(Rule.named("psi")).reach[True][1] == (frozenset(),) * 4  # lags of features
-    assert RuleWeights(Rule.named("lion")).reach[True][0] == frozenset()  # a sign has no derivative
+    assert RuleWeights(Rule.named("lion")).reach[True][0] == set()  # a sign has no derivative
     assert "weight_decay" in RuleWeights(RULES["decay-and-schedule"][0]).reach[True][0]
 
 

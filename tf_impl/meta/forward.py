@@ -8,15 +8,16 @@ A step goes through the coordinates piece by piece (``interchange.meta.carried``
 
 import dataclasses
 
+import numpy as np
 import tensorflow as tf
 
 from common.data.coordinates import Subset
-from interchange.meta.carried import Carried, Part, Piece, Tangents, chosen_in, pieces
+from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, pieces
 from interchange.protocols import Position, Task
 from tf_impl.meta.unroll import decay_factor, inputs_at
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.problems.tasks import value_and_gradient
-from tf_impl.tensors import view
+from tf_impl.tensors import on_host, view
 
 
 def start(task: Task, network: RuleNetwork) -> Carried:
@@ -54,6 +55,7 @@ def advance(
         share = 1.0 if coordinates is None else len(coordinates) / len(at.theta)
         found = pieces(network, task.shapes, at.theta.dtype.size, memory, share, optimizees)
         at.parts = [_begun(network, piece, at, coordinates) for piece in found]
+    if at.gradient is None:
         at.loss, at.gradient = value_and_gradient(task, at.theta, at.step)
     losses = [at.loss]
     total = {name: tf.zeros((), tf.float64) for name in network.weights}
@@ -62,8 +64,19 @@ def advance(
         at.loss, at.gradient = value_and_gradient(task, at.theta, at.step)
         losses.append(at.loss)
     for part in at.parts:
-        _add(total, part, at.take(part, tf.convert_to_tensor), at.gradient)
+        _add(total, part, at.take(part, _own), at.gradient)
     return tf.stack(losses), total
+
+
+def rollout(task: Task, network: RuleNetwork, steps: int, lr: float = 1.0) -> np.ndarray:
+    """Losses [steps + 1] of one whole rollout, float64; no gradient, and nothing else kept.
+
+    As ``unroll.rollout``, but piece by piece, so that a large optimizee takes no more memory than it must.
+    """
+    at = start(task, network)
+    at.parts = [_begun(network, piece, at, None) for piece in bare(network, task.shapes)]
+    losses, _ = advance(task, network, at, steps, "last", lr)
+    return losses.numpy().astype(np.float64)
 
 
 def _begun(network: RuleNetwork, piece: Piece, at: Carried, coordinates: Subset | None) -> Part:
@@ -95,20 +108,15 @@ def _at(
 def _step(network: RuleNetwork, at: Carried, lr: float, total: dict[str, tf.Tensor] | None) -> None:
     """Theta, state and tangents one step on; the gradient is used up, and counts in ``total``, if there."""
     theta, keep, rate = [], decay_factor(network, lr), lr * network.scale
-    weights = {name: tf.convert_to_tensor(w) for name, w in network.weights.items()}
     for part in at.parts:
         place, own = part.piece.place, network.part(part.piece.views)
         here = Position(at.step, at.theta[place], part.state, at.loss, at.gradient[place])
         x, state = inputs_at(own, here)
-        tangents = at.take(part, tf.convert_to_tensor)
+        tangents = at.take(part, _own)
         if total is not None:
             _add(total, part, tangents, at.gradient)
         seen, hidden = _at(part.chosen, x, state.network)
-        hidden, t = tuple(map(tf.convert_to_tensor, hidden)), tf.constant(state.t, tf.float64)
-        for k, move in enumerate(part.piece.moves):
-            by_theta, by_slots = tangents[k]
-            by_out, by_slots = own.along(move, weights, seen, hidden, by_slots, t)
-            tangents[k] = keep * by_theta + rate * by_out, by_slots
+        tangents = own.carry(part.piece.moves, seen, hidden, tangents, state.t, keep, rate)
         at.keep(part, tangents, view)
         out, after = own.roll(x, state.network, state.t)
         theta.append(here.theta + rate * out)
@@ -122,4 +130,14 @@ def _add(total: dict[str, tf.Tensor], part: Part, tangents: Tangents, gradient: 
     if part.chosen is not None:
         g = tf.gather(g, part.chosen[0]) * part.chosen[1]
     for move, (by_theta, _) in zip(part.piece.moves, tangents, strict=True):
-        total[move.weight] += tf.cast(tf.tensordot(by_theta, g, 1), tf.float64)
+        total[move.weight] += tf.cast(_dot(by_theta, g), tf.float64)
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    """An array as a tangent: what compiled code writes into."""
+    return array
+
+
+def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """<a, b>; of arrays on the host without a copy of them."""
+    return np.dot(view(a), view(b)) if on_host(a) and on_host(b) else tf.tensordot(a, b, 1)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.data.coordinates import Subset
+from common.metrics import loss_at
 from common.tables.teachers import TeacherRow
 from interchange.backend import Arrays, Half
 from interchange.meta.carried import Carried
@@ -81,7 +82,12 @@ class Learner:
 
     def mean_loss_at(self, tasks: Iterable[Task], steps: int) -> float:
         """Mean over tasks of the loss at ``steps`` (MATH.md section 6); inf if a rollout diverges."""
-        return unroll.mean_loss_at(tasks, self.network, steps)
+        return float(np.mean([loss_at(self._rollout(task, steps)[:-1], steps) for task in tasks]))
+
+    def _rollout(self, task: Task, steps: int) -> np.ndarray:
+        """Losses [steps + 1] of a rollout."""
+        rule = isinstance(self.network, RuleNetwork) and not any(map(np.ndim, self.network.starts.values()))
+        return (forward if rule else unroll).rollout(task, self.network, steps)
 
     def kind(self, task: Task) -> Any:
         """What optimizees have in common that can run at once with weights of their own; None if alone."""
@@ -93,6 +99,8 @@ class Learner:
         """Rollouts with weights of their own, at once if there are several."""
         if len(halves) == 1:
             self.put(halves[0].weights)
+        if len(halves) == 1 and not keep and halves[0].position is None:
+            return [(None, self._rollout(tasks[0], steps))]
         self.network.bind(tasks[0])
         starts = [
             unroll.start(task, self.network) if half.position is None else half.position

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common.kernels import RuleCode, rule_code
 from common.machine import default_threads
-from interchange.emit.c_kernels import Source, roll_source, step_source, vjp_source
+from interchange.emit.c_kernels import Source, roll_source, step_source, tangents_source, vjp_source
 from interchange.language.compiler import Program
 from tf_impl.tensors import on_host, view
 
@@ -53,6 +53,38 @@ class Compiled:
                 [values[name] for name in code.constants], t, threads(), x.shape[1], x.shape[1],
             )  # fmt: skip
         return out, after
+
+    def tangents(
+        self,
+        x: tf.Tensor,
+        state: Sequence[tf.Tensor],
+        moved: Sequence[tf.Tensor | _Array],
+        constants: Mapping[str, float],
+        seeds: Mapping[str, float],
+        t: int,
+        keep: float,
+        rate: float,
+    ) -> list[_Array] | None:
+        """Derivatives by constants one step on, in place as far as they can be; None without compiled code.
+
+        Args:
+            x: inputs [F, N]; state: before the step.
+            moved: of theta [N] for every constant of ``seeds``; then, constant by constant, of the slots it
+                moves.
+            seeds: constant -> its derivative by what is trained.
+            keep, rate: the first become keep * E + rate * d out / d constant.
+        """
+        wrt = tuple(seeds)
+        code = self._code(x, state, lambda: tangents_source(self._program, self._inputs, wrt))
+        if code is None or any(not on_host(a) or a.dtype != x.dtype or a.shape != x.shape[1:] for a in moved):
+            return None
+        arrays = [a if isinstance(a, _Array) and a.flags.writeable else np.array(view(a)) for a in moved]
+        x, *before = (np.ascontiguousarray(view(a)) for a in (x, *state))
+        code.tangents(
+            x.shape[1], x.ctypes.data, _addresses(before), _addresses(arrays),
+            [constants[name] for name in code.constants], tuple(seeds.values()), t, keep, rate, threads(),
+        )  # fmt: skip
+        return arrays
 
     def vjp(
         self,

@@ -1,6 +1,7 @@
 """Rules as TensorFlow code: one pure step, and a network with trainable constants."""
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
 from interchange.language.view import View
-from interchange.meta.carried import Move
+from interchange.meta.carried import Move, Tangents
 from interchange.meta.rule_weights import RuleWeights
 from interchange.protocols import State
 from interchange.rule.forms import slope
@@ -99,7 +100,42 @@ class RuleNetwork(RuleWeights):
         state = tuple(map(tf.convert_to_tensor, network))
         return self._graphs[self.views](weights, x, state, tf.cast(t, tf.float64))
 
-    def along(
+    def carry(
+        self,
+        moves: Sequence[Move],
+        x: tf.Tensor,
+        network: tuple[tf.Tensor, ...],
+        tangents: Tangents,
+        t: int,
+        keep: float,
+        rate: float,
+    ) -> Tangents:
+        """The tangents after a step, keep * E + rate * d out of theta; those before may be overwritten.
+
+        Args:
+            x, network: the step's inputs [F, N] and the state before it.
+        """
+        if not (self._kinds or self.sees_tensors):
+            values = self.constants(self.weights)
+            seeds = {move.weight: slope(values[move.weight], self.forms[move.weight]) for move in moves}
+            flat = [theta for theta, _ in tangents] + [a for _, slots in tangents for a in slots]
+            moved = self._compiled[x.shape[0]].tangents(x, network, flat, values, seeds, t, keep, rate)
+            if moved is not None:
+                rest = iter(moved[len(moves) :])
+                return [
+                    (theta, tuple(itertools.islice(rest, len(move.slots))))
+                    for theta, move in zip(moved, moves, strict=False)
+                ]
+        found: Tangents = []
+        weights = {name: tf.convert_to_tensor(w) for name, w in self.weights.items()}
+        network, step = tuple(map(tf.convert_to_tensor, network)), tf.constant(t, tf.float64)
+        for move, (by_theta, by_slots) in zip(moves, tangents, strict=True):
+            by_slots = tuple(map(tf.convert_to_tensor, by_slots))
+            by_out, by_slots = self._along(move, weights, x, network, by_slots, step)
+            found.append((keep * by_theta + rate * by_out, by_slots))
+        return found
+
+    def _along(
         self,
         move: Move,
         weights: Weights,

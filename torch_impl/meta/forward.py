@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from common.data.coordinates import Subset
-from interchange.meta.carried import Carried, Part, Piece, Tangents, chosen_in, pieces
+from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, pieces
 from interchange.protocols import Position, Task
 from torch_impl.meta.unroll import decay_factor, inputs_at
 from torch_impl.networks.rule import RuleNetwork
 from torch_impl.problems.tasks import value_and_gradient
+from torch_impl.threads import fitting
 
 
 def start(task: Task, network: RuleNetwork) -> Carried:
@@ -55,6 +56,7 @@ def advance(
         share = 1.0 if coordinates is None else len(coordinates) / len(at.theta)
         found = pieces(network, task.shapes, at.theta.itemsize, memory, share, optimizees)
         at.parts = [_begun(network, piece, at, coordinates) for piece in found]
+    if at.gradient is None:
         at.loss, at.gradient = value_and_gradient(task, at.theta, at.step)
     losses = [at.loss]
     zero = torch.zeros((), dtype=torch.float64, device=at.theta.device)
@@ -66,6 +68,18 @@ def advance(
     for part in at.parts:
         _add(total, part, at.take(part, _tensor_as(at.theta)), at.gradient)
     return torch.stack(losses), total
+
+
+def rollout(task: Task, network: RuleNetwork, steps: int, lr: float = 1.0) -> np.ndarray:
+    """Losses [steps + 1] of one whole rollout, float64; no gradient, and nothing else kept.
+
+    As ``unroll.rollout``, but piece by piece, so that a large optimizee takes no more memory than it must.
+    """
+    at = start(task, network)
+    at.parts = [_begun(network, piece, at, None) for piece in bare(network, task.shapes)]
+    with fitting(task):
+        losses, _ = advance(task, network, at, steps, "last", lr)
+    return losses.double().cpu().numpy()
 
 
 def _begun(network: RuleNetwork, piece: Piece, at: Carried, coordinates: Subset | None) -> Part:
@@ -106,10 +120,7 @@ def _step(network: RuleNetwork, at: Carried, lr: float, total: dict[str, torch.T
             if total is not None:
                 _add(total, part, tangents, at.gradient)
             seen, hidden = _at(part.chosen, x, state.network)
-            for k, move in enumerate(part.piece.moves):
-                by_theta, by_slots = tangents[k]
-                by_out, by_slots = own.along(move, network.weights, seen, hidden, by_slots, state.t)
-                tangents[k] = by_theta.mul_(keep).add_(by_out, alpha=rate), by_slots
+            tangents = own.carry(part.piece.moves, seen, hidden, tangents, state.t, keep, rate)
             at.keep(part, tangents, _array)
             out, hidden = own.roll(x, state.network, state.t)
             torch.add(at.theta[place], out, alpha=rate, out=theta[place])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from common.kernels import RuleCode, addresses, rule_code
-from interchange.emit.c_kernels import Source, roll_source, step_source, vjp_source
+from interchange.emit.c_kernels import Source, roll_source, step_source, tangents_source, vjp_source
 from interchange.language.compiler import Program
 from torch_impl.threads import threads
 
@@ -59,6 +59,38 @@ class Compiled:
                 [values[name] for name in code.constants], t, threads(), x.shape[1], x.shape[1],
             )  # fmt: skip
         return out, after
+
+    def tangents(
+        self,
+        x: _Tensor,
+        state: Sequence[_Tensor],
+        moved: Sequence[_Tensor],
+        constants: Mapping[str, float],
+        seeds: Mapping[str, float],
+        t: int,
+        keep: float,
+        rate: float,
+    ) -> list[_Tensor] | None:
+        """Derivatives by constants one step on, in place as far as they can be; None without compiled code.
+
+        Args:
+            x: inputs [F, N]; state: before the step.
+            moved: of theta [N] for every constant of ``seeds``; then, constant by constant, of the slots it
+                moves.
+            seeds: constant -> its derivative by what is trained.
+            keep, rate: the first become keep * E + rate * d out / d constant.
+        """
+        wrt = tuple(seeds)
+        code = self._code(x, state, lambda: tangents_source(self._program, self._inputs, wrt))
+        if code is None or any(a.dtype != x.dtype or a.shape != x.shape[1:] for a in moved):
+            return None
+        arrays = [a if a.is_contiguous() else a.contiguous() for a in moved]
+        x, before = x.contiguous(), [a.contiguous() for a in state]
+        code.tangents(
+            x.shape[1], x.data_ptr(), _addresses(before), _addresses(arrays),
+            [constants[name] for name in code.constants], tuple(seeds.values()), t, keep, rate, threads(),
+        )  # fmt: skip
+        return arrays
 
     def vjp(
         self,

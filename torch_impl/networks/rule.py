@@ -1,5 +1,6 @@
 """Rules as torch code: one pure step, and a network with trainable constants."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
-from interchange.meta.carried import Move
+from interchange.meta.carried import Move, Tangents
 from interchange.meta.rule_weights import RuleWeights
 from interchange.protocols import State
 from interchange.rule.forms import slope
@@ -106,10 +107,41 @@ class RuleNetwork(RuleWeights):
             out = torch.as_tensor(out, dtype=x.dtype, device=x.device).expand(x.shape[1:])
         return (out - weights[self._decay].to(x.dtype) * theta[0] if len(theta) else out), network
 
-    def along(
+    def carry(
+        self,
+        moves: Sequence[Move],
+        x: torch.Tensor,
+        network: tuple[torch.Tensor, ...],
+        tangents: Tangents,
+        t: int,
+        keep: float,
+        rate: float,
+    ) -> Tangents:
+        """The tangents after a step, keep * E + rate * d out of theta; those before may be overwritten.
+
+        Args:
+            x, network: the step's inputs [F, N] and the state before it.
+        """
+        if not (self._kinds or self.sees_tensors):
+            values = self.constants(self.weights)
+            seeds = {move.weight: slope(values[move.weight], self.forms[move.weight]) for move in moves}
+            flat = [theta for theta, _ in tangents] + [a for _, slots in tangents for a in slots]
+            moved = self._compiled[len(x)].tangents(x, network, flat, values, seeds, t, keep, rate)
+            if moved is not None:
+                rest = iter(moved[len(moves) :])
+                return [
+                    (theta, tuple(itertools.islice(rest, len(move.slots))))
+                    for theta, move in zip(moved, moves, strict=False)
+                ]
+        found: Tangents = []
+        for move, (by_theta, by_slots) in zip(moves, tangents, strict=True):
+            by_out, by_slots = self._along(move, x, network, by_slots, t)
+            found.append((by_theta.mul_(keep).add_(by_out, alpha=rate), by_slots))
+        return found
+
+    def _along(
         self,
         move: Move,
-        weights: Weights,
         x: torch.Tensor,
         network: tuple[torch.Tensor, ...],
         by_slots: tuple[torch.Tensor, ...],
@@ -127,10 +159,10 @@ class RuleNetwork(RuleWeights):
             state = list(network)
             for slot, a in zip(move.slots, moved, strict=True):
                 state[slot] = a
-            out, after = self.step(weights | {move.weight: value}, x, tuple(state), t)
+            out, after = self.step(self.weights | {move.weight: value}, x, tuple(state), t)
             return out, tuple(after[slot] for slot in move.slots)
 
-        value = weights[move.weight]
+        value = self.weights[move.weight]
         given = value, tuple(network[slot] for slot in move.slots)
         return torch.func.jvp(step, given, (torch.ones_like(value), by_slots))[1]
 
