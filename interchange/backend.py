@@ -4,16 +4,15 @@ Modules ``torch_impl.backend`` and ``tf_impl.backend`` are backends, and have th
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from common.data.coordinates import Subset
-from common.metrics import DIVERGED, loss_at
-from common.training import NO_CURVE, PLAIN, Training
+from common.training import PLAIN, Training
 from interchange.protocols import Network, Position, Task
+from interchange.rollout import Rollout, Trained
 
 if TYPE_CHECKING:
     from common.tables.baselines import Spec
@@ -26,42 +25,6 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 Tasks = Callable[[str, int], Task]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """One optimizer from one seed.
-
-    Attributes:
-        losses: [step], each before that step's update.
-        accuracy, test_loss: on the test images at the end; nan where there are none or nobody asked.
-        seconds: of wall clock, without looks at the test images.
-        curve: f8 [look, 3], step, test loss and accuracy along the way; nan where there are none.
-    """
-
-    losses: np.ndarray
-    outcome: str
-    accuracy: float
-    curve: np.ndarray = dataclasses.field(default_factory=NO_CURVE.copy, kw_only=True)
-    test_loss: float = dataclasses.field(default=math.nan, kw_only=True)
-    seconds: float = dataclasses.field(default=math.nan, kw_only=True)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trained(Rollout):
-    """One optimizee after its training.
-
-    Attributes:
-        outcome: ``ok``, ``diverged`` or ``interrupted``.
-        arrays: ``theta/<name>`` in canonical layout and ``buffers/<name>``, as a checkpoint holds them.
-    """
-
-    arrays: Arrays
-
-    @property
-    def loss(self) -> float:
-        """The loss at the end: the mean of the last 20, inf where it diverged."""
-        return math.inf if self.outcome == DIVERGED else loss_at(self.losses, len(self.losses))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

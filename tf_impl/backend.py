@@ -15,11 +15,11 @@ from common.metrics import DIVERGED
 from common.run.runs import numbers
 from common.tables.teachers import TeacherRow
 from common.training import PLAIN, Training
-from interchange.backend import Trained
 from interchange.curve import Curve
 from interchange.meta.rule_weights import KINDS
 from interchange.meta.step_sizes import Sized
 from interchange.protocols import Network
+from interchange.rollout import Trained
 from interchange.rule.rule import Rule
 from tf_impl.loops import borrowed
 from tf_impl.meta.learner import Learner

@@ -12,8 +12,8 @@ import tensorflow as tf
 from common.metrics import DIVERGED
 from common.tables.schedules import SCHEDULES
 from common.training import PLAIN, Training
-from interchange.backend import Rollout
 from interchange.curve import Curve
+from interchange.rollout import Rollout
 from tf_impl.loops import Loop, borrowed
 from tf_impl.optimizers.guard import GuardedOptimizer
 from tf_impl.problems.tasks import ProblemTask, table_task

@@ -23,8 +23,8 @@ from common.run.config import Trains, option
 from common.run.shell import Interrupted
 from common.tables.baselines import Spec
 from common.training import Training
-from interchange.backend import Trained
 from interchange.meta.tasks import own
+from interchange.rollout import Trained
 from interchange.rule.source import named_spec
 
 if TYPE_CHECKING:

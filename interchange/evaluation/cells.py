@@ -24,8 +24,8 @@ from common.run.runs import finite_or_none
 from common.run.storage import atomic_write, canonical_json, content_hash, read_json
 from common.tables.baselines import BASELINES
 from common.tables.problems import Problem, problem_row
-from interchange.backend import Rollout
 from interchange.evaluation.config import EvaluateConfig
+from interchange.rollout import Rollout
 
 if TYPE_CHECKING:
     from interchange.rule.source import Source

@@ -20,10 +20,10 @@ from common.metrics import FAILED
 from common.run.cli import Progress
 from common.run.parallel import Run
 from common.tables.suites import Entry
-from interchange.backend import Rollout
 from interchange.evaluation.cells import Cell, Store
 from interchange.evaluation.config import EvaluateConfig
 from interchange.evaluation.tuning import Results, Tuned, tuning
+from interchange.rollout import Rollout
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Task, Tasks

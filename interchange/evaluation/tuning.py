@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.metrics import loss_at, loss_interval
 from common.tables.schedules import SCHEDULES
-from interchange.backend import Rollout
 from interchange.evaluation.cells import Cell
 from interchange.evaluation.config import EvaluateConfig
+from interchange.rollout import Rollout
 
 if TYPE_CHECKING:
     from interchange.rule.source import Source

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common.tables.baselines import parse_spec
-from interchange.backend import Rollout
 from interchange.commands.optimize import OptimizeConfig
+from interchange.rollout import Rollout
 from tests.parity.backends import BACKENDS, torch, torch_impl
 
 for backend, _ in BACKENDS:

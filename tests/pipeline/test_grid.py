@@ -25,11 +25,11 @@ from common.tables.baselines import BASELINES, absent, baseline_names, packaged_
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.schedules import SCHEDULES
 from common.tables.suites import SUITES, Entry
-from interchange.backend import Rollout
 from interchange.evaluation import grid
 from interchange.evaluation.cells import Cell, Store, code_of
 from interchange.evaluation.config import EvaluateConfig
 from interchange.files.results import load_evaluation
+from interchange.rollout import Rollout
 from interchange.rule.rule import Rule
 from interchange.rule.source import Source
 from tests.helpers.commands import ROOT, call, csv_rows, descended, rule_spec

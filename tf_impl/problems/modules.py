@@ -57,7 +57,7 @@ class ModuleTask:
 
     @property
     def buffers(self) -> dict[str, tf.Tensor]:
-        """The model's other variables, running values of batch norm for instance."""
+        """What of the model is not trained, running values of batch norm for instance."""
         return {variable.path: variable.value for variable in self.module.non_trainable_variables}
 
     def keep(self, buffers: Mapping[str, tf.Tensor]) -> None:

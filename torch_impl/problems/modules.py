@@ -43,7 +43,7 @@ class ModuleTask:
 
     @property
     def buffers(self) -> dict[str, torch.Tensor]:
-        """Those of the module, running values of batch norm for instance."""
+        """What of the model is not trained, running values of batch norm for instance."""
         return dict(self.module.named_buffers())
 
     def initial(self) -> torch.Tensor:

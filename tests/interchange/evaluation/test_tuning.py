@@ -8,10 +8,10 @@ import pytest
 from common.errors import L2OError
 from common.metrics import DIVERGED
 from common.tables.baselines import BASELINES, parse_spec
-from interchange.backend import Rollout
 from interchange.evaluation.cells import Cell
 from interchange.evaluation.config import EvaluateConfig
 from interchange.evaluation.tuning import Arm, Grid, Tuned, knob_values, tuning
+from interchange.rollout import Rollout
 from interchange.rule.rule import Rule
 from interchange.rule.source import Source
 
