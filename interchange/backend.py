@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from common.tables.baselines import Spec
     from common.tables.teachers import TeacherRow
     from interchange.meta.carried import Carried
-    from interchange.meta.step_sizes import Sized
     from interchange.meta.workers import Workers
     from interchange.rule.rule import Rule
     from interchange.rule.source import Source
+    from interchange.rule.step_sizes import Sized
 
 Arrays = dict[str, np.ndarray]
 Tasks = Callable[[str, int], Task]

@@ -17,10 +17,10 @@ from common.tables.teachers import TeacherRow
 from common.training import PLAIN, Training
 from interchange.curve import Curve
 from interchange.meta.rule_weights import KINDS
-from interchange.meta.step_sizes import Sized
 from interchange.protocols import Network
 from interchange.rollout import Trained
 from interchange.rule.rule import Rule
+from interchange.rule.step_sizes import Sized
 from tf_impl.loops import borrowed
 from tf_impl.meta.learner import Learner
 from tf_impl.meta.unroll import mean_loss_at

@@ -25,12 +25,12 @@ from interchange.meta.config import TuneConfig
 from interchange.meta.confirm import confirmed
 from interchange.meta.sharing import check_share
 from interchange.meta.state import settings_hash
-from interchange.meta.step_sizes import packed, sized, unpacked
 from interchange.meta.tasks import factors
 from interchange.meta.trainer import make_trainer
 from interchange.meta.workers import place
 from interchange.rule.rule import Rule
 from interchange.rule.source import rule_or_teacher
+from interchange.rule.step_sizes import packed, sized, unpacked
 from interchange.rule.words import readable, told
 
 if TYPE_CHECKING:

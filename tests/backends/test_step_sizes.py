@@ -10,8 +10,8 @@ from common.tables.problems import PROBLEMS, Instance
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.files.weights import Teacher
 from interchange.meta.config import TuneConfig
-from interchange.meta.step_sizes import sized
 from interchange.rule.rule import Rule
+from interchange.rule.step_sizes import sized
 from tests.helpers.evolving import evolution, learner_of
 
 CONFIG = TuneConfig(rule="r.json", problem="digits-mlp", per_tensor=True, step_size=0.7)

@@ -14,10 +14,10 @@ from common.tables.teachers import TeacherRow
 from interchange.backend import Arrays, Half
 from interchange.meta.carried import Carried
 from interchange.meta.config import MetaLoop
-from interchange.meta.step_sizes import Sized
 from interchange.meta.tasks import factors
 from interchange.protocols import State, Task
 from interchange.rule.rule import Rule
+from interchange.rule.step_sizes import Sized
 from tf_impl.meta import forward, imitation, unroll
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.step_sizes import StepSizes

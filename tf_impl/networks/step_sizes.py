@@ -3,8 +3,8 @@
 import tensorflow as tf
 
 from interchange.files.weights import Teacher
-from interchange.meta.step_sizes import Sized, StepSizeWeights
 from interchange.protocols import State
+from interchange.rule.step_sizes import Sized, StepSizeWeights
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.tensors import Weights

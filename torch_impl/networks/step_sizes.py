@@ -3,8 +3,8 @@
 import torch
 
 from interchange.files.weights import Teacher
-from interchange.meta.step_sizes import Sized, StepSizeWeights
 from interchange.protocols import State
+from interchange.rule.step_sizes import Sized, StepSizeWeights
 from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.teacher import TeacherNetwork
 from torch_impl.tensors import Weights

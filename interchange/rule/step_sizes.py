@@ -7,7 +7,7 @@ positive and move by shares of themselves. Everything else of the optimizer stay
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from common.errors import L2OError
 from common.tables.problems import parameter_specs, problem_row
 from interchange.backend import Arrays, Tasks
 from interchange.files.weights import Teacher, teacher_from_arrays
-from interchange.meta.config import TuneConfig
 from interchange.protocols import Network, State, Task
 from interchange.rule.rule import Rule
+
+if TYPE_CHECKING:
+    from interchange.meta.config import TuneConfig
 
 _NOT_TOO = ("factors", "kinds", "schedule", "weight_decay")
 
@@ -112,7 +114,7 @@ class StepSizeWeights:
         return dataclasses.replace(self.source.loaded, step_sizes=sizes)
 
 
-def sized(loaded: Rule | Teacher, config: TuneConfig, tasks: Tasks | None) -> Sized:
+def sized(loaded: Rule | Teacher, config: "TuneConfig", tasks: Tasks | None) -> Sized:
     """What ``config`` asks to tune, with a step size for every tensor of its problem to begin with.
 
     Args:
