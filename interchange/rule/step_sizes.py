@@ -21,7 +21,7 @@ from interchange.rule.rule import Rule
 if TYPE_CHECKING:
     from interchange.meta.config import TuneConfig
 
-_NOT_TOO = ("factors", "kinds", "schedule", "weight_decay")
+_NOT_TOO = ("factors", "kinds", "schedule", "weight_decay", "coordinates", "memory")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,12 +127,7 @@ def sized(loaded: Rule | Teacher, config: "TuneConfig", tasks: Tasks | None) -> 
     for name in _NOT_TOO:
         if getattr(config, name) != defaults[name]:
             flag = f"--{name.replace('_', '-')}"
-            raise L2OError(f"--per-tensor tunes step sizes and nothing else; leave out {flag}")
-    if config.estimator == "forward" and isinstance(loaded, Teacher) and loaded.row.structure:
-        raise L2OError(
-            f"--estimator forward does not go through the structure {loaded.row.structure} of "
-            f"{loaded.row.name}; use first, second or es"
-        )
+            raise L2OError(f"--per-tensor tunes step sizes and nothing else, cheaply; leave out {flag}")
     if tasks is not None:
         names: Sequence[str] = tasks("meta_train", 0).names
     elif "," in config.problem:

@@ -58,12 +58,18 @@ def test_first_and_second_order_are_the_gradients_of_the_whole_graph(impl, name)
         assert_equal(method(task, at, 6, None)[2], expected)
 
 
-@pytest.mark.parametrize("name", ["adam", "rp_s"])
-def test_forward_is_first_order_where_nothing_is_truncated(impl, name):
+@pytest.mark.parametrize("loss", ["sum", "last"])
+@pytest.mark.parametrize("name", ["adam", "rp_s", "rp_s_m"])
+def test_forward_is_first_order_where_nothing_is_truncated(impl, name, loss):
+    """The losses of both unrolls by what happened in either."""
     task, network = digits(impl), network_of(impl, GIVEN[name], layer_1__w=3.0)
-    learner = learner_of(network)
-    expected = learner.first_order(task, learner.start(task), 5, None)[2]
-    assert_equal(learner.forward(task, learner.start(task), 5, None)[2], expected)
+    forward, unroll = impl.module("meta.forward"), impl.module("meta.unroll")
+    at, start = forward.start(task, network), unroll.start(task, network)
+    found = [forward.advance(task, network, at, steps, loss) for steps in (3, 2)]
+    expected = impl.whole_graph(task, network, start, 5, loss, second=False)
+    total = found[1][1] if loss == "last" else {k: g + found[1][1][k] for k, g in found[0][1].items()}
+    assert_equal(total, expected)
+    assert at.step == 5 and len(found[0][0]) == 4
 
 
 def test_second_order_and_evolution_agree_on_which_step_sizes_grow(impl):

@@ -73,21 +73,17 @@ def test_a_file_of_step_sizes_runs_in_both_and_is_more_than_its_lr(first, second
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kinds": True}, "--per-tensor tunes step sizes and nothing else; leave out --kinds"),
+        ({"kinds": True}, "--per-tensor tunes step sizes and nothing else, cheaply; leave out --kinds"),
+        ({"memory": 1.0, "estimator": "forward"}, "nothing else, cheaply; leave out --memory"),
         ({"problem": "digits-mlp,quadratic"}, "--per-tensor: expected one problem"),
         ({"rule": "r.json"}, "--per-tensor: expected a rule without weight decay"),
         ({"rule": "rp_s", "constants": ("c0=1",)}, "rp_s is a teacher, which has none"),
         ({"rule": "psgd"}, "expected a rule or a teacher, got an optimizer that is no equation here"),
-        ({"rule": "own.h5", "estimator": "forward"}, "--estimator forward does not go through the structure"),
     ],
 )
 def test_what_has_no_step_sizes_is_refused_in_one_line(fields, message, tmp_path, monkeypatch):
-    from common.tables.teachers import TEACHERS, initial_weights
-    from interchange.files.weights import save_weights
-
     monkeypatch.chdir(tmp_path)
     saved_rule(tmp_path, "-c0 * g - c1 * theta", c0=0.1, c1=0.01)
-    save_weights("own.h5", TEACHERS["rp_s_m"], initial_weights(TEACHERS["rp_s_m"], 0), "")
     with pytest.raises(L2OError, match=message):
         tuned(torch_impl, tmp_path / "x", **SGD | fields)
     assert not (tmp_path / "x").exists()

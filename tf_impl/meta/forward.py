@@ -3,7 +3,8 @@
 With E_t = d theta_t / d weights, dL/dweights = sum_t w_t <g_t, E_t>. E and the tangents of the rule's own
 state go along with a rollout (real-time recurrent learning; Williams and Zipser 1989), so memory does not
 grow with the steps, and an unroll sees what all steps before it did: no truncation bias (MATH.md section 3).
-A step goes through the coordinates piece by piece (``interchange.meta.carried``).
+A step goes through the coordinates piece by piece (``interchange.meta.carried``). Of step sizes by tensor the
+tangents are what the updates of each tensor have added up to, one number per coordinate for all of them.
 """
 
 import dataclasses
@@ -14,13 +15,15 @@ import tensorflow as tf
 from common.data.coordinates import Subset
 from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, pieces
 from interchange.protocols import Position, Task
-from tf_impl.meta.unroll import decay_factor, inputs_at
+from tf_impl.meta.unroll import advance as one_after
+from tf_impl.meta.unroll import begun, decay_factor, inputs_at
 from tf_impl.networks.rule import RuleNetwork
+from tf_impl.networks.step_sizes import StepSizes
 from tf_impl.problems.tasks import value_and_gradient
 from tf_impl.tensors import on_host, view
 
 
-def start(task: Task, network: RuleNetwork) -> Carried:
+def start(task: Task, network: RuleNetwork | StepSizes) -> Carried:
     """The start of an epoch."""
     network.bind(task)
     return Carried(0, task.initial())
@@ -28,7 +31,7 @@ def start(task: Task, network: RuleNetwork) -> Carried:
 
 def advance(
     task: Task,
-    network: RuleNetwork,
+    network: RuleNetwork | StepSizes,
     at: Carried,
     steps: int,
     loss: str,
@@ -51,6 +54,8 @@ def advance(
     Raises:
         L2OError: weights are arrays, or ``memory`` is too little.
     """
+    if isinstance(network, StepSizes):
+        return _of_step_sizes(task, network, at, steps, loss, lr)
     if not at.parts:
         share = 1.0 if coordinates is None else len(coordinates) / len(at.theta)
         found = pieces(network, task.shapes, at.theta.dtype.size, memory, share, optimizees)
@@ -66,6 +71,29 @@ def advance(
     for part in at.parts:
         _add(total, part, at.take(part, _own), at.gradient)
     return tf.stack(losses), total
+
+
+def _of_step_sizes(
+    task: Task, network: StepSizes, at: Carried, steps: int, loss: str, lr: float
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """``advance`` of step sizes by tensor."""
+    if not at.parts:
+        everything = Piece(slice(0, len(at.theta)), (), (), 0)
+        at.parts = [Part(everything, network.initial_state(at.theta), [(tf.zeros_like(at.theta), ())])]
+    (part,) = at.parts
+    ((moved, _),) = part.tangents
+    position = begun(task, Position(at.step, at.theta, part.state, at.loss, at.gradient))
+    losses, total = [position.loss], tf.zeros(at.theta.shape, tf.float64)
+    for left in range(steps, 0, -1):
+        before = position.theta
+        position = one_after(task, network, position, 1, lr, keep=False)[0]
+        moved = moved + (position.theta - before)
+        losses.append(position.loss)
+        if loss == "sum" or left == 1:
+            total += tf.cast(moved * position.gradient, tf.float64)
+    part.state, part.tangents = position.state, [(moved, ())]
+    at.step, at.theta, at.loss, at.gradient = position.step, position.theta, position.loss, position.gradient
+    return tf.stack(losses), network.by_tensor(total)
 
 
 def rollout(task: Task, network: RuleNetwork, steps: int, lr: float = 1.0) -> np.ndarray:

@@ -53,6 +53,10 @@ class StepSizes(StepSizeWeights):
         for s in range(len(inputs)):
             out, network = self.roll(tf.convert_to_tensor(inputs[s]), network, state.t + 1 + s)
             total += tf.cast(c[s] * out, tf.float64)
+        return self.by_tensor(total)
+
+    def by_tensor(self, total: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Sums over tensors of numbers [N], float64, by weight."""
         sums = tf.math.unsorted_segment_sum(total, self._place, len(self.weights))
         return dict(zip(self.weights, tf.unstack(sums), strict=True))
 

@@ -3,7 +3,8 @@
 With E_t = d theta_t / d weights, dL/dweights = sum_t w_t <g_t, E_t>. E and the tangents of the rule's own
 state go along with a rollout (real-time recurrent learning; Williams and Zipser 1989), so memory does not
 grow with the steps, and an unroll sees what all steps before it did: no truncation bias (MATH.md section 3).
-A step goes through the coordinates piece by piece (``interchange.meta.carried``).
+A step goes through the coordinates piece by piece (``interchange.meta.carried``). Of step sizes by tensor the
+tangents are what the updates of each tensor have added up to, one number per coordinate for all of them.
 """
 
 import dataclasses
@@ -15,13 +16,15 @@ import torch
 from common.data.coordinates import Subset
 from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, pieces
 from interchange.protocols import Position, Task
-from torch_impl.meta.unroll import decay_factor, inputs_at
+from torch_impl.meta.unroll import advance as one_after
+from torch_impl.meta.unroll import begun, decay_factor, inputs_at
 from torch_impl.networks.rule import RuleNetwork
+from torch_impl.networks.step_sizes import StepSizes
 from torch_impl.problems.tasks import value_and_gradient
 from torch_impl.threads import fitting
 
 
-def start(task: Task, network: RuleNetwork) -> Carried:
+def start(task: Task, network: RuleNetwork | StepSizes) -> Carried:
     """The start of an epoch."""
     network.bind(task)
     return Carried(0, task.initial())
@@ -29,7 +32,7 @@ def start(task: Task, network: RuleNetwork) -> Carried:
 
 def advance(
     task: Task,
-    network: RuleNetwork,
+    network: RuleNetwork | StepSizes,
     at: Carried,
     steps: int,
     loss: str,
@@ -52,6 +55,8 @@ def advance(
     Raises:
         L2OError: weights are arrays, or ``memory`` is too little.
     """
+    if isinstance(network, StepSizes):
+        return _of_step_sizes(task, network, at, steps, loss, lr)
     if not at.parts:
         share = 1.0 if coordinates is None else len(coordinates) / len(at.theta)
         found = pieces(network, task.shapes, at.theta.itemsize, memory, share, optimizees)
@@ -68,6 +73,29 @@ def advance(
     for part in at.parts:
         _add(total, part, at.take(part, _tensor_as(at.theta)), at.gradient)
     return torch.stack(losses), total
+
+
+def _of_step_sizes(
+    task: Task, network: StepSizes, at: Carried, steps: int, loss: str, lr: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """``advance`` of step sizes by tensor."""
+    if not at.parts:
+        everything = Piece(slice(0, len(at.theta)), (), (), 0)
+        at.parts = [Part(everything, network.initial_state(at.theta), [(torch.zeros_like(at.theta), ())])]
+    (part,) = at.parts
+    ((moved, _),) = part.tangents
+    position = begun(task, Position(at.step, at.theta, part.state, at.loss, at.gradient))
+    losses, total = [position.loss], torch.zeros_like(at.theta, dtype=torch.float64)
+    for left in range(steps, 0, -1):
+        before = position.theta
+        position = one_after(task, network, position, 1, lr, keep=False)[0]
+        moved = moved + (position.theta - before)
+        losses.append(position.loss)
+        if loss == "sum" or left == 1:
+            total += moved * position.gradient
+    part.state, part.tangents = position.state, [(moved, ())]
+    at.step, at.theta, at.loss, at.gradient = position.step, position.theta, position.loss, position.gradient
+    return torch.stack(losses), network.by_tensor(total)
 
 
 def rollout(task: Task, network: RuleNetwork, steps: int, lr: float = 1.0) -> np.ndarray:

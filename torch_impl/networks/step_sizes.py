@@ -35,8 +35,7 @@ class StepSizes(StepSizeWeights):
         self, weights: Weights, x: torch.Tensor, network: tuple[torch.Tensor, ...], t: int
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Output [N] before ``structure`` and ``scale``, and the new state, for inputs x [F, N]."""
-        with torch.enable_grad():  # without, a teacher's cells are computed in place, which vmap refuses
-            out, network = self.inner.step(self.inner.weights, x, network, t)
+        out, network = self.inner.step(self.inner.weights, x, network, t)
         return self._sized(weights, out), network
 
     def roll(
@@ -57,6 +56,10 @@ class StepSizes(StepSizeWeights):
         for s, x in enumerate(inputs):
             out, network = self.roll(x, network, state.t + 1 + s)
             total += c[s] * out
+        return self.by_tensor(total)
+
+    def by_tensor(self, total: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sums over tensors of numbers [N], float64, by weight."""
         sums = total.new_zeros(len(self.weights)).index_add_(0, self._index(total), total)
         return dict(zip(self.weights, sums.unbind(), strict=True))
 
