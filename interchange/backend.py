@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from common.data.coordinates import Subset
-from common.training import PLAIN, Training
+from common.training import Training
 from interchange.protocols import Network, Position, Task
 from interchange.rollout import Rollout, Trained
 
@@ -233,12 +233,7 @@ class Backend(Protocol):
         """
 
     def fit(
-        self,
-        source: "Source",
-        task: Task,
-        steps: int,
-        stop: Callable[[float], bool],
-        training: Training = PLAIN,
+        self, source: "Source", task: Task, steps: int, stop: Callable[[float], bool], training: Training
     ) -> Trained:
         """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
 
@@ -248,9 +243,9 @@ class Backend(Protocol):
         lr: float,
         task: Task,
         steps: int,
-        schedule: str = "constant",
-        score: bool = True,
-        training: Training = PLAIN,
+        schedule: str,
+        score: bool,
+        training: Training,
     ) -> Rollout:
         """A run of an optimizer on an optimizee; ``score``: look at the test data at its end."""
 

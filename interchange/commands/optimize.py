@@ -95,20 +95,15 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
         tasks, config = own(config, tasks), dataclasses.replace(config, problem="")
     first = _task(config, backend, 0, tasks)  # missing data are found before anything is written
     length, training = _length(config, first)
-    out = config.out or f"runs/{_short_name(spec)}-{config.problem or 'own'}-{config.seed}"
-    if config.start and Path(config.start).resolve() == Path(out).resolve():
-        raise L2OError(f"--out {out} is where --start reads from; choose another folder")
+    out = _place(config, spec)
     origin = {"source_sha256": source.sha256, "created_by": backend.CREATED_BY}
     finished = _finished(out, config, origin)
     going_on = finished is not None and not config.overwrite
     folder = RunFolder(out, create=not going_on, resume=going_on, overwrite=config.overwrite)
     result = Optimization(folder.path, finished if going_on else [])
     done, steps = length * len(result.runs), length * config.runs
-    with (
-        Interrupt() as interrupt,
-        folder,
-        Progress(spec.kind, steps, quiet=config.quiet, done=done) as progress,
-    ):
+    shown = Progress(spec.kind, steps, quiet=config.quiet, done=done)
+    with Interrupt() as interrupt, folder, shown as progress:
         if going_on:
             folder.truncate_metrics(lambda row: row["outcome"] != _INTERRUPTED)
         else:
@@ -124,13 +119,18 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
             result.runs.append(backend.fit(source, task, length, stop, training))
             if result.runs[result.best].outcome != DIVERGED:
                 _write(folder, config, result, origin)
-    if result.runs and result.runs[result.best].outcome == DIVERGED:
-        step = len(result.runs[0].losses)
-        raise L2OError(
-            f"{spec.text} diverged on {config.problem or 'its task'} at step {step + 1}; lower its lr"
-        )
+    _refuse_divergence(result, config)
     whole = len(result.runs) == config.runs and result.runs[-1].outcome != _INTERRUPTED
     return dataclasses.replace(result, exit_code=0 if whole else interrupt.exit_code)
+
+
+def _refuse_divergence(result: Optimization, config: OptimizeConfig) -> None:
+    """Where every run diverged there is nothing to keep."""
+    if result.runs and result.runs[result.best].outcome == DIVERGED:
+        step, where = len(result.runs[0].losses) + 1, config.problem or "its task"
+        raise L2OError(
+            f"{named_spec(config.optimizer).text} diverged on {where} at step {step}; lower its lr"
+        )
 
 
 def _length(config: OptimizeConfig, first: "Task") -> tuple[int, Training]:
@@ -181,8 +181,13 @@ def _finished(out: str, config: OptimizeConfig, origin: Mapping[str, str]) -> li
     ]
 
 
-def _short_name(spec: Spec) -> str:
-    return spec.target if spec.kind == "baseline" else spec.kind
+def _place(config: OptimizeConfig, spec: Spec) -> str:
+    """Where the run goes."""
+    name = spec.target if spec.kind == "baseline" else spec.kind
+    out = config.out or f"runs/{name}-{config.problem or 'own'}-{config.seed}"
+    if config.start and Path(config.start).resolve() == Path(out).resolve():
+        raise L2OError(f"--out {out} is where --start reads from; choose another folder")
+    return out
 
 
 def _task(config: OptimizeConfig, backend: "Backend", number: int, tasks: "Tasks | None") -> "Task":

@@ -188,14 +188,7 @@ def _record_one(
     task, seed = given("record", index), derived_seed(config.seed, "record", index)
     row = dataclasses.asdict(task.instance.problem) if config.problem else {}
     tensor, place = coordinate_table(task.shapes)
-    count, length = max(1, round(config.samples / (config.runs * config.steps))), config.steps
-    if matrices:
-        sizes = [math.prod(view.shape) * view.matrix for view in task.views]
-        chosen = np.flatnonzero(np.isin(tensor, largest_within(sizes, _WHOLE_ROWS // length)))
-        length = min(length, max(2, _WHOLE_ROWS // len(chosen)))
-    else:
-        choose = choose_tensors if config.whole_tensors else choose_coordinates
-        chosen = choose([math.prod(shape) for shape in task.shapes], count, config.seed, index)
+    chosen, length = _chosen(config, task, index, matrices)
     network, expressions = _network(source, config, backend)
     steps = list(backend.trace(source, network, task, length, chosen))
     if not steps:
@@ -227,6 +220,20 @@ def _record_one(
         params_shapes=task.shapes,
         params_views=task.views if config.whole_tensors or matrices else None,
     ), expressions
+
+
+def _chosen(config: RecordConfig, task: "Task", index: int, matrices: bool) -> tuple[np.ndarray, int]:
+    """The coordinates of a run that are recorded, and its length."""
+    count, length = max(1, round(config.samples / (config.runs * config.steps))), config.steps
+    if matrices:
+        sizes, (tensor, _) = (
+            [math.prod(v.shape) * v.matrix for v in task.views],
+            coordinate_table(task.shapes),
+        )
+        chosen = np.flatnonzero(np.isin(tensor, largest_within(sizes, _WHOLE_ROWS // length)))
+        return chosen, min(length, max(2, _WHOLE_ROWS // len(chosen)))
+    choose = choose_tensors if config.whole_tensors else choose_coordinates
+    return choose([math.prod(shape) for shape in task.shapes], count, config.seed, index), length
 
 
 def _network(

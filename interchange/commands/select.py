@@ -67,12 +67,7 @@ def select(config: SelectConfig, backend: "Backend", tasks: "Tasks | None" = Non
     from interchange.rule.front import read_front
 
     rules, folder = read_front(config.front), Path(config.out or front_folder(config.front))
-    if tasks is not None:
-        if config.jobs > 1:
-            raise L2OError(
-                f"jobs: expected 1 with tasks of your own, which stay in one process, got {config.jobs}"
-            )
-        tasks, config = own(config, tasks), dataclasses.replace(config, problem="")
+    config, tasks = _given(config, tasks)
     _task(config, backend, 0, tasks)  # missing data are found before the work begins
     with _progress(rules, config) as progress:
         first = _figures(rules, range(config.tasks), config, backend, progress, tasks)
@@ -93,16 +88,29 @@ def select(config: SelectConfig, backend: "Backend", tasks: "Tasks | None" = Non
     records = _records(first)
     for k, record in zip(places, _records(final), strict=True):
         records[k] = record
-    where = {"steps": config.steps, "problem": config.problem}
-    scored = [
-        dataclasses.replace(rule, provenance=rule.provenance | {"loss": record | where})
-        for rule, record in zip(rules, records, strict=True)
-    ]
+    scored = [_told(*pair, config) for pair in zip(rules, records, strict=True)]
     chosen = places[choose(final, [rules[k].complexity for k in places])]
     true = exact(scored)  # what leaves only the recording's rounding is the optimizer that was recorded
     best = scored[chosen] if true is None or rollout_loss(true) == math.inf else true
     _write(folder, scored, best)
     return [best, *sorted((rule for rule in scored if rule is not best), key=_behind)]
+
+
+def _told(rule: "Rule", record: dict[str, float | int | None], config: SelectConfig) -> "Rule":
+    """The rule with what the choice knows of it."""
+    loss = record | {"steps": config.steps, "problem": config.problem}
+    return dataclasses.replace(rule, provenance=rule.provenance | {"loss": loss})
+
+
+def _given(config: SelectConfig, tasks: "Tasks | None") -> "tuple[SelectConfig, Tasks | None]":
+    """Configuration and tasks of the caller's own, where there are any."""
+    if tasks is None:
+        return config, None
+    if config.jobs > 1:
+        raise L2OError(
+            f"jobs: expected 1 with tasks of your own, which stay in one process, got {config.jobs}"
+        )
+    return dataclasses.replace(config, problem=""), own(config, tasks)
 
 
 def _write(folder: Path, scored: "Sequence[Rule]", best: "Rule") -> None:
