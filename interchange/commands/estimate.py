@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ def estimate(config: MetaLoop, command: str, backend: str) -> Estimate:
     validated = config.validation_tasks * len(plan.problems) * sum(plan.horizons)
     every = config.validate_every
     return Estimate(
-        parameters={name: _count(name, config.dataset) for name in plan.problems},
+        parameters={name: coordinates(name, config.dataset) for name in plan.problems},
         step=found["step"],
         epoch=found["beside"] + float(np.mean(lengths)) * found["step"],
         validation=found["validated"] * validated,
@@ -110,17 +110,26 @@ def estimate(config: MetaLoop, command: str, backend: str) -> Estimate:
     )
 
 
-def _count(problem: str, dataset: str) -> int:
+def coordinates(problem: str, dataset: str) -> int:
+    """Of an optimizee."""
     row = problem_row(problem, "" if problem_row(problem).kind == "function" else dataset)
     return sum(math.prod(spec.shape) for spec in parameter_specs(row))
 
 
 def _tried(config: dict[str, Any], command: str, backend: str) -> dict[str, float]:
     """What the child process measured."""
-    given = json.dumps({"command": command, "package": f"{backend}_impl", "config": config})
+    return tried({"command": command, "package": f"{backend}_impl", "config": config}, __name__)
+
+
+def tried(given: dict[str, Any], module: str) -> Any:
+    """What ``answer`` of a module printed in a child process that was given this.
+
+    Raises:
+        L2OError: what it raised, or that it failed.
+    """
     child = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import answer; answer()"],
-        input=given, capture_output=True, text=True,
+        [sys.executable, "-c", f"from {module} import answer; answer()"],
+        input=json.dumps(given), capture_output=True, text=True,
     )  # fmt: skip
     lines = child.stdout.splitlines()
     if child.returncode or not lines:
@@ -134,10 +143,15 @@ def _tried(config: dict[str, Any], command: str, backend: str) -> dict[str, floa
 
 def answer() -> None:
     """What the child process does: read what to try, try it, print what it took as JSON."""
+    respond(_measured)
+
+
+def respond(measure: Callable[[Mapping[str, Any], str], dict[str, Any]]) -> None:
+    """Print what ``measure`` finds of what is read, with an empty folder."""
     given = json.load(sys.stdin)
     try:
         with tempfile.TemporaryDirectory(prefix="l2o-dry-run-") as folder:
-            found = _measured(given, folder)
+            found = measure(given, folder)
     except L2OError as error:
         found = {"error": str(error)}
     print(json.dumps(found))
@@ -169,14 +183,14 @@ def _measured(given: Mapping[str, Any], folder: str) -> dict[str, float]:
     # There is a validation before the first epoch and one after the last.
     tasks = max(1, min(100, math.ceil(_WORTH / rough)))
     validated = max(0.0, took(validation_tasks=1 + tasks) - once) / (2 * tasks * _LENGTH)
-    peak, growth = _peak(), 0.0
+    peak, growth = most_memory(), 0.0
     if unrolled and given["config"]["unroll"] > unroll:
         took(unroll=2 * unroll, epoch_length=2 * _LENGTH)
-        growth = (_peak() - peak) / unroll
+        growth = (most_memory() - peak) / unroll
     found = {"step": step, "beside": max(0.0, epoch - _LENGTH * step), "start": max(0.0, first - epoch)}
-    return found | {"validated": validated, "peak": _peak(), "growth": growth}
+    return found | {"validated": validated, "peak": most_memory(), "growth": growth}
 
 
-def _peak() -> int:
+def most_memory() -> int:
     """The most bytes this process had in memory."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -20,19 +20,17 @@ from common.metrics import summarise, summary_text
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.tables.baselines import BASELINES, absent
-from common.tables.suites import Entry, entries
+from interchange.commands.asked import Asked, asked
 from interchange.evaluation.cells import Cell, Memory, Store, code_of
-from interchange.evaluation.config import EvaluateConfig, expected_runs
-from interchange.evaluation.grid import Pool, Tested, course, first_tasks, in_steps, run_grid
+from interchange.evaluation.config import EvaluateConfig
+from interchange.evaluation.grid import Pool, Tested, course, run_grid
 from interchange.evaluation.profiles import compare, standing_groups, standings_text
 from interchange.evaluation.timing import gradient_seconds, step_times, time_optimizers
-from interchange.evaluation.tuning import loss_at_or_inf
-from interchange.meta.tasks import own
+from interchange.evaluation.tuning import loss_at_or_inf, planned
 from interchange.report.verdict import trials_note
-from interchange.rule.source import named_specs
 
 if TYPE_CHECKING:
-    from interchange.backend import Backend, Task, Tasks
+    from interchange.backend import Backend, Tasks
     from interchange.files.results import EvaluationRow
     from interchange.rule.rule import Rule
     from interchange.rule.source import Source
@@ -40,10 +38,19 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "folder_of", "loss_at_or_inf", "main", "time_optimizers"]
 
 _LOG = logging.getLogger(__name__)
-_HORIZONS = (200,)
-_OWN = "own"  # what a caller's own tasks are called as a problem
 _TEACHER = 10.0  # cost of a teacher's step in gradients, roughly; only the order of cells hangs on it
-_MAY_DIFFER = ("optimizers", "seeds", "jobs", "cluster", "out", "quiet", "overwrite", "data_dir", "report")
+_MAY_DIFFER = (
+    "optimizers",
+    "seeds",
+    "jobs",
+    "cluster",
+    "out",
+    "quiet",
+    "overwrite",
+    "data_dir",
+    "report",
+    "dry_run",
+)
 
 
 def evaluate(
@@ -62,27 +69,11 @@ def evaluate(
     from common.run.parallel import check_cluster
     from common.run.storage import RunLock
 
-    config = config.resolved()
-    backend.device_of(config.device)
     check_cluster(config.cluster)
-    for name in ("steps", "passes"):
-        if getattr(config, name) and "suite:" in config.problem:
-            raise L2OError(f"--problem {config.problem}: a suite has its own horizons; leave --{name} out")
-    if config.steps and config.passes:
-        raise L2OError("--steps and --passes both say how long to train; leave one out")
-    if tasks is not None:
-        if config.jobs > 1 or config.cluster:
-            raise L2OError("jobs, cluster: tasks of your own stay in one process; leave them out")
-        tasks, config = own(config, tasks), dataclasses.replace(config, problem=_OWN)
-    lengths = config.steps or config.passes or _HORIZONS
-    wanted = entries(config.problem, lengths) if tasks is None else tuple(Entry(_OWN, n) for n in lengths)
-    loaded = {spec.text: backend.load_source(spec) for spec in named_specs(config.optimizers, backend.NAME)}
+    all_of_it = asked(config, backend, tasks)
+    config, loaded = all_of_it.config, all_of_it.loaded
     folder = folder_of(config)
     _check_existing(folder / "evaluation.h5", config, loaded)
-    configs, first, left_out = first_tasks(wanted, config, backend, tasks)
-    wanted = tuple(entry for entry in wanted if entry.problem in configs)
-    if config.passes:
-        wanted, configs = in_steps(wanted, configs, first)
     with RunLock(folder):
         packages = Path(__file__).parents[2]
         code = code_of(*(packages / name for name in ("common", "interchange", f"{backend.NAME}_impl")))
@@ -90,9 +81,9 @@ def evaluate(
         store = kind(folder / "cells", config, loaded, f"{backend.CREATED_BY}, code {code}")
         if config.overwrite and (folder / "evaluation.h5").exists():  # else the same command goes on
             store.clear()
-        rows = _run(wanted, configs, loaded, first, store, backend, tasks)
+        rows = _run(all_of_it, store, backend)
         rules = {text: source.loaded for text, source in loaded.items() if source.spec.kind == "rule"}
-        _write(folder, rows, config, backend, code, rules, left_out)
+        _write(folder, rows, config, backend, code, rules, all_of_it.left_out)
     return rows
 
 
@@ -130,16 +121,9 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _run(
-    wanted: Sequence[Entry],
-    configs: Mapping[str, EvaluateConfig],
-    loaded: "Mapping[str, Source]",
-    first: "Mapping[str, Task]",
-    store: Store,
-    backend: "Backend",
-    tasks: "Tasks | None",
-) -> "list[EvaluationRow]":
-    horizons = {p: tuple(sorted(e.steps for e in wanted if e.problem == p)) for p in configs}
+def _run(all_of_it: Asked, store: Store, backend: "Backend") -> "list[EvaluationRow]":
+    configs, loaded, first = all_of_it.configs, all_of_it.loaded, all_of_it.first
+    horizons = {p: all_of_it.horizons(p) for p in configs}
     courses = {p: course(loaded, p, horizons[p], configs[p]) for p in configs}
     weights = {p: gradient_seconds(loaded, first[p], backend) if len(first) > 1 else 1.0 for p in first}
 
@@ -148,14 +132,15 @@ def _run(
         return weights[cell.problem] * cell.steps * slow
 
     quiet = next(iter(configs.values())).quiet
-    specs = {text: source.spec for text, source in loaded.items()}
-    with Progress("evaluate", expected_runs(specs, horizons, configs), quiet=quiet, about=True) as progress:
+    plans = (planned(source, horizons[p], configs[p]) for p in configs for source in loaded.values())
+    expected = sum(runs for plan in plans for _, _, runs in plan)
+    with Progress("evaluate", expected, quiet=quiet, about=True) as progress:
         pool = Pool(store, cost, progress)
-        tested = run_grid(courses, pool, configs, loaded, backend, tasks)
+        tested = run_grid(courses, pool, configs, loaded, backend, all_of_it.own)
     if pool.found and not quiet:
         print(f"{pool.found} of {pool.total} cells were there", file=sys.stderr, flush=True)
     known = set().union(*(_trained_on(source) for source in loaded.values()))
-    seen = {(e.problem, e.steps): e.trained_on or e.problem in known for e in wanted}
+    seen = {(e.problem, e.steps): e.trained_on or e.problem in known for e in all_of_it.wanted}
     return [
         row
         for p in configs
@@ -259,6 +244,11 @@ def main(command: Callable[[EvaluateConfig], Any], name: str, argv: Sequence[str
     """The command line of ``command``, the function of the backend called ``name``; the exit code."""
 
     def body(config: EvaluateConfig) -> None:
+        if config.dry_run:
+            from interchange.commands.forecast import forecast
+
+            print(forecast(config, name))
+            return
         rows = command(config)
         if config.quiet:
             return

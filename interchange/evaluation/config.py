@@ -1,21 +1,16 @@
 """What ``evaluate`` takes."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import get_args
 
 from common.data.datasets import Split
 from common.errors import L2OError
 from common.run.config import Trains, option
-from common.tables.baselines import Spec
 from common.tables.schedules import SCHEDULES
 
 
 def _schedules() -> tuple[str, ...]:
     return (*SCHEDULES, "all")
-
-
-_GROWTH = 2  # trials by which grids usually grow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +42,7 @@ class EvaluateConfig(Trains):
     )
     fair: bool = option(False, "the whole protocol: --schedules all --knob; some 28 settings instead of 7")
     jobs: int = option(1, "processes", low=1)
+    dry_run: bool = option(False, "only say what it would take: parameters, memory, time, by a few steps")
     cluster: str = option("", "dask, dask:tcp://HOST:PORT, ray or ray:HOST:PORT instead of the local pool")
     report: bool = option(True, "write report.html too")
 
@@ -57,13 +53,3 @@ class EvaluateConfig(Trains):
         if self.schedules not in (type(self).schedules, ("all",)):
             raise L2OError("--fair tries every schedule; leave --schedules out")
         return dataclasses.replace(self, fair=False, schedules=("all",), knob=True)
-
-
-def expected_runs(
-    specs: Mapping[str, Spec], horizons: Mapping[str, tuple[int, ...]], configs: Mapping[str, EvaluateConfig]
-) -> int:
-    """About how many runs there will be: grids may grow, and some runs may be there already."""
-    config = next(iter(configs.values()))
-    trials = config.trials + _GROWTH if config.trials else 0
-    tuned = sum(spec.lr is None for spec in specs.values()) * trials * config.validation_seeds
-    return sum(tuned + len(specs) * len(own) * config.seeds for own in horizons.values())

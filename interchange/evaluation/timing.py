@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _TIMED_STEPS, _TIMED_ROUNDS = 10, 7
+TIMED = _TIMED_ROUNDS * (1 + _TIMED_STEPS)  # steps of every optimizer that are timed
 
 
 def time_optimizers(

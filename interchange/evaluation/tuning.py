@@ -6,7 +6,7 @@ next, is sent their rollouts, and returns what it tried.
 
 import dataclasses
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.metrics import loss_at, loss_interval
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _OTHERS = 3  # learning rates tried with every schedule but the first, and with every value of a knob
 _KNOBS = (0.5, 2.0)  # 1 - b over the default's
+_GROWTH = 2  # trials by which the first grids usually grow
 _FARTHEST = 14  # factors of 2 from the middle at which widening a grid ends
 
 Results = Mapping[Cell, Rollout]
@@ -118,12 +119,7 @@ def tuning(
     horizon, two shorter grids about what is best so far, with other values of the knob. A SPEC that fixes
     its schedule has that alone, one that fixes lr the first; neither lr nor knob is tuned then.
     """
-    names = config.schedules
-    if "all" in names:
-        usual = [name for name, row in SCHEDULES.items() if not row.extra]
-        names = tuple(dict.fromkeys([*usual, *(name for name in names if name != "all")]))
-    few = {text: names[:1] if source.spec.lr else names for text, source in sources.items()}
-    of = {t: (s.spec.schedule,) if s.spec.schedule else few[t] for t, s in sources.items()}
+    of = {text: _schedules(source, config) for text, source in sources.items()}
     start = {text: Arm(of[text][0], None, horizons) for text in sources}
     grids = {
         (text, start[text]): Grid(source.spec.lr or source.spec.middle, {}, horizons)
@@ -146,6 +142,33 @@ def tuning(
             yield from _filled(turned, sources, problem, config, few_trials)
             grids |= turned
     return _by_optimizer(grids)
+
+
+def _schedules(source: "Source", config: EvaluateConfig) -> tuple[str, ...]:
+    """What an optimizer chooses its schedule from."""
+    if source.spec.schedule:
+        return (source.spec.schedule,)
+    names = config.schedules
+    if "all" in names:
+        usual = [name for name, row in SCHEDULES.items() if not row.extra]
+        names = tuple(dict.fromkeys([*usual, *(name for name in names if name != "all")]))
+    return names[:1] if source.spec.lr else names
+
+
+def planned(
+    source: "Source", horizons: tuple[int, ...], config: EvaluateConfig
+) -> Iterator[tuple[str, int, int]]:
+    """Stream, steps and number of the runs of an optimizer on a problem, about: grids may grow."""
+    few = min(_OTHERS, config.trials)
+    if source.spec.lr is None and config.trials:
+        for place, name in enumerate(_schedules(source, config)):
+            for steps in horizons if SCHEDULES[name].ends else (max(horizons),):
+                trials = few if place else config.trials + _GROWTH
+                yield "validation", steps, trials * config.validation_seeds
+        for steps in horizons if config.knob and source.knob else ():
+            yield "validation", steps, len(_KNOBS) * few * config.validation_seeds
+    for steps in horizons:
+        yield "test", steps, config.seeds
 
 
 def _by_optimizer(grids: Grids) -> dict[str, Tuned]:

@@ -70,6 +70,7 @@ COMPUTED = {
     "common/run/parallel.py": "asks whether the cluster's package is there; does not import it",
     "interchange/commands/__init__.py": "the backend whose command it is, when it is called",
     "interchange/commands/estimate.py": "the command that is tried, in a child process of its own",
+    "interchange/commands/forecast.py": "the backend that is tried, in a child process of its own",
     "interchange/emit/__init__.py": "its own modules, from the table of targets",
     "interchange/emit/source.py": "looks up a module's file to copy operators from; does not import it",
     "interchange/search/__init__.py": "asks whether the engine's package is there; does not import it",
