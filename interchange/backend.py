@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 Tasks = Callable[[str, int], Task]
+Stop = Callable[[float], bool]
+Told = Callable[[int, float, float], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -233,9 +235,10 @@ class Backend(Protocol):
         """
 
     def fit(
-        self, source: "Source", task: Task, steps: int, stop: Callable[[float], bool], training: Training
+        self, source: "Source", task: Task, steps: int, stop: Stop, training: Training, told: Told
     ) -> Trained:
-        """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
+        """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training.
+        ``told`` gets step, test loss and accuracy at every look."""
 
     def roll_out(
         self,

@@ -17,6 +17,7 @@ class Curve:
     Args:
         scores: test loss and accuracy of the parameters as they are.
         every: steps between two looks; 0 for none before the end.
+        told: what gets step, test loss and accuracy of every look.
 
     Attributes:
         seconds: that looking took.
@@ -27,8 +28,9 @@ class Curve:
         scores: Callable[[], tuple[float, float]],
         every: int,
         stop: Callable[[float], bool] | None = None,
+        told: Callable[[int, float, float], None] | None = None,
     ) -> None:
-        self._scores, self._every, self._stop = scores, every, stop
+        self._scores, self._every, self._stop, self._told = scores, every, stop, told
         self._step, self._rows, self.seconds = 0, [], 0.0
 
     def __call__(self, loss: float) -> bool:
@@ -51,6 +53,8 @@ class Curve:
         started = time.perf_counter()
         self._rows.append((self._step, *self._scores()))
         self.seconds += time.perf_counter() - started
+        if self._told is not None:
+            self._told(*self._rows[-1])
 
 
 def accuracies(runs: Sequence[Any], names: Mapping[str, str]) -> Curves:

@@ -152,11 +152,12 @@ def fit(
     steps: int,
     stop: Callable[[float], bool],
     training: Training = PLAIN,
+    told: Callable[[int, float, float], None] | None = None,
 ) -> Trained:
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started = time.perf_counter()
     with borrowed(source, task, source.spec.lr or source.spec.middle, training) as loop:
-        curve = Curve(lambda: task.test_scores(flat(loop.trained)), training.test_every, stop)
+        curve = Curve(lambda: task.test_scores(flat(loop.trained)), training.test_every, stop, told)
         losses, outcome = descend(task, loop, steps, curve, source.spec.schedule or "constant")
         seconds = time.perf_counter() - started - curve.seconds
         if not _finite(flat(loop.parameters)):  # the last step may have ruined it

@@ -144,13 +144,14 @@ def fit(
     steps: int,
     stop: Callable[[float], bool],
     training: Training = PLAIN,
+    told: Callable[[int, float, float], None] | None = None,
 ) -> Trained:
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started, parameters = time.perf_counter(), rollout.leaves(task)
     named, lr = zip(task.names, parameters, strict=True), source.spec.lr or source.spec.middle
     optimizer = source.optimizer(named, lr, task.views, training)
     kept = Averaged(parameters, optimizer, training.average)
-    curve = Curve(lambda: task.test_scores(rollout.flat(kept.tensors)), training.test_every, stop)
+    curve = Curve(lambda: task.test_scores(rollout.flat(kept.tensors)), training.test_every, stop, told)
     schedule = source.spec.schedule or "constant"
     losses, outcome = rollout.descend(task, parameters, optimizer, steps, curve, schedule, training)
     seconds = time.perf_counter() - started - curve.seconds

@@ -35,7 +35,8 @@ _LOSSES = "losses.csv"
 _LIMIT = 1 << 30  # bytes of it
 _INTERRUPTED = "interrupted"
 _STEPS = 200
-_ELSEWHERE = ("out", "quiet", "overwrite", "data_dir")  # settings that no number depends on
+_POINTS = 200  # of a run's losses that TensorBoard gets
+_ELSEWHERE = ("out", "quiet", "overwrite", "data_dir", "tensorboard")  # settings that no number depends on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class OptimizeConfig(Trains):
     steps: int = option(_STEPS, "steps of a run", low=1)
     passes: int = option(0, "passes over the training data, instead of steps", low=0)
     runs: int = option(1, "runs, each on a fresh optimizee", low=1)
+    tensorboard: bool = option(False, "write losses and test figures for TensorBoard too, below the folder")
     split: str = option("meta_train", "part of the data", choices=lambda: get_args(Split))
 
 
@@ -108,20 +110,58 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
             folder.truncate_metrics(lambda row: row["outcome"] != _INTERRUPTED)
         else:
             folder.file(_LOSSES).unlink(missing_ok=True)
+        place = str(folder.file("tensorboard"))
+        tell = backend.metrics_writer(place) if config.tensorboard else None
         while len(result.runs) < config.runs and not interrupt.requested:
-            number = len(result.runs)
-
-            def stop(loss: float, shown: str = f"{number + 1}/{config.runs}") -> bool:
-                progress.advance(run=shown, loss=loss)
-                return interrupt.requested
-
-            task = _task(config, backend, number, tasks)
-            result.runs.append(backend.fit(source, task, length, stop, training))
+            watch = _Watch(len(result.runs), length, progress, tell, lambda: interrupt.requested)
+            task = _task(config, backend, watch.number, tasks)
+            result.runs.append(backend.fit(source, task, length, watch.step, training, watch.look))
             if result.runs[result.best].outcome != DIVERGED:
                 _write(folder, config, result, origin)
     _refuse_divergence(result, config)
     whole = len(result.runs) == config.runs and result.runs[-1].outcome != _INTERRUPTED
     return dataclasses.replace(result, exit_code=0 if whole else interrupt.exit_code)
+
+
+class _Watch:
+    """Told of every step and look of a run: it shows progress, and tells TensorBoard.
+
+    Args:
+        number: of the run, of so many steps.
+        tell: gets rows of metrics, if anybody does.
+        stopped: whether to stop.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        steps: int,
+        progress: Progress,
+        tell: Callable[[Mapping[str, Any]], None] | None,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.number, self._progress, self._tell, self._stopped = number, progress, tell, stopped
+        self._step, self._every, self._losses = 0, max(1, steps // _POINTS), []
+
+    def step(self, loss: float) -> bool:
+        """After a step with its loss; True ends the run."""
+        self._progress.advance(run=str(self.number + 1), loss=loss)
+        self._step += 1
+        if self._tell is not None:
+            self._losses.append(loss)
+            if self._step % self._every == 0:
+                self._told(self._step, loss=float(np.mean(self._losses)))
+                self._losses = []
+        return self._stopped()
+
+    def look(self, step: int, test_loss: float, accuracy: float) -> None:
+        """After a look at the test images."""
+        self._told(step, test_loss=test_loss, accuracy=accuracy)
+
+    def _told(self, step: int, **figures: float) -> None:
+        if self._tell is not None:
+            known = {name: value for name, value in figures.items() if math.isfinite(value)}
+            self._tell({"epoch": step} | {f"run_{self.number}/{name}": v for name, v in known.items()})
 
 
 def _refuse_divergence(result: Optimization, config: OptimizeConfig) -> None:

@@ -111,6 +111,25 @@ def test_the_average_is_what_is_kept(package, tmp_path):
     np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-10)
 
 
+def test_tensorboard_gets_losses_and_figures_along_the_way(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = optimized(tmp_path / "o", steps=6, runs=2, test_every=3, tensorboard=True)
+    (file,) = (result.folder / "tensorboard").iterdir()
+    events = EventAccumulator(str(file))
+    events.Reload()
+    for number, run in enumerate(result.runs):
+        for name, want in (
+            ("loss", run.losses),
+            ("accuracy", run.curve[:, 2]),
+            ("test_loss", run.curve[:, 1]),
+        ):
+            points = events.Scalars(f"run_{number}/{name}")
+            np.testing.assert_allclose([point.value for point in points], want, rtol=1e-6)
+            assert [p.step for p in points] == ([3, 6] if name != "loss" else [1, 2, 3, 4, 5, 6])
+
+
 def rates(scheduler, steps: int) -> list[float]:
     found = []
     for _ in range(steps):
