@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _OTHERS = 3  # learning rates tried with every schedule but the first, and with every value of a knob
 _KNOBS = (0.5, 2.0)  # 1 - b over the default's
-_GROWTH = 2  # trials by which the first grids usually grow
+_GROWTH, _USUAL = 2, 6  # trials by which the first grids usually grow, and what short ones grow to
 _FARTHEST = 14  # factors of 2 from the middle at which widening a grid ends
 
 Results = Mapping[Cell, Rollout]
@@ -163,7 +163,7 @@ def planned(
     if source.spec.lr is None and config.trials:
         for place, name in enumerate(_schedules(source, config)):
             for steps in horizons if SCHEDULES[name].ends else (max(horizons),):
-                trials = few if place else config.trials + _GROWTH
+                trials = few if place else max(config.trials + _GROWTH, _USUAL)
                 yield "validation", steps, trials * config.validation_seeds
         for steps in horizons if config.knob and source.knob else ():
             yield "validation", steps, len(_KNOBS) * few * config.validation_seeds

@@ -66,6 +66,7 @@ def comparison(monkeypatch, tmp_path):
 def test_a_comparison_takes_what_its_runs_take(comparison, monkeypatch, tmp_path):
     """But for grids that grow; with a fixed rate, a fixed schedule, several of them, a knob, looks."""
     monkeypatch.setattr(tuning, "_GROWTH", 0)
+    monkeypatch.setattr(tuning, "_USUAL", 0)
     settings = {
         "problem": "quadratic,digits-mlp",
         "optimizers": ("momentum", "adam:schedule=linear", "lion:lr=0.1"),
