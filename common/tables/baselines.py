@@ -191,6 +191,7 @@ class Spec:
         options: further hyper-parameters, ``DECAYS`` among them where they are given.
         schedule: row of ``common.tables.schedules`` if the SPEC fixes it, else "".
         knob: the baseline's knob where the SPEC leaves it open, else "".
+        open_decay: the SPEC says nothing of weight_decay.
     """
 
     text: str
@@ -200,6 +201,7 @@ class Spec:
     options: dict[str, float]
     schedule: str = ""
     knob: str = ""
+    open_decay: bool = True
 
     @property
     def middle(self) -> float:
@@ -222,12 +224,14 @@ def parse_spec(text: str) -> Spec:
             target, pairs = ",".join([target, *own]), [pair for pair in pairs if pair not in own]
         schedule, pairs = _schedule(pairs)
         options = _pairs(text, pairs, ())
-        return Spec(text, head, target, options.pop("lr", None), options, schedule)
+        lr, open_decay = options.pop("lr", None), DECAYS[0] not in options
+        return Spec(text, head, target, lr, options, schedule, open_decay=open_decay)
     row = BASELINES[head]
     schedule, pairs = _schedule(rest.split(",") if rest else [])
     options = _pairs(text, pairs, row.options)
     lr, knob = options.pop("lr", None), "" if row.knob in options else row.knob
-    return Spec(text, "baseline", head, lr, row.options | options, schedule, knob)
+    given = row.options | options
+    return Spec(text, "baseline", head, lr, given, schedule, knob, DECAYS[0] not in options)
 
 
 def _schedule(pairs: Sequence[str]) -> tuple[str, list[str]]:

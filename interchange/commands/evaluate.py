@@ -197,7 +197,8 @@ def _rows(
                 settings={
                     "lr": lr,
                     "schedule": arm.schedule,
-                    "knob": {source.knob: source.knob_value} if config.knob and source.knob else {},
+                    "knob": ({source.knob: source.knob_value} if config.knob and source.knob else {})
+                    | ({} if arm.weight_decay is None else {"weight_decay": arm.weight_decay}),
                     "sha256": loaded[text].sha256,
                     "validation": validation,
                 },

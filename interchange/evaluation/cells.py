@@ -44,6 +44,7 @@ class Cell:
         stream: ``validation`` or ``test``; ``number`` is the seed's place in it.
         schedule: row of ``common.tables.schedules`` that the learning rate follows.
         knob: value of the optimizer's knob; None leaves it as it is.
+        weight_decay: of the optimizer; None leaves it as it is.
     """
 
     optimizer: str
@@ -54,6 +55,7 @@ class Cell:
     steps: int
     schedule: str = "constant"
     knob: float | None = None
+    weight_decay: float | None = None
 
 
 class Store:
@@ -87,6 +89,8 @@ class Store:
             row = problem_row(cell.problem, self._dataset)
             self._problems[cell.problem] = content_hash([dataclasses.asdict(row), self._data_of(row)])
         own = dataclasses.asdict(cell) | {"optimizer": self._optimizers[cell.optimizer]}
+        if cell.weight_decay is None:
+            del own["weight_decay"]
         return self._shared | own | {"row": self._problems[cell.problem]}
 
     def _data_of(self, row: Problem) -> str:

@@ -35,6 +35,9 @@ class EvaluateConfig(Trains):
     schedules: tuple[str, ...] = option(
         ("constant",), "schedules that every optimizer chooses from; all for every one", choices=_schedules
     )
+    weight_decays: tuple[float, ...] = option(
+        (), "decoupled weight decays that every optimizer chooses from, but one whose SPEC has its own", low=0
+    )
     knob: bool = option(
         False,
         "then try two other values of each momentum, beta1 or alpha, and of a rule's first decay, three "

@@ -91,7 +91,9 @@ def course(
     for text, horizon, number in itertools.product(sources, horizons, range(config.seeds)):
         lr, arm = tuned[text].best(horizon)
         place = text, horizon, number
-        cells[place] = Cell(text, problem, lr, "test", number, horizon, arm.schedule, arm.knob)
+        cells[place] = Cell(
+            text, problem, lr, "test", number, horizon, arm.schedule, arm.knob, arm.weight_decay
+        )
     results = yield list(cells.values())
     return Tested(tuned, {place: results[cell] for place, cell in cells.items()})
 
@@ -216,7 +218,8 @@ def run_grid(
     run_one = backend.rollout_job if own is None else of_own
 
     def job(cell: Cell) -> tuple[Any, ...]:
-        return run_one, configs[cell.problem], sources[cell.optimizer].turned(cell.knob), cell
+        source = sources[cell.optimizer].turned(cell.knob).decayed(cell.weight_decay)
+        return run_one, configs[cell.problem], source, cell
 
     any_of_them = next(iter(configs.values()))
     with parallel(any_of_them.jobs, any_of_them.cluster) as run:

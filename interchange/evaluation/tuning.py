@@ -75,11 +75,13 @@ class Arm:
         schedule: row of ``common.tables.schedules``.
         knob: value of the optimizer's knob; None leaves it as it is.
         horizons: steps for which it is a choice.
+        weight_decay: of the optimizer; None leaves it as it is.
     """
 
     schedule: str
     knob: float | None
     horizons: tuple[int, ...]
+    weight_decay: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +117,14 @@ def tuning(
     """Learning rate, schedule and knob of every optimizer, all with as many trials.
 
     First a grid of learning rates with the first schedule, then a shorter one with each other schedule, about
-    twice the best of the first, as a rate that falls may begin higher. With ``config.knob`` follow, for each
-    horizon, two shorter grids about what is best so far, with other values of the knob. A SPEC that fixes
-    its schedule has that alone, one that fixes lr the first; neither lr nor knob is tuned then.
+    twice the best of the first, as a rate that falls may begin higher; all with the first weight decay. Then
+    follow, for each horizon, shorter grids about what is best so far with each other weight decay, and with
+    ``config.knob`` two with other values of the knob. A SPEC that fixes its schedule or weight decay has that
+    alone, one that fixes lr the first; nothing is tuned then.
     """
     of = {text: _schedules(source, config) for text, source in sources.items()}
-    start = {text: Arm(of[text][0], None, horizons) for text in sources}
+    decay = {text: _decays(source, config)[0] for text, source in sources.items()}
+    start = {text: Arm(of[text][0], None, horizons, decay[text]) for text in sources}
     grids = {
         (text, start[text]): Grid(source.spec.lr or source.spec.middle, {}, horizons)
         for text, source in sources.items()
@@ -129,7 +133,7 @@ def tuning(
     if config.trials:
         few_trials = min(_OTHERS, config.trials)
         others = {
-            (text, Arm(name, None, horizons)): Grid(
+            (text, Arm(name, None, horizons, decay[text])): Grid(
                 2.0 * grids[text, start[text]].best(max(horizons)), {}, horizons
             )
             for text in sources
@@ -137,6 +141,10 @@ def tuning(
         }
         yield from _filled(others, sources, problem, config, few_trials)
         grids |= others
+        if any(len(_decays(source, config)) > 1 for source in sources.values()):
+            more = _other_decays(_by_optimizer(grids), sources, horizons, config)
+            yield from _filled(more, sources, problem, config, few_trials)
+            grids |= more
         if config.knob:
             turned = _knobs(_by_optimizer(grids), sources, horizons)
             yield from _filled(turned, sources, problem, config, few_trials)
@@ -155,6 +163,13 @@ def _schedules(source: "Source", config: EvaluateConfig) -> tuple[str, ...]:
     return names[:1] if source.spec.lr else names
 
 
+def _decays(source: "Source", config: EvaluateConfig) -> tuple[float | None, ...]:
+    """What an optimizer chooses its weight decay from; None is its own."""
+    if not (config.weight_decays and source.spec.open_decay):
+        return (None,)
+    return config.weight_decays[:1] if source.spec.lr else config.weight_decays
+
+
 def planned(
     source: "Source", horizons: tuple[int, ...], config: EvaluateConfig
 ) -> Iterator[tuple[str, int, int]]:
@@ -165,6 +180,8 @@ def planned(
             for steps in horizons if SCHEDULES[name].ends else (max(horizons),):
                 trials = few if place else max(config.trials + _GROWTH, _USUAL)
                 yield "validation", steps, trials * config.validation_seeds
+        for steps in horizons:
+            yield "validation", steps, (len(_decays(source, config)) - 1) * few * config.validation_seeds
         for steps in horizons if config.knob and source.knob else ():
             yield "validation", steps, len(_KNOBS) * few * config.validation_seeds
     for steps in horizons:
@@ -186,7 +203,24 @@ def _knobs(tuned: Mapping[str, Tuned], sources: "Mapping[str, Source]", horizons
             for horizon in horizons:
                 lr, arm = tuned[text].best(horizon)
                 for value in knob_values(source.knob_value):
-                    found[text, Arm(arm.schedule, value, (horizon,))] = Grid(lr, {}, (horizon,))
+                    turned = Arm(arm.schedule, value, (horizon,), arm.weight_decay)
+                    found[text, turned] = Grid(lr, {}, (horizon,))
+    return found
+
+
+def _other_decays(
+    tuned: Mapping[str, Tuned],
+    sources: "Mapping[str, Source]",
+    horizons: tuple[int, ...],
+    config: EvaluateConfig,
+) -> Grids:
+    """Empty grids with all weight decays but the first, about what is best at each horizon."""
+    found = {}
+    for text, source in sources.items():
+        for horizon in horizons:
+            lr, arm = tuned[text].best(horizon)
+            for value in _decays(source, config)[1:]:
+                found[text, Arm(arm.schedule, None, (horizon,), value)] = Grid(lr, {}, (horizon,))
     return found
 
 
@@ -214,7 +248,8 @@ def _filled(
             # A run to the longest horizon passes through the others, unless its schedule ends at its own.
             steps = horizon if SCHEDULES[arm.schedule].ends else max(grid.horizons)
             lr, numbers = grid.middle * 2.0**k, range(config.validation_seeds)
-            return [Cell(text, problem, lr, "validation", n, steps, arm.schedule, arm.knob) for n in numbers]
+            rest = steps, arm.schedule, arm.knob, arm.weight_decay
+            return [Cell(text, problem, lr, "validation", n, *rest) for n in numbers]
 
         wanted = (c for place, k in places for h in grids[place].horizons for c in cells(place, k, h))
         results = yield list(dict.fromkeys(wanted))

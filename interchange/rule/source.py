@@ -64,6 +64,13 @@ class Source:
             self, spec=dataclasses.replace(self.spec, options=self.spec.options | change)
         )
 
+    def decayed(self, value: float | None) -> Self:
+        """The same with another weight decay; None leaves it as it is."""
+        if value is None:
+            return self
+        options = self.spec.options | {DECAYS[0]: value}
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, options=options))
+
     def row(self) -> dict[str, Any]:
         """What it is, JSON-ready: the teacher's row, the rule, or the baseline's options; with its ``lr``, of
         teachers and rules where the SPEC has one."""

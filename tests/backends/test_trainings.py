@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.tables.baselines import parse_spec
 from common.tables.problems import PROBLEMS, Instance
 from common.tables.schedules import SCHEDULES
 from interchange.commands.optimize import OptimizeConfig
@@ -21,6 +22,9 @@ from tests.helpers.commands import call, metrics
 torch = pytest.importorskip("torch")
 
 from torch_impl import backend, evaluate, optimize  # noqa: E402
+from torch_impl.problems.tasks import table_task  # noqa: E402
+from torch_impl.rollout import rollout  # noqa: E402
+from torch_impl.sources import load  # noqa: E402
 
 ON_DIGITS = {"problem": "digits-mlp", "batch_size": 100, "quiet": True}
 A_PASS = Instance(PROBLEMS["digits-mlp"], 0, "evaluation", 100).steps(1)
@@ -109,6 +113,32 @@ def test_the_average_is_what_is_kept(package, tmp_path):
         config = OptimizeConfig(**settings | more, out=str(tmp_path / name))
         ends.append(load_checkpoint(run(config).folder)[0]["theta/x"])
     np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-10)
+
+
+def test_weight_decays_are_tuned_by_all_that_leave_theirs_open_with_equal_trials(tmp_path):
+    texts = ("sgd", "adamw", "adamw:weight_decay=0.3", "lion:lr=0.001")
+    settings = {"optimizers": texts, "problem": "quadratic", "dtype": "float64", "seeds": 1, "batch_size": 0}
+    rows = {
+        r.optimizer: r for r in evaluated(tmp_path / "e", steps=(6,), weight_decays=(0.0, 2.0), **settings)
+    }
+    assert rows["sgd"].trials == rows["adamw"].trials >= rows["adamw:weight_decay=0.3"].trials + 3
+    keys = [json.loads(path.read_text())["key"] for path in (tmp_path / "e" / "cells").rglob("*.json")]
+    tried: dict[tuple, set] = {}
+    for key in keys:
+        name = key["optimizer"]["target"], key["optimizer"]["options"].get("weight_decay")
+        tried.setdefault(name, set()).add(key.get("weight_decay"))
+    assert tried == {
+        ("sgd", None): {0.0, 2.0}, ("adamw", 0.01): {0.0, 2.0}, ("adamw", 0.3): {None}, ("lion", 0.0): {0.0},
+    }  # fmt: skip
+    assert rows["adamw:weight_decay=0.3"].settings["knob"] == {}
+    for name in ("sgd", "adamw"):  # what was chosen is what was run
+        row = rows[name]
+        decay, lr = row.settings["knob"]["weight_decay"], row.settings["lr"]
+        config = OptimizeConfig(optimizer=name, problem="quadratic", dtype="float64")
+        source = load(parse_spec(f"{name}:lr={lr!r},weight_decay={decay!r}"))
+        run = rollout(source, lr, table_task(config, "evaluate_test", 0, "evaluation"), 6)
+        np.testing.assert_array_equal(row.losses, run.losses)
+    assert "weight_decay=" in (tmp_path / "e" / "summary.csv").read_text()
 
 
 def test_tensorboard_gets_losses_and_figures_along_the_way(tmp_path):
