@@ -206,6 +206,9 @@ def test_all_schedules_are_the_usual_ones_and_others_where_they_are_named(tmp_pa
         "optimize adam --bfloat16 --problem quadratic": "--bfloat16: quadratic has no layers; leave it out",
         "optimize adam --accumulate 0": "--accumulate: expected at least 1",
         "optimize adam --clip-norm -1": "--clip-norm: expected at least 0",
+        "record rp_s,weight_decay=0.1 --problem quadratic": "outputs of a teacher; leave weight_decay out",
+        "record rule:lion,l2=0.1 --problem quadratic": "the outputs of a rule; leave l2 out",
+        "optimize adam:l2=-1": "expected l2=NUMBER, not negative",
         "optimize adam --test-every -1": "--test-every: expected at least 0",
     }.items(),
 )
