@@ -30,6 +30,11 @@ _GIB = 2**30
 Tangents = list[tuple[Tensor, tuple[Tensor, ...]]]  # by weight: of theta [n], and of the arrays it moves
 
 
+def flat(tangents: Tangents) -> list[Tensor]:
+    """Tangents one after the other."""
+    return [a for theta, slots in tangents for a in (theta, *slots)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Move:
     """A weight that moves theta.
@@ -58,6 +63,11 @@ class Piece:
     moves: tuple[Move, ...]
     numbers: int
     shelved: bool = False
+
+    def grouped(self, arrays: Iterable[Tensor]) -> Tangents:
+        """The inverse of ``flat``."""
+        given = iter(arrays)
+        return [(next(given), tuple(next(given) for _ in move.slots)) for move in self.moves]
 
 
 @dataclasses.dataclass(eq=False)
@@ -102,15 +112,13 @@ class Carried:
         """
         if part.tangents is not None:
             return part.tangents
-        flat = iter([tensor(a) for a in self.shelf.get(part.piece.place.start)])
-        return [(next(flat), tuple(next(flat) for _ in move.slots)) for move in part.piece.moves]
+        return part.piece.grouped([tensor(a) for a in self.shelf.get(part.piece.place.start)])
 
     def keep(self, part: Part, tangents: Tangents, array: Callable[[Tensor], np.ndarray]) -> None:
         """Keep tangents for ``take``; ``array`` may share their memory."""
         part.tangents = tangents
         if part.piece.shelved:
-            flat = [array(a) for theta, slots in tangents for a in (theta, *slots)]
-            self.shelf.put(part.piece.place.start, flat)
+            self.shelf.put(part.piece.place.start, [array(a) for a in flat(tangents)])
             part.tangents = None
 
 

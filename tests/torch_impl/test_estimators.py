@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from common.run.shelf import Shelf
 from common.tables.problems import PROBLEMS, Instance
 from interchange import Rule
 from interchange.backend import Half
@@ -124,6 +125,21 @@ def test_persistent_particles_go_on_where_they_stood_and_leave_the_weights_alone
     net.weights["c0"].fill_(0.0)  # the next piece is around the weights as they are then
     _, stands = particles.advance(3)
     np.testing.assert_allclose(stands, stands[0], rtol=1e-9)
+
+
+def test_positions_of_large_optimizees_wait_in_a_file(monkeypatch):
+    """Twice in each place: of four halves, the gradients of three pieces are those of positions in memory."""
+
+    def pieces():
+        particles = Persistent(task, network(), SCALES, 0.01, 2, np.random.default_rng(0), horizon=8)
+        found = [particles.advance(steps)[0] for steps in (3, 3, 2)]
+        return [float(grads[name]) for grads in found for name in SCALES]
+
+    in_memory, laid, put = pieces(), [], Shelf.put
+    monkeypatch.setattr(shared, "_MOST_COORDINATES", 0)
+    monkeypatch.setattr(Shelf, "put", lambda self, key, arrays: laid.append(key) or put(self, key, arrays))
+    assert pieces() == pytest.approx(in_memory, rel=1e-9)
+    assert laid == 3 * [0, 1, 2, 3]
 
 
 def test_an_error_on_the_way_leaves_the_weights_as_they_were():

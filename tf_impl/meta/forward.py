@@ -7,20 +7,23 @@ A step goes through the coordinates piece by piece (``interchange.meta.carried``
 tangents are what the updates of each tensor have added up to, one number per coordinate for all of them.
 """
 
-import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
 
 from common.data.coordinates import Subset
-from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, pieces
-from interchange.protocols import Position, Task
+from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, flat, pieces
+from interchange.protocols import Position, State, Task
 from tf_impl.meta.unroll import advance as one_after
 from tf_impl.meta.unroll import begun, decay_factor, inputs_at
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.step_sizes import StepSizes
 from tf_impl.problems.tasks import value_and_gradient
 from tf_impl.tensors import on_host, view
+
+_Array = np.ndarray | tf.Tensor
+_BLOCK = 2**24  # numbers: the system gets blocks so large back at once
 
 
 def start(task: Task, network: RuleNetwork | StepSizes) -> Carried:
@@ -59,7 +62,7 @@ def advance(
     if not at.parts:
         share = 1.0 if coordinates is None else len(coordinates) / len(at.theta)
         found = pieces(network, task.shapes, at.theta.dtype.size, memory, share, optimizees)
-        at.parts = [_begun(network, piece, at, coordinates) for piece in found]
+        at.parts = _begun(network, found, at, coordinates)
     if at.gradient is None:
         at.loss, at.gradient = value_and_gradient(task, at.theta, at.step)
     losses = [at.loss]
@@ -102,26 +105,62 @@ def rollout(task: Task, network: RuleNetwork, steps: int, lr: float = 1.0) -> np
     As ``unroll.rollout``, but piece by piece, so that a large optimizee takes no more memory than it must.
     """
     at = start(task, network)
-    at.parts = [_begun(network, piece, at, None) for piece in bare(network, task.shapes)]
+    at.parts = _begun(network, bare(network, task.shapes), at, None)
     losses, _ = advance(task, network, at, steps, "last", lr)
     return losses.numpy().astype(np.float64)
 
 
-def _begun(network: RuleNetwork, piece: Piece, at: Carried, coordinates: Subset | None) -> Part:
-    """A piece at the start of an epoch: zero state, zero tangents."""
-    like, chosen = at.theta[piece.place], None
-    state = network.part(piece.views).initial_state(like)
-    if coordinates is not None:
-        numbers, weights = chosen_in(piece, coordinates)
-        chosen = tf.constant(numbers), tf.cast(weights, like.dtype)
-    first, hidden = _at(chosen, like, state.network)
-    tangents = [
-        (tf.zeros_like(first), tuple(tf.zeros_like(hidden[slot]) for slot in move.slots))
-        for move in piece.moves
-    ]
-    part = Part(piece, state, chosen=chosen)
-    at.keep(part, tangents, view)
-    return part
+def _begun(network: RuleNetwork, found: list[Piece], at: Carried, coordinates: Subset | None) -> list[Part]:
+    """Pieces at the start of an epoch: zero state, zero tangents."""
+    parts, room = [], _Room(min(_BLOCK, 16 * len(at.theta)))
+    for piece in found:
+        like, chosen = at.theta[piece.place], None
+        state = network.part(piece.views).initial_state(like)
+        if coordinates is not None:
+            numbers, weights = chosen_in(piece, coordinates)
+            chosen = tf.constant(numbers), tf.cast(weights, like.dtype)
+        first, hidden = _at(chosen, like, state.network)
+        tangents = [
+            (tf.zeros_like(first), tuple(tf.zeros_like(hidden[slot]) for slot in move.slots))
+            for move in piece.moves
+        ]
+        if not piece.shelved:
+            tangents = [(room.moved(theta), tuple(map(room.moved, slots))) for theta, slots in tangents]
+        features, hidden = (tuple(map(room.moved, arrays)) for arrays in (state.features, state.network))
+        parts.append(Part(piece, State(state.t, features, hidden), chosen=chosen))
+        at.keep(parts[-1], tangents, view)
+    return parts
+
+
+class _Room:
+    """Large blocks of memory for many arrays: the system gets them back, as it does not the heap's holes."""
+
+    def __init__(self, numbers: int) -> None:
+        self._numbers, self._left = numbers, np.empty(0)
+
+    def moved(self, a: tf.Tensor) -> np.ndarray | tf.Tensor:
+        """An array on the host as a copy that lies here; another as it is."""
+        if not on_host(a):
+            return a
+        a = view(a)
+        if len(self._left) < a.size or self._left.dtype != a.dtype:
+            self._left = np.empty(max(self._numbers, a.size), a.dtype)
+        own, self._left = self._left[: a.size], self._left[a.size :]
+        own[:] = a.reshape(-1)
+        return own.reshape(a.shape)
+
+
+def _replaced(old: Iterable[_Array], new: Iterable[_Array]) -> list[_Array]:
+    """Arrays in the places of others, which they may have become each other of, as by a lag."""
+    old, new = list(old), list(new)
+    if not all(isinstance(a, np.ndarray) for a in old):
+        return new
+    new, places = [view(b) for b in new], {a.ctypes.data for a in old}
+    new = [b.copy() if b.ctypes.data in places and b is not a else b for a, b in zip(old, new, strict=True)]
+    for a, b in zip(old, new, strict=True):
+        if b is not a:
+            np.copyto(a, b)
+    return old
 
 
 def _at(
@@ -144,11 +183,15 @@ def _step(network: RuleNetwork, at: Carried, lr: float, total: dict[str, tf.Tens
         if total is not None:
             _add(total, part, tangents, at.gradient)
         seen, hidden = _at(part.chosen, x, state.network)
-        tangents = own.carry(part.piece.moves, seen, hidden, tangents, state.t, keep, rate)
-        at.keep(part, tangents, view)
-        out, after = own.roll(x, state.network, state.t)
+        after = own.carry(part.piece.moves, seen, hidden, tangents, state.t, keep, rate)
+        if not part.piece.shelved:
+            after = part.piece.grouped(_replaced(flat(tangents), flat(after)))
+        at.keep(part, after, view)
+        out, hidden = own.roll(x, state.network, state.t)
         theta.append(here.theta + rate * out)
-        part.state = dataclasses.replace(state, network=after)
+        kept = _replaced((*part.state.features, *part.state.network), (*state.features, *hidden))
+        count = len(state.features)
+        part.state = State(state.t, tuple(kept[:count]), tuple(kept[count:]))
     at.step, at.theta, at.loss, at.gradient = at.step + 1, tf.concat(theta, 0), None, None
 
 

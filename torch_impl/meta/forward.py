@@ -8,20 +8,22 @@ tangents are what the updates of each tensor have added up to, one number per co
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
 from common.data.coordinates import Subset
-from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, pieces
-from interchange.protocols import Position, Task
+from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, flat, pieces
+from interchange.protocols import Position, State, Task
 from torch_impl.meta.unroll import advance as one_after
 from torch_impl.meta.unroll import begun, decay_factor, inputs_at
 from torch_impl.networks.rule import RuleNetwork
 from torch_impl.networks.step_sizes import StepSizes
 from torch_impl.problems.tasks import value_and_gradient
 from torch_impl.threads import fitting
+
+_BLOCK = 2**24  # numbers: the system gets blocks so large back at once
 
 
 def start(task: Task, network: RuleNetwork | StepSizes) -> Carried:
@@ -60,7 +62,7 @@ def advance(
     if not at.parts:
         share = 1.0 if coordinates is None else len(coordinates) / len(at.theta)
         found = pieces(network, task.shapes, at.theta.itemsize, memory, share, optimizees)
-        at.parts = [_begun(network, piece, at, coordinates) for piece in found]
+        at.parts = _begun(network, found, at, coordinates)
     if at.gradient is None:
         at.loss, at.gradient = value_and_gradient(task, at.theta, at.step)
     losses = [at.loss]
@@ -104,27 +106,56 @@ def rollout(task: Task, network: RuleNetwork, steps: int, lr: float = 1.0) -> np
     As ``unroll.rollout``, but piece by piece, so that a large optimizee takes no more memory than it must.
     """
     at = start(task, network)
-    at.parts = [_begun(network, piece, at, None) for piece in bare(network, task.shapes)]
+    at.parts = _begun(network, bare(network, task.shapes), at, None)
     with fitting(task):
         losses, _ = advance(task, network, at, steps, "last", lr)
     return losses.double().cpu().numpy()
 
 
-def _begun(network: RuleNetwork, piece: Piece, at: Carried, coordinates: Subset | None) -> Part:
-    """A piece at the start of an epoch: zero state, zero tangents."""
-    like, chosen = at.theta[piece.place], None
-    state = network.part(piece.views).initial_state(like)
-    if coordinates is not None:
-        numbers, weights = chosen_in(piece, coordinates)
-        chosen = torch.from_numpy(numbers).to(like.device), like.new_tensor(weights)
-    first, hidden = _at(chosen, like, state.network)
-    tangents = [
-        (torch.zeros_like(first), tuple(torch.zeros_like(hidden[slot]) for slot in move.slots))
-        for move in piece.moves
-    ]
-    part = Part(piece, state, chosen=chosen)
-    at.keep(part, tangents, _array)
-    return part
+def _begun(network: RuleNetwork, found: list[Piece], at: Carried, coordinates: Subset | None) -> list[Part]:
+    """Pieces at the start of an epoch: zero state, zero tangents."""
+    parts, room = [], _Room(min(_BLOCK, 16 * len(at.theta)))
+    for piece in found:
+        like, chosen = at.theta[piece.place], None
+        state = network.part(piece.views).initial_state(like)
+        if coordinates is not None:
+            numbers, weights = chosen_in(piece, coordinates)
+            chosen = torch.from_numpy(numbers).to(like.device), like.new_tensor(weights)
+        first, hidden = _at(chosen, like, state.network)
+        tangents = [
+            (torch.zeros_like(first), tuple(torch.zeros_like(hidden[slot]) for slot in move.slots))
+            for move in piece.moves
+        ]
+        if not piece.shelved:
+            tangents = [(room.moved(theta), tuple(map(room.moved, slots))) for theta, slots in tangents]
+        features, hidden = (tuple(map(room.moved, arrays)) for arrays in (state.features, state.network))
+        parts.append(Part(piece, State(state.t, features, hidden), chosen=chosen))
+        at.keep(parts[-1], tangents, _array)
+    return parts
+
+
+class _Room:
+    """Large blocks of memory for many arrays: the system gets them back, as it does not the heap's holes."""
+
+    def __init__(self, numbers: int) -> None:
+        self._numbers, self._left = numbers, torch.empty(0)
+
+    def moved(self, a: torch.Tensor) -> torch.Tensor:
+        """A copy of an array that lies here."""
+        if len(self._left) < a.numel() or self._left.dtype != a.dtype:
+            self._left = a.new_empty(max(self._numbers, a.numel()))
+        own, self._left = self._left[: a.numel()], self._left[a.numel() :]
+        return own.view(a.shape).copy_(a)
+
+
+def _replace(old: Iterable[torch.Tensor], new: Iterable[torch.Tensor]) -> None:
+    """Write arrays in the places of others, which they may have become each other of, as by a lag."""
+    old, new = list(old), list(new)
+    places = {a.data_ptr() for a in old}
+    new = [b.clone() if b.data_ptr() in places and b is not a else b for a, b in zip(old, new, strict=True)]
+    for a, b in zip(old, new, strict=True):
+        if b is not a:
+            a.copy_(b)
 
 
 def _at(
@@ -148,11 +179,15 @@ def _step(network: RuleNetwork, at: Carried, lr: float, total: dict[str, torch.T
             if total is not None:
                 _add(total, part, tangents, at.gradient)
             seen, hidden = _at(part.chosen, x, state.network)
-            tangents = own.carry(part.piece.moves, seen, hidden, tangents, state.t, keep, rate)
-            at.keep(part, tangents, _array)
+            after = own.carry(part.piece.moves, seen, hidden, tangents, state.t, keep, rate)
+            if part.piece.shelved:
+                at.keep(part, after, _array)
+            else:
+                _replace(flat(tangents), flat(after))
             out, hidden = own.roll(x, state.network, state.t)
             torch.add(at.theta[place], out, alpha=rate, out=theta[place])
-            part.state = dataclasses.replace(state, network=hidden)
+            _replace((*part.state.features, *part.state.network), (*state.features, *hidden))
+            part.state = dataclasses.replace(part.state, t=state.t)
     at.step, at.theta, at.loss, at.gradient = at.step + 1, theta, None, None
 
 
