@@ -118,7 +118,7 @@ def vjp_source(program: Program, inputs: tuple[str, ...], wrt: tuple[str, ...]) 
 def tangents_source(program: Program, inputs: tuple[str, ...], wrt: tuple[str, ...]) -> Source:
     """E_k <- keep * E_k + rate * d out / d constant k, and the derivatives of state, in place, for ``wrt``.
 
-    After the E_k come, constant by constant, the derivatives of the slots that it moves (``Program.reach``).
+    After each E_k come the derivatives of the slots that the constant moves (``Program.reach``).
     """
     constants = _constants(program, inputs)
     rows = {name: f"in{k}[i]" for k, name in enumerate(inputs)}
@@ -140,9 +140,8 @@ def tangents_source(program: Program, inputs: tuple[str, ...], wrt: tuple[str, .
     )
     head += _arrays(len(inputs), "const real *const in{slot} = x + {slot} * apart;")
     head += _arrays(len(step.writes), "const real *const s{slot} = state[{slot}];")
-    head += _arrays(len(wrt), "real *const e{slot} = moved[{slot}];")
-    for number, (slot, k) in enumerate(moved):
-        head += f"    real *const ds{slot}_{k} = moved[{len(wrt) + number}];\n"
+    names = [n for k in range(len(wrt)) for n in (f"e{k}", *(f"ds{slot}_{k}" for slot, j in moved if j == k))]
+    head += "".join(f"    real *const {name} = moved[{number}];\n" for number, name in enumerate(names))
     body = _body(step, used, final, "    ")
     return _source(program, constants, step, f"{head}{body}}}\n", "rule_tangents.h")
 

@@ -47,6 +47,12 @@ class Move:
     slots: tuple[int, ...]
 
 
+def grouped(moves: Sequence[Move], arrays: Iterable[Tensor]) -> Tangents:
+    """The inverse of ``flat``."""
+    given = iter(arrays)
+    return [(next(given), tuple(next(given) for _ in move.slots)) for move in moves]
+
+
 @dataclasses.dataclass(frozen=True)
 class Piece:
     """Coordinates that go through a step together.
@@ -63,11 +69,6 @@ class Piece:
     moves: tuple[Move, ...]
     numbers: int
     shelved: bool = False
-
-    def grouped(self, arrays: Iterable[Tensor]) -> Tangents:
-        """The inverse of ``flat``."""
-        given = iter(arrays)
-        return [(next(given), tuple(next(given) for _ in move.slots)) for move in self.moves]
 
 
 @dataclasses.dataclass(eq=False)
@@ -112,7 +113,7 @@ class Carried:
         """
         if part.tangents is not None:
             return part.tangents
-        return part.piece.grouped([tensor(a) for a in self.shelf.get(part.piece.place.start)])
+        return grouped(part.piece.moves, map(tensor, self.shelf.get(part.piece.place.start)))
 
     def keep(self, part: Part, tangents: Tangents, array: Callable[[Tensor], np.ndarray]) -> None:
         """Keep tangents for ``take``; ``array`` may share their memory."""

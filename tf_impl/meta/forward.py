@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.data.coordinates import Subset
-from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, flat, pieces
+from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, flat, grouped, pieces
 from interchange.protocols import Position, State, Task
 from tf_impl.meta.unroll import advance as one_after
 from tf_impl.meta.unroll import begun, decay_factor, inputs_at
@@ -185,7 +185,7 @@ def _step(network: RuleNetwork, at: Carried, lr: float, total: dict[str, tf.Tens
         seen, hidden = _at(part.chosen, x, state.network)
         after = own.carry(part.piece.moves, seen, hidden, tangents, state.t, keep, rate)
         if not part.piece.shelved:
-            after = part.piece.grouped(_replaced(flat(tangents), flat(after)))
+            after = grouped(part.piece.moves, _replaced(flat(tangents), flat(after)))
         at.keep(part, after, view)
         out, hidden = own.roll(x, state.network, state.t)
         theta.append(here.theta + rate * out)

@@ -69,10 +69,9 @@ class Compiled:
 
         Args:
             x: inputs [F, N]; state: before the step.
-            moved: of theta [N] for every constant of ``seeds``; then, constant by constant, of the slots it
-                moves.
+            moved: for every constant of ``seeds`` of theta [N], and of the slots that it moves.
             seeds: constant -> its derivative by what is trained.
-            keep, rate: the first become keep * E + rate * d out / d constant.
+            keep, rate: those of theta become keep * E + rate * d out / d constant.
         """
         wrt = tuple(seeds)
         code = self._code(x, state, lambda: tangents_source(self._program, self._inputs, wrt))

@@ -1,7 +1,6 @@
 """Rules as TensorFlow code: one pure step, and a network with trainable constants."""
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import tensorflow as tf
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
 from interchange.language.view import View
-from interchange.meta.carried import Move, Tangents
+from interchange.meta.carried import Move, Tangents, flat, grouped
 from interchange.meta.rule_weights import RuleWeights
 from interchange.protocols import State
 from interchange.rule.forms import slope
@@ -118,14 +117,11 @@ class RuleNetwork(RuleWeights):
         if not (self._kinds or self.sees_tensors):
             values = self.constants(self.weights)
             seeds = {move.weight: slope(values[move.weight], self.forms[move.weight]) for move in moves}
-            flat = [theta for theta, _ in tangents] + [a for _, slots in tangents for a in slots]
-            moved = self._compiled[x.shape[0]].tangents(x, network, flat, values, seeds, t, keep, rate)
-            if moved is not None:
-                rest = iter(moved[len(moves) :])
-                return [
-                    (theta, tuple(itertools.islice(rest, len(move.slots))))
-                    for theta, move in zip(moved, moves, strict=False)
-                ]
+            arrays = self._compiled[x.shape[0]].tangents(
+                x, network, flat(tangents), values, seeds, t, keep, rate
+            )
+            if arrays is not None:
+                return grouped(moves, arrays)
         found: Tangents = []
         weights = {name: tf.convert_to_tensor(w) for name, w in self.weights.items()}
         network, step = tuple(map(tf.convert_to_tensor, network)), tf.constant(t, tf.float64)

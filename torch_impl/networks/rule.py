@@ -1,6 +1,5 @@
 """Rules as torch code: one pure step, and a network with trainable constants."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 
 from interchange.language import expression as ex
 from interchange.language.compiler import compile_program
-from interchange.meta.carried import Move, Tangents
+from interchange.meta.carried import Move, Tangents, flat, grouped
 from interchange.meta.rule_weights import RuleWeights
 from interchange.protocols import State
 from interchange.rule.forms import slope
@@ -125,14 +124,10 @@ class RuleNetwork(RuleWeights):
         if not (self._kinds or self.sees_tensors):
             values = self.constants(self.weights)
             seeds = {move.weight: slope(values[move.weight], self.forms[move.weight]) for move in moves}
-            flat = [theta for theta, _ in tangents] + [a for _, slots in tangents for a in slots]
-            moved = self._compiled[len(x)].tangents(x, network, flat, values, seeds, t, keep, rate)
-            if moved is not None:
-                rest = iter(moved[len(moves) :])
-                return [
-                    (theta, tuple(itertools.islice(rest, len(move.slots))))
-                    for theta, move in zip(moved, moves, strict=False)
-                ]
+            compiled = self._compiled[len(x)]
+            arrays = compiled.tangents(x, network, flat(tangents), values, seeds, t, keep, rate)
+            if arrays is not None:
+                return grouped(moves, arrays)
         found: Tangents = []
         for move, (by_theta, by_slots) in zip(moves, tangents, strict=True):
             by_out, by_slots = self._along(move, x, network, by_slots, t)
