@@ -77,7 +77,7 @@ class Estimate:
             f"memory: {parts}: {self.bytes / _GIB:.2f} of {memory() / _GIB:.1f} GiB"
         )
         if self.bytes > memory():
-            text += "\nmore than this machine has: lower --unroll, --batch-size or --coordinates"
+            text += "\nmore than this machine has: lower --unroll, --batch-size, --coordinates or --memory"
         return text
 
 
