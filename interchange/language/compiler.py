@@ -119,6 +119,16 @@ class Program:
             slots = after
 
     @functools.cached_property
+    def spent(self) -> tuple[tuple[int, ...], ...]:
+        """Per instruction the registers that nothing needs after it."""
+        last = {arg: number for number, ins in enumerate(self.instructions) for arg in ins.args}
+        kept = {*self.outputs, *self.writes}
+        found: list[list[int]] = [[] for _ in self.instructions]
+        for register in last.keys() - kept:
+            found[last[register]].append(register)
+        return tuple(map(tuple, found))
+
+    @functools.cached_property
     def _key(self) -> str:
         return repr(self)  # it tells -0.0 from 0.0, as 1/x does
 

@@ -99,8 +99,8 @@ class Lowered:
         self, inputs: Mapping[str, Scalar], state: tuple[torch.Tensor, ...], t: Scalar, view: View | None
     ) -> tuple[tuple[Scalar, ...], tuple[torch.Tensor, ...]]:
         """``step`` of arrays in the shape that the view looks at."""
-        values: list[Scalar] = []
-        for ins in self.program.instructions:
+        values: list[Scalar | None] = []
+        for ins, spent in zip(self.program.instructions, self.program.spent, strict=True):
             args = [values[i] for i in ins.args]
             if ins.op == "input":
                 value = t if ins.name == "t" else inputs[ins.name]
@@ -127,6 +127,8 @@ class Lowered:
             else:
                 value = self._apply(ins.op, *args)
             values.append(value)
+            for register in spent:  # of a large tensor each is much memory
+                values[register] = None
         outputs = tuple(values[i] for i in self.program.outputs)
         new_state = tuple(
             self._kept(i, values[i], old) for i, old in zip(self.program.writes, state, strict=True)
