@@ -157,13 +157,18 @@ def test_a_choice_keeps_the_losses_it_has_found(tmp_path, monkeypatch):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-@pytest.mark.parametrize("estimator", ["first", "es"])
+@pytest.mark.parametrize(
+    ("estimator", "per_tensor"),
+    [("first", False), ("es", False), ("first", True)],
+    ids=["first", "es", "sizes"],
+)
 @pytest.mark.parametrize("signalled", [True, False], ids=["SIGTERM", "cut"])
-def test_a_tuning_goes_on_from_its_checkpoint(estimator, signalled, tmp_path, monkeypatch):
+def test_a_tuning_goes_on_from_its_checkpoint(estimator, per_tensor, signalled, tmp_path, monkeypatch):
     Rule.named("momentum").save(tmp_path / "rule.json")
     config = TuneConfig(
         rule=str(tmp_path / "rule.json"), problem="quadratic", estimator=estimator, epochs=6, epoch_length=10,
-        unroll=5, validate_every=1, validation_tasks=1, quiet=True,
+        unroll=5, validate_every=1, validation_tasks=1, quiet=True, per_tensor=per_tensor,
+        step_size=0.01 if per_tensor else 1.0,
     )  # fmt: skip
     real, updates, last = meta.Trainer._update, [], 0
 
