@@ -1,11 +1,13 @@
 """What an optimizer knows of Keras' layers: views of their variables, and which of them decay."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from common.errors import L2OError
+from interchange.files.weights import Teacher
 from interchange.language import view as views
 from interchange.rule.rule import Rule
 
@@ -17,12 +19,13 @@ from keras import layers as kl  # noqa: E402
 from tests.helpers.tf_side import tallies  # noqa: E402
 from tf_impl.networks import matrix  # noqa: E402
 from tf_impl.optimizers import layers  # noqa: E402
-from tf_impl.optimizers.optimizers import SymbolicOptimizer  # noqa: E402
+from tf_impl.optimizers.optimizers import LearnedOptimizer, SymbolicOptimizer  # noqa: E402
 
 RULE = Rule.from_text(
     "by_matrix(-polar(g + ema(g, b)) - 0.1 * row_mean(g), -g / (sqrt(ema(mean(square(g)), b)) + 0.1))",
     {"b": 0.9},
 )
+STEP_SIZES = {"dense/kernel": 0.5, "dense/bias": 2.0}
 # Layers with a kernel, the shape that they are given, and how many matrices the kernel is.
 KERNELS = {
     "dense": (lambda: kl.Dense(4, use_bias=False), (3,), 1),
@@ -274,3 +277,21 @@ def test_models_that_are_not_built_or_have_two_variables_of_a_name_are_refused()
     model.layers[1].kernel._path = model.layers[2].kernel.path
     with pytest.raises(L2OError, match="expected one variable called a/kernel, got two"):
         layers.views(model)
+
+
+@pytest.mark.parametrize("name", ["adam", "rp_s"])
+def test_a_saved_model_keeps_step_sizes_by_the_ends_of_paths(name, tmp_path):
+    """Trained on after loading, it takes the same step as the one that was saved."""
+    rule = name == "adam"
+    given = dataclasses.replace(Rule.named(name) if rule else Teacher.named(name), step_sizes=STEP_SIZES)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
+    model.compile((SymbolicOptimizer if rule else LearnedOptimizer)(given, 0.1), "mse")
+    x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
+    model.train_on_batch(x, y)
+    model.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    for one in (model, again):
+        one.train_on_batch(x, y)
+    for v, w in zip(model.trainable_variables, again.trainable_variables, strict=True):
+        np.testing.assert_array_equal(v.numpy(), w.numpy())
+    assert again.optimizer._sizes == list(STEP_SIZES.values())
