@@ -12,7 +12,7 @@ import numpy as np
 from common.data.coordinates import Subset
 from common.training import Training
 from interchange.protocols import Network, Position, Task
-from interchange.rollout import Rollout, Trained
+from interchange.rollout import Begun, Rollout, Trained
 
 if TYPE_CHECKING:
     from common.tables.baselines import Spec
@@ -235,10 +235,18 @@ class Backend(Protocol):
         """
 
     def fit(
-        self, source: "Source", task: Task, steps: int, stop: Stop, training: Training, told: Told
+        self,
+        source: "Source",
+        task: Task,
+        steps: int,
+        stop: Stop,
+        training: Training,
+        told: Told,
+        begun: Begun | None,
     ) -> Trained:
         """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training.
-        ``told`` gets step, test loss and accuracy at every look."""
+        ``told`` gets step, test loss and accuracy at every look; ``begun`` is a run of these settings to go
+        on with, to the same bits as without an interruption."""
 
     def roll_out(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from common.training import NO_CURVE
+from interchange.rollout import Begun
 
 Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
@@ -18,6 +19,7 @@ class Curve:
         scores: test loss and accuracy of the parameters as they are.
         every: steps between two looks; 0 for none before the end.
         told: what gets step, test loss and accuracy of every look.
+        begun: what there was before.
 
     Attributes:
         seconds: that looking took.
@@ -29,9 +31,13 @@ class Curve:
         every: int,
         stop: Callable[[float], bool] | None = None,
         told: Callable[[int, float, float], None] | None = None,
+        begun: Begun | None = None,
     ) -> None:
         self._scores, self._every, self._stop, self._told = scores, every, stop, told
-        self._step, self._rows, self.seconds = 0, [], 0.0
+        self._step, self.seconds = 0 if begun is None else len(begun.losses), 0.0
+        # The interruption was looked at as an end is, which it was not.
+        rows = [] if begun is None else [row for row in begun.curve.tolist() if row[0] % every == 0]
+        self._rows = [(int(step), *scores) for step, *scores in rows]
 
     def __call__(self, loss: float) -> bool:
         self._step += 1

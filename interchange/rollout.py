@@ -35,11 +35,22 @@ class Trained(Rollout):
     Attributes:
         outcome: ``ok``, ``diverged`` or ``interrupted``.
         arrays: ``theta/<name>`` in canonical layout and ``buffers/<name>``, as a checkpoint holds them.
+        standing: where it stood when it was interrupted, the backend's own; empty where it cannot go on.
     """
 
     arrays: dict[str, np.ndarray]
+    standing: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, kw_only=True)
 
     @property
     def loss(self) -> float:
         """The loss at the end: the mean of the last 20, inf where it diverged."""
         return math.inf if self.outcome == DIVERGED else loss_at(self.losses, len(self.losses))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Begun:
+    """A run that was interrupted: its losses [step], its curve [look, 3], and where it stood."""
+
+    losses: np.ndarray
+    curve: np.ndarray
+    standing: dict[str, np.ndarray]

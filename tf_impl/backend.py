@@ -18,7 +18,7 @@ from common.training import PLAIN, Training
 from interchange.curve import Curve
 from interchange.meta.rule_weights import KINDS
 from interchange.protocols import Network
-from interchange.rollout import Trained
+from interchange.rollout import Begun, Trained
 from interchange.rule.rule import Rule
 from interchange.rule.step_sizes import Sized
 from tf_impl.loops import borrowed
@@ -30,7 +30,7 @@ from tf_impl.networks.step_sizes import StepSizes
 from tf_impl.networks.structure import structure_of
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
-from tf_impl.rollout import descend, flat, leaves, rollout_job
+from tf_impl.rollout import INTERRUPTED, descend, flat, leaves, rollout_job
 from tf_impl.rollout import rollout as roll_out
 from tf_impl.sources import Source
 from tf_impl.sources import load as load_source
@@ -153,20 +153,25 @@ def fit(
     stop: Callable[[float], bool],
     training: Training = PLAIN,
     told: Callable[[int, float, float], None] | None = None,
+    begun: Begun | None = None,
 ) -> Trained:
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
-    started = time.perf_counter()
+    started, before = time.perf_counter(), np.zeros(0) if begun is None else begun.losses
     with borrowed(source, task, source.spec.lr or source.spec.middle, training) as loop:
-        curve = Curve(lambda: task.test_scores(flat(loop.trained)), training.test_every, stop, told)
-        losses, outcome = descend(task, loop, steps, curve, source.spec.schedule or "constant")
+        if begun is not None:
+            loop.put_back(begun.standing, task)
+        curve = Curve(lambda: task.test_scores(flat(loop.trained)), training.test_every, stop, told, begun)
+        schedule = source.spec.schedule or "constant"
+        losses, outcome = descend(task, loop, steps, curve, schedule, len(before))
         seconds = time.perf_counter() - started - curve.seconds
         if not _finite(flat(loop.parameters)):  # the last step may have ruined it
             outcome = DIVERGED
         test_loss, accuracy = (math.nan, math.nan) if outcome == DIVERGED else curve.end()
+        standing = loop.standing(task) if outcome == INTERRUPTED else {}
         arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, loop.trained, strict=True)}
     arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
-    rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
-    return Trained(losses, outcome, accuracy, arrays, **rest)
+    rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array(), "standing": standing}
+    return Trained(np.concatenate([before, losses]), outcome, accuracy, arrays, **rest)
 
 
 def stepper(

@@ -6,9 +6,10 @@ and arguments of the graph, so that only another optimizer or another problem ne
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from common.run.storage import canonical_json
@@ -18,7 +19,7 @@ from tf_impl.optimizers.optimizers import NonFiniteError
 from tf_impl.problems.direct import Direct
 from tf_impl.problems.tasks import ProblemTask
 from tf_impl.sources import Source
-from tf_impl.tensors import unflatten
+from tf_impl.tensors import to_numpy, to_tensor, unflatten
 
 _MOST, _NUMBERS = 64, 2**25  # loops that are kept, and numbers in their variables, 128 MiB in float32
 
@@ -66,6 +67,26 @@ class Loop:
     def trained(self) -> list[tf.Variable]:
         """The parameters, or their moving averages where they are asked for."""
         return self._averages or self.parameters
+
+    def standing(self, task: ProblemTask) -> dict[str, np.ndarray]:
+        """What a run needs to go on: parameters, averages, running values, and the optimizer's state."""
+        found = {f"variables/{k}": v for k, v in enumerate(self._all())}
+        return {k: to_numpy(v) for k, v in found.items()} | {
+            f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()
+        }
+
+    def put_back(self, standing: Mapping[str, np.ndarray], task: ProblemTask) -> None:
+        """The inverse of ``standing``, of a run at its beginning."""
+        rate = float(self.optimizer.learning_rate)
+        for k, variable in enumerate(self._all()):
+            variable.assign(standing[f"variables/{k}"])
+        self.optimizer.learning_rate = rate  # where its schedule begins
+        task.keep(
+            {name: to_tensor(standing[f"buffers/{name}"], task.dtype, task.device) for name in task.buffers}
+        )
+
+    def _all(self) -> list[tf.Variable]:
+        return [*self.parameters, *self._averages, self._share, *self.optimizer.variables]
 
     def step(self, task: ProblemTask, number: int) -> tuple[float, bool]:
         """Take a step; the loss before it, and whether its update was one to go on from."""

@@ -83,6 +83,7 @@ def descend(
     steps: int,
     stop: Callable[[float], bool] | None = None,
     schedule: str = "constant",
+    first: int = 0,
 ) -> tuple[np.ndarray, str]:
     """The training loop: losses [step] before each update, and the outcome; the parameters are changed.
 
@@ -90,10 +91,11 @@ def descend(
         loop: with parameters and optimizer, at its beginning.
         stop: asked after every step with its loss; True ends the loop with the outcome ``interrupted``.
         schedule: row of ``common.tables.schedules`` that the learning rate follows.
+        first: the step to begin with, of a run that was interrupted.
     """
     rate, factor = float(loop.optimizer.learning_rate), SCHEDULES[schedule].factor
     losses: list[float] = []
-    for step in range(steps):
+    for step in range(first, steps):
         if schedule != "constant":
             loop.optimizer.learning_rate = rate * factor(step, steps)
         loss, moved = loop.step(task, step)

@@ -12,12 +12,13 @@ import torch
 from common.extras import require
 from common.metrics import DIVERGED
 from common.run.runs import numbers
+from common.tables.baselines import BASELINES
 from common.tables.teachers import TeacherRow
 from common.training import PLAIN, Training
 from interchange.curve import Curve
 from interchange.meta.rule_weights import KINDS
 from interchange.protocols import Network
-from interchange.rollout import Trained
+from interchange.rollout import Begun, Trained
 from interchange.rule.rule import Rule
 from interchange.rule.step_sizes import Sized
 from torch_impl import rollout
@@ -145,15 +146,23 @@ def fit(
     stop: Callable[[float], bool],
     training: Training = PLAIN,
     told: Callable[[int, float, float], None] | None = None,
+    begun: Begun | None = None,
 ) -> Trained:
     """Train an optimizee; ``stop`` is asked after every step with its loss, True ends the training."""
     started, parameters = time.perf_counter(), rollout.leaves(task)
     named, lr = zip(task.names, parameters, strict=True), source.spec.lr or source.spec.middle
     optimizer = source.optimizer(named, lr, task.views, training)
     kept = Averaged(parameters, optimizer, training.average)
-    curve = Curve(lambda: task.test_scores(rollout.flat(kept.tensors)), training.test_every, stop, told)
+    curve = Curve(
+        lambda: task.test_scores(rollout.flat(kept.tensors)), training.test_every, stop, told, begun
+    )
+    before = np.zeros(0) if begun is None else begun.losses
+    if begun is not None:
+        _put_back(begun.standing, parameters, optimizer, kept, task)
     schedule = source.spec.schedule or "constant"
-    losses, outcome = rollout.descend(task, parameters, optimizer, steps, curve, schedule, training)
+    losses, outcome = rollout.descend(
+        task, parameters, optimizer, steps, curve, schedule, training, len(before)
+    )
     seconds = time.perf_counter() - started - curve.seconds
     if not bool(torch.isfinite(rollout.flat(parameters)).all()):  # the last step may have ruined it
         outcome = DIVERGED
@@ -161,7 +170,50 @@ def fit(
     arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, kept.tensors, strict=True)}
     arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
     rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
-    return Trained(losses, outcome, accuracy, arrays, **rest)
+    if outcome == rollout.INTERRUPTED and not (
+        source.loaded is None and BASELINES[source.spec.target].package
+    ):
+        rest["standing"] = _standing(parameters, optimizer, kept, task)  # others hide some of their state
+    return Trained(np.concatenate([before, losses]), outcome, accuracy, arrays, **rest)
+
+
+def _standing(
+    parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer, kept: Averaged, task: ProblemTask
+) -> dict[str, np.ndarray]:
+    """What a run needs to go on: parameters, averages, running values, and the optimizer's state."""
+    found = {f"parameters/{k}": p.detach() for k, p in enumerate(parameters)}
+    found |= {f"averages/{k}": p for k, p in enumerate(kept.kept)}
+    found |= {f"buffers/{name}": b for name, b in task.buffers.items()}
+    for k, p in enumerate(parameters):
+        for name, value in optimizer.state[p].items():
+            if value is not None:  # counts stay on the host
+                found[f"{'state' if value.device == p.device else 'host'}/{k}/{name}"] = value
+    return {name: to_numpy(value) for name, value in found.items()}
+
+
+def _put_back(
+    standing: Mapping[str, np.ndarray],
+    parameters: Sequence[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    kept: Averaged,
+    task: ProblemTask,
+) -> None:
+    """The inverse of ``_standing``, of a run at its beginning."""
+    with torch.no_grad():
+        for k, p in enumerate(parameters):
+            p.copy_(torch.from_numpy(standing[f"parameters/{k}"]))
+        for name, b in task.buffers.items():
+            b.copy_(torch.from_numpy(standing[f"buffers/{name}"]))
+    if "averages/0" in standing:
+        averages = (torch.from_numpy(standing[f"averages/{k}"]) for k in range(len(parameters)))
+        kept.kept = [a.to(p.device) for a, p in zip(averages, parameters, strict=True)]
+    for key, value in standing.items():
+        group, _, rest = key.partition("/")
+        if group in ("state", "host"):
+            number, _, name = rest.partition("/")
+            p = parameters[int(number)]
+            home = p.device if group == "state" else "cpu"
+            optimizer.state[p][name] = torch.from_numpy(value).to(home)
 
 
 def _numel(value: Any) -> int:

@@ -85,6 +85,7 @@ def descend(
     stop: Callable[[float], bool] | None = None,
     schedule: str = "constant",
     training: Training = PLAIN,
+    first: int = 0,
 ) -> tuple[np.ndarray, str]:
     """The training loop: losses [step] before each update, and the outcome; ``parameters`` are changed.
 
@@ -92,9 +93,10 @@ def descend(
         stop: asked after every step with its loss; True ends the loop with the outcome ``interrupted``.
         schedule: row of ``common.tables.schedules`` that the learning rate follows.
         training: how steps are taken.
+        first: the step to begin with, of a run that was interrupted.
     """
     with fitting(task):
-        losses, outcome = _descend(task, parameters, optimizer, steps, stop, schedule, training)
+        losses, outcome = _descend(task, parameters, optimizer, range(first, steps), stop, schedule, training)
     # Losses that stay as they are because nothing can move are no result.
     stuck = outcome == "ok" and isinstance(optimizer, GuardedOptimizer) and optimizer.stuck()
     return np.asarray(losses), DIVERGED if stuck else outcome
@@ -104,21 +106,21 @@ def _descend(
     task: ProblemTask,
     parameters: list[torch.Tensor],
     optimizer: torch.optim.Optimizer,
-    steps: int,
+    steps: range,
     stop: Callable[[float], bool] | None,
     schedule: str,
     training: Training,
 ) -> tuple[list[float], str]:
     rates, factor = [group["lr"] for group in optimizer.param_groups], SCHEDULES[schedule].factor
     losses: list[float] = []
-    for step in range(steps):
+    for step in steps:
         optimizer.zero_grad()
         losses.append(_backward(task, parameters, step, training.accumulate))
         if not math.isfinite(losses[-1]):
             return losses[:-1], DIVERGED
         if schedule != "constant":
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor(step, steps)
+                group["lr"] = rate * factor(step, steps.stop)
         if training.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
         try:

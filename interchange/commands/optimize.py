@@ -23,6 +23,8 @@ from common.run.config import Trains, option
 from common.run.shell import Interrupted
 from common.tables.baselines import Spec
 from common.training import Training
+from interchange.commands.watch import Watch
+from interchange.files.unfinished import forget_unfinished, keep_unfinished, unfinished
 from interchange.meta.tasks import own
 from interchange.rollout import Trained
 from interchange.rule.source import named_spec
@@ -35,7 +37,6 @@ _LOSSES = "losses.csv"
 _LIMIT = 1 << 30  # bytes of it
 _INTERRUPTED = "interrupted"
 _STEPS = 200
-_POINTS = 200  # of a run's losses that TensorBoard gets
 _ELSEWHERE = ("out", "quiet", "overwrite", "data_dir", "tensorboard")  # settings that no number depends on
 
 
@@ -81,8 +82,8 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
         tasks: ``tasks("optimize", number)`` gives optimizee ``number`` (a ``ModuleTask``, say), the same
             whenever asked; ``config.problem``'s if None.
 
-    A signal ends it with everything up to there written; the same settings go on after the runs that were
-    finished. Divergence of some runs is an outcome.
+    A signal ends it with everything up to there written; the same settings go on where it stood. Divergence
+    of some runs is an outcome.
 
     Raises:
         L2OError: an unknown optimizer or problem, missing data, or every run diverged; nothing is then
@@ -95,8 +96,7 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
     source = backend.load_source(spec)
     if tasks is not None:
         tasks, config = own(config, tasks), dataclasses.replace(config, problem="")
-    first = _task(config, backend, 0, tasks)  # missing data are found before anything is written
-    length, training = _length(config, first)
+    length, training = _length(config, _task(config, backend, 0, tasks))  # missing data are found here
     out = _place(config, spec)
     origin = {"source_sha256": source.sha256, "created_by": backend.CREATED_BY}
     finished = _finished(out, config, origin)
@@ -110,58 +110,21 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
             folder.truncate_metrics(lambda row: row["outcome"] != _INTERRUPTED)
         else:
             folder.file(_LOSSES).unlink(missing_ok=True)
-        place = str(folder.file("tensorboard"))
-        tell = backend.metrics_writer(place) if config.tensorboard else None
+            forget_unfinished(folder.path)
+        tell = backend.metrics_writer(str(folder.file("tensorboard"))) if config.tensorboard else None
         while len(result.runs) < config.runs and not interrupt.requested:
-            watch = _Watch(len(result.runs), length, progress, tell, lambda: interrupt.requested)
+            watch = Watch(len(result.runs), length, progress, tell, lambda: interrupt.requested)
+            begun = None if tasks is not None else unfinished(folder.path, watch.number, origin)
+            watch.begin(begun)
             task = _task(config, backend, watch.number, tasks)
-            result.runs.append(backend.fit(source, task, length, watch.step, training, watch.look))
+            run = backend.fit(source, task, length, watch.step, training, watch.look, begun)
+            keep_unfinished(folder.path, watch.number, run, origin)
+            result.runs.append(run)
             if result.runs[result.best].outcome != DIVERGED:
                 _write(folder, config, result, origin)
     _refuse_divergence(result, config)
     whole = len(result.runs) == config.runs and result.runs[-1].outcome != _INTERRUPTED
     return dataclasses.replace(result, exit_code=0 if whole else interrupt.exit_code)
-
-
-class _Watch:
-    """Told of every step and look of a run: it shows progress, and tells TensorBoard.
-
-    Args:
-        number: of the run, of so many steps.
-        tell: gets rows of metrics, if anybody does.
-        stopped: whether to stop.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        steps: int,
-        progress: Progress,
-        tell: Callable[[Mapping[str, Any]], None] | None,
-        stopped: Callable[[], bool],
-    ) -> None:
-        self.number, self._progress, self._tell, self._stopped = number, progress, tell, stopped
-        self._step, self._every, self._losses = 0, max(1, steps // _POINTS), []
-
-    def step(self, loss: float) -> bool:
-        """After a step with its loss; True ends the run."""
-        self._progress.advance(run=str(self.number + 1), loss=loss)
-        self._step += 1
-        if self._tell is not None:
-            self._losses.append(loss)
-            if self._step % self._every == 0:
-                self._told(self._step, loss=float(np.mean(self._losses)))
-                self._losses = []
-        return self._stopped()
-
-    def look(self, step: int, test_loss: float, accuracy: float) -> None:
-        """After a look at the test images."""
-        self._told(step, test_loss=test_loss, accuracy=accuracy)
-
-    def _told(self, step: int, **figures: float) -> None:
-        if self._tell is not None:
-            known = {name: value for name, value in figures.items() if math.isfinite(value)}
-            self._tell({"epoch": step} | {f"run_{self.number}/{name}": v for name, v in known.items()})
 
 
 def _refuse_divergence(result: Optimization, config: OptimizeConfig) -> None:

@@ -165,9 +165,7 @@ def _schedules(source: "Source", config: EvaluateConfig) -> tuple[str, ...]:
 
 def _decays(source: "Source", config: EvaluateConfig) -> tuple[float | None, ...]:
     """What an optimizer chooses its weight decay from; None is its own."""
-    if not (config.weight_decays and source.spec.open_decay):
-        return (None,)
-    return config.weight_decays[:1] if source.spec.lr else config.weight_decays
+    return config.weight_decays if config.weight_decays and source.spec.open_decay else (None,)
 
 
 def planned(

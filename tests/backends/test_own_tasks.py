@@ -162,6 +162,34 @@ def test_record_records_them(source, package, tmp_path):
         assert run.loss[0] == pytest.approx(plainly(number)[0][0], rel=1e-9)
 
 
+def test_test_data_are_seen_without_dropout_and_leave_the_model_as_it_is(package):
+    if package == "torch":
+        import torch
+
+        from torch_impl import ModuleTask
+
+        net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(3))
+        x, y = torch.ones(8, 4) * torch.arange(8)[:, None], torch.arange(8) % 3
+        task = ModuleTask(net, torch.nn.functional.cross_entropy, [(x, y)], test=[(x, y), (x, y)])
+    else:
+        import keras
+        import tensorflow as tf
+
+        from tf_impl import ModuleTask
+
+        layers = [keras.layers.Dense(3), keras.layers.Dropout(0.5), keras.layers.BatchNormalization()]
+        net = keras.Sequential([keras.Input((4,)), *layers])
+        x, y = np.ones((8, 4), np.float32) * np.arange(8, dtype=np.float32)[:, None], np.arange(8) % 3
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        task = ModuleTask(net, loss, [(x, y)], test=[(tf.constant(x), y), (x, y)])
+    before = {name: np.array(value) for name, value in task.buffers.items()}
+    first, again = (task.test_scores(task.initial()) for _ in range(2))
+    assert first == again and 0.0 <= first[1] <= 1.0 and first[0] > 0.0
+    for name, value in task.buffers.items():
+        np.testing.assert_array_equal(np.array(value), before[name])
+    assert package == "tf" or net.training
+
+
 def test_what_is_of_the_tables_data_is_refused(package, tmp_path):
     out = {"out": str(tmp_path / "o"), "quiet": True}
     cases: dict[str, Callable[[], Any]] = {
