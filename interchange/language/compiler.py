@@ -118,7 +118,6 @@ class Program:
                 return tuple(registers[register] for register in self.outputs), slots
             slots = after
 
-    @functools.cached_property
     def spent(self) -> tuple[tuple[int, ...], ...]:
         """Per instruction the registers that nothing needs after it."""
         last = {arg: number for number, ins in enumerate(self.instructions) for arg in ins.args}

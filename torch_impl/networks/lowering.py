@@ -57,6 +57,7 @@ class Lowered:
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self._spent = program.spent()
 
     def initial_state(self, like: torch.Tensor, view: View | None = None) -> tuple[torch.Tensor, ...]:
         """One zero array per state slot, as ``like``; with a view, those of rows as small as they are."""
@@ -100,7 +101,7 @@ class Lowered:
     ) -> tuple[tuple[Scalar, ...], tuple[torch.Tensor, ...]]:
         """``step`` of arrays in the shape that the view looks at."""
         values: list[Scalar | None] = []
-        for ins, spent in zip(self.program.instructions, self.program.spent, strict=True):
+        for ins, spent in zip(self.program.instructions, self._spent, strict=True):
             args = [values[i] for i in ins.args]
             if ins.op == "input":
                 value = t if ins.name == "t" else inputs[ins.name]
