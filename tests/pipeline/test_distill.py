@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -392,7 +393,13 @@ def test_the_live_line_shows_nodes_and_r2_of_the_front_so_far(config_of):
     assert re.fullmatch(r"3:0\.\d{3}", line.text)
 
 
-def test_the_live_line_is_printed_while_the_engine_searches(config_of, capsys):
+def test_the_live_line_is_printed_while_the_engine_searches(config_of, capsys, monkeypatch):
+    def engine(name, task, tick, report, stop):
+        report(["-0.2 * clip_g"])
+        time.sleep(2.5)  # the line is printed once a second
+        return [parse(CLIPPED)]
+
+    monkeypatch.setattr(searching, "run_engine", engine)
     distill(config_of(engine="operon", time=12.0, quiet=False))
     err = capsys.readouterr().err
     assert re.search(r"^search: \d/4 .*nodes:R2 .*\d+:0\.\d{3}", err, re.MULTILINE), err

@@ -127,7 +127,8 @@ def test_state_in_lists_is_counted(name, floats):
     """A matrix [6, 15]: moments, and a factor, with SOAP its basis too, for either side."""
 
     class Task:
-        shapes, views, theta = [(6, 15)], of_shapes([(6, 15)]), torch.ones(90)
+        names, shapes, views = ("w",), [(6, 15)], of_shapes([(6, 15)])
+        theta = torch.ones(90)
 
         def initial(self) -> torch.Tensor:
             return self.theta
