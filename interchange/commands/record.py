@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from interchange.rule.source import Source
 
 _FILE = "trajectories.h5"
-_WHOLE_ROWS = 600_000  # of the run that shows what a structure makes of whole matrices
+# Runs that show what a structure makes of whole matrices: one to choose rules by, one to report; their rows.
+_WHOLE_RUNS, _WHOLE_ROWS = 2, 300_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,9 +96,10 @@ def record(config: RecordConfig, backend: "Backend", tasks: "Tasks | None" = Non
         and not config.whole_tensors
         and _has_matrices(given("record", config.runs))
     ):
-        # In no split: what is fitted, and what the body is judged by, is the same without it.
-        run, _ = _record_one(source, config, backend, given, config.runs, matrices=True)
-        runs[run.name] = run
+        # In no split: what is fitted, and what the body is judged by, is the same without them.
+        for index in range(config.runs, config.runs + _WHOLE_RUNS):
+            run, _ = _record_one(source, config, backend, given, index, matrices=True)
+            runs[run.name] = run
     save_trajectories(out, _trajectories(runs, one.features, split, config, spec, backend))
     shutil.rmtree(parts, ignore_errors=True)
     return out

@@ -18,7 +18,7 @@ from common.run.places import inside
 from common.run.shell import terminated
 from common.run.storage import RunLock
 from interchange.distill.config import DistillConfig
-from interchange.rule.choice import exact, knee, shortest_within
+from interchange.rule.choice import exact, knee, shortest_within, update_r2
 from interchange.rule.front import Front, read_front, write_front
 from interchange.rule.rule import Rule
 from interchange.rule.safety import singular
@@ -120,7 +120,8 @@ def search_front(trajectories: "Trajectories", config: DistillConfig, started: f
     structure, updates = structure_of(trajectories), Updates(trajectories)
     found = []
     for rule in map(renumbered, rules):
-        about = {} if updates.empty else {"r2_update": updates.r2(rule)}
+        scores = {split: updates.r2(rule, split) for split in ("valid", "test")}
+        about = {} if updates.empty else {"r2_update": scores}
         rule = dataclasses.replace(rule, provenance=rule.provenance | about)
         found.append(_named(whole(rule, structure)))
     return found
@@ -152,7 +153,7 @@ def _scores(rule: Rule) -> str:
     parts = {split: rule.provenance["r2"][split] for split in ("valid", "test")}
     inside = "structure" in rule.provenance
     if inside:  # an update without an R2: the recording has no run of whole matrices
-        parts["update"] = rule.provenance.get("r2_update")
+        parts |= {f"update {split}": update_r2(rule, split) for split in ("valid", "test")}
     said = "  ".join(f"{name} -" if r2 is None else f"{name} {r2:.4f}" for name, r2 in parts.items())
     return f"{rule.complexity:3d} nodes  R2 {'body ' * inside}{said}"
 

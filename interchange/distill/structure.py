@@ -47,6 +47,8 @@ def _of(run: Run) -> str:
 class Updates:
     """What a structure makes of recorded outputs: of whole matrices, of runs that nothing was fitted to.
 
+    Of several the last is for ``test``: no rule is chosen by it.
+
     Args:
         cells: about so many numbers are compared, from steps spread evenly; all if None.
     """
@@ -70,14 +72,18 @@ class Updates:
         """Whether there is nothing to compare with."""
         return not self._runs
 
-    def r2(self, body: Rule) -> float | None:
+    def r2(self, body: Rule, split: str = "valid") -> float | None:
         """R2 of structure(body) against structure(y), pooled over runs, steps and coordinates, without scale.
 
-        None without a structure or such a run (recordings from before there were any), or where it is not
-        finite.
+        None without a structure or such a run (recordings from before there were any, or one), or where it is
+        not finite.
+
+        Args:
+            split: ``valid``: of the runs that rules are chosen by; ``test``: of the one they are not.
         """
         pairs: list[np.ndarray] = []
-        for run, act, every, placed, acted in self._runs:
+        last = max(1, len(self._runs) - 1)
+        for run, act, every, placed, acted in self._runs[last:] if split == "test" else self._runs[:last]:
             given = {"g": run.g.astype(np.float64)}
             columns = {name: run.x[..., k] for k, name in enumerate(self._features)}
             given |= {name: x for name, x in columns.items() if name in body.features}
@@ -112,7 +118,7 @@ def judged(bodies: Iterable[Rule], trajectories: Trajectories) -> list[Rule]:
     ]
     found = [(rule, updates.r2(rule)) for rule in tried]
     return [
-        dataclasses.replace(rule, provenance=rule.provenance | {"r2_update": value})
+        dataclasses.replace(rule, provenance=rule.provenance | {"r2_update": {"valid": value}})
         for rule, value in found
         if value is not None
     ]

@@ -13,6 +13,7 @@ from interchange.evaluation.profiles import ratio
 from interchange.files.results import load_evaluation
 from interchange.paper import plan, published
 from interchange.paper.config import PaperConfig
+from interchange.rule.choice import update_r2
 from interchange.rule.rule import Rule
 from interchange.rule.words import readable
 
@@ -51,7 +52,7 @@ def _model(config: PaperConfig, name: str, cells: dict[str, Any]) -> dict[str, A
             "text": readable(rule),
             "nodes": rule.complexity,
             "r2": rule.provenance["r2"].get("test"),
-            "r2_update": rule.provenance.get("r2_update"),
+            "r2_update": update_r2(rule, "test"),
         }
     if f"{name}/analysis" in cells:
         row |= _analysis(config, name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from interchange.language.equation import Equation
 from interchange.rule.rule import Rule
 
 BETTER, LEAST_BETTER = 1e-6, 1e-15  # R2 that a longer rule must add: usually, and at least: rounding
@@ -65,6 +66,20 @@ def valid_r2(rule: Rule) -> float:
     return _r2(rule, "valid")
 
 
+def update_r2(rule: Equation, split: str = "valid") -> float | None:
+    """R2 of what a structure makes of a rule's body, None without.
+
+    Rules written by earlier versions hold one number, of the run that they were chosen by.
+
+    Args:
+        split: ``valid``: on the runs that rules are chosen by; ``test``: on one that they are not.
+    """
+    value = rule.provenance.get("r2_update")
+    if isinstance(value, dict):
+        return value.get(split)
+    return value if split == "valid" else None
+
+
 def _r2(rule: Rule, split: str) -> float:
-    update = rule.provenance.get("r2_update")
+    update = update_r2(rule)
     return rule.provenance["r2"][split] if update is None else update

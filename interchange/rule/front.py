@@ -13,6 +13,7 @@ from common.run.storage import JSON_LIMIT, atomic_write, read_file
 from interchange.files.kinds import RULE, kind
 from interchange.language.checks import RuleError
 from interchange.language.expression import to_text
+from interchange.rule.choice import update_r2
 from interchange.rule.rule import Rule, other_kind
 from interchange.rule.words import readable
 
@@ -41,7 +42,7 @@ class Front(list[Rule]):
 def _r2(rule: Rule) -> str:
     """R2 on the validation runs; of a rule with a structure the body's / the update's."""
     scores = rule.provenance.get("r2")
-    both = [scores.get("valid") if isinstance(scores, dict) else None, rule.provenance.get("r2_update")]
+    both = [scores.get("valid") if isinstance(scores, dict) else None, update_r2(rule)]
     return " / ".join(f"{value:.4f}" for value in both if value is not None)
 
 
@@ -51,7 +52,7 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
     Rules of a longer front that was there before are removed.
 
     The columns loss, tasks and behind are ``valid``, ``tasks`` and ``behind`` of ``provenance["loss"]``; r2
-    is ``provenance["r2"]["valid"]``, r2_update ``provenance["r2_update"]``. Empty where absent.
+    is ``provenance["r2"]["valid"]``, r2_update ``provenance["r2_update"]["valid"]``. Empty where absent.
     """
     for stale in Path(folder).glob("rule_*.json"):
         if re.fullmatch(r"rule_\d{3,6}\.json", stale.name) and int(stale.stem[5:]) >= len(rules):
@@ -63,8 +64,7 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
         file = f"rule_{index:03d}.json"
         rule.save(Path(folder, file))
         pairs = (("loss", "valid"), ("loss", "tasks"), ("loss", "behind"), ("r2", "valid"))
-        scores = [_score(rule.provenance.get(key), part) for key, part in pairs]
-        scores.append(_score(rule.provenance.get("r2_update"), "valid"))
+        scores = [_score(rule.provenance.get(key), part) for key, part in (*pairs, ("r2_update", "valid"))]
         rows.writerow([file, rule.complexity, *scores, to_text(rule.expression)])
     atomic_write(Path(folder, "front.csv"), table.getvalue().encode())
 

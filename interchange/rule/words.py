@@ -7,6 +7,7 @@ from interchange.language.equation import Equation
 from interchange.language.operators import OPERATORS
 from interchange.language.simplify import folded
 from interchange.language.view import FULL, SIZES
+from interchange.rule.choice import update_r2
 
 _RAW = {"g": "the gradient", "t": "the step, from 1", "theta": "the parameter", **SIZES}
 _ARGUMENTS = {"lag": "x, k", "ema": "x, b", "ema_hat": "x, b", "cumsum": "x", "cummax": "x"}
@@ -59,10 +60,11 @@ def _facts(rule: Equation) -> str:
     facts = [size(rule)]
     scores = rule.provenance.get("r2", {})
     shown = [f"{scores[split]:.4f} ({split})" for split in ("valid", "test") if scores.get(split) is not None]
-    update = rule.provenance.get("r2_update")  # of what a structure around the rule's body makes of it
     inside = "of the body " * ("structure" in rule.provenance)
     facts += [f"R2 {inside}{', '.join(shown)}"] if shown else []
-    facts += [] if update is None else [f"R2 of the update {update:.4f}"]
+    update = {split: update_r2(rule, split) for split in ("valid", "test")}
+    shown = [f"{value:.4f} ({split})" for split, value in update.items() if value is not None]
+    facts += [f"R2 of the update {', '.join(shown)}"] if shown else []
     if "exact" in rule.provenance:
         facts.append("exact: it leaves only the recording's rounding")
     return "; ".join(facts)

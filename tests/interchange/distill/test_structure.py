@@ -141,6 +141,10 @@ def test_the_updates_r2_is_of_the_operators_results_on_matrices():
     y, u = (op_orth(a[:, :12].reshape(30, 4, 3), view.axes) for a in (noisy, exact))
     assert judged(noisy) == pytest.approx(1.0 - np.square(y - u).sum() / np.square(y - y.mean()).sum())
     assert judged(exact, Rule.from_text("1 / (g - g)")) is None
+    runs = {"000003": of_matrices(exact), "000004": of_matrices(noisy, "000004")}
+    both = Updates(dataclasses.replace(data, runs=data.runs | runs))
+    assert both.r2(BODY) == pytest.approx(1.0, abs=1e-12)
+    assert both.r2(BODY, "test") == pytest.approx(judged(noisy))  # the last run chooses nothing
     fitted = dataclasses.replace(data, split=data.split | {"train": ("000000", "000003")})
     assert Updates(dataclasses.replace(fitted, runs=fitted.runs | {"000003": of_matrices(exact)})).empty
 
@@ -172,16 +176,25 @@ def test_both_r2_are_named_wherever_rules_are(tmp_path):
     data = recorded(*["rp_s_m"] * 3)
     generator = np.random.default_rng(3)
     noisy = -0.5 * np.tanh(generator.normal(size=(30, 15))) + 0.05 * generator.normal(size=(30, 15))
-    data = dataclasses.replace(data, runs=data.runs | {"000003": of_matrices(noisy)})
+    data = dataclasses.replace(
+        data, runs=data.runs | {k: of_matrices(noisy, k) for k in ("000003", "000004")}
+    )
     front = search_front(data, DistillConfig(**settings), 0.0)
     best = front[-1]
-    body, update = best.provenance["r2"]["valid"], best.provenance["r2_update"]
+    body, update = best.provenance["r2"]["valid"], best.provenance["r2_update"]["valid"]
     assert 0.8 < body <= 1.0 and 0.5 < update < 1.0
+    assert best.provenance["r2_update"]["test"] == update  # of equal runs
     write_front(tmp_path, front)
     assert read_front(tmp_path) == front
     (*_, row) = csv_rows(tmp_path / "front.csv")
     assert (float(row["r2"]), float(row["r2_update"])) == (body, update)
     assert f"{body:.4f} / {update:.4f}" in str(read_front(tmp_path))
     said = told(best, tmp_path / "best.json")
-    assert f"R2 of the body {body:.4f} (valid)" in said and f"R2 of the update {update:.4f}" in said
-    assert f"r2_update: {update:.4g}" in show(best)
+    assert (
+        f"R2 of the body {body:.4f} (valid)" in said
+        and f"R2 of the update {update:.4f} (valid), {update:.4f} (test)" in said
+    )
+    assert "r2_update" in show(best) and f"{update:.4g}" in show(best)
+    before = dataclasses.replace(best, provenance=best.provenance | {"r2_update": update})
+    assert valid_r2(before) == update  # one number, as earlier versions wrote it
+    assert f"R2 of the update {update:.4f} (valid)" in told(before, tmp_path / "best.json")
