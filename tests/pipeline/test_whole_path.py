@@ -26,7 +26,7 @@ def test_the_notebook_runs_and_shows_the_rule_and_the_front(tmp_path, monkeypatc
     nbformat = pytest.importorskip("nbformat", reason="needs nbformat")
     nbclient = pytest.importorskip("nbclient", reason="needs nbclient")
     pytest.importorskip("ipykernel", reason="needs ipykernel")
-    notebook = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "common" / "notebook.ipynb", as_version=4)
     for name, value in (("PYTHONPATH", str(ROOT)), ("PYTHONWARNINGS", "error::UserWarning")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own, which shows what is drawn
