@@ -13,6 +13,7 @@ import numpy as np
 
 from common.errors import L2OError
 
+LOSS_FLOOR = 2.0**-30  # less is counted as this where losses are compared: MATH.md, section 6
 DIVERGED = "diverged"
 FAILED = "failed: "  # an outcome goes on with what happened
 
@@ -23,9 +24,8 @@ class SummaryRow:
 
     Attributes:
         horizon: step at which the loss is read.
-        mean, low, high: mean over seeds of the loss at ``horizon`` and its 95 % interval; of losses that are
-            all positive the geometric mean, so that no bound is negative. A diverged seed makes the mean
-            infinite and the bounds nan: divergence is counted, never dropped.
+        mean, low, high: mean over seeds of the loss at ``horizon`` and its 95 % interval (``loss_interval``).
+            A diverged seed makes the mean infinite and the bounds nan: divergence is counted, never dropped.
         seeds: number of runs; ``diverged`` of them diverged, or failed: their outcome says how.
         lr: the tuned learning rate or multiplier; None where there is none.
         schedule: what it follows; "" where that is not known.
@@ -130,14 +130,24 @@ def interval(values: Iterable[float]) -> tuple[float, float, float]:
 
 
 def loss_interval(values: Iterable[float]) -> tuple[float, float, float]:
-    """As ``interval``; of values that are all positive and finite by their logarithms: the geometric mean.
+    """As ``interval``; where none is negative by the logarithms of what is ``counted``: the geometric mean.
 
-    Losses of seeds differ by factors, and the bounds of what is positive are positive.
+    Losses of seeds differ by factors, and no bound of losses that are not negative is negative.
     """
     numbers = list(map(float, values))
-    if not numbers or not all(math.isfinite(value) and value > 0.0 for value in numbers):
+    if any(value < 0.0 for value in numbers):
         return interval(numbers)
-    return tuple(math.exp(value) for value in interval(map(math.log, numbers)))
+    return geometric(math.log2(counted(value)) for value in numbers)
+
+
+def geometric(logs: Iterable[float]) -> tuple[float, float, float]:
+    """2 to the power of the mean and the bounds that ``interval`` finds; inf where that is no float."""
+    return tuple(math.exp2(value) if value < 1024.0 else value * math.inf for value in interval(logs))
+
+
+def counted(loss: float) -> float:
+    """What a loss counts as where it is compared: ``LOSS_FLOOR`` for less, but negative ones as they are."""
+    return LOSS_FLOOR if 0.0 <= loss < LOSS_FLOOR else loss
 
 
 def smooth(losses: np.ndarray, window: int) -> np.ndarray:
@@ -179,37 +189,16 @@ def summarise(rows: Iterable[Any], horizons: Sequence[int] = (), window: int = 2
     return sorted(table, key=lambda row: (row.problem, row.horizon, row.mean, row.optimizer))
 
 
-def headline(summary: Sequence[SummaryRow], roles: Mapping[str, str], complexity: int) -> str:
-    """The result at the longest horizon in one sentence, empty where the rule was not evaluated.
-
-    Args:
-        roles: ``teacher``, ``rule``, ``tuned`` -> name in ``summary``; every other name is a baseline.
-        complexity: nodes of the rule.
-    """
-    horizon = max((row.horizon for row in summary), default=0)
-    rows = {row.optimizer: row for row in summary if row.horizon == horizon}
-    rule = rows.get(roles.get("tuned", "")) or rows.get(roles.get("rule", ""))
-    if rule is None:
-        return ""
-    teacher = rows.get(roles.get("teacher", ""))
-    baselines = [row for name, row in rows.items() if name not in roles.values()]
-    others = [("its teacher", teacher)] if teacher else []
-    others += [(f"tuned {best.optimizer}", best) for best in sorted(baselines, key=lambda row: row.mean)[:1]]
-    words = [
-        f"{who} " + (f"reaches {row.mean:#.3g}" if math.isfinite(row.mean) else "diverges")
-        for who, row in others
-    ]
-    reached = f"reaches loss {rule.mean:#.3g} at" if math.isfinite(rule.mean) else "diverges before"
-    where = " where " + " and ".join(words) if words else ""
-    tuned = ", meta-tuned," if roles.get("tuned") == rule.optimizer else ""
-    return f"The {complexity}-node rule{tuned} {reached} step {horizon}{where}."
-
-
 def number(value: float | None, spec: str = ".4g") -> str:
     """A number for people: a dash for None and nan, a word for infinite losses, a true minus sign."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:{spec}}".replace("-", "−") if math.isfinite(value) else DIVERGED
+
+
+def loss_number(loss: float, spec: str = ".4g") -> str:
+    """A loss for people: as ``number``, but of one that is counted as ``LOSS_FLOOR`` that it is no more."""
+    return f"≤ {number(LOSS_FLOOR, '.3g')}" if 0.0 <= loss <= LOSS_FLOOR else number(loss, spec)
 
 
 def summary_text(summary: Sequence[SummaryRow]) -> str:
@@ -223,9 +212,9 @@ def summary_text(summary: Sequence[SummaryRow]) -> str:
         (
             row.optimizer,
             str(row.horizon),
-            number(row.mean),
+            loss_number(row.mean),
             "–" if math.isnan(row.low) else f"{number(row.low)} to {number(row.high)}",
-            number(row.test_loss, ".3g"),
+            loss_number(row.test_loss, ".3g"),
             str(row.seeds),
             str(row.diverged),
             number(row.lr),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import L2OError
-from common.metrics import t_quantile
+from common.metrics import LOSS_FLOOR, t_quantile
 from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import OnProblem, option
@@ -227,9 +227,9 @@ def _compared(figures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean log loss of each rule, how far it is behind the lowest, and the standard error of that.
 
     Rules start from the same values and see the same batches, so differences within a task vary far less
-    than the losses do. Losses that are not all above 0 are taken as they are.
+    than the losses do. They are counted as in evaluations, and where some are negative taken as they are.
     """
-    values = np.log(figures) if (figures > 0).all() else figures
+    values = figures if (figures < 0.0).any() else np.log(np.maximum(figures, LOSS_FLOOR))
     means, tasks = values.mean(1), figures.shape[1]
     with np.errstate(invalid="ignore"):  # inf less inf is nan, which is near nothing
         differences = values - values[np.argmin(means)]

@@ -4,13 +4,14 @@ Everything starts from the rows of ``common.metrics.summarise`` and the runs' lo
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from common.metrics import SummaryRow, interval, loss_at, loss_interval, number, smooth
+from common.metrics import SummaryRow, counted, geometric, loss_at, loss_interval, number, smooth
 from common.tables.baselines import BASELINES
 
 REACHED_AT = 0.8  # share of the horizon at which the best baseline's loss is the target
@@ -26,13 +27,16 @@ class Ratio:
     """Loss over another optimizer's loss from the same seeds: geometric mean and 95 % interval.
 
     Attributes:
-        value: inf where the first diverges, 0 where only the other does, nan where a loss is not above 0.
+        value: inf where the first diverges, 0 where only the other does, nan where a loss is negative.
         low, high: nan where a seed diverges or there is only one.
     """
 
     value: float
     low: float
     high: float
+
+
+_NO_RATIO = Ratio(math.nan, math.nan, math.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,21 +89,20 @@ def is_baseline(optimizer: str) -> bool:
 
 
 def ratio(these: Sequence[float], those: Sequence[float]) -> Ratio:
-    """Ratio of losses paired by seed; both diverging counts as 1, unequal numbers of seeds have none."""
-    logs = []
-    if len(these) != len(those):
-        return Ratio(math.nan, math.nan, math.nan)
-    for this, that in zip(these, those, strict=True):
-        if min(this, that) <= 0.0 and this != that:
-            return Ratio(math.nan, math.nan, math.nan)
-        logs.append(0.0 if this == that else -math.inf if math.isinf(that) else math.log(this / that))
+    """Ratio of losses paired by seed, each as ``counted``: two of 0 are level, and two that diverge."""
+    pairs = list(zip(map(counted, these), map(counted, those), strict=False))
+    if len(these) != len(those) or any(min(pair) < 0.0 and pair[0] != pair[1] for pair in pairs):
+        return _NO_RATIO
+    logs = [0.0 if a == b else -math.inf if math.isinf(b) else math.log2(a / b) for a, b in pairs]
     if -math.inf in logs and max(logs) < math.inf:
         return Ratio(0.0, math.nan, math.nan)
-    return Ratio(*(_exp(value) for value in interval(logs)))
+    return Ratio(*geometric(logs))
 
 
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700.0 else math.inf if value == value else math.nan
+def mean_ratio(values: Iterable[float]) -> float:
+    """Geometric mean of ratios: inf where one is, else 0 where one is, nan of none."""
+    logs = [math.log2(value) if value > 0.0 else -math.inf for value in values]
+    return math.inf if math.inf in logs else 0.0 if -math.inf in logs else geometric(logs)[0]
 
 
 def best_baseline(rows: Iterable[SummaryRow]) -> SummaryRow | None:
@@ -117,18 +120,16 @@ def target(rows: Sequence[SummaryRow], losses: Mapping[str, Sequence[np.ndarray]
         rows: of one problem and horizon.
         losses: optimizer -> losses [step] of its seeds.
     """
-    hand_made = []
-    for row in rows:
-        step = max(1, round(REACHED_AT * row.horizon))
-        if is_baseline(row.optimizer) and all(len(run) >= step for run in losses[row.optimizer]):
-            hand_made.append(row)
-    if not hand_made:
+    step = max(1, round(REACHED_AT * rows[0].horizon))
+    there = [
+        row
+        for row in rows
+        if is_baseline(row.optimizer) and all(len(run) >= step for run in losses[row.optimizer])
+    ]
+    if not there:
         return math.nan
-    chosen = min(hand_made, key=lambda r: (math.isnan(r.validation), r.validation, r.mean))
-    if math.isnan(chosen.validation):
-        chosen = min(hand_made, key=lambda r: r.mean)
-    runs = losses[chosen.optimizer]
-    goal = loss_interval(loss_at(run, step, _WINDOW) for run in runs)[0]
+    chosen = min(there, key=lambda r: (math.inf if math.isnan(r.validation) else r.validation, r.mean))
+    goal = loss_interval(loss_at(run, step, _WINDOW) for run in losses[chosen.optimizer])[0]
     return goal if math.isfinite(goal) else math.nan
 
 
@@ -152,18 +153,15 @@ def compare(summary: Sequence[SummaryRow], runs: Iterable[Any]) -> list[Compared
         runs: what the summary was made of: objects with ``optimizer, problem, horizon, seed, losses``; a
             ``horizon`` of 0 counts at every one.
     """
-    losses: dict[tuple[str, int], dict[str, list[np.ndarray]]] = {}
     ordered = sorted(runs, key=lambda run: run.seed)
-    places = dict.fromkeys((row.problem, row.horizon) for row in summary)
-    for place in places:
-        kept = losses.setdefault(place, {})
-        for run in ordered:
-            if run.problem == place[0] and run.horizon in (0, place[1]):
-                kept.setdefault(run.optimizer, []).append(np.asarray(run.losses)[: place[1]])
     found = []
-    for place in places:
-        rows = [row for row in summary if (row.problem, row.horizon) == place]
-        found += _side_by_side(rows, losses[place])
+    for problem, horizon in dict.fromkeys((row.problem, row.horizon) for row in summary):
+        rows = [row for row in summary if (row.problem, row.horizon) == (problem, horizon)]
+        losses: dict[str, list[np.ndarray]] = {}
+        for run in ordered:
+            if run.problem == problem and run.horizon in (0, horizon):
+                losses.setdefault(run.optimizer, []).append(np.asarray(run.losses)[:horizon])
+        found += _side_by_side(rows, losses)
     order = {id(row): k for k, row in enumerate(summary)}
     return sorted(found, key=lambda one: order[id(one.row)])
 
@@ -174,7 +172,7 @@ def _side_by_side(rows: Sequence[SummaryRow], losses: Mapping[str, Sequence[np.n
     for row in rows:
         runs = losses[row.optimizer]
         steps = float(np.median([steps_to(run, goal) for run in runs]))
-        own = ratio(row.figures, best.figures) if best else Ratio(math.nan, math.nan, math.nan)
+        own = ratio(row.figures, best.figures) if best else _NO_RATIO
         seconds, name = steps * row.ms_per_step / 1e3, best.optimizer if best else ""
         found.append(Compared(row, name, own, goal, steps, seconds, tuple(runs)))
     return found
@@ -188,9 +186,8 @@ def profile(times: Mapping[str, Mapping[Any, float]], taus: Sequence[float]) -> 
     Args:
         times: optimizer -> problem -> time to target; inf where it is not reached.
     """
-    ratios = time_ratios(times)
     grid = np.asarray(taus, dtype=np.float64)
-    return {name: (values[:, None] <= grid).mean(0) for name, values in ratios.items()}
+    return {name: (values[:, None] <= grid).mean(0) for name, values in time_ratios(times).items()}
 
 
 def score(times: Mapping[str, Mapping[Any, float]], end: float = TAU) -> dict[str, float]:
@@ -227,15 +224,12 @@ def standing(
     """The record of ``optimizer`` over ``places``, or over everything it ran on."""
     rows = [c for c in compared if places is None or (c.row.problem, c.row.horizon) in places]
     own = [c for c in rows if c.row.optimizer == optimizer]
-    figures = {(c.row.optimizer, c.row.problem, c.row.horizon): c.row.figures for c in rows}
-    names = dict.fromkeys(c.row.optimizer for c in rows if is_baseline(c.row.optimizer))
-    against = dict.fromkeys((name for name in names if name != optimizer), 0)
-    for name in against:
-        for c in own:
-            theirs = figures.get((name, c.row.problem, c.row.horizon))
-            against[name] += theirs is not None and ratio(c.row.figures, theirs).value <= 1.0
+    against = {c.row.optimizer: 0 for c in rows if is_baseline(c.row.optimizer)}
+    against.pop(optimizer, None)
+    for a, b in itertools.product((c.row for c in own), (c.row for c in rows)):
+        if b.optimizer in against and (a.problem, a.horizon) == (b.problem, b.horizon):
+            against[b.optimizer] += ratio(a.figures, b.figures).value <= 1.0
     values = [c.ratio.value for c in own]
-    logs = [math.log(v) if v > 0.0 else -math.inf for v in values if not math.isnan(v)]
     return Standing(
         optimizer=optimizer,
         problems=len(own),
@@ -244,7 +238,7 @@ def standing(
         surely=sum(c.ratio.high < 1.0 for c in own),
         against=against,
         score=score(times_to_target(rows)).get(optimizer, math.nan),
-        mean=math.nan if not logs else math.inf if math.inf in logs else _exp(math.fsum(logs) / len(logs)),
+        mean=mean_ratio(value for value in values if not math.isnan(value)),
     )
 
 
@@ -258,34 +252,29 @@ def standing_groups(compared: Sequence[Compared]) -> dict[str, list[Standing]]:
     """
     names = dict.fromkeys(c.row.optimizer for c in compared)
     learned = [name for name in names if not is_baseline(name)]
-    if len(learned) == len(names):
+    if not learned or len(learned) == len(names):
         return {}
-    alike = coordinatewise(compared)
-    found = {}
+    groups = {"all": (False, True)}
+    if any(c.row.trained_on for c in compared):
+        groups |= {"unseen": (False,), "trained on": (True,)}
+    alike, found = coordinatewise(compared), {}
     for rows, suffix in ((compared, ""), (alike, ", coordinate-wise baselines")):
         if suffix and len(alike) == len(compared):
             break
-        places: dict[str, set[Place]] = {"all": {(c.row.problem, c.row.horizon) for c in rows}}
-        if any(c.row.trained_on for c in rows):
-            for name, wanted in (("unseen", False), ("trained on", True)):
-                places[name] = {(c.row.problem, c.row.horizon) for c in rows if c.row.trained_on == wanted}
-        for name, own in places.items():
-            if learned and own:
-                standings = (standing(rows, optimizer, own) for optimizer in learned)
+        for name, wanted in groups.items():
+            if places := {(c.row.problem, c.row.horizon) for c in rows if c.row.trained_on in wanted}:
+                standings = (standing(rows, optimizer, places) for optimizer in learned)
                 found[name + suffix] = sorted(standings, key=lambda s: (-s.ahead, s.mean))
     return found
 
 
 def coordinatewise(compared: Sequence[Compared]) -> list[Compared]:
     """The rows without baselines that mix coordinates, compared anew."""
-    kept = [
-        c
-        for c in compared
-        if not is_baseline(c.row.optimizer) or BASELINES[c.row.optimizer.partition(":")[0]].coordinatewise
-    ]
     places: dict[Place, list[Compared]] = {}
-    for c in kept:
-        places.setdefault((c.row.problem, c.row.horizon), []).append(c)
+    for c in compared:
+        baseline = BASELINES.get(c.row.optimizer.partition(":")[0])
+        if baseline is None or baseline.coordinatewise:
+            places.setdefault((c.row.problem, c.row.horizon), []).append(c)
     return [
         one
         for rows in places.values()

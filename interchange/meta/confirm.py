@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
+from common.metrics import LOSS_FLOOR
 from interchange.backend import Arrays, Learner, Tasks
 from interchange.meta.schedule import Schedule
 from interchange.meta.tasks import TaskStream
-from interchange.meta.validation import SMALLEST
 from interchange.meta.workers import Workers
 
 _ERRORS = 2.0  # standard errors by which the tuned ones must be ahead
@@ -44,7 +44,7 @@ def confirmed(
                 task = stream.plain("confirmation", number, problem)
                 row[place] = learner.mean_loss_at([task], steps)
     figures = workers.total(figures.ravel()).reshape(figures.shape)
-    before, after = np.maximum(figures, SMALLEST)
+    before, after = np.maximum(figures, LOSS_FLOOR)
     if not np.isfinite(figures).all():  # the one that always gets to the end
         record = {"tasks": after.size, "diverged": int((~np.isfinite(after)).sum())}
         return bool(np.isfinite(after).all()), record

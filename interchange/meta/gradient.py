@@ -25,9 +25,9 @@ from interchange.meta.schedule import EXPERTS, Schedule
 from interchange.meta.sharing import mean_of_all, shared_out, told
 from interchange.meta.state import TrainerState
 from interchange.meta.tasks import TaskStream
-from interchange.meta.validation import SMALLEST
 from interchange.meta.workers import Workers
 
+_SMALLEST = 1e-30  # what a problem's mean loss is at least where gradients are divided by it
 # Estimators that unroll one optimizee after the other -> the learner's method.
 _UNROLLS = {"first": "first_order", "second": "second_order", "forward": "forward"}
 
@@ -178,7 +178,7 @@ class MetaGradient:
         """
         if not self._schedule.several or imitates:
             return 1.0
-        return 1.0 / max(float(np.mean(np.abs(losses))), SMALLEST)
+        return 1.0 / max(float(np.mean(np.abs(losses))), _SMALLEST)
 
     def _coordinates(self, task: Task, epoch: int, step: int, lane: int) -> Subset | None:
         share = self._config.coordinates

@@ -2,12 +2,11 @@
 
 import math
 
+from common.metrics import LOSS_FLOOR
 from interchange.backend import Arrays, Learner
 from interchange.meta.schedule import Schedule
 from interchange.meta.state import TrainerState
 from interchange.meta.tasks import TaskStream
-
-SMALLEST = 1e-30  # what a loss of 0 counts as where logarithms are taken
 
 
 class Validation:
@@ -77,4 +76,4 @@ class Validation:
             return math.inf
         if len(figures) == 1:
             return figures[0]
-        return math.exp(sum(math.log(max(value, SMALLEST)) for value in figures) / len(figures))
+        return math.exp(sum(math.log(max(value, LOSS_FLOOR)) for value in figures) / len(figures))

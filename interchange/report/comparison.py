@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import number
+from common.metrics import loss_number, number
 from common.run.storage import atomic_write
 from interchange.curve import accuracies
 from interchange.evaluation.profiles import (
@@ -173,7 +173,7 @@ def _cell(c: Compared) -> str:
     lost = f" {row.diverged} of {row.seeds} diverged" if row.diverged else ""
     own = "best" if row.optimizer == c.best else f"× {number(value, '.3f')}" if not math.isnan(value) else ""
     return (
-        f'<span class="{_class(value)}">{number(row.mean, "#.4g")}</span> <small>{own}</small><br>'
+        f'<span class="{_class(value)}">{loss_number(row.mean, "#.4g")}</span> <small>{own}</small><br>'
         f"<small>{spread}{escape(lost)}</small>"
     )
 

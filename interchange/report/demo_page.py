@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import SummaryRow, number
+from common.metrics import SummaryRow, loss_number, number
 from common.run.storage import atomic_write
 from interchange.report import plots
 from interchange.report.equation import equation_block, formula
@@ -165,12 +165,11 @@ def _results(data: ReportData) -> str:
 def _result_cells(row: SummaryRow, rows: Sequence[SummaryRow], strong: Sequence[str]) -> list[str]:
     def marked(field: str, spec: str) -> str:
         value = getattr(row, field)
+        shown = (loss_number if field == "mean" else number)(value, spec)
         finite = [getattr(r, field) for r in rows if math.isfinite(r.mean)]
         if not math.isfinite(row.mean) or not value <= min(finite):
-            return number(value, spec)
-        return (
-            f'<strong class="best">{number(value, spec)} <abbr title="best of its column">★</abbr></strong>'
-        )
+            return shown
+        return f'<strong class="best">{shown} <abbr title="best of its column">★</abbr></strong>'
 
     name = f"<strong>{escape(row.optimizer)}</strong>" if row.optimizer in strong else escape(row.optimizer)
     spread = f"{number(row.low, '#.4g')} to {number(row.high, '#.4g')}" if math.isfinite(row.low) else "–"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import L2OError
-from common.metrics import SummaryRow, loss_interval, number, smooth
+from common.metrics import SummaryRow, loss_interval, loss_number, number, smooth
 
 # After Okabe and Ito, "Color universal design" (2008); lightness moved to suit both backgrounds.
 PALETTE = ("#d55e00", "#1f7fc4", "#00996f", "#c26d9c", "#b07a00", "#808080")
@@ -218,7 +218,7 @@ def final_losses(summary: Sequence[SummaryRow], highlight: Sequence[str] = (), *
             if math.isfinite(row.low):
                 axes.plot([max(row.low, edge[0]), row.high], [y, y], color=color, lw=2.4 if strong else 1.4)
             axes.plot([row.mean], [y], marker="D" if strong else "o", ms=6.5 if strong else 5, color=color)
-        note = f"{row.diverged} of {row.seeds} diverged" if row.diverged else number(row.mean, "#.4g")
+        note = f"{row.diverged} of {row.seeds} diverged" if row.diverged else loss_number(row.mean, "#.4g")
         where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
         axes.annotate(note, (1, y), (8, 0), weight="bold" if strong else "normal", **where)
     axes.set_yticks(range(len(rows)), [clean(row.optimizer) for row in rows])

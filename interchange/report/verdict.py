@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.metrics import SummaryRow, headline, number
+from common.metrics import SummaryRow, loss_number, number
 from interchange.evaluation.profiles import Compared, Ratio, Standing, ratio
 
 
@@ -31,6 +31,34 @@ def verdict(summary: Sequence[SummaryRow], roles: Mapping[str, str], complexity:
                 f"{ours.seeds} seeds do not tell it from {best.optimizer}: {times(own)} its loss."
             )
     return " ".join(filter(None, sentences))
+
+
+def headline(summary: Sequence[SummaryRow], roles: Mapping[str, str], complexity: int) -> str:
+    """The result at the longest horizon in one sentence, empty where the rule was not evaluated.
+
+    Args:
+        roles: ``teacher``, ``rule``, ``tuned`` -> name in ``summary``; every other name is a baseline.
+        complexity: nodes of the rule.
+    """
+    horizon = max((row.horizon for row in summary), default=0)
+    rows = {row.optimizer: row for row in summary if row.horizon == horizon}
+    rule = rows.get(roles.get("tuned", "")) or rows.get(roles.get("rule", ""))
+    if rule is None:
+        return ""
+    teacher = rows.get(roles.get("teacher", ""))
+    baselines = [row for name, row in rows.items() if name not in roles.values()]
+    others = [("its teacher", teacher)] if teacher else []
+    others += [(f"tuned {best.optimizer}", best) for best in sorted(baselines, key=lambda row: row.mean)[:1]]
+    words = [
+        f"{who} " + (f"reaches {loss_number(row.mean, '#.3g')}" if math.isfinite(row.mean) else "diverges")
+        for who, row in others
+    ]
+    reached = "diverges before"
+    if math.isfinite(rule.mean):
+        reached = f"reaches loss {loss_number(rule.mean, '#.3g')} at"
+    where = " where " + " and ".join(words) if words else ""
+    tuned = ", meta-tuned," if roles.get("tuned") == rule.optimizer else ""
+    return f"The {complexity}-node rule{tuned} {reached} step {horizon}{where}."
 
 
 def _tuning(found: Ratio) -> str:

@@ -7,7 +7,7 @@ Every front's choice by R2, and its choice by rollouts, made anew here with ``to
 the test seeds its teacher starts from; figures as in MATH.md section 6, on half B of the data. With 0 trials
 all run as they are, at multiplier 1; with more, every multiplier is tuned on validation seeds, problem by
 problem.
-A ratio is exp of the mean over seeds of log(rule / teacher), with its 95 % t-interval.
+A ratio is the geometric mean over seeds of rule / teacher, with its 95 % t-interval.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from typing import Any
 
 from interleaved import parser_of, save, tell
 
-from common.errors import L2OError
-from common.metrics import interval, number
+from common.metrics import geometric, interval, number
 from interchange.commands.evaluate import loss_at_or_inf
 from interchange.commands.select import SelectConfig
 from interchange.evaluation.config import EvaluateConfig
+from interchange.evaluation.profiles import mean_ratio, ratio
 from interchange.rule.choice import shortest_within
 from interchange.rule.front import read_front
 from interchange.rule.rule import Rule
@@ -88,24 +88,14 @@ def measure(pairs: Sequence[Pair], problem: str, options: argparse.Namespace) ->
     return losses
 
 
-def ratio(these: Sequence[float], those: Sequence[float]) -> tuple[float, float, float]:
-    """(ratio, low, high) of paired losses; where these diverge inf, where only those do it is 0 there."""
-    logs = []
-    for this, that in zip(these, those, strict=True):
-        if min(this, that) <= 0:
-            raise L2OError(f"expected losses above 0, got {min(this, that)}; leave that problem out")
-        logs.append(0.0 if this == that else -math.inf if math.isinf(that) else math.log(this / that))
-    if -math.inf in logs and max(logs) < math.inf:
-        return 0.0, math.nan, math.nan
-    mean, low, high = interval(logs)
-    return math.exp(mean), math.exp(low), math.exp(high)
-
-
 def verdict(pair: Pair, figures: Figures, problem: str) -> dict[str, Any]:
     """Ratios of every choice to the teacher by problem, and whether the choice keeps what is promised."""
     result: dict[str, Any] = {"teacher": pair.teacher, "choices": {}}
     for choice, spec in pair.rules.items():
-        ratios = {name: ratio(losses[spec], losses[pair.teacher]) for name, losses in figures.items()}
+        ratios = {
+            name: dataclasses.astuple(ratio(losses[spec], losses[pair.teacher]))
+            for name, losses in figures.items()
+        }
         unseen = [value[0] for name, value in ratios.items() if name != problem]
         as_good = sum(value <= 1.0 for value in unseen)
         result["choices"][choice] = pair.about[choice] | {
@@ -122,17 +112,17 @@ def against_r2(results: Mapping[str, Any], problems: Sequence[str]) -> dict[str,
     """Loss of the rollout choice over the r2 choice's by problem, and of all; intervals are over teachers."""
     columns = {}
     for name in problems:
-        logs = []
+        values = []
         for result in results.values():
             pair = [result["choices"][choice]["losses"][name] for choice in ("rollout", "r2")]
-            logs.append(ratio(*pair)[0])
-        columns[name] = logs
-    columns["all"] = [math.exp(sum(map(_log, row)) / len(row)) for row in zip(*columns.values(), strict=True)]
-    return {name: tuple(map(math.exp, interval(map(_log, logs)))) for name, logs in columns.items()}
+            values.append(ratio(*pair).value)
+        columns[name] = values
+    columns["all"] = [mean_ratio(row) for row in zip(*columns.values(), strict=True)]
+    return {name: geometric(map(_log, values)) for name, values in columns.items()}
 
 
 def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+    return math.log2(value) if value > 0 else -math.inf
 
 
 def table(results: Mapping[str, Any], problems: Sequence[str]) -> str:

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import L2OError
-from common.metrics import number, summarise
+from common.metrics import loss_number, number, summarise
 from common.run.config import from_dict
 from common.run.storage import atomic_write
 from interchange.commands.stages import command_line
 from interchange.evaluation.cells import code_of
 from interchange.evaluation.config import EvaluateConfig
-from interchange.evaluation.profiles import CLOSE, compare, coordinatewise, is_baseline
+from interchange.evaluation.profiles import CLOSE, compare, coordinatewise, is_baseline, mean_ratio
 from interchange.files.results import Evaluation, load_evaluation, summary_csv
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,8 @@ def tables(name: str, head: Sequence[str], rows: Sequence[Mapping[str, str]]) ->
             text.append(f"{optimizer}, {_standing(unseen, prefix, which)}.")
     names = dict.fromkeys(row["optimizer"] for row in rows)
     groups = {name: [row for row in rows if row["optimizer"] == name] for name in names}
-    order = sorted(groups, key=lambda name: (_mean(groups[name]), name))
+    means = {name: _mean(own) for name, own in groups.items()}
+    order = sorted(groups, key=lambda name: (math.isnan(means[name]), means[name], name))
     head_ = ("optimizer", "loss ratio to the best baseline", "diverged runs", "schedules", "knobs", "trials")
     text.append(_table(head_, (_choices(name, groups[name]) for name in order)))
     return "\n\n".join(text)
@@ -121,12 +122,13 @@ def _place(row: Mapping[str, str]) -> list[str]:
     place = f"`{row['problem']}`{seen}, {int(row['horizon']):,}"
     ratios = [_ratio(row, prefix) for prefix in ("coordinatewise_", "")]
     bests = [row["coordinatewise_baseline"], row["best_baseline"]]
-    return [place, number(float(row["loss_mean"]), ".3g"), bests[0], ratios[0], bests[1], ratios[1]]
+    return [place, loss_number(float(row["loss_mean"]), ".3g"), bests[0], ratios[0], bests[1], ratios[1]]
 
 
 def _ratio(row: Mapping[str, str], prefix: str) -> str:
     value, low, high = (_float(row[key]) for key in _keys(prefix))
-    return f"{number(value, '.3f')} ({number(low, '.3f')} to {number(high, '.3f')})"
+    value, low, high = (number(x, ".1e" if 0.0 < x < 1e-3 else ".3f") for x in (value, low, high))
+    return f"{value} ({low} to {high})"
 
 
 def _keys(prefix: str) -> tuple[str, str, str]:
@@ -151,11 +153,9 @@ def _standing(rows: Sequence[Mapping[str, str]], prefix: str, which: str) -> str
 
 
 def _mean(rows: Sequence[Mapping[str, str]]) -> float:
-    """Geometric mean of the ratios to the best baseline; infinite where one is, or has none."""
+    """Geometric mean of the ratios to the best baseline, ``mean_ratio``; nan where one has none."""
     values = [_float(row["ratio"]) for row in rows]
-    if not all(0.0 < value < math.inf for value in values):
-        return math.inf
-    return math.exp(math.fsum(map(math.log, values)) / len(values))
+    return math.nan if any(map(math.isnan, values)) else mean_ratio(values)
 
 
 def _choices(name: str, rows: Sequence[Mapping[str, str]]) -> list[str]:

@@ -1,5 +1,6 @@
 """``suite_results.py``: the file of a suite's results, and the tables of RESULTS.md made from it."""
 
+import csv
 import dataclasses
 import importlib.util
 import math
@@ -14,7 +15,7 @@ from common.errors import L2OError
 from common.run.cli import parser_for
 from interchange.evaluation.cells import code_of
 from interchange.evaluation.config import EvaluateConfig
-from interchange.files.results import EvaluationRow, save_evaluation
+from interchange.files.results import Evaluation, EvaluationRow, save_evaluation
 
 RULE = "rule:mine"
 LEVELS = {  # of two seeds; muon is the best, of the coordinate-wise ones adam or sgd
@@ -160,7 +161,21 @@ def test_other_code_changed_code_and_others_paths_are_refused_in_one_line(script
 
 def test_without_a_ratio_everywhere_there_is_no_mean(script):
     means = [script._mean([{"ratio": "0.5"}, {"ratio": other}]) for other in ("2.0", "", "0.0", "inf")]
-    assert means == pytest.approx([1.0, math.inf, math.inf, math.inf])
+    assert means == pytest.approx([1.0, math.nan, 0.0, math.inf], nan_ok=True)
+
+
+def test_a_loss_of_zero_is_ahead_and_no_optimizer_is_called_diverged_but_where_one_is(script):
+    levels = {RULE: 0.0, "muon": 1e-4, "adam": 0.1}
+    given = [
+        EvaluationRow(name, "digits-mlp", seed, np.full(30, level), horizon=30, trials=28, ms_per_step=1.0)
+        for name, level in levels.items()
+        for seed in range(2)
+    ]
+    lines = script.results_csv(Evaluation(tuple(given), {}), []).splitlines()
+    text = script.tables("a", [], list(csv.DictReader(lines)))
+    assert "| `digits-mlp`, 30 | ≤ 9.31e−10 | adam | 9.3e−09 (" in text
+    assert "as good as the best baseline on 1, within 5 % on 1, surely better on 1" in text
+    assert "| diverged |" not in text
 
 
 def test_the_page_has_the_marks_of_every_file_and_says_what_the_files_say(script):

@@ -8,9 +8,12 @@ import pytest
 
 from common.errors import L2OError
 from common.metrics import (
-    headline,
+    LOSS_FLOOR,
+    counted,
     interval,
     loss_at,
+    loss_interval,
+    loss_number,
     number,
     r2,
     smooth,
@@ -80,6 +83,35 @@ def test_interval_by_hand():
     assert math.isnan(interval([])[0])
 
 
+@pytest.mark.parametrize(
+    "losses", [[0.0, 1.0], [0.0, 0.0, 1e-5], [1e-3, 2.0, 1e-40], [0.0, 0.0, 0.0, 0.0, 7.45e-10]]
+)
+def test_no_bound_of_losses_that_are_not_negative_is_negative(losses):
+    mean, low, high = loss_interval(losses)
+    assert 0.0 < low <= mean <= high
+    assert loss_interval([LOSS_FLOOR if loss < LOSS_FLOOR else loss for loss in losses]) == (mean, low, high)
+    assert loss_interval([0.0, 0.0]) == loss_interval([1e-12, 0.0]) == (LOSS_FLOOR,) * 3
+
+
+def test_losses_that_are_no_number_diverged_and_negative_ones_are_averaged_as_they_are():
+    for broken in (math.inf, math.nan):
+        mean, low, high = loss_interval([0.0, broken])
+        assert mean == math.inf and math.isnan(low) and math.isnan(high)
+        assert number(mean) == loss_number(mean) == "diverged"
+    assert loss_interval([-1.0, 0.0, 4.0]) == interval([-1.0, 0.0, 4.0]) and counted(-1e-12) == -1e-12
+    assert loss_interval([1e-9, 1e300])[2] == math.inf  # no float is so large
+
+
+def test_the_summary_says_of_a_loss_of_zero_that_it_is_no_more_than_what_it_counts_as():
+    rows = [run(seed=k, losses=losses, test_loss=0.0) for k, losses in enumerate(([1, 0, 0], [1, 0, 1e-11]))]
+    rows += [run("sgd", seed=k, losses=[1, 1, 1e-8]) for k in range(2)]
+    table = summarise(rows, window=1)
+    assert [row.optimizer for row in table] == ["adam", "sgd"] and table[0].diverged == 0
+    head, _, first, second = summary_text(table).splitlines()
+    assert first.count("≤ 9.31e−10") == 2 and "≤" not in second
+    assert "diverged" in head and "diverged" not in first + second
+
+
 def test_t_quantiles_equal_scipys():
     stats = pytest.importorskip("scipy.special")
     for degrees in (*range(1, 41), 100, 1000):
@@ -97,13 +129,13 @@ def test_smooth_by_hand():
 
 
 def test_summarise_groups_and_sorts():
-    rows = [run(seed=s, losses=[9, 9, s, s, 1, 1], ms_per_step=m) for s, m in ((2, 5.0), (0, 1.0), (4, 9.0))]
+    rows = [run(seed=s, losses=[9, 9, s, s, 1, 1], ms_per_step=m) for s, m in ((2, 5.0), (1, 1.0), (4, 9.0))]
     rows.append(types.SimpleNamespace(**run("sgd", losses=[9, 9, 0.5, 0.5, 3, 3], settings={})))
     table = summarise(rows, horizons=(4, 6), window=2)
     assert [f"{row.horizon} {row.optimizer}" for row in table] == ["4 sgd", "4 adam", "6 adam", "6 sgd"]
     adam = table[1]
-    assert adam.mean == 2.0 and adam.figures == (0.0, 2.0, 4.0)
-    assert adam.high - 2.0 == pytest.approx(4.3026527 * 2 / math.sqrt(3))
+    assert adam.mean == pytest.approx(2.0) and adam.figures == (1.0, 2.0, 4.0)
+    assert adam.high == pytest.approx(2.0 * 2.0 ** (4.3026527 / math.sqrt(3)))
     assert (adam.seeds, adam.diverged, adam.lr, adam.trials) == (3, 0, 0.5, 7)
     assert (adam.ms_per_step, adam.floats_per_parameter) == (5.0, 2.0)
     assert table[0].lr is None and math.isnan(table[0].low)
@@ -152,22 +184,6 @@ def test_summarise_refuses():
         summarise([{"optimizer": "adam"}])
     with pytest.raises(L2OError, match="at least 9 losses"):
         summarise([run()], horizons=(9,))
-
-
-ROLES = {"teacher": "rp", "rule": "rule", "tuned": "rule*"}
-
-
-def test_headline():
-    rows = [run("rp", losses=[9, 0.1]), run("rule", losses=[9, 0.2]), run("adam", losses=[9, 0.15])]
-    rows += [run("sgd", losses=[9, 0.3])]
-    table = summarise(rows, horizons=(1, 2), window=1)
-    sentence = "The 7-node rule reaches loss 0.200 at step 2 where its teacher reaches 0.100 and tuned adam"
-    assert headline(table, ROLES, 7) == f"{sentence} reaches 0.150."
-    table = summarise([*rows, run("rule*", losses=[9, math.inf])], window=1)
-    diverges = "The 7-node rule, meta-tuned, diverges before step 2 where its"
-    assert headline(table, ROLES, 7).startswith(diverges)
-    assert headline(summarise(rows[1:2]), ROLES, 7) == "The 7-node rule reaches loss 4.60 at step 2."
-    assert headline(summarise(rows[:1]), ROLES, 7) == headline([], ROLES, 7) == ""
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,12 @@ def test_losses_below_zero_are_compared_as_they_are():
     assert hopeful(figures) == [1]
 
 
+def test_losses_of_zero_are_level_and_ahead_of_what_is_above_the_floor():
+    figures = np.array([[0.0, 1e-12, 0.0], [1e-12, 0.0, 1e-20], [1e-3, 1e-3, 1e-3]])
+    assert choose(figures, [5, 3, 1]) == 1
+    assert hopeful(figures) == [0, 1]
+
+
 def test_rules_that_diverge_are_never_chosen_and_do_not_go_on():
     broken = TASKS * 0.1
     broken[2] = np.inf

@@ -25,7 +25,7 @@ def tuned(
     """
 
     def rolled_out(cell: Cell) -> Rollout:
-        loss = abs(math.log2(cell.lr / optima[cell.optimizer])) + 0.01 * cell.number
+        loss = abs(math.log2(cell.lr / optima[cell.optimizer])) + 0.01 * 2**cell.number
         if knobs and sources[cell.optimizer].knob:
             value = sources[cell.optimizer].turned(cell.knob).knob_value
             loss += abs(math.log2((1.0 - value) / (1.0 - knobs[cell.optimizer])))
@@ -59,7 +59,7 @@ def test_every_optimizer_gets_as_many_trials_and_its_best_is_not_at_an_edge(tria
     for text, grid in grids.items():
         for horizon in config.steps:
             assert grid.best(horizon) == pytest.approx(optima[text])
-            assert grid.lowest(horizon) == pytest.approx(0.01)  # the mean of three seeds' 0, 0.01 and 0.02
+            assert grid.lowest(horizon) == pytest.approx(0.02)  # of three seeds' 0.01, 0.02 and 0.04
             assert min(grid.figures) < grid.best_place(horizon) < max(grid.figures)
         assert sorted(grid.figures) == list(range(min(grid.figures), max(grid.figures) + 1))
 

@@ -50,6 +50,11 @@ def test_the_mean_logarithm_must_be_lower_by_more_than_its_error(level, noise, b
     assert record["error"] == pytest.approx(noise * NOISE.std(ddof=1) / math.sqrt(TASKS))
 
 
+def test_losses_that_are_as_good_as_zero_are_level():
+    found, record = confirmed(Losses(), weights(-30.0), weights(-math.inf), None, Alone())
+    assert not found and record["behind"] == record["error"] == 0.0
+
+
 def test_both_run_on_the_same_optimizees_of_a_stream_of_their_own():
     learner = Losses(3)
     confirmed(learner, weights(0.0), weights(-1.0), None, Alone())

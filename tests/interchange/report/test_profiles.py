@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from common.metrics import summarise
+from common.metrics import LOSS_FLOOR, summarise
 from interchange.evaluation import profiles
 from interchange.evaluation.profiles import Ratio, ratio, score, steps_to
 from interchange.files.results import EvaluationRow
@@ -57,13 +57,47 @@ ODD = {
     "both do": ([INF, 2.0], [INF, 2.0], 1.0),
     "each once": ([INF, 1.0], [1.0, INF], INF),
     "a negative loss": ([-1.0, 1.0], [1.0, 1.0], math.nan),
+    "a negative loss and a 0": ([-1.0, 1.0], [0.0, 1.0], math.nan),
     "other seeds": ([1.0, 1.0], [1.0], math.nan),
+    "0 and a loss that diverges": ([0.0, 0.0], [INF, INF], 0.0),
+    "no number": ([math.nan, 1.0], [0.0, 1.0], INF),
 }
 
 
 @pytest.mark.parametrize(("these", "those", "value"), ODD.values(), ids=ODD)
 def test_a_ratio_where_there_is_none(these, those, value):
     assert ratio(these, those).value == pytest.approx(value, nan_ok=True)
+
+
+def test_a_loss_of_zero_counts_as_the_floor_on_either_side_and_two_of_them_are_level():
+    ours, theirs = ratio([0.0, 0.0], [1e-3, 1e-3]), ratio([1e-3, 1e-3], [0.0, 1e-20])
+    assert (ours.value, theirs.value) == pytest.approx((LOSS_FLOOR / 1e-3, 1e-3 / LOSS_FLOOR))
+    assert ratio([0.0, 0.0], [0.0, 1e-12]) == Ratio(1.0, 1.0, 1.0)
+    some = ratio([0.0, 0.0, 0.5], [0.0, 0.1, 1.0])
+    assert 0.0 < some.low < some.value < 1.0 < some.high
+
+
+def test_a_mean_of_ratios_has_what_they_have():
+    assert profiles.mean_ratio([0.5, 8.0]) == pytest.approx(2.0)
+    assert profiles.mean_ratio([0.0, INF]) == INF and profiles.mean_ratio([0.0, 2.0]) == 0.0
+    assert math.isnan(profiles.mean_ratio([]))
+
+
+def test_an_optimizer_whose_loss_is_zero_is_ahead():
+    found = compared(
+        runs({"adam": [1e-3, 1e-4], "sgd": [1.0, 2.0], RULE: [1e-3, 0.1]}, "a"),
+        runs({"adam": [1e-3, 1e-4], "sgd": [0.1, 0.1], RULE: [0.1, 0.2]}, "b"),
+    )
+    rows = [
+        dataclasses.replace(c.row, figures=(0.0, 0.0)) if c.row.optimizer == RULE else c.row for c in found
+    ]
+    solved = profiles.coordinatewise(
+        [dataclasses.replace(c, row=row) for c, row in zip(found, rows, strict=True)]
+    )
+    got = profiles.standing(solved, RULE)
+    assert (got.ahead, got.close, got.surely, got.against) == (2, 2, 2, {"adam": 2, "sgd": 2})
+    assert 0.0 < got.mean < 1e-4
+    assert "diverged" not in profiles.standings_text({"all": [got]})
 
 
 def test_steps_count_until_the_mean_of_twenty_losses_is_there():

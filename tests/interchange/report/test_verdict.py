@@ -1,14 +1,15 @@
 """What a comparison says: that tuning did harm, and what the seeds leave open."""
 
+import math
 from types import SimpleNamespace
 
-from common.metrics import summarise
-from interchange.report.verdict import trials_note, verdict
+from common.metrics import SummaryRow, summarise
+from interchange.report.verdict import headline, trials_note, verdict
 
 ROLES = {"rule": "rule", "tuned": "tuned rule"}
 
 
-def said(**levels: list[float]) -> str:
+def table(**levels: list[float]) -> list[SummaryRow]:
     rows = [
         {
             "optimizer": name.replace("_", " "), "problem": "a", "seed": seed, "losses": [9.0, value],
@@ -17,7 +18,26 @@ def said(**levels: list[float]) -> str:
         for name, values in levels.items()
         for seed, value in enumerate(values)
     ]  # fmt: skip
-    return verdict(summarise(rows, (2,), window=1), ROLES, 7)
+    return summarise(rows, (1, 2), window=1)
+
+
+def said(**levels: list[float]) -> str:
+    return verdict(table(**levels), ROLES, 7)
+
+
+def test_headline():
+    roles = ROLES | {"teacher": "rp"}
+    levels = {"rp": [0.1], "rule": [0.2], "adam": [0.15], "sgd": [0.3]}
+    sentence = "The 7-node rule reaches loss 0.200 at step 2 where its teacher reaches 0.100 and tuned adam"
+    assert headline(table(**levels), roles, 7) == f"{sentence} reaches 0.150."
+    diverges = "The 7-node rule, meta-tuned, diverges before step 2 where its"
+    assert headline(table(**levels, tuned_rule=[math.inf]), roles, 7).startswith(diverges)
+    solved = table(rule=[0.0], rp=[0.0])
+    assert "reaches loss ≤ 9.31e−10 at step 2 where its teacher reaches ≤ 9.31e−10" in headline(
+        solved, roles, 7
+    )
+    assert headline(table(rule=[0.2])[:1], roles, 7) == "The 7-node rule reaches loss 9.00 at step 1."
+    assert headline(table(rp=[0.1]), roles, 7) == headline([], roles, 7) == ""
 
 
 def test_it_says_that_tuning_made_a_rule_worse():
