@@ -19,15 +19,8 @@ from typing import Any
 
 from common import kernels
 from common.errors import L2OError
-from common.run.storage import (
-    RunLock,
-    StorageError,
-    atomic_write,
-    canonical_json,
-    loads_json,
-    read_file,
-    read_json,
-)
+from common.run.lock import RunLock
+from common.run.storage import StorageError, atomic_write, canonical_json, loads_json, read_file, read_json
 
 METRICS_LIMIT = 1 << 30  # bytes
 _LIBRARIES = ("numpy", "torch", "tensorflow", "keras", "h5py", "sympy", "onnx", "pyoperon", "pysr")

@@ -11,7 +11,7 @@ import numpy as np
 from interchange.analysis.measures.courses import Courses
 from interchange.analysis.measures.mapping import Curve
 from interchange.analysis.measures.squashing import FAMILY
-from interchange.report import plots
+from interchange.report import drawing
 from interchange.report.grid_plots import add_panel, grid_figure, sample
 
 _GREY = "#808080"
@@ -34,7 +34,7 @@ def _drawn(figure: Any, label: str, name: str) -> Drawn:
         about = {"Date": None} if form == "svg" else {"CreationDate": None}
         figure.savefig(buffer, format=form, metadata=about | {"Creator": None})
         files[form] = buffer.getvalue()
-    return Drawn(plots.svg(figure, label, name), files["svg"], files["pdf"])
+    return Drawn(drawing.svg(figure, label, name), files["svg"], files["pdf"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +43,14 @@ class _Panel:
     draw: Callable[[Any], None]
 
 
-@plots.styled
+@drawing.styled
 def _panels(panels: Sequence[_Panel], legend: Sequence[Any], label: str, name: str) -> Drawn:
     rows = math.ceil(len(panels) / 3)
     figure, height = grid_figure(rows, 0.35 + 0.2 * math.ceil(len(legend) / 3))
     for place, panel in enumerate(panels):
         panel.draw(add_panel(figure, height, place, panel.title))
     handles = [sample(*entry) for entry in legend]
-    figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=plots.FONT)
+    figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=drawing.FONT)
     return _drawn(figure, label, name)
 
 
@@ -61,7 +61,7 @@ def _line(axes: Any, x: Any, y: Any, look: tuple[str, tuple[float, ...]], strong
 def perception(sensitivity: Mapping[str, Mapping[str, np.ndarray]]) -> Drawn:
     """Sensitivity over lags, its largest value 1, a panel per optimizer and a line per input."""
     inputs = list(dict.fromkeys(name for each in sensitivity.values() for name in each))
-    look = plots.styles(inputs)
+    look = drawing.styles(inputs)
 
     def panel(each: Mapping[str, np.ndarray]) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
@@ -87,7 +87,7 @@ def mapping(curves: Mapping[str, Mapping[str, Curve]]) -> Drawn:
         curves: optimizer -> input -> curve.
     """
     inputs = list(dict.fromkeys(name for each in curves.values() for name in each))
-    look = plots.styles(list(curves))
+    look = drawing.styles(list(curves))
 
     def panel(name: str) -> _Panel:
         own = {optimizer: each[name] for optimizer, each in curves.items() if name in each}
@@ -116,7 +116,7 @@ def mapping(curves: Mapping[str, Mapping[str, Curve]]) -> Drawn:
 
 def family(gammas: Mapping[str, float]) -> Drawn:
     """gamma tanh(x / gamma): some in grey, and those that optimizers have."""
-    look = plots.styles(list(gammas))
+    look = drawing.styles(list(gammas))
     finite = [gamma for gamma in gammas.values() if math.isfinite(gamma)]
     width = 3.0 * max([1.0, *finite])
     x = np.linspace(-width, width, 121)
@@ -141,7 +141,7 @@ def complexity(fronts: Points) -> Drawn:
     Args:
         fronts: name -> points with ``nodes``, ``r2`` and ``field``.
     """
-    look = plots.styles(list(fronts))
+    look = drawing.styles(list(fronts))
 
     def panel(key: str) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
@@ -164,7 +164,7 @@ def complexity(fronts: Points) -> Drawn:
 
 def courses(found: Courses) -> Drawn:
     """Loss and single coordinates over steps, a line per optimizer."""
-    look = plots.styles(list(found.losses))
+    look = drawing.styles(list(found.losses))
 
     def panel(each: Mapping[str, np.ndarray], log: bool) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
@@ -173,7 +173,7 @@ def courses(found: Courses) -> Drawn:
             lowest = min(float(np.min(values)) for values in each.values())
             if log and lowest > 0.0:
                 highest = max(float(np.max(values)) for values in each.values())
-                plots.log_scale(axes, "y", lowest / 1.1, highest * 1.1)
+                drawing.log_scale(axes, "y", lowest / 1.1, highest * 1.1)
             axes.locator_params(axis="x", nbins=4)
 
         return draw

@@ -66,8 +66,8 @@ def evaluate(
     Raises:
         L2OError: an unknown optimizer or problem, missing data, a broken file.
     """
+    from common.run.lock import RunLock
     from common.run.parallel import check_cluster
-    from common.run.storage import RunLock
 
     check_cluster(config.cluster)
     all_of_it = asked(config, backend, tasks)

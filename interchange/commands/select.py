@@ -115,7 +115,7 @@ def _given(config: SelectConfig, tasks: "Tasks | None") -> "tuple[SelectConfig, 
 
 def _write(folder: Path, scored: "Sequence[Rule]", best: "Rule") -> None:
     """The front and its best rule; what was kept of the losses is not needed any more."""
-    from common.run.storage import RunLock
+    from common.run.lock import RunLock
     from interchange.rule.front import write_front
 
     with RunLock(folder):

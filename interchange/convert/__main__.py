@@ -12,8 +12,9 @@ from pathlib import Path
 from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import check, option
+from common.run.lock import RunLock
 from common.run.places import inside, vacant
-from common.run.storage import ReadError, RunLock, open_regular
+from common.run.storage import ReadError, open_regular
 from interchange.convert.tables import export_npy, import_npy
 from interchange.dialects.table import DIALECTS
 from interchange.rule.front import write_front

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from common.errors import L2OError
 from common.run.cli import run as run_command
+from common.run.lock import RunLock
 from common.run.places import inside
 from common.run.shell import terminated
-from common.run.storage import RunLock
 from interchange.distill.config import DistillConfig
 from interchange.rule.choice import exact, knee, shortest_within, update_r2
 from interchange.rule.front import Front, read_front, write_front

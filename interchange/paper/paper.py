@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from common.errors import L2OError
 from common.extras import require
 from common.run.cli import run as run_command
+from common.run.lock import RunLock
 from common.run.runs import environment, finite_or_none
-from common.run.storage import RunLock, atomic_write, read_json
+from common.run.storage import atomic_write, read_json
 from interchange.commands.stages import Stages
 from interchange.paper import plan
 from interchange.paper.cells import Cells

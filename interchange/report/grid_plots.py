@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from common.metrics import loss_interval, smooth
-from interchange.report import plots
+from interchange.report import drawing
 
 _COLUMNS = 3
 _PANEL = (2.5, 1.95)  # inches, with its margins
 _GREY = ("#808080", ())
 
 
-@plots.styled
+@drawing.styled
 def panels(
     curves: Mapping[str, Mapping[str, np.ndarray]],
     shown: Sequence[str],
@@ -36,16 +36,16 @@ def panels(
     others = any(name not in shown for panel in curves.values() for name in panel)
     legend = 0.3 + 0.2 * math.ceil((len(shown) + others) / 3)
     figure, height = grid_figure(rows, legend)
-    look = plots.styles(list(shown), highlight)
+    look = drawing.styles(list(shown), highlight)
     for place, (title, panel) in enumerate(curves.items()):
         _draw(add_panel(figure, height, place, title), panel, look, highlight, window)
     handles = [
         sample(look[name], (names or {}).get(name, name), name in highlight) for name in shown if name in look
     ]
     handles += [sample(_GREY, "others", False)] * others
-    figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=plots.FONT)
+    figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=drawing.FONT)
     spoken = f"Loss curves on {len(curves)} problems: {', '.join(curves)}"
-    return plots.svg(figure, spoken, prefix or "panels")
+    return drawing.svg(figure, spoken, prefix or "panels")
 
 
 def grid_figure(rows: int, legend: float) -> tuple[Any, float]:
@@ -70,7 +70,7 @@ def add_panel(figure: Any, height: float, place: int, title: str) -> Any:
             (_PANEL[1] - 0.66) / height,
         )
     )
-    axes.set_title(plots.clean(title, 34), fontsize=plots.FONT, loc="left")
+    axes.set_title(drawing.clean(title, 34), fontsize=drawing.FONT, loc="left")
     return axes
 
 
@@ -81,7 +81,7 @@ def _draw(
     for name, losses in panel.items():
         smoothed = smooth(np.atleast_2d(losses), window)
         steps = max(steps, smoothed.shape[1])
-        x = np.unique(np.linspace(0, smoothed.shape[1] - 1, plots.POINTS // 2).astype(int))
+        x = np.unique(np.linspace(0, smoothed.shape[1] - 1, drawing.POINTS // 2).astype(int))
         mean, low, high = np.array([loss_interval(column) for column in smoothed.T[x]]).T
         bad = ~np.isfinite(mean)
         stop = int(bad.argmax()) if bad.any() else len(mean)
@@ -99,11 +99,11 @@ def _draw(
         floor.append(mean[:stop].min())
         ceiling.append(mean[0])
     if floor and min(floor) > 0:
-        plots.log_scale(axes, "y", min(floor) / 1.15, max(float(np.median(ceiling)), 2 * min(floor)) * 1.15)
+        drawing.log_scale(axes, "y", min(floor) / 1.15, max(float(np.median(ceiling)), 2 * min(floor)) * 1.15)
     axes.set_xlim(1, max(steps, 2))
 
 
-@plots.styled
+@drawing.styled
 def accuracies(
     curves: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
     highlight: Sequence[str] = (),
@@ -119,7 +119,7 @@ def accuracies(
     known = list(dict.fromkeys(name for panel in curves.values() for name in panel))
     legend = 0.3 + 0.2 * math.ceil(len(known) / 3)
     figure, height = grid_figure(math.ceil(len(curves) / _COLUMNS), legend)
-    look, ends = plots.styles(known, highlight), []
+    look, ends = drawing.styles(known, highlight), []
     for place, (title, panel) in enumerate(curves.items()):
         axes = add_panel(figure, height, place, title)
         for name, (steps, found) in panel.items():
@@ -129,11 +129,11 @@ def accuracies(
             axes.plot(steps[seen], mean, marker="o", ms=2, zorder=3 + (name in highlight), **style)
             ends.append(f"{(names or {}).get(name, name)} {mean[-1]:.3f}")
     handles = [sample(look[name], (names or {}).get(name, name), name in highlight) for name in known]
-    figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=plots.FONT)
-    return plots.svg(figure, f"Test accuracies, at the end: {', '.join(ends)}", prefix or "accuracies")
+    figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=drawing.FONT)
+    return drawing.svg(figure, f"Test accuracies, at the end: {', '.join(ends)}", prefix or "accuracies")
 
 
-@plots.styled
+@drawing.styled
 def profiles(
     shares: Mapping[str, np.ndarray],
     taus: Sequence[float],
@@ -149,16 +149,16 @@ def profiles(
     """
     figure, height = grid_figure(2, 0.3 + 0.2 * math.ceil(len(shares) / 3))
     box = (0.07, 1.0 - (2 * _PANEL[1] - 0.3) / height, 0.9, (2 * _PANEL[1] - 0.45) / height)
-    axes, look = figure.add_axes(box), plots.styles(list(shares), highlight)
+    axes, look = figure.add_axes(box), drawing.styles(list(shares), highlight)
     for name, share in sorted(shares.items(), key=lambda item: item[0] in highlight):
         style = {"color": look[name][0], "dashes": look[name][1], "lw": 2.2 if name in highlight else 1.2}
         axes.step(taus, share, where="post", **style)
     axes.set(xlim=(min(taus), max(taus)), ylim=(-0.02, 1.02))
     axes.set(xlabel="tau: steps to target over the fastest optimizer's", ylabel="share of problems")
     handles = [sample(look[n], (names or {}).get(n, n), n in highlight) for n in shares]
-    figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=plots.FONT)
+    figure.legend(handles=handles, loc="lower left", ncol=3, frameon=False, fontsize=drawing.FONT)
     spoken = ", ".join(f"{name} {share[-1]:.2f}" for name, share in shares.items())
-    return plots.svg(figure, f"Performance profiles; at the right end: {spoken}", prefix or "profile")
+    return drawing.svg(figure, f"Performance profiles; at the right end: {spoken}", prefix or "profile")
 
 
 def sample(look: tuple[str, tuple[float, ...]], name: str, strong: bool) -> Any:
@@ -166,6 +166,6 @@ def sample(look: tuple[str, tuple[float, ...]], name: str, strong: bool) -> Any:
     from matplotlib.lines import Line2D
 
     color, dashes = look
-    line = Line2D([], [], color=color, lw=1.8 if strong else 1.0, label=plots.clean(name, 34))
+    line = Line2D([], [], color=color, lw=1.8 if strong else 1.0, label=drawing.clean(name, 34))
     line.set_dashes(dashes or (None, None))
     return line

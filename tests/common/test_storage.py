@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.run import storage
+from common.run import lock, storage
 from tests.helpers.processes import started
 
 
@@ -74,7 +74,7 @@ def test_atomic_write_to_a_folder_or_through_a_file(tmp_path):
 
 HOLD = """
 import sys
-from common.run.storage import RunLock
+from common.run.lock import RunLock
 with RunLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()
@@ -85,13 +85,13 @@ def test_lock_refuses_a_second_process_and_a_kill_frees_it(tmp_path):
     with started(HOLD, tmp_path) as holder:
         assert holder.stdout.readline() == "held\n"
         message = rf"in use by pid {holder.pid} on host \S+;"
-        with pytest.raises(L2OError, match=message), storage.RunLock(tmp_path):
+        with pytest.raises(L2OError, match=message), lock.RunLock(tmp_path):
             pass
         assert (tmp_path / "lock").read_text().startswith(f"{holder.pid} ")
         holder.kill()
-    with storage.RunLock(tmp_path):
+    with lock.RunLock(tmp_path):
         assert (tmp_path / "lock").read_text().startswith(f"{os.getpid()} ")
-    with storage.RunLock(tmp_path):
+    with lock.RunLock(tmp_path):
         pass
 
 
@@ -100,12 +100,12 @@ def test_only_an_empty_folder_made_for_a_holder_that_failed_goes_again(tmp_path,
     folder = tmp_path / "run"
     if there:
         folder.mkdir()
-    with pytest.raises(L2OError, match="failed"), storage.RunLock(folder):
+    with pytest.raises(L2OError, match="failed"), lock.RunLock(folder):
         if written:
             (folder / "kept").write_text("half of the work")
         raise L2OError("failed")
     assert folder.exists() == (there or written)
-    with storage.RunLock(folder):
+    with lock.RunLock(folder):
         pass
 
 
@@ -118,7 +118,7 @@ def test_a_lock_that_went_with_its_folder_is_not_taken(tmp_path, monkeypatch):
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(L2OError, match="is in use"), storage.RunLock(tmp_path):
+    with pytest.raises(L2OError, match="is in use"), lock.RunLock(tmp_path):
         pass
 
 
@@ -131,7 +131,7 @@ def test_lock_removes_only_stale_temporary_files(tmp_path):
         path.write_text("x")
     with live.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with storage.RunLock(tmp_path):
+        with lock.RunLock(tmp_path):
             pass
     assert not stale.exists() and live.exists() and other.exists()
 
@@ -141,7 +141,7 @@ def test_temporary_file_is_locked_while_written(tmp_path, monkeypatch):
     replace = os.replace
 
     def clean_then_replace(*names):
-        removed.extend(storage.remove_stale(tmp_path))
+        removed.extend(lock.remove_stale(tmp_path))
         replace(*names)
 
     monkeypatch.setattr(os, "replace", clean_then_replace)
@@ -153,7 +153,7 @@ def test_lock_does_not_follow_a_link(tmp_path):
     (tmp_path / "precious").write_text("data")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(L2OError, match="cannot open the lock"), storage.RunLock(tmp_path / "run"):
+    with pytest.raises(L2OError, match="cannot open the lock"), lock.RunLock(tmp_path / "run"):
         pass
     assert (tmp_path / "precious").read_text() == "data"
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from common.run.lock import RunLock
 from common.run.runs import RunFolder
-from common.run.storage import TEMPORARY_PREFIX, RunLock
+from common.run.storage import TEMPORARY_PREFIX
 from common.tables.teachers import TEACHERS, initial_weights
 from interchange.files.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from interchange.files.weights import load_weights, save_weights

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from interchange.files.results import load_evaluation
-from interchange.report import plots
+from interchange.report import drawing, plots
 
 GREY, FONT = "#7d8590", "system-ui, sans-serif"
 
@@ -19,6 +19,6 @@ curves = {
     for name in names
 }
 strong = [name.removeprefix("rule:") for name in names if name.startswith("rule:")]
-plots.POINTS = 120  # of a line: a small file
+drawing.POINTS = 120  # of a line: a small file
 text = plots.loss_curves(curves, strong, prefix="rule")
 print(text.replace("currentColor", GREY).replace("font-family: inherit", f"font-family: {FONT}"))

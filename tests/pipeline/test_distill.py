@@ -17,7 +17,7 @@ import pytest
 from common.errors import L2OError
 from common.extras import install
 from common.run.cli import Progress
-from common.run.storage import RunLock
+from common.run.lock import RunLock
 from interchange.commands.record import RecordConfig
 from interchange.distill import config as distill_config
 from interchange.distill import jobs as searching

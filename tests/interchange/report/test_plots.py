@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import L2OError
 from common.metrics import SummaryRow
-from interchange.report import grid_plots, plots
+from interchange.report import drawing, grid_plots, plots
 
 HOSTILE = '$x^{ $<b>&"#000000" url(#a)\x00\ud800'
 
@@ -55,7 +55,7 @@ def test_page_decides_colour_and_font(drawn):
         assert set(re.findall(r"font-family: ([^;\"]*)", svg)) == {"inherit"} and "font: " not in svg
         assert "<style" not in svg  # would apply to the whole page
         used = set(re.findall(r"#[0-9a-f]{6}\b", svg))
-        assert used <= set(plots.PALETTE)
+        assert used <= set(drawing.PALETTE)
 
 
 def test_ids_are_unique_across_plots_and_references_resolve(drawn):
@@ -90,7 +90,7 @@ def luminance(color):
 
 
 @pytest.mark.parametrize("background", ["#ffffff", "#16181d"])
-@pytest.mark.parametrize("color", plots.PALETTE)
+@pytest.mark.parametrize("color", drawing.PALETTE)
 def test_contrast(color, background):
     """WCAG 2.2, 1.4.11: at least 3:1 for graphical objects."""
     light, dark = sorted((luminance(color), luminance(background)), reverse=True)
@@ -99,11 +99,11 @@ def test_contrast(color, background):
 
 def test_styles_tell_series_apart():
     names = [f"optimizer {k}" for k in range(12)]
-    looks = plots.styles(names, ["optimizer 7"])
+    looks = drawing.styles(names, ["optimizer 7"])
     assert len(set(looks.values())) == 12
-    assert looks["optimizer 7"] == (plots.PALETTE[0], ())
-    assert plots.PALETTE[0] not in {color for name, (color, _) in looks.items() if name != "optimizer 7"}
-    assert plots.styles(names[::-1], ["optimizer 7"]) == looks
+    assert looks["optimizer 7"] == (drawing.PALETTE[0], ())
+    assert drawing.PALETTE[0] not in {color for name, (color, _) in looks.items() if name != "optimizer 7"}
+    assert drawing.styles(names[::-1], ["optimizer 7"]) == looks
 
 
 def test_what_the_plots_say(drawn):
@@ -173,7 +173,7 @@ def ends_of(svg):
     found = {}
     for element in ElementTree.fromstring(svg).iter():
         if element.tag.endswith("text") and element.text and "x" in element.attrib:
-            width, x = 0.6 * plots.FONT * len(element.text), float(element.get("x"))
+            width, x = 0.6 * drawing.FONT * len(element.text), float(element.get("x"))
             start = x - width * (0.5 if "middle" in element.get("style") else 1.0)
             found[element.text] = start, start + width
     return found
