@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from common.metrics import LOSS_FLOOR
 from interchange.meta import gradient
 from interchange.meta.config import TrainConfig, TuneConfig
 from interchange.meta.schedule import EXPERTS
@@ -223,7 +224,7 @@ def test_validation_is_the_geometric_mean_over_problems_and_horizons():
     trainer = make(config, table=True, scores=[1.0, math.inf, 2.0, 0.0])
     trainer.run(label="", quiet=True)
     assert trainer.state.first_score == math.inf
-    assert trainer.state.best_score == pytest.approx(math.sqrt(2.0 * 1e-30))
+    assert trainer.state.best_score == pytest.approx(math.sqrt(2.0 * LOSS_FLOOR), rel=1e-9, abs=0.0)
 
 
 def test_averaged_weights_are_validated_too_and_the_better_kept():
