@@ -1,9 +1,9 @@
 """The page: verdicts first, then every table and figure with the published numbers beside ours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from common.metrics import number
+from common.metrics import loss_number, number
 from interchange.paper import published
 from interchange.paper.config import ITEMS
 from interchange.paper.verdicts import HOLDS, NOT, PART, UNKNOWN, Verdict
@@ -76,10 +76,10 @@ def _spread(values: Sequence[float] | None) -> str:
     return f"{values[0]:.2f} ± {values[1]:.2f}" if values else ""
 
 
-def _ours(values: Sequence[float]) -> str:
+def _ours(values: Sequence[float], told: Callable[[float, str], str] = number) -> str:
     mean, low, high = values
     spread = f"<br><small>{number(low, '.3g')} to {number(high, '.3g')}</small>" if low == low else ""
-    return number(mean, ".3g") + spread
+    return told(mean, ".3g") + spread
 
 
 def _table(models: Mapping[str, Mapping[str, Any]]) -> str:
@@ -96,8 +96,8 @@ def _table(models: Mapping[str, Mapping[str, Any]]) -> str:
         cells.append(
             (
                 f"{html.escape(row['title'])}<br><small>{html.escape(row['teacher'])}</small>",
-                _beside(_ours(loss["lstm"]), _spread(theirs["lstm"])),
-                _beside(_ours(loss["rule"]), _spread(theirs["rule"])),
+                _beside(_ours(loss["lstm"], loss_number), _spread(theirs["lstm"])),
+                _beside(_ours(loss["rule"], loss_number), _spread(theirs["rule"])),
                 _beside(_ours(loss["ratio"]), ratio),
                 _beside(told, ", ".join(f"{value:.1f}" for value in theirs["tpf"])),
                 _beside(
