@@ -61,6 +61,16 @@ def test_every_problem_and_optimizer_has_its_cell_coloured_by_the_ratio():
     assert "best" in one[1] and re.search(r"× 0\.\d{3}", one[0]) and "3 of 3 diverged" in three[0]
 
 
+def test_a_loss_of_zero_is_the_best_and_shown_as_a_bound():
+    losses = {RULE: np.r_[5.0, np.zeros(59)], "adam": np.linspace(5.0, 1.0, 60), "sgd": np.linspace(5, 2, 60)}
+    runs = [
+        EvaluationRow(name, "one", seed, run, horizon=60) for name, run in losses.items() for seed in (0, 1)
+    ]
+    text = comparison.render_comparison(compare(summarise(runs), runs), runs, "one", EMPTY)
+    assert '<span class="ahead">≤ 9.31e−10</span>' in text and "Where they lose" not in text
+    assert "diverged" not in Page(text).said.replace(comparison._NOTE, "")
+
+
 def test_where_the_learned_ones_lose_is_listed_worst_first():
     text = page()
     lost = text[text.index("Where they lose") : text.index("Loss curves")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
-from common.metrics import SummaryRow
+from common.metrics import LOSS_FLOOR, SummaryRow
 from interchange.report import drawing, grid_plots, plots
 
 HOSTILE = '$x^{ $<b>&"#000000" url(#a)\x00\ud800'
@@ -113,6 +113,12 @@ def test_what_the_plots_say(drawn):
     assert {"training", "validation", "meta-epoch"} <= set(texts(drawn["training"]))
     label = ElementTree.fromstring(drawn["final"]).get("aria-label")
     assert label.index("teacher 0.2") < label.index("adam 0.3") < label.index("lion")
+
+
+def test_losses_of_zero_are_drawn_and_named():
+    solved = plots.loss_curves({"a": np.repeat([[1.0, 0.0]], [5, 40], 1).repeat(2, 0)}, window=2)
+    assert "nan" not in solved and "a" in texts(solved)
+    assert "≤ 9.31e−10" in texts(plots.final_losses([row("a", LOSS_FLOOR, 0.0), row("b", 1.0)]))
 
 
 def test_end_labels_do_not_overlap():

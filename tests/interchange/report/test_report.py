@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from common.metrics import summarise
+from common.metrics import LOSS_FLOOR, summarise
 from interchange.report import demo_page as report
 from interchange.rule.rule import Rule
 from tests.helpers.pages import Page
@@ -146,6 +146,13 @@ def test_diverged_rows_are_never_best():
     row = cells(page, "adam")
     assert row[1:4] == ["diverged", "–", "1 of 2"] and "★" not in "".join(row)
     assert "★" in cells(page, "rule")[4]
+
+
+def test_a_loss_of_zero_is_the_best_of_its_column():
+    rows = [
+        dataclasses.replace(row, mean=LOSS_FLOOR, low=LOSS_FLOOR, high=LOSS_FLOOR) for row in data().summary
+    ]
+    assert '<strong class="best">≤ 9.31e−10 ' in report.render(data(summary=rows))
 
 
 def test_an_empty_report_is_still_a_page(tmp_path):
