@@ -190,6 +190,9 @@ class Backend(Protocol):
     def device_of(self, name: str) -> Any:
         """The device called ``name``; one that is not there raises ``L2OError``."""
 
+    def check_training(self, training: Training, device: str) -> None:
+        """Refuse, by ``L2OError``, steps that the device cannot take."""
+
     def join(self, device: str) -> "Workers":
         """The processes that train together, as this one's environment tells; ``Alone`` without any."""
 

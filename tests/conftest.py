@@ -1,11 +1,8 @@
 """Settings every test shares, and the optional data folder."""
 
-import functools
 import gc
 import importlib
 import os
-import subprocess
-import sys
 from collections.abc import Generator
 from pathlib import Path
 from types import ModuleType
@@ -76,29 +73,11 @@ def impl(request: pytest.FixtureRequest) -> ModuleType:
 
 
 def need_half_products(dtype: str) -> None:
-    """Skip, and say why, where TensorFlow cannot multiply matrices of ``float16`` or ``bfloat16``."""
-    if reason := _no_half_products(dtype):
+    """Skip, and say why, where TensorFlow cannot multiply ``float16`` or ``bfloat16``."""
+    from tf_impl.problems.products import fault
+
+    if reason := fault(dtype):
         pytest.skip(reason)
-
-
-@functools.cache
-def _no_half_products(dtype: str) -> str:
-    """Asked in a child: on a processor without such instructions TensorFlow may end its process."""
-    code = (
-        "import tensorflow as tf\n"
-        f"x, w = tf.ones([16, 4], tf.{dtype}), tf.Variable(tf.ones([4, 6], tf.{dtype}))\n"
-        "@tf.function\n"
-        "def step():\n"
-        "    with tf.GradientTape() as tape:\n"
-        "        y = tf.tanh(tf.nn.bias_add(x @ w, w[0]))\n"
-        "    return tape.gradient(y, w)\n"
-        "step(), x @ w"
-    )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if child.returncode == 0:
-        return ""
-    told = [line.strip() for line in child.stderr.splitlines() if "what():" in line]
-    return f"TensorFlow cannot multiply {dtype} here (exit code {child.returncode}): {' '.join(told) or '?'}"
 
 
 @pytest.fixture(params=["compiled", "plain"])

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from common.errors import L2OError
 from common.extras import require
 from common.metrics import DIVERGED
 from common.run.runs import numbers
@@ -29,6 +30,7 @@ from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.step_sizes import StepSizes
 from tf_impl.networks.structure import structure_of
 from tf_impl.networks.teacher import TeacherNetwork
+from tf_impl.problems import products
 from tf_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
 from tf_impl.rollout import INTERRUPTED, descend, flat, leaves, rollout_job
 from tf_impl.rollout import rollout as roll_out
@@ -43,6 +45,7 @@ __all__ = [
     "TARGET",
     "USAGE",
     "Learner",
+    "check_training",
     "device_of",
     "fit",
     "join",
@@ -70,6 +73,16 @@ x = np.random.default_rng(0).normal(size=(64, 4))
 model.compile(optimizer=SymbolicOptimizer("{file}", learning_rate={lr}), loss="mse")
 model.fit(x, x.sum(1), epochs=2, verbose=0)"""
 _COUNTERS = ("iteration", "learning_rate", "_step")
+
+
+def check_training(training: Training, device: str) -> None:
+    """Refuse, by ``L2OError``, steps that the device cannot take; ``device`` as on the command line."""
+    low = training.bfloat16 and "CPU" in device_of(device)
+    if low and (fault := products.fault("bfloat16")):
+        raise L2OError(
+            "--bfloat16: expected a processor on which TensorFlow multiplies bfloat16, but here "
+            f"{fault}; leave it out, or use --device cuda or torch_impl"
+        )
 
 
 def teacher_network(

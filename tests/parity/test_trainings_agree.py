@@ -8,7 +8,7 @@ import pytest
 from common.tables.baselines import parse_spec
 from interchange.commands.optimize import OptimizeConfig
 from interchange.rollout import Rollout
-from tests.helpers.processes import started
+from tests.conftest import need_half_products
 from tests.parity.backends import BACKENDS, torch, torch_impl
 
 for backend, _ in BACKENDS:
@@ -130,11 +130,7 @@ def test_the_average_of_the_parameters_is_torchs_and_what_is_tested():
 
 @pytest.mark.parametrize("problem", ["digits-mlp", pytest.param("digits-conv", marks=pytest.mark.slow)])
 def test_products_in_bfloat16_are_as_close_as_its_rounding(problem):
-    same = f"rollouts('sgd:lr=0.05', {problem!r}, dtype='float32', bfloat16=True)"
-    child = started(f"from tests.parity.test_trainings_agree import rollouts\n{same}")
-    _, told = child.communicate(timeout=300)
-    if child.returncode < 0 or "AbortedError" in told:  # as TensorFlow's own code for some processors ends
-        pytest.skip(f"TensorFlow cannot multiply bfloat16 here: exit code {child.returncode}")
+    need_half_products("bfloat16")
     plain = rollouts("sgd:lr=0.05", problem, dtype="float32")[0]
     for found in rollouts("sgd:lr=0.05", problem, dtype="float32", bfloat16=True):
         assert 1e-5 < np.abs(found.losses / plain.losses - 1.0).max() < 0.03
