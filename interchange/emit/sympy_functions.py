@@ -96,7 +96,8 @@ def _by_name(sympy: Any) -> type:
         is_extended_real = True
         is_commutative = True
 
-        @classmethod  # SymPy's hook for values it can work out at once: it runs no text
+        @classmethod
+        # SymPy's hook for values it can work out at once; the name is SymPy's, and no text is run.
         def eval(cls, *args: Any) -> None:
             return None
 
