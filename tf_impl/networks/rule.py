@@ -127,7 +127,10 @@ class RuleNetwork(RuleWeights):
         network, step = tuple(map(tf.convert_to_tensor, network)), tf.constant(t, tf.float64)
         for move, (by_theta, by_slots) in zip(moves, tangents, strict=True):
             by_slots = tuple(map(tf.convert_to_tensor, by_slots))
-            by_out, by_slots = self._along(move, weights, x, network, by_slots, step)
+            key = (self.views, move)
+            if key not in self._graphs:  # shapes may differ, of the last piece and of chosen coordinates
+                self._graphs[key] = tf.function(functools.partial(self._along, move), reduce_retracing=True)
+            by_out, by_slots = self._graphs[key](weights, x, network, by_slots, step)
             found.append((keep * by_theta + rate * by_out, by_slots))
         return found
 
@@ -145,21 +148,6 @@ class RuleNetwork(RuleWeights):
         Args:
             by_slots: derivatives of those before the step.
         """
-        key = (self.views, move)
-        if key not in self._graphs:  # shapes may differ, of the last piece and of chosen coordinates
-            graph = functools.partial(self._derivatives, move)
-            self._graphs[key] = tf.function(graph, reduce_retracing=True)
-        return self._graphs[key](weights, x, network, by_slots, t)
-
-    def _derivatives(
-        self,
-        move: Move,
-        weights: Weights,
-        x: tf.Tensor,
-        network: tuple[tf.Tensor, ...],
-        by_slots: tuple[tf.Tensor, ...],
-        t: tf.Tensor,
-    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         value = weights[move.weight]
         given = [value, *(network[slot] for slot in move.slots)]
         with tf.autodiff.ForwardAccumulator(given, [tf.ones_like(value), *by_slots]) as carried:
