@@ -16,7 +16,7 @@ from common.metrics import DIVERGED
 from common.run.runs import numbers
 from common.tables.teachers import TeacherRow
 from common.training import PLAIN, Training
-from interchange.curve import Curve
+from interchange.evaluation.curve import Curve
 from interchange.meta.rule_weights import KINDS
 from interchange.protocols import Network
 from interchange.rollout import Begun, Trained

@@ -12,7 +12,7 @@ import tensorflow as tf
 from common.metrics import DIVERGED
 from common.tables.schedules import SCHEDULES
 from common.training import PLAIN, Training
-from interchange.curve import Curve
+from interchange.evaluation.curve import Curve
 from interchange.rollout import Rollout
 from tf_impl.loops import Loop, borrowed
 from tf_impl.optimizers.guard import GuardedOptimizer

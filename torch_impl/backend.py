@@ -15,7 +15,7 @@ from common.run.runs import numbers
 from common.tables.baselines import BASELINES
 from common.tables.teachers import TeacherRow
 from common.training import PLAIN, Training
-from interchange.curve import Curve
+from interchange.evaluation.curve import Curve
 from interchange.meta.rule_weights import KINDS
 from interchange.protocols import Network
 from interchange.rollout import Begun, Trained

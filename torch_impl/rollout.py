@@ -11,7 +11,7 @@ import torch
 from common.metrics import DIVERGED
 from common.tables.schedules import SCHEDULES
 from common.training import PLAIN, Training
-from interchange.curve import Curve
+from interchange.evaluation.curve import Curve
 from interchange.rollout import Rollout
 from torch_impl.optimizers.average import Averaged
 from torch_impl.optimizers.guard import GuardedOptimizer

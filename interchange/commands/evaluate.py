@@ -32,7 +32,6 @@ from interchange.report.verdict import trials_note
 if TYPE_CHECKING:
     from interchange.backend import Backend, Tasks
     from interchange.files.results import EvaluationRow
-    from interchange.rule.rule import Rule
     from interchange.rule.source import Source
 
 __all__ = ["evaluate", "folder_of", "loss_at_or_inf", "main", "time_optimizers"]
@@ -82,8 +81,7 @@ def evaluate(
         if config.overwrite and (folder / "evaluation.h5").exists():  # else the same command goes on
             store.clear()
         rows = _run(all_of_it, store, backend)
-        rules = {text: source.loaded for text, source in loaded.items() if source.spec.kind == "rule"}
-        _write(folder, rows, config, backend, code, rules, all_of_it.left_out)
+        _write(folder, rows, all_of_it, backend, code)
     return rows
 
 
@@ -213,18 +211,17 @@ def _rows(
 def _write(
     folder: Path,
     rows: "Sequence[EvaluationRow]",
-    config: EvaluateConfig,
+    all_of_it: Asked,
     backend: "Backend",
     code: str,
-    rules: "Mapping[str, Rule]",
-    left_out: Mapping[str, str],
 ) -> None:
     from common.run.runs import environment
     from common.run.storage import atomic_write
     from interchange.files.results import save_evaluation, standings_csv
 
+    config, left_out = all_of_it.config, dict(all_of_it.left_out)
     missing = absent(config.optimizers, backend.NAME)
-    record = {"backend": backend.NAME, "code": code, "absent": missing, "left_out": dict(left_out)}
+    record = {"backend": backend.NAME, "code": code, "absent": missing, "left_out": left_out}
     names = {row.optimizer.partition(":")[0] for row in rows} & BASELINES.keys()
     packages = {package: metadata.version(package) for name in names if (package := BASELINES[name].package)}
     record["versions"] = {"python": environment()["python"], **environment()["versions"], **packages}
@@ -235,6 +232,7 @@ def _write(
         return
     from interchange.report.comparison import write_comparison
 
+    rules = {text: source.loaded for text, source in all_of_it.loaded.items() if source.spec.kind == "rule"}
     try:
         write_comparison(folder / "report.html", compared, rows, config.problem, missing, rules)
     except ImportError as error:

@@ -1,1 +1,1 @@
-"""Grids of optimizers, problems and seeds, and performance profiles."""
+"""Grids of optimizers, problems and seeds, curves of test figures, and performance profiles."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from common.metrics import loss_number, number
 from common.run.storage import atomic_write
-from interchange.curve import accuracies
+from interchange.evaluation.curve import accuracies
 from interchange.evaluation.profiles import (
     TAU,
     Compared,

@@ -24,7 +24,7 @@ GROUND = {
     "common": {
         "errors", "extras", "files", "lazy", "machine", "metrics", "reference", "registry", "rng", "training",
     },
-    "interchange": {"backend", "curve", "protocols", "rollout"},
+    "interchange": {"backend", "protocols", "rollout"},
     "torch_impl": {"tensors", "threads"},
     "tf_impl": {"tensors"},
 }  # fmt: skip
