@@ -18,11 +18,11 @@ from common.run.lock import RunLock
 from common.run.places import inside
 from common.run.shell import terminated
 from interchange.distill.config import DistillConfig
-from interchange.rule.choice import exact, knee, shortest_within, update_r2
+from interchange.rule.choice import exact, knee, shortest_within
 from interchange.rule.front import Front, read_front, write_front
 from interchange.rule.rule import Rule
 from interchange.rule.safety import singular
-from interchange.rule.words import told
+from interchange.rule.words import told, update_r2
 
 START = "start.json"
 

@@ -13,9 +13,8 @@ from interchange.evaluation.profiles import ratio
 from interchange.files.results import load_evaluation
 from interchange.paper import plan, published
 from interchange.paper.config import PaperConfig
-from interchange.rule.choice import update_r2
 from interchange.rule.rule import Rule
-from interchange.rule.words import readable
+from interchange.rule.words import readable, update_r2
 
 _LIMIT = 256 << 20  # bytes of an analysis
 

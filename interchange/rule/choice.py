@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from interchange.language.equation import Equation
 from interchange.rule.rule import Rule
+from interchange.rule.words import update_r2
 
 BETTER, LEAST_BETTER = 1e-6, 1e-15  # R2 that a longer rule must add: usually, and at least: rounding
 WITHIN = 0.01  # a shorter rule is preferred if its R2 is no further below the best (MATH.md section 5)
@@ -64,20 +64,6 @@ def knee(front: Sequence[Rule]) -> Rule:
 def valid_r2(rule: Rule) -> float:
     """R2 that rules are chosen by: on the validation runs, or of the update where a structure is around."""
     return _r2(rule, "valid")
-
-
-def update_r2(rule: Equation, split: str = "valid") -> float | None:
-    """R2 of what a structure makes of a rule's body, None without.
-
-    Rules written by earlier versions hold one number, of the run that they were chosen by.
-
-    Args:
-        split: ``valid``: on the runs that rules are chosen by; ``test``: on one that they are not.
-    """
-    value = rule.provenance.get("r2_update")
-    if isinstance(value, dict):
-        return value.get(split)
-    return value if split == "valid" else None
 
 
 def _r2(rule: Rule, split: str) -> float:

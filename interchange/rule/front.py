@@ -13,9 +13,8 @@ from common.run.storage import JSON_LIMIT, atomic_write, read_file
 from interchange.files.kinds import RULE, kind
 from interchange.language.checks import RuleError
 from interchange.language.expression import to_text
-from interchange.rule.choice import update_r2
 from interchange.rule.rule import Rule, other_kind
-from interchange.rule.words import readable
+from interchange.rule.words import readable, update_r2
 
 BEFORE_STRUCTURE = ("file", "complexity", "loss", "tasks", "behind", "r2", "expression")
 FRONT_COLUMNS = (*BEFORE_STRUCTURE[:-1], "r2_update", "expression")

@@ -7,7 +7,6 @@ from interchange.language.equation import Equation
 from interchange.language.operators import OPERATORS
 from interchange.language.simplify import folded
 from interchange.language.view import FULL, SIZES
-from interchange.rule.choice import update_r2
 
 _RAW = {"g": "the gradient", "t": "the step, from 1", "theta": "the parameter", **SIZES}
 _ARGUMENTS = {"lag": "x, k", "ema": "x, b", "ema_hat": "x, b", "cumsum": "x", "cummax": "x"}
@@ -68,6 +67,20 @@ def _facts(rule: Equation) -> str:
     if "exact" in rule.provenance:
         facts.append("exact: it leaves only the recording's rounding")
     return "; ".join(facts)
+
+
+def update_r2(rule: Equation, split: str = "valid") -> float | None:
+    """R2 of what a structure makes of a rule's body, None without.
+
+    Rules written by earlier versions hold one number, of the run that they were chosen by.
+
+    Args:
+        split: ``valid``: on the runs that rules are chosen by; ``test``: on one that they are not.
+    """
+    value = rule.provenance.get("r2_update")
+    if isinstance(value, dict):
+        return value.get(split)
+    return value if split == "valid" else None
 
 
 def size(rule: Equation) -> str:
