@@ -109,6 +109,7 @@ def test_it_equals_the_reverse_meta_gradient(impl, name, steps):
             assert any(float(value) for value in got.values())
 
 
+@pytest.mark.slow_with(impl=("tf",))
 @pytest.mark.parametrize("loss", ["sum", pytest.param("last", marks=pytest.mark.slow)])
 def test_tangents_carried_over_leave_no_truncation_bias(impl, loss):
     rule, lr = RULES["decay-and-schedule"]

@@ -35,8 +35,9 @@ routes_that_look = pytest.mark.parametrize(
     indirect=True,
 )
 SHAPES = ((4, 3), (5,), (), (0, 3))
-# torch.compile takes its time, and is in the other tests of this file.
+# torch.compile takes its time, and is in the other tests of this file; "fused" is run eagerly too.
 compiling_is_slow = pytest.mark.slow_with(route=(("torch", "graph"),))
+pytestmark = pytest.mark.slow_with(route=(("tf", "fused graph"),))
 # What is not finite -> a rule, a gradient and a learning rate of a coordinate in float32.
 CAUSES = {
     "gradient": ("-sign(lag(ema(g, 0.9), 1) + g)", np.inf, 1.0),

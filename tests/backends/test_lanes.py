@@ -122,6 +122,7 @@ def no_workers(impl) -> None:
 
 @pytest.mark.slow_with(impl=("tf",))
 @pytest.mark.slow_with(what=("rp_s_m",))
+@pytest.mark.slow_with(what=("rp_s",), estimator=("es",))  # with pes there are whole horizons too
 @pytest.mark.parametrize("estimator", ["es", "pes"])
 @pytest.mark.parametrize("what", ["rule", "rp_s", "lanes", "rp_s_m"])
 @pytest.mark.usefixtures("no_workers")

@@ -14,6 +14,7 @@ from tests.helpers.samples import start
 PATHS = [(name, path) for name in ("torch", "tf") for path in ("plain", "graph")]
 PATHS += [("torch", "capturable"), ("torch", "differentiable"), ("tf", "fused"), ("tf", "xla")]
 pytestmark = pytest.mark.slow_with(path=[("tf", path) for path in ("graph", "fused", "xla")])
+GRAPH = ("torch", "graph")
 every_path = pytest.mark.parametrize("path", PATHS, ids=" ".join)
 EXACT = {"float64": 1e-11, "float32": 1e-3}  # of the largest update: what polar makes of rounding
 
@@ -37,6 +38,7 @@ def test_layers_in_the_frameworks_layout_get_the_oracles_updates(impl, rule, kin
         np.testing.assert_allclose(moved, u.sum(0), rtol=0, atol=EXACT[dtype] * largest)
 
 
+@pytest.mark.slow_with(path=(GRAPH,), rule=(FACTORS,))
 @pytest.mark.parametrize("rule", [MUON, FACTORS], ids=["muon", "factors"])
 @every_path
 def test_every_path_takes_the_same_steps(path, rule, monkeypatch):

@@ -72,6 +72,7 @@ def test_forward_is_first_order_where_nothing_is_truncated(impl, name, loss):
     assert at.step == 5 and len(found[0][0]) == 4
 
 
+@pytest.mark.slow_with(impl=("tf",))
 def test_second_order_and_evolution_agree_on_which_step_sizes_grow(impl):
     """Of one layer they are far too small, of another too large: there is no doubt about their signs."""
     given = dataclasses.replace(Rule.named("sgd"), scale=1.0)

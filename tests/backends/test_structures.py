@@ -124,6 +124,7 @@ def test_lanes_with_weights_of_their_own_do_what_each_does_alone(impl):
         np.testing.assert_allclose(losses, alone, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_subset_of_the_coordinates_is_unbiased(impl):
     task, network = task_of(impl), network_of(impl)
     learner, at = learner_of(impl, network), begun(impl, task, network, 3)

@@ -13,6 +13,7 @@ ALL = [path for path in hard.PATHS if path != hard.INDUCTOR]
 EXPORTED = [path for path in hard.PATHS if path.startswith("exported")]
 MODES = ("exported keras graph", "exported keras xla")  # of a path that is in the matrix
 MATRIX = [(p, f) for p in ALL if p not in MODES for f in hard.FAMILIES if f == "rules" or p not in EXPORTED]
+BETWEEN = ("keras graph", "exported keras")  # of Keras, eager and XLA are run more often
 WORD = {"float64": 1e-9, "float32": 2e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}  # of the largest entry
 pytestmark = [
     pytest.mark.filterwarnings("ignore:rule .* moves weights:RuntimeWarning"),
@@ -104,6 +105,7 @@ def check_agreement(path: str, family: str, full: bool = False, steps: int = har
         assert error <= WORD[dtype], where
 
 
+@pytest.mark.slow_with(path=BETWEEN)
 @pytest.mark.parametrize(("path", "family"), MATRIX)
 def test_a_hard_gradient_stops_its_coordinate_for_a_step_and_no_other(path, family):
     """All stays finite; what rests has its old state; t counts; the others move as without, bit for bit."""
@@ -139,6 +141,7 @@ def test_rules_take_a_step_count_that_is_a_symbol():
         assert torch.equal(u, v) and all(map(torch.equal, one, other))
 
 
+@pytest.mark.slow_with(path=BETWEEN)
 @pytest.mark.parametrize(("path", "family"), [pair for pair in MATRIX if pair[0] != "torch plain"])
 def test_paths_agree_on_hard_gradients(path, family):
     need(path, path == "torch compiled")

@@ -14,7 +14,6 @@ by_torch, by_tf = (backend.problems.tasks.value_and_gradient for backend in (tor
 SIZES = {name: sum(math.prod(spec.shape) for spec in parameter_specs(row)) for name, row in PROBLEMS.items()}
 LARGEST = 12_000_000  # above it are more of the same blocks
 DEEP = [name for name, size in SIZES.items() if 200_000 < size < LARGEST]
-SOON = ("nas",)  # it has nearly all kinds of layers
 EMBEDDED = ("", "digits", "digits-shifted", "digits-odd", "recall", "text")
 
 
@@ -26,7 +25,7 @@ def pair(name: str, batch_size: int = 6):
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [pytest.param(name, 1, marks=[pytest.mark.slow] * (name not in SOON)) for name in DEEP]
+    [pytest.param(name, 1, marks=pytest.mark.slow) for name in DEEP]
     + [
         pytest.param(name, 2, marks=[pytest.mark.slow] * (name in DEEP))
         for name, size in SIZES.items()

@@ -302,6 +302,7 @@ def task_of(config: DistillConfig, share: float = 1.0) -> Task:
     return make_task(trajectories, sequences(trajectories, "train"), config, share)
 
 
+@pytest.mark.slow  # the engine's own sameness is tested more often
 def test_a_seed_and_a_number_of_evaluations_give_the_same_rules_again(config_of):
     """Whatever the clock says: the second run has three times the seconds, which neither needs."""
 

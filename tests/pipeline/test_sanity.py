@@ -298,6 +298,7 @@ def recording(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_a_recording_is_distilled_beside_the_papers_figure(recording, tmp_path, capsys):
     file = tmp_path / "table.json"
     one = recording("a.h5", {"name": "rp_si"})

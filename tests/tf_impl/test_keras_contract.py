@@ -89,6 +89,7 @@ def test_center_takes_the_drift_away():
     TestCase().run_class_serialization_test(again)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("jax") is None, reason="Keras' numpy backend needs jax")
 def test_another_backend_of_keras_is_refused_by_name():
     told = subprocess.run(

@@ -32,7 +32,7 @@ SEEING = {
     name: lambda name=name, **k: LearnedOptimizer(enlarged(name), **k) for name in ("rp_s_m", "rnnprop_f")
 }
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-SLOW = (OPTIMIZERS["teacher"], SEEING["rnnprop_f"])  # what a teacher compiles takes its time
+SLOW = (OPTIMIZERS["teacher"], *SEEING.values())  # what a teacher compiles takes its time
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,7 @@ def kept(impl, optimizer, params, k: int) -> tuple[int, int, list[np.ndarray]]:
     return int(t), int(left), slots
 
 
+@pytest.mark.slow_with(impl=("tf",), dtype=("float32",))
 @pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-11), ("float32", 1e-3)])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

@@ -116,7 +116,7 @@ CASES = [(target, dtype) for target, row in ROWS.items() for dtype in row.dtypes
 
 
 @pytest.mark.parametrize(("target", "dtype"), CASES)
-@pytest.mark.slow_with(target=("optax file",), dtype=(np.float32,))
+@pytest.mark.slow_with(target=("optax file",))
 def test_targets_equal_the_oracle(target, dtype):
     """Every rule on two shapes, every shape with some rules."""
     need(ROWS[target].needs)
