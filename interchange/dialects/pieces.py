@@ -37,7 +37,7 @@ def piecewise(pairs: Sequence[Pair]) -> Node:
     for value, condition in reversed(cases):
         if value is None:
             result = _outside(result, condition)
-        elif not (value == ZERO and result.op == "greater" and _is_zero_where(result, condition)):
+        elif not (value == ZERO and _is_zero_where(result, condition)):
             result = _chosen(condition, value, result)
     return result
 
@@ -97,10 +97,12 @@ def _is_real(node: Node) -> bool:
 
 
 def _is_zero_where(result: Node, condition: Node) -> bool:
-    """Whether a comparison is 0 where the condition holds, because a side of it is nan there."""
-    return condition.args[1].op != "sign" and any(
-        _is_nan_where(side, *_sides(condition)) for side in result.args
-    )
+    """Whether a comparison, or its power, is 0 where the condition holds, as a side of it is nan there."""
+    while result.op in ("square", "cube", "neg"):  # SymPy takes them into the pieces
+        result = result.args[0]
+    if not (result.op == condition.op == "greater") or condition.args[1].op == "sign":
+        return False
+    return any(_is_nan_where(side, *_sides(condition)) for side in result.args)
 
 
 def _reached(node: Node) -> list[Node]:

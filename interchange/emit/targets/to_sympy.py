@@ -85,13 +85,13 @@ def _flat(node: Node, asked: bool = False) -> tuple[Any, list]:
     args, outside = [part[0] for part in parts], [bad for part in parts for bad in part[1]]
     if sympy.nan in args:
         return (sympy.S.Zero if node.op == "greater" else sympy.nan), []
-    if node.op == "greater" and compared and not outside:
-        gap = sympy.Add(args[0], sympy.Mul(-1, args[1], evaluate=False), evaluate=False)
-        return sympy.Heaviside(gap, 0, evaluate=False), []
     if node.op == "greater":
         zeros = [(sympy.S.Zero, bad) for bad in outside]
-        higher = (sympy.S.One, sympy.Gt(*args, evaluate=False))
-        return sympy.Piecewise(*zeros, higher, (sympy.S.Zero, True), evaluate=False), []
+        higher = [(sympy.S.One, sympy.Gt(*args, evaluate=False)), (sympy.S.Zero, True)]
+        if (compared and not outside) or any(arg.has(sympy.Piecewise) for arg in args):
+            gap = sympy.Add(args[0], sympy.Mul(-1, args[1], evaluate=False), evaluate=False)
+            higher = [(sympy.Heaviside(gap, 0, evaluate=False), True)]
+        return sympy.Piecewise(*zeros, *higher, evaluate=False) if zeros or higher[1:] else higher[0][0], []
     if node.op in _ARITHMETIC:
         return _arithmetic(sympy, node.op, args), outside
     if node.op not in functions() or node.op == "sign":
@@ -123,8 +123,11 @@ def build(node: Node) -> Any:
         return sympy.Symbol(node.name, real=True)
     if _of_numbers(node):
         value = of_numbers(node)
-        if not math.isfinite(value):  # SymPy stumbles over every comparison with it
-            return sympy.nan if math.isnan(value) else math.copysign(1, value) * sympy.oo
+        if math.isnan(value):  # SymPy stumbles over every comparison with it
+            return sympy.nan
+        if math.isinf(value):  # what no float holds, and the language has no number for
+            size = sympy.exp(sympy.Float(1e4), evaluate=False)
+            return size if value > 0.0 else sympy.Mul(sympy.Integer(-1), size, evaluate=False)
     args = [build(arg) for arg in node.args]
     if sympy.nan in args and OPERATORS[node.op].numpy:
         return sympy.S.Zero if node.op == "greater" else sympy.nan

@@ -8,9 +8,11 @@ import pytest
 
 from common.errors import L2OError
 from interchange.dialects.sympy_tree import from_sympy
+from interchange.dialects.table import DIALECTS
 from interchange.emit import TARGETS
 from interchange.language import expression as ex
 from interchange.language.operators import OPERATORS, POINTWISE
+from interchange.language.parse import parse
 from interchange.rule.rule import Rule
 
 sympy = pytest.importorskip("sympy")
@@ -141,6 +143,30 @@ def test_lambdify_and_text_give_the_rules_numbers(part):
         again = Rule("again", from_sympy(expression), features={"x": None, "y": None})
         check(rule, "again", oracle(again, inputs)[0], want, fine)
     assert poles < 3 and compared > 0.35 * 50 * len(part)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "greater(exp(5000.0), x)",
+        "min(x, sinh(-5000.0))",
+        "y + x / cosh(2000.0)",
+        "atan(1 / (y * log(0.0) * exp(4000.0)))",
+        "cube(greater(log1p(cbrt(x) - 7.0), cummax(log1p(log1p(y)))))",
+        "-square(greater(ema(ln(x), 0.5), ln(y)))",
+    ],
+)
+def test_what_no_float_holds_and_comparisons_of_pieces_come_back(text):
+    """SymPy has oo for the former, which is no number of the language, and errs over ITE of the latter."""
+    rule = Rule("odd", parse(text), features={"x": None, "y": None})
+    inputs = {name: a.reshape(10, 5) for name, a in points(3).items()}
+    emitted, tree = TARGETS["sympy"].emit(rule), rule.sympy()
+    assert "oo" not in emitted and not tree.has(sympy.oo)
+    with np.errstate(all="ignore"):
+        want = rule.evaluate(inputs)
+        for again in (parse(emitted.splitlines()[0], None, DIALECTS["sympy"]), from_sympy(tree)):
+            got = Rule("again", again, features=rule.features).evaluate(inputs)
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=str)
