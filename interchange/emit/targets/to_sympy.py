@@ -41,10 +41,21 @@ def printed(expression: Any) -> str:
 
 @functools.cache
 def _printer() -> Any:
+    from sympy.printing.precedence import PRECEDENCE
     from sympy.printing.str import StrPrinter
 
     class Exact(StrPrinter):
-        """SymPy's printer cuts floats after 15 digits."""
+        """SymPy's printer cuts floats after 15 digits, and multiplies out or turns round some products."""
+
+        def _print_Mul(self, expression: Any) -> str:  # noqa: N802
+            first, *others = expression.args
+            minus = bool(others) and first.is_Number and bool(first.is_negative)
+            factors = [-first] * (first != -1) + others if minus else list(expression.args)
+            under = [factor.base for factor in factors if factor.is_Pow and factor.exp == -1]
+            over = [factor for factor in factors if not (factor.is_Pow and factor.exp == -1)]
+            level, alone = PRECEDENCE["Mul"], minus and len(factors) == 1
+            top = "*".join(self.parenthesize(factor, level, strict=alone) for factor in over) or "1"
+            return "".join(["-" * minus, top, *(f"/{self.parenthesize(factor, level)}" for factor in under)])
 
         def _print_Float(self, expression: Any) -> str:  # noqa: N802
             return repr(float(expression))

@@ -154,10 +154,16 @@ def test_lambdify_and_text_give_the_rules_numbers(part):
         "atan(1 / (y * log(0.0) * exp(4000.0)))",
         "cube(greater(log1p(cbrt(x) - 7.0), cummax(log1p(log1p(y)))))",
         "-square(greater(ema(ln(x), 0.5), ln(y)))",
+        "log1p(exp(abs(logabs(x))))",
+        "-0.1 * log1p(exp(abs(logabs(x))))",
+        "-softsign(powabs(x, -30.0 * square(y)))",
     ],
 )
 def test_what_no_float_holds_and_comparisons_of_pieces_come_back(text):
-    """SymPy has oo for the former, which is no number of the language, and errs over ITE of the latter."""
+    """SymPy has oo for the former, which is no number of the language, and errs over ITE of the latter.
+
+    Where a rule is infinite, its formula in other words is nan.
+    """
     rule = Rule("odd", parse(text), features={"x": None, "y": None})
     inputs = {name: a.reshape(10, 5) for name, a in points(3).items()}
     emitted, tree = TARGETS["sympy"].emit(rule), rule.sympy()
