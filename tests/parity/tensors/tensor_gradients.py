@@ -19,6 +19,8 @@ from tests.parity.rule_runners import load
 from tests.parity.tensors import tensor_rules
 
 BAR = 1e-9  # of the sum of the sizes of all terms
+# A derivative by what polar leaves out, such as the size of a matrix, is nothing but rounding.
+LEAST = 1e-3  # of the sum of the sizes of the update
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Case(rule_gradients.Case):
 
     Attributes:
         of: the rule that was drawn.
-        size: per constant the sum of the sizes of all terms.
+        size: per constant the sum of the sizes of all terms, at least ``LEAST`` of that of the update's.
     """
 
     of: Rule
@@ -67,13 +69,14 @@ def case(index: int, shape: tuple[int, ...]) -> Case | None:
     raw = {name: a[:stop] for name, a in raw.items()}
     weight = rng.normal(size=raw["g"].shape)
     own = {name: np.reshape(a, (stop, *view.shape)) for name, a in raw.items()}
-    _, tangents = evaluate_with_tangents(program, {**moved.constants, **own}, wrt, view)
+    u, tangents = evaluate_with_tangents(program, {**moved.constants, **own}, wrt, view)
     want, unit, size = {}, {}, {}
     for k, name in enumerate(wrt):
         exact = moved.scale * weight * np.reshape(tangents[k], weight.shape)
         others = np.broadcast_to(run.tangents[program.outputs[0]].get(k, 0.0), lanes)[:stop, : Disturbed.near]
         sums = (moved.scale * weight[:, None] * others).sum(axis=(0, 2))
-        want[name], size[name] = exact.sum(), np.abs(exact).sum()
+        least = LEAST * np.abs(moved.scale * weight * np.reshape(u, weight.shape)).sum()
+        want[name], size[name] = exact.sum(), max(np.abs(exact).sum(), least)
         unit[name] = np.abs(sums - sums[0]).max()
     return Case(moved, program, raw, weight, want, unit, stop, rule, view, size)
 
