@@ -161,8 +161,19 @@ def clean(text: str, limit: int = 22) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _made_room(figure: Any) -> None:
+    """Move left sides in by what numbers and labels reach over the edge: small numbers are long."""
+    for axes in figure.axes:
+        over = FONT * figure.dpi / 144 - axes.get_tightbbox().x0  # half a letter stays free
+        if over > 0:
+            x, y, width, height = axes.get_position().bounds
+            moved = over / figure.bbox.width
+            axes.set_position((x + moved, y, width - moved, height))
+
+
 def svg(figure: Any, label: str, prefix: str) -> str:
     """The figure as SVG for inlining: page's colours and font, unique ids, a label for screen readers."""
+    _made_room(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue().decode()

@@ -196,3 +196,17 @@ def test_the_label_of_a_point_at_the_edge_stays_in_the_figure():
     points = [(3, 0.81), (5, 0.85), (12, 0.949)]
     start, end = ends_of(plots.pareto_front(points, 2))["12 nodes: R² 0.949"]
     assert start >= 0 and end <= 72 * 5.4
+
+
+def test_no_number_of_a_small_loss_pushes_the_axis_label_over_the_edge():
+    losses = np.geomspace(2.0, 3e-7, 40)[None]
+    for svg in (
+        plots.loss_curves({"adam": losses, "sgd": losses[:, ::-1]}, window=1),
+        plots.training_curve(range(40), losses[0], [None] * 40),
+    ):
+        parts = [part for part in ElementTree.fromstring(svg).iter() if part.tag.endswith("text")]
+        (label,) = [part for part in parts if re.search("loss", part.text or "")]
+        baseline = float(re.search(r"rotate\(-90 ([-\d.]+)", label.get("transform"))[1])
+        assert baseline >= drawing.FONT  # its letters are above the baseline: to the left of it
+        numbers = [start for text, (start, _) in ends_of(svg).items() if re.fullmatch(r"[\d.e-]+", text)]
+        assert len(numbers) > 3 and min(numbers) > baseline
