@@ -136,8 +136,11 @@ def _chosen(condition: Node, yes: Node, no: Node) -> Node:
     return call("add", taken, other if no == ONE else call("mul", other, no))
 
 
-def heaviside(a: Node, at_zero: Node = number(0.5)) -> Node:  # noqa: B008
+def heaviside(*args: Node) -> Node:
     """0 below 0, 1 above; at 0 a half, or what SymPy's second argument says."""
+    if len(args) not in (1, 2):
+        raise L2OError(f"Heaviside takes 1 or 2 arguments, got {len(args)}")
+    a, at_zero = (*args, number(0.5))[:2]
     if at_zero == ZERO:
         return call("greater", *a.args) if a.op == "sub" else call("greater", a, ZERO)
     if at_zero == ONE:

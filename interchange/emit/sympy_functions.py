@@ -59,7 +59,10 @@ def _protected(sympy: Any) -> type:
         @property
         def precedence(self) -> int:
             """Of what is printed, so that it is put in parentheses where it has to be."""
-            return sympy.printing.precedence.precedence(self.plain())
+            plain, own = self.plain(), sympy.printing.precedence
+            if plain.is_Pow and plain.exp.could_extract_minus_sign():  # it is printed as 1 / ...
+                return own.PRECEDENCE["Mul"]
+            return own.precedence(plain)
 
         def _eval_evalf(self, prec: int) -> Any:
             if not all(arg.is_number for arg in self.args):

@@ -55,7 +55,9 @@ def _printer() -> Any:
             over = [factor for factor in factors if not (factor.is_Pow and factor.exp == -1)]
             level, alone = PRECEDENCE["Mul"], minus and len(factors) == 1
             top = "*".join(self.parenthesize(factor, level, strict=alone) for factor in over) or "1"
-            return "".join(["-" * minus, top, *(f"/{self.parenthesize(factor, level)}" for factor in under)])
+            below = [self.parenthesize(factor, level) for factor in under]
+            below = [f"({text})" if text.startswith("1/") else text for text in below]  # a power of -1 itself
+            return "/".join(["-" * minus + top, *below])
 
         def _print_Float(self, expression: Any) -> str:  # noqa: N802
             return repr(float(expression))

@@ -152,6 +152,8 @@ REFUSED = [
     ("operon", "(nan * a)", "'nan' is no variable"),
     ("sympy", "pi * a", "'pi' is no variable"),
     ("sympy", "Max()", "Max takes"),
+    ("sympy", "Heaviside()", "Heaviside takes 1 or 2 arguments, got 0"),
+    ("sympy", "Heaviside(a, b, 1)", "Heaviside takes 1 or 2 arguments, got 3"),
     ("sympy", "a ^ 2", "unexpected character '^'"),
 ]
 

@@ -154,6 +154,9 @@ def test_lambdify_and_text_give_the_rules_numbers(part):
         "atan(1 / (y * log(0.0) * exp(4000.0)))",
         "cube(greater(log1p(cbrt(x) - 7.0), cummax(log1p(log1p(y)))))",
         "-square(greater(ema(ln(x), 0.5), ln(y)))",
+        "y / powreal(x, -1.0)",
+        "y / sigmoid(3.0) / powabs(x, -1.0)",
+        "y / aq(1.0, x) + 1.0 / softsign(1.0)",
         "log1p(exp(abs(logabs(x))))",
         "-0.1 * log1p(exp(abs(logabs(x))))",
         "-softsign(powabs(x, -30.0 * square(y)))",
@@ -173,6 +176,18 @@ def test_what_no_float_holds_and_comparisons_of_pieces_come_back(text):
         for again in (parse(emitted.splitlines()[0], None, DIALECTS["sympy"]), from_sympy(tree)):
             got = Rule("again", again, features=rule.features).evaluate(inputs)
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("modules", ["numpy", "math", "mpmath"])
+@pytest.mark.parametrize(
+    "text", ["y / aq(1.0, x)", "aq(y, x) / aq(1.0, x)", "y / powabs(x, -1.0)", "y / powreal(x, -2.0)"]
+)
+def test_what_is_one_over_something_is_divided_by_in_parentheses(text, modules):
+    rule = Rule("fraction", parse(text), features={"x": None, "y": None})
+    inputs = {"x": np.array([0.5, -2.5, 3.0]), "y": np.array([0.25, 7.0, -1.5])}
+    function = compiled(rule.sympy(values=True), modules)
+    got = numbers(function, inputs, one_by_one=modules != "numpy")
+    assert got == pytest.approx(rule.evaluate({k: a[None] for k, a in inputs.items()})[0], rel=1e-12)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=str)
