@@ -2,35 +2,36 @@
 
 import functools
 
-from interchange.language.expression import Node, walk
+from interchange.language.expression import Node
 from interchange.language.parse import parse
 from interchange.language.sugar import not_negative
 
 # Over a and b, as the parser of SymPy's text reads them; the values and the derivatives are the row's.
+# Those of the second table are it where a is not negative by its form.
 _FORMS = (
     ("cbrt", "sign(a) * powabs(a, 1 / 3)"),  # before pow, whose form it has too
     ("pow", "sign(a) * powabs(a, b)"),
     ("log", "logabs(abs(a) + 1e-8)"),
     ("log1p", "2 * asinh(a / (2 * root(a + 1)))"),
-    ("log1p", "2 * asinh(a / (2 * sqrt(a + 1)))"),  # of an a that is not negative
     ("sigmoid", "exp(min(a, 0)) / (1 + exp(-abs(a)))"),
     ("softsign", "a / (1 + abs(a))"),
     ("aq", "a / sqrt(1 + square(b))"),
 )
+_OF_POSITIVE = (("log1p", "2 * asinh(a / (2 * sqrt(a + 1)))"),)
 _COMMUTE = ("add", "mul", "min", "max")
 
 
 @functools.cache
-def _templates() -> list[tuple[str, Node]]:
-    return [(op, parse(text, ("a", "b"))) for op, text in _FORMS]
+def _templates() -> list[tuple[str, Node, bool]]:
+    return [(op, parse(text, ("a", "b")), (op, text) in _OF_POSITIVE) for op, text in _FORMS + _OF_POSITIVE]
 
 
 def recognised(node: Node) -> Node:
     """The tree with rows in place of their formulas."""
     node = Node(node.op, tuple(map(recognised, node.args)), node.name, node.value) if node.args else node
-    for op, template in _templates():
+    for op, template, positive in _templates():
         for bound in _matches(template, node, {}):
-            if op != "log1p" or not_negative(bound["a"]) or any(part.op == "root" for part in walk(template)):
+            if not positive or not_negative(bound["a"]):
                 return Node(op, tuple(bound[name] for name in ("a", "b") if name in bound))
     return node
 

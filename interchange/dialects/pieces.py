@@ -46,13 +46,12 @@ def _outside(value: Node, condition: Node) -> Node:
     """The value, and nan where a condition holds."""
     if condition.op == "sub":  # where it does not hold
         low, high = _sides(condition.args[1])
-        strict = condition.args[1].op == "greater" and condition.args[1].args[1].op != "sign"
-        if strict:
+        if not _or_equal(condition.args[1]):
             raise L2OError("nan where two sides are equal has no row; write the condition with >= or <=")
         low, high = high, low
     else:
         low, high = _sides(condition)
-        if condition.args[1].op == "sign":
+        if _or_equal(condition):
             raise L2OError("nan where two sides are equal has no row; write the condition with < or >")
     if _is_nan_where(value, low, high):
         return value
@@ -66,10 +65,15 @@ def _sides(condition: Node) -> tuple[Node, Node]:
     if condition.op != "greater":
         raise L2OError(f"expected a comparison as condition, got {to_text(condition)[:60]}")
     high, low = condition.args
-    if low.op != "sign":
+    if not _or_equal(condition):
         return low, high
     inner = low.args[0]
     return inner.args if inner.op == "sub" else (inner, ZERO)
+
+
+def _or_equal(condition: Node) -> bool:
+    """Whether it is a <= b, which is 1 > sign(a - b)."""
+    return condition.op == "greater" and condition.args[0] == ONE and condition.args[1].op == "sign"
 
 
 def _is_nan_where(value: Node, low: Node, high: Node) -> bool:
@@ -84,9 +88,9 @@ def _is_nan_where(value: Node, low: Node, high: Node) -> bool:
         a, *more = node.args
         if ordered(a) in gaps and _is_real(node):
             return True
-        if node.op == "powreal":
+        if node.op in ("powreal", "powabs"):  # the latter where the base is not negative
             rest = call("sub", more[0], Node("floor", (more[0],)))
-            if ordered(call("mul", a, rest)) in gaps:
+            if ordered(call("neg", rest) if a == number(-1.0) else call("mul", a, rest)) in gaps:
                 return True
     return False
 
@@ -100,7 +104,7 @@ def _is_zero_where(result: Node, condition: Node) -> bool:
     """Whether a comparison, or its power, is 0 where the condition holds, as a side of it is nan there."""
     while result.op in ("square", "cube", "neg"):  # SymPy takes them into the pieces
         result = result.args[0]
-    if not (result.op == condition.op == "greater") or condition.args[1].op == "sign":
+    if not (result.op == condition.op == "greater") or _or_equal(condition):
         return False
     return any(_is_nan_where(side, *_sides(condition)) for side in result.args)
 

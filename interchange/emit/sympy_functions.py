@@ -21,7 +21,7 @@ _PRINTERS = (
 )  # fmt: skip
 _COMPILED = ("_pythoncode", "_mpmathcode", "_numpycode", "_ccode", "_torchcode", "_tensorflowcode")
 # What NumPy computes as the oracle does, nan outside the domain.
-_NUMPY = {"log1p": "log1p", "cbrt": "cbrt", "root": "sqrt", "ln": "log", "powreal": "power"}
+_NUMPY = {"log1p": "log1p", "cbrt": "cbrt", "root": "sqrt", "ln": "log"}
 
 
 @functools.cache
@@ -58,11 +58,12 @@ def _protected(sympy: Any) -> type:
 
         @property
         def precedence(self) -> int:
-            """Of what is printed, so that it is put in parentheses where it has to be."""
-            plain, own = self.plain(), sympy.printing.precedence
-            if plain.is_Pow and plain.exp.could_extract_minus_sign():  # it is printed as 1 / ...
-                return own.PRECEDENCE["Mul"]
-            return own.precedence(plain)
+            """Of what is printed, so that it is put in parentheses where it has to be.
+
+            A quotient counts as a sum: below a line SymPy puts products in parentheses by their class.
+            """
+            order, own = sympy.printing.precedence.PRECEDENCE, rank(self.plain())
+            return own if own >= order["Pow"] else min(own, order["Add"])
 
         def _eval_evalf(self, prec: int) -> Any:
             if not all(arg.is_number for arg in self.args):
@@ -85,10 +86,24 @@ def _protected(sympy: Any) -> type:
         inner = ", ".join(printer._print(arg) for arg in self.args)
         return f"{printer._module_format(f'numpy.{_NUMPY[self.row]}')}({inner})"
 
+    def latex(self: Any, printer: Any, exp: str = "") -> str:
+        if not exp:  # SymPy's LaTeX of a power of a function
+            return printed(self, printer)
+        return rf"\left({printer._print(self.plain())}\right)^{{{exp}}}"
+
     for method in _PRINTERS:
         setattr(Protected, method, printed)
+    Protected._latex = latex
     Protected._numpycode = numpy
     return Protected
+
+
+def rank(expression: Any) -> int:
+    """How tightly what is printed binds; SymPy takes 1/x for a power, also within a product."""
+    from sympy.printing.precedence import PRECEDENCE, precedence
+
+    under = expression.is_Pow and expression.exp.could_extract_minus_sign()
+    return PRECEDENCE["Mul"] if under else precedence(expression)
 
 
 @functools.cache
@@ -152,7 +167,7 @@ def excluded(op: str, *args: Any, evaluate: bool = True) -> Any:
         a = sympy.Add(a, sympy.S.One, evaluate=evaluate)
     elif op == "powreal":
         (b,) = more
-        if b.is_comparable and float(b).is_integer():
+        if b.is_comparable and (abs(float(b)) >= 2**53 or float(b).is_integer()):
             return None
         if not b.is_comparable:  # of a fraction above an integer only the sign of a is left
             rest = sympy.Add(b, sympy.Mul(-1, sympy.floor(b), evaluate=evaluate), evaluate=evaluate)
@@ -179,7 +194,7 @@ def _natural(sympy: Any) -> dict[str, Any]:
         "cbrt": lambda a: sign(a) * absolute(a) ** third,
         "pow": lambda a, b: sign(a) * absolute(a) ** b,
         "powabs": lambda a, b: absolute(a) ** b,
-        "powreal": lambda a, b: a**b,
+        "powreal": lambda a, b: sympy.Pow(a, b, evaluate=False),
         "root": root,
         "ln": log,
         "sigmoid": lambda a: sympy.exp(sympy.Min(a, 0)) / (1 + sympy.exp(-absolute(a))),

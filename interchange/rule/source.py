@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from common.errors import L2OError
 from common.registry import Registry
+from common.run.places import inside
 from common.tables.baselines import BASELINES, DECAYS, Spec, parse_spec, parse_specs
 from interchange.files.kinds import RULE, kind
 from interchange.files.weights import FILE_NAME, SHIPPED, Teacher, load_weights
@@ -131,8 +132,9 @@ def spelled_out(text: str) -> str:
     rest = text[len(name) + 1 :]
     place = Path(name)
     if place.is_dir():
-        rules = not (place / FILE_NAME).is_file() and any((place / file).is_file() for file in FILES)
-        word = "rule" if rules else "teacher"
+        word = (
+            "teacher" if inside(place, "a rule or a teacher", FILE_NAME, *FILES).name == FILE_NAME else "rule"
+        )
     elif place.exists():
         word = "rule" if place.suffix == ".json" or kind(place) == RULE else "teacher"
     elif name in SHIPPED or name in NAMED:

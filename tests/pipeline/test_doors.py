@@ -138,6 +138,8 @@ def test_wrong_kinds_of_files_are_named_as_what_they_are(run_folder, refused):
     (run_folder / "empty").mkdir()
     told = "expected recorded trajectories, got a folder that holds nothing"
     assert told in refused(f"interchange.distill {run_folder / 'empty'}")
+    told = "expected a rule or a teacher, got a folder that holds nothing"
+    assert told in refused(f"interchange.export {run_folder / 'empty'} --to sympy")
 
 
 def test_the_input_is_looked_at_before_the_output(run_folder, refused):

@@ -9,8 +9,9 @@ import functools
 import math
 from typing import Any
 
+from common.errors import L2OError
 from interchange.dialects.table import BY_SYMPY
-from interchange.emit.sympy_functions import excluded, functions, natural
+from interchange.emit.sympy_functions import excluded, functions, natural, rank
 from interchange.language.equation import Equation
 from interchange.language.expression import Node, call, names, number, substitute, to_text, walk
 from interchange.language.operators import OPERATORS
@@ -26,10 +27,13 @@ def emit(rule: Equation) -> str:
     """
     used = names(rule.expression)
     given = {name: tree for name, tree in rule.features.items() if name in used and tree is not None}
+    tree = _scaled(rule, values=True)
+    if tree.op == "number" and math.isnan(tree.value):
+        raise L2OError(f"{rule.name}: expected a rule with a value somewhere, got one that is nan everywhere")
     import sympy
 
     with sympy.evaluate(False):  # what SymPy knows of real numbers floats do not keep: exp(-1000) > 0
-        expression = _closed(*_flat(_scaled(rule, values=True)))
+        expression = _closed(*_flat(tree))
     lines = [printed(expression), f"# {BY_SYMPY}"]
     return "\n".join([*lines, *(f"# {name} = {to_text(tree)}" for name, tree in given.items())]) + "\n"
 
@@ -53,11 +57,15 @@ def _printer() -> Any:
             factors = [-first] * (first != -1) + others if minus else list(expression.args)
             under = [factor.base for factor in factors if factor.is_Pow and factor.exp == -1]
             over = [factor for factor in factors if not (factor.is_Pow and factor.exp == -1)]
-            level, alone = PRECEDENCE["Mul"], minus and len(factors) == 1
+            # A sign goes before a product as it is, but not into its number: -(2*x) is not (-2)*x.
+            alone = minus and len(factors) == 1 and not (factors[0].is_Mul and factors[0].args[0].is_Number)
+            level = PRECEDENCE["Mul"]
             top = "*".join(self.parenthesize(factor, level, strict=alone) for factor in over) or "1"
-            below = [self.parenthesize(factor, level) for factor in under]
-            below = [f"({text})" if text.startswith("1/") else text for text in below]  # a power of -1 itself
-            return "/".join(["-" * minus + top, *below])
+            return "/".join(["-" * minus + top, *(self.parenthesize(factor, level) for factor in under)])
+
+        def parenthesize(self, item: Any, level: int, strict: bool = False) -> str:
+            text, own = self._print(item), rank(item)
+            return f"({text})" if own < level or (own == level and not strict) else text
 
         def _print_Float(self, expression: Any) -> str:  # noqa: N802
             return repr(float(expression))
@@ -78,7 +86,27 @@ def _scaled(rule: Equation, values: bool) -> Node:
     tree = rule.expression
     if values:
         tree = substitute(tree, {name: number(value) for name, value in rule.constants.items()})
-    return tree if rule.scale == 1.0 else call("mul", number(rule.scale), tree)
+    return _known(tree if rule.scale == 1.0 else call("mul", number(rule.scale), tree))
+
+
+def _known(node: Node) -> Node:
+    """A tree whose parts of numbers alone are the numbers they are, nan and infinite ones included.
+
+    SymPy works with them in ways of its own, and cannot compare what is nan by its form. Arithmetic stays.
+    """
+    if not node.args:
+        return node
+    node = Node(node.op, tuple(map(_known, node.args)))
+    if not OPERATORS[node.op].numpy:
+        return node
+    if all(map(_of_numbers, node.args)):
+        value = of_numbers(node)
+        return node if node.op in _ARITHMETIC and math.isfinite(value) else Node("number", value=value)
+    if any(math.isnan(arg.value) for arg in node.args if arg.op == "number"):
+        return number(0.0) if node.op == "greater" else Node("number", value=math.nan)
+    if node.op == "div" and _of_numbers(node.args[1]) and not (zero := of_numbers(node.args[1])):
+        return Node("mul", (node.args[0], Node("number", value=math.copysign(math.inf, zero))))
+    return node
 
 
 def _flat(node: Node, asked: bool = False) -> tuple[Any, list]:
@@ -89,15 +117,13 @@ def _flat(node: Node, asked: bool = False) -> tuple[Any, list]:
     """
     import sympy
 
-    if not node.args or _of_numbers(node):
+    if not node.args:
         return build(node), []
     compared, asked = asked, asked or node.op in ("greater", "root", "ln", "log1p", "powreal")
     parts = [_flat(arg, asked and bool(OPERATORS[node.op].numpy)) for arg in node.args]
     if not OPERATORS[node.op].numpy:
         return functions()[node.op](*(_closed(*part) for part in parts), evaluate=False), []
     args, outside = [part[0] for part in parts], [bad for part in parts for bad in part[1]]
-    if sympy.nan in args:
-        return (sympy.S.Zero if node.op == "greater" else sympy.nan), []
     if node.op == "greater":
         zeros = [(sympy.S.Zero, bad) for bad in outside]
         higher = [(sympy.S.One, sympy.Gt(*args, evaluate=False)), (sympy.S.Zero, True)]
@@ -126,6 +152,9 @@ def build(node: Node) -> Any:
     """The SymPy expression of a tree: real symbols, ``evaluate=False`` throughout."""
     import sympy
 
+    if node.op == "number" and not math.isfinite(node.value):
+        size = sympy.exp(sympy.Float(1e4), evaluate=False)  # what no float holds; the language has no number
+        return {math.inf: size, -math.inf: sympy.Mul(-1, size, evaluate=False)}.get(node.value, sympy.nan)
     if node.op == "number":
         integer = node.value.is_integer() and abs(node.value) <= 100
         if integer:
@@ -134,16 +163,7 @@ def build(node: Node) -> Any:
         return sympy.Float(node.value, 15 if short else 17)
     if node.op == "name":
         return sympy.Symbol(node.name, real=True)
-    if _of_numbers(node):
-        value = of_numbers(node)
-        if math.isnan(value):  # SymPy stumbles over every comparison with it
-            return sympy.nan
-        if math.isinf(value):  # what no float holds, and the language has no number for
-            size = sympy.exp(sympy.Float(1e4), evaluate=False)
-            return size if value > 0.0 else sympy.Mul(sympy.Integer(-1), size, evaluate=False)
     args = [build(arg) for arg in node.args]
-    if sympy.nan in args and OPERATORS[node.op].numpy:
-        return sympy.S.Zero if node.op == "greater" else sympy.nan
     if node.op in _ARITHMETIC:
         return _arithmetic(sympy, node.op, args)
     own = functions()
