@@ -128,7 +128,8 @@ def _chosen(condition: Node, yes: Node, no: Node) -> Node:
     if (condition, yes, no) in known:
         return known[condition, yes, no]
     for part in (*walk(yes), *walk(no)):
-        if part.op not in _TOTAL:
+        by_number = part.op == "div" and part.args[1].op == "number" and part.args[1] != ZERO
+        if part.op not in _TOTAL and not by_number:
             raise L2OError(
                 f"a branch of Piecewise with {part.op} may be infinite or nan where it is not chosen, and no "
                 "row chooses; write it of max, min, abs or greater"

@@ -11,7 +11,7 @@ from interchange.dialects.pieces import heaviside, piecewise
 from interchange.language.expression import Node, call, name, number, walk
 from interchange.language.operators import OPERATORS
 from interchange.language.parse import MAX_DEPTH
-from interchange.language.sugar import compare, folded, real_logarithm, real_power, real_root
+from interchange.language.sugar import compare, folded, of_numbers, real_logarithm, real_power, real_root
 
 _RELATIONS = {">": ast.Gt, "<": ast.Lt, ">=": ast.GtE, "<=": ast.LtE}
 
@@ -52,7 +52,7 @@ class _Reader:
             raise L2OError(f"expected an expression at most {MAX_DEPTH} levels deep; simplify it")
         if isinstance(expression, sympy.Symbol):
             return name(expression.name)
-        if isinstance(expression, sympy.Rational) and not expression.is_Integer:
+        if isinstance(expression, sympy.Rational) and not expression.is_Integer and _fits(expression):
             return call("div", number(int(expression.p)), number(int(expression.q)))
         if expression.is_number and not expression.args:
             return number(_real(expression))
@@ -66,7 +66,9 @@ class _Reader:
         if not known and not isinstance(expression, sympy.Pow | sympy.Mul | sympy.Add):
             raise L2OError(f"the rule language has no {spelled}: {str(expression)[:80]}; rewrite that part")
         args = [self.read(arg, level + 1) for arg in expression.args]
-        return call(own, *args) if own in OPERATORS else self._built(expression, args)
+        if own in OPERATORS:
+            return call(own, *args[:1], *(args[1:] if OPERATORS[own].numpy else map(_number, args[1:])))
+        return self._built(expression, args)
 
     def _built(self, expression: Any, args: list[Node]) -> Node:
         sympy = self.sympy
@@ -95,7 +97,7 @@ class _Reader:
 
     def _pieces(self, expression: Any, level: int) -> Node:
         pairs = []
-        for value, condition in expression.args:
+        for value, condition in self._single(expression.args):
             if condition not in (True, False) and getattr(condition, "rel_op", "") not in _RELATIONS:
                 raise L2OError(f"expected one comparison as condition, got {str(condition)[:80]}; rewrite it")
             pairs.append(
@@ -105,6 +107,29 @@ class _Reader:
                 )
             )
         return piecewise(pairs)
+
+    def _single(self, cases: Any) -> list[tuple[Any, Any]]:
+        """The cases with nan where one of several comparisons holds, or not all do, as several cases."""
+        sympy = self.sympy
+        (value, condition), (last, _) = cases[0], cases[-1]
+        if len(cases) == 2 and last is sympy.nan and isinstance(condition, sympy.And):
+            return [*((sympy.nan, sympy.Not(part)) for part in condition.args), (value, sympy.true)]
+        several = [value is sympy.nan and isinstance(condition, sympy.Or) for value, condition in cases]
+        return [
+            (value, part)
+            for (value, condition), split in zip(cases, several, strict=True)
+            for part in (condition.args if split else [condition])
+        ]
+
+
+def _fits(fraction: Any) -> bool:
+    return max(abs(fraction.p), fraction.q) < 2**1023
+
+
+def _number(node: Node) -> Node:
+    """A decay or count that SymPy holds as a fraction, as the number it is."""
+    alone = all(part.op == "number" or part.op in ("div", "neg") for part in walk(node))
+    return number(of_numbers(node)) if alone else node
 
 
 def _real(constant: Any) -> float:

@@ -15,11 +15,14 @@ _NAMED = (
     "{op}(...) has memory or sees a whole tensor, so SymPy cannot compute it: put a feature in its place, "
     " or use Rule.evaluate"
 )
-_PRINTERS = (
-    "_sympystr", "_latex", "_pretty", "_sympyrepr", "_pythoncode", "_mpmathcode", "_numpycode", "_ccode",
-    "_octave", "_fcode", "_jscode", "_torchcode", "_tensorflowcode",
+# SymPy's hooks by which a function says how it is printed; without one it would be taken for SymPy's log.
+_SHOWN = ("_sympystr", "_latex", "_pretty", "_sympyrepr", "_mathml_content", "_mathml_presentation")
+_COMPILED = (
+    "_pythoncode", "_mpmathcode", "_cmathcode", "_numpycode", "_scipycode", "_cupycode", "_jaxcode",
+    "_numexprcode", "_lambdacode", "_torchcode", "_tensorflowcode", "_aesara", "_theano", "_ccode",
+    "_cxxcode", "_fcode", "_javascript", "_julia", "_rcode", "_rust_code", "_octave", "_mcode", "_maple",
+    "_glsl", "_smtlib",
 )  # fmt: skip
-_COMPILED = ("_pythoncode", "_mpmathcode", "_numpycode", "_ccode", "_torchcode", "_tensorflowcode")
 # What NumPy computes as the oracle does, nan outside the domain.
 _NUMPY = {"log1p": "log1p", "cbrt": "cbrt", "root": "sqrt", "ln": "log"}
 
@@ -42,12 +45,27 @@ def functions() -> dict[str, Any]:
     return found | {"sign": type("sign", (sympy.sign,), zero)}
 
 
+def __getattr__(name: str) -> Any:
+    """The classes by their names, for copies of expressions in other processes."""
+    if name in OPERATORS and name in functions():
+        return functions()[name]
+    raise AttributeError(name)
+
+
 @functools.cache
 def _protected(sympy: Any) -> type:
     class Protected(sympy.Function):
         """An operator with a formula."""
 
         is_commutative = True
+
+        @classmethod
+        # SymPy's hook, as below: it stumbles over numbers of which a function is nan.
+        def eval(cls, *args: Any) -> Any:
+            if sympy.nan in args:
+                return sympy.S.Zero if cls.row == "greater" else sympy.nan
+            outside = all(arg.is_Number for arg in args) and excluded(cls.row, *args) == True  # noqa: E712
+            return sympy.nan if outside else None
 
         def _eval_is_extended_real(self) -> bool | None:
             return all(arg.is_extended_real for arg in self.args) or None
@@ -77,25 +95,28 @@ def _protected(sympy: Any) -> type:
         def fdiff(self, argindex: int = 1) -> Any:
             return self.slopes(self, *self.args)[argindex - 1]
 
-    def printed(self: Any, printer: Any, *args: Any) -> Any:
-        return printer._print(self.plain(), *args)
-
-    def numpy(self: Any, printer: Any, *args: Any) -> str:
-        if self.row not in _NUMPY:
-            return printed(self, printer, *args)
-        inner = ", ".join(printer._print(arg) for arg in self.args)
-        return f"{printer._module_format(f'numpy.{_NUMPY[self.row]}')}({inner})"
-
-    def latex(self: Any, printer: Any, exp: str = "") -> str:
-        if not exp:  # SymPy's LaTeX of a power of a function
-            return printed(self, printer)
-        return rf"\left({printer._print(self.plain())}\right)^{{{exp}}}"
-
-    for method in _PRINTERS:
-        setattr(Protected, method, printed)
-    Protected._latex = latex
-    Protected._numpycode = numpy
+    for method in _SHOWN + _COMPILED:
+        setattr(Protected, method, _printed)
+    Protected._latex = _latex
+    Protected._numpycode = _numpy
     return Protected
+
+
+def _printed(self: Any, printer: Any, *args: Any) -> Any:
+    return printer._print(self.plain(), *args)
+
+
+def _numpy(self: Any, printer: Any, *args: Any) -> str:
+    if self.row not in _NUMPY:
+        return _printed(self, printer, *args)
+    inner = ", ".join(printer._print(arg) for arg in self.args)
+    return f"{printer._module_format(f'numpy.{_NUMPY[self.row]}')}({inner})"
+
+
+def _latex(self: Any, printer: Any, exp: str = "") -> str:
+    if not exp:  # SymPy's LaTeX of a power of a function
+        return _printed(self, printer)
+    return rf"\left({printer._print(self.plain())}\right)^{{{exp}}}"
 
 
 def rank(expression: Any) -> int:

@@ -290,10 +290,10 @@ def test_parameters_that_become_trainable_later_join():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda p: torch.optim.Adam(p), "an optimizer without a rule"),
-        (lambda p: torch.optim.SGD(p, 0.1), "an optimizer without a rule"),
+        (lambda p: torch.optim.Adam(p), "an optimizer that is neither a rule nor a teacher"),
+        (lambda p: torch.optim.SGD(p, 0.1), "an optimizer that is neither a rule nor a teacher"),
         (lambda p: SymbolicOptimizer(p, Rule.named("rmsprop")), "the rule 'rmsprop', u = "),
-        (lambda p: LearnedOptimizer(p, "rp_s"), "an optimizer without a rule"),
+        (lambda p: LearnedOptimizer(p, "rp_s"), "the teacher whose hash begins with"),
     ],
 )
 def test_another_optimizers_state_is_refused_where_shapes_would_fit(make, words):
@@ -303,7 +303,7 @@ def test_another_optimizers_state_is_refused_where_shapes_would_fit(make, words)
     with pytest.raises(ValueError, match=r"expected state of the rule 'momentum', u = .*, got") as caught:
         taker.load_state_dict(giver.state_dict())
     assert words in str(caught.value) and "\n" not in str(caught.value) and not taker.state
-    with pytest.raises(ValueError, match="expected state of the teacher 'rp_s', got that of"):
+    with pytest.raises(ValueError, match="expected state of the teacher 'rp_s', got that of the rule 'sgd'"):
         LearnedOptimizer(again(params), "rp_s").load_state_dict(
             SymbolicOptimizer(params, Rule.named("sgd")).state_dict()
         )

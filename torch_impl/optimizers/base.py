@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interchange.language.view import View
 from torch_impl.optimizers.groups import by_step_size, listed
-from torch_impl.optimizers.resuming import FLAGS, Resumable, number, plain, slots
+from torch_impl.optimizers.resuming import FLAGS, Resumable, number, plain, real, slots
 from torch_impl.optimizers.ways import Way, shard, state_view_of, states_of, view_of, whole
 
 _PART = 2**16  # coordinates that are stepped at once, without compiled code
@@ -247,11 +247,6 @@ def loss_of(closure: Callable[[], Tensor] | None) -> Tensor | None:
         return None
     with torch.enable_grad():
         return closure()
-
-
-def real(x: Tensor) -> Tensor:
-    """Complex numbers as pairs of coordinates."""
-    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def work(x: Tensor) -> Tensor:

@@ -115,12 +115,6 @@ class SymbolicOptimizer(GuardedOptimizer):
             self._bound[key] = _Bound(*key)
         return self._bound[key]
 
-    def _source(self, group: dict[str, Any]) -> tuple[str, str] | None:
-        if "rule" not in group:
-            ours = "nonfinite" in group and "teacher" not in group
-            return None if ours else ("", "an optimizer without a rule")
-        return Rule.from_json(group["rule"]).source()
-
     def _own(self, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         return {**saved, "rule": group["rule"], "constants": group["constants"]}
 
@@ -233,13 +227,9 @@ class LearnedOptimizer(GuardedOptimizer):
         return self._given.step_sizes
 
     def _source(self, group: dict[str, Any]) -> tuple[str, str] | None:
-        own = self._given.sha256
-        if "nonfinite" not in group or "rule" in group:
-            return "", "an optimizer that is no teacher"
-        if "teacher" not in group:
-            return None
-        sha256 = group["teacher"]
-        return sha256, f"the teacher {self._given.row.name!r}" if sha256 == own else "another teacher"
+        found = super()._source(group)
+        own = found is not None and found[0] == self._given.sha256
+        return (self._given.sha256, f"the teacher {self._given.row.name!r}") if own else found
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"teacher": self._given}

@@ -40,7 +40,7 @@ class Resumable(torch.optim.Optimizer):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but state keeps the dtype it was saved in (torch casts it, pytorch#43706).
+        """As in torch, but state is in the dtype of updates, not in the parameter's (pytorch#43706).
 
         State is copied: steps are counted in place, and two optimizers must not count together. A rule keeps
         the constants this optimizer was given; lr and the other settings are the file's, as in torch.
@@ -60,9 +60,14 @@ class Resumable(torch.optim.Optimizer):
             numbers = [number for group in given[0]["param_groups"] for number in group["params"]]
             params = [p for group in self.param_groups for p in group["params"]]
             for number, p in zip(numbers, params, strict=True):
-                for key, value in given[0]["state"].get(number, {}).items():
+                values = given[0]["state"].get(number, {})
+                dtypes = dict.fromkeys(
+                    slots(values), torch.promote_types(real(p.detach()).dtype, torch.float32)
+                )
+                dtypes["step"] = torch.float32
+                for key, value in values.items():
                     if key == "step" or isinstance(value, torch.Tensor):
-                        value = torch.as_tensor(value, dtype=torch.float32 if key == "step" else None)
+                        value = torch.as_tensor(value, dtype=dtypes.get(key))
                         self.state[p][key] = value.to(device=p.device, copy=True)
 
         # Last of the one, so that it sees what hooks made of the dict, and first of the other.
@@ -78,7 +83,7 @@ class Resumable(torch.optim.Optimizer):
 
     def _source(self, group: dict[str, Any]) -> tuple[str, str] | None:
         """What steps a group, own or saved: to be compared, and in words; None in older files."""
-        return None
+        return owner(group)
 
     def _own(self, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
         """A saved group with what is asked of this optimizer rather than of the file."""
@@ -98,9 +103,8 @@ class Resumable(torch.optim.Optimizer):
                 if number not in state_dict["state"] or hasattr(p, "full_tensor"):
                     continue
                 values = state_dict["state"][number]
-                like = torch.view_as_real(p) if p.is_complex() else p
                 settings = {**group, **saved}
-                empty = torch.empty_like(like, device="meta")
+                empty = torch.empty_like(real(p.detach()), device="meta")
                 zero = self._zero_state(empty, settings, self._way(p, settings))
                 expected = [tuple(a.shape) for a in zero]
                 got = [tuple(values[name].shape) for name in slots(values)]
@@ -111,12 +115,26 @@ class Resumable(torch.optim.Optimizer):
                     )
 
 
+def real(x: torch.Tensor) -> torch.Tensor:
+    """Complex numbers as pairs of coordinates."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
 def slots(values: Mapping[str, Any]) -> list[str]:
     """The names of a parameter's arrays of state; wrappers keep theirs beside them, as timm's Lookahead."""
     count = 0
     while f"s{count}" in values:
         count += 1
     return [f"s{i}" for i in range(count)]
+
+
+def owner(group: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What a group is of: to be compared, and in words; None where ours did not say so yet."""
+    if "rule" in group:
+        return Rule.from_json(group["rule"]).source()
+    if "teacher" in group:
+        return group["teacher"], f"the teacher whose hash begins with {group['teacher'][:8]}"
+    return None if "nonfinite" in group else ("", "an optimizer that is neither a rule nor a teacher")
 
 
 def zero_dim(value: float | torch.Tensor) -> float | torch.Tensor:

@@ -28,7 +28,7 @@ def emit(rule: Equation) -> str:
     used = names(rule.expression)
     given = {name: tree for name, tree in rule.features.items() if name in used and tree is not None}
     tree = _scaled(rule, values=True)
-    if tree.op == "number" and math.isnan(tree.value):
+    if any(math.isnan(part.value) for part in walk(tree) if part.op == "number"):
         raise L2OError(f"{rule.name}: expected a rule with a value somewhere, got one that is nan everywhere")
     import sympy
 
@@ -109,25 +109,27 @@ def _known(node: Node) -> Node:
     return node
 
 
-def _flat(node: Node, asked: bool = False) -> tuple[Any, list]:
+def _flat(node: Node, asked: bool = False, named: bool = False) -> tuple[Any, list]:
     """A tree in functions of SymPy alone, and the comparisons under which it is nan, the inner ones first.
 
     SymPy cannot compare what is nan by its form, so the comparisons are gathered up to where they are asked.
     Of comparisons of comparisons it makes ITE, which Heaviside is not (``asked``: it will be compared).
+    No number goes through an operator by name, so within one (``named``) no domain has to be said.
     """
     import sympy
 
     if not node.args:
         return build(node), []
     compared, asked = asked, asked or node.op in ("greater", "root", "ln", "log1p", "powreal")
-    parts = [_flat(arg, asked and bool(OPERATORS[node.op].numpy)) for arg in node.args]
+    named = named or not OPERATORS[node.op].numpy
+    parts = [_flat(arg, asked, named) for arg in node.args]
     if not OPERATORS[node.op].numpy:
-        return functions()[node.op](*(_closed(*part) for part in parts), evaluate=False), []
+        return functions()[node.op](*(part[0] for part in parts), evaluate=False), []
     args, outside = [part[0] for part in parts], [bad for part in parts for bad in part[1]]
     if node.op == "greater":
-        zeros = [(sympy.S.Zero, bad) for bad in outside]
+        zeros = [] if named else [(sympy.S.Zero, bad) for bad in outside]
         higher = [(sympy.S.One, sympy.Gt(*args, evaluate=False)), (sympy.S.Zero, True)]
-        if (compared and not outside) or any(arg.has(sympy.Piecewise) for arg in args):
+        if named or (compared and not outside) or any(arg.has(sympy.Piecewise) for arg in args):
             gap = sympy.Add(args[0], sympy.Mul(-1, args[1], evaluate=False), evaluate=False)
             higher = [(sympy.Heaviside(gap, 0, evaluate=False), True)]
         return sympy.Piecewise(*zeros, *higher, evaluate=False) if zeros or higher[1:] else higher[0][0], []
@@ -165,6 +167,8 @@ def build(node: Node) -> Any:
         return sympy.Symbol(node.name, real=True)
     args = [build(arg) for arg in node.args]
     if node.op in _ARITHMETIC:
+        if node.op in ("square", "cube") and (args[0].is_Mul or args[0].is_Pow):
+            return args[0] ** (2 if node.op == "square" else 3)  # as it stands its derivative is 0/0 at 0
         return _arithmetic(sympy, node.op, args)
     own = functions()
     function = own[node.op] if node.op in own else getattr(sympy, OPERATORS[node.op].sympy)

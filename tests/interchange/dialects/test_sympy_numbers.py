@@ -1,6 +1,7 @@
 """SymPy computes a rule's numbers by every way it has, and what goes there comes back."""
 
 import math
+import pickle
 import re
 import warnings
 
@@ -191,10 +192,65 @@ def test_what_no_float_holds_and_comparisons_of_pieces_come_back(text):
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
-def test_a_rule_that_is_nan_everywhere_is_not_exported():
-    rule = Rule("none", parse("x * root(-1.0)"), features={"x": None})
+@pytest.mark.parametrize("text", ["x * root(-1.0)", "ema(root(-1.0), 0.9) + x"])
+def test_a_rule_that_is_nan_everywhere_is_not_exported(text):
+    rule = Rule("none", parse(text), features={"x": None})
     with pytest.raises(L2OError, match="none: expected a rule with a value somewhere, got one that is nan"):
         TARGETS["sympy"].emit(rule)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "root(ema(root(x), 0.9))",
+        "ln(cumsum(log1p(x)))",
+        "root(mean(powreal(x, 0.5)))",
+        "greater(ema(greater(root(x), y), 0.9), 0.5)",
+        "powreal(ema_hat(greater(x, cummax(y)), 0.9), x)",
+        "ln(ema(ln(ema(1.0, 0.999)), 0.95))",
+    ],
+)
+def test_domains_within_operators_by_name_are_not_said_and_come_back(text):
+    """SymPy cannot fold the cases of one domain within the condition of another."""
+    emitted = TARGETS["sympy"].emit(Rule("inner", parse(text), features={"x": None, "y": None}))
+    assert parse(emitted.splitlines()[0], None, DIALECTS["sympy"]) == parse(text)
+    assert sympy.sympify(emitted).free_symbols or "x" not in text
+
+
+PRINTERS = (
+    "ccode", "cxxcode", "glsl_code", "jscode", "julia_code", "maple_code", "mathematica_code",
+    "mathml", "octave_code", "pycode", "rcode", "rust_code", "latex", "pretty", "sstr", "srepr",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("printer", PRINTERS)
+@pytest.mark.parametrize("text", ["log(x)", "sqrt(x)", "pow(x, y)"])
+def test_functions_of_sympys_names_are_printed_with_our_meaning(text, printer):
+    rule = Rule("named", parse(text), features={"x": None, "y": None})
+    show, expression = getattr(sympy, printer), rule.sympy()
+    assert show(expression) == show(expression.plain()) != show(parse_by_sympy(text))
+
+
+def parse_by_sympy(text):
+    return sympy.sympify(text, locals={name: sympy.Symbol(name, real=True) for name in "xy"})
+
+
+@pytest.mark.parametrize("text", ["square(2.0 * x)", "cube(x * y)", "square(x / y)", "square(square(x)) + y"])
+def test_derivatives_of_powers_of_products_are_numbers_at_zero(text):
+    x = sympy.Symbol("x", real=True)
+    slope = Rule("power", parse(text), features={"x": None, "y": None}).sympy().diff(x)
+    assert compiled(slope, "math")(0.0, 0.5) == 0.0
+
+
+@pytest.mark.parametrize("op", ["tanh", "exp", "sign", "abs", "relu", "sigmoid", "cube", "log"])
+def test_what_is_nan_at_a_number_is_so_at_once(op):
+    tree = Rule("inner", parse(f"{op}(root(x))"), features={"x": None}).sympy()
+    assert tree.subs(sympy.Symbol("x", real=True), -1).evalf() is sympy.nan
+
+
+def test_expressions_go_to_other_processes():
+    tree = Rule("copied", parse("log(sign(ema(x, 0.9)))"), features={"x": None}).sympy()
+    assert pickle.loads(pickle.dumps(tree)) == tree
 
 
 @pytest.mark.parametrize("modules", ["numpy", "math", "mpmath"])
@@ -284,6 +340,9 @@ def test_temporal_and_tensor_operators_stay_names_and_no_number_goes_through(op)
 
 
 WRITTEN = {
+    "Piecewise((nan, (x < 0) | (y < 0)), (sqrt(x) * sqrt(y), True))": "root(x) * root(y)",
+    "Piecewise((sqrt(x) * sqrt(y), (x >= 0) & (y >= 0)), (nan, True))": "root(x) * root(y)",
+    "Piecewise((x, x > 0), (x/10, True))": "greater(x, 0.0)*x + (1.0 - greater(x, 0.0))*(1.0 / 10.0 * x)",
     "Abs(x)**1.5": "powabs(x, 1.5)",
     "sqrt(x) + x**Rational(1, 3)": "root(x) + powreal(x, 1.0 / 3.0)",
     "sqrt(x**2 + 1)": "sqrt(1.0 + square(x))",
