@@ -103,7 +103,8 @@ class Rule(Equation):
         """``scale * expression`` as a SymPy expression over real symbols, unevaluated.
 
         ``lambdify`` (numpy, math, mpmath), ``evalf``, ``subs`` and ``diff`` give the rule's numbers; temporal
-        and tensor operators are functions by name, which no number goes through.
+        and tensor operators are functions by name, which no number goes through. Where the rule is nan,
+        Python's own max, min and comparisons (``math``, ``mpmath``) may pass over that.
 
         Args:
             values: put in the numbers of the constants, else they are symbols, too.
