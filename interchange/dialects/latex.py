@@ -87,7 +87,10 @@ class _Reader:
         while self.next in ("*", r"\cdot"):
             self.take()
             sign = "-" if self.next == "-" and self.take("-") else ""
-            text = f"{text} * {sign}{self.power()}"
+            factor = self.power()
+            # A mantissa and its power of ten are one number, which a decay has to be.
+            scaled = re.fullmatch(r"[\d.]+", text) and re.match("1e", sign + factor)
+            text = f"{text}{factor[1:]}" if scaled else f"{text} * {sign}{factor}"
         return text
 
     def power(self) -> str:
@@ -103,13 +106,20 @@ class _Reader:
         return f"powabs({text[4:-1]}, {exponent})" if kind == "abs" else f"({text})**({exponent})"
 
     def group(self) -> str:
-        """What stands in braces, or one token."""
+        """What stands in braces, or the one digit or t that LaTeX takes without."""
         if self.next != "{":
-            return self.take()
+            return self.single()
         self.take("{")
         text = self.sum()
         self.take("}")
         return text
+
+    def single(self) -> str:
+        """The one character that LaTeX takes where no brace opens; a longer number is refused."""
+        if not re.fullmatch(r"\d|t", self.next):
+            shown = self.next or "end"
+            raise L2OError(f"expected {{, one digit or t in LaTeX, got {shown!r}; {_REMEDY}")
+        return self.take()
 
     def atom(self) -> tuple[str, str]:
         token = self.next
@@ -174,12 +184,7 @@ class _Reader:
             self.take("{")
         word = self.take().lstrip("\\")
         if word == "operatorname":
-            self.take("{")
-            letters = []
-            while self.next != "}":
-                letters.append(self.take().lstrip("\\"))
-            word = "".join(letters)
-            self.take("}")
+            word = self.word()
         if hat:
             self.take("}")
         if word == "ema":
@@ -211,7 +216,7 @@ class _Reader:
         self.take("_")
         text = "_".join(parts)
         if self.next != "{":
-            index = self.take()
+            index = self.single()
             return text if index == "t" else f"{text}{index}"
         rest, lag = self.index()
         full = f"{text}{rest[0]}" if parts == ["c"] and lag is None else "_".join((*parts, *rest))
@@ -237,7 +242,7 @@ class _Reader:
         self.take("{")
         letters = []
         while self.next != "}":
-            letters.append(self.take())
+            letters.append(self.take().replace(r"\_", "_"))
         self.take("}")
         return "".join(letters)
 

@@ -2,14 +2,15 @@
 
 Features carry the step as index (g_t, and g_{t-k} for ``lag(g, k)``); suffixes _tilde, _hat, _bar become
 accents; ``ema(x, b)`` is ema with index b, ``ema_hat`` the same under a hat; a lagged compound is put in
-brackets with the index t-k; ``greater(a, b)`` is Iverson's [a > b]. Numbers are rounded, for print only.
+brackets with the index t-k; ``greater(a, b)`` is Iverson's [a > b]. A name whose parts do not tell it stands
+as it is. Numbers are rounded, for print only, decays so that they stay below 1.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from interchange.language.expression import Node, number, substitute
+from interchange.language.expression import Node, decay_text, number, substitute
 from interchange.language.operators import OPERATORS
 from interchange.language.simplify import folded
 from interchange.language.view import SIZES
@@ -87,7 +88,8 @@ def _lay(node: Node) -> tuple[Box, int]:
     """Layout and binding strength."""
     args = node.args
     if node.op == "number":
-        return _number(node.value), _ATOM if node.value >= 0 else _SUM
+        box = Box("number", text=node.name) if node.name else _number(node.value)
+        return box, {"number": _ATOM, "sup": _POWER, "row": _PRODUCT}[box.kind] if node.value >= 0 else _SUM
     if node.op == "name":
         return _indexed(node.name, 0), _ATOM
     if node.op in ("add", "sub"):
@@ -111,7 +113,10 @@ def _sum(left: Node, right: Node, minus: bool) -> Box:
     positive = _negated(right)
     if positive is not None:
         right, minus = positive, not minus
-    strength = _PRODUCT if minus else _SUM
+    first = right
+    while first.op in ("add", "sub"):
+        first = first.args[0]
+    strength = _PRODUCT if minus or _negated(first) is not None else _SUM
     return _row(layout(left), _symbol("-" if minus else "+"), _bound(right, strength))
 
 
@@ -179,8 +184,15 @@ def _lag(x: Node, steps: Node) -> Box:
 def _average(x: Node, decay: Node, hat: bool) -> Box:
     head = Box("word", text="ema")
     head = Box("accent", (head,), "hat") if hat else head
-    index = _name(decay.name) if decay.op == "name" else layout(decay)
+    index = _name(decay.name) if decay.op == "name" else layout(_decay(decay))
     return _row(Box("sub", (head, index)), _fence(layout(x)))
+
+
+def _decay(node: Node) -> Node:
+    """A decay whose numbers near 1 are written, as their names, with the digits that matter."""
+    if node.op == "number" and 0.5 <= node.value < 1.0:
+        return Node("number", name=decay_text(node.value, DIGITS), value=node.value)
+    return Node(node.op, tuple(map(_decay, node.args)), node.name, node.value)
 
 
 def _fraction_over(a: Node, below: Box) -> Box:
@@ -243,13 +255,20 @@ def _number(value: float) -> Box:
 
 def _name(name: str) -> Box:
     """A name without time index: base, accents, and the rest as index."""
-    head, *tail = name.split("_")
-    if len(head) > 1 and head[-1].isdigit() and head[0] == "c" and head[1:].isdigit():
-        return Box("sub", (Box("letter", text="c"), Box("number", text=head[1:])))
+    head, *tail = _parts(name)
+    if name[0] == "c" and name[1:].isdigit():
+        return Box("sub", (Box("letter", text="c"), Box("number", text=name[1:])))
     box = Box("letter" if len(head) == 1 or head == "theta" else "name", text=head)
     for accent in [part for part in tail if part in ACCENTS]:
         box = Box("accent", (box,), accent)
     return box
+
+
+def _parts(name: str) -> list[str]:
+    """The parts of a name: base, accents, the rest; the whole of one that they would not give back."""
+    head, *tail = name.split("_")
+    in_order = sorted(tail, key=lambda part: part not in ACCENTS)
+    return [head, *tail] if tail == in_order and all(tail) else [name]
 
 
 def _indexed(name: str, lag: int) -> Box:
@@ -257,7 +276,7 @@ def _indexed(name: str, lag: int) -> Box:
         return Box("letter", text="t")
     if name in SIZES:
         return Box("name", text=name)
-    rest = [Box("name", text=part) for part in name.split("_")[1:] if part and part not in ACCENTS]
+    rest = [Box("name", text=part) for part in _parts(name)[1:] if part not in ACCENTS]
     index = [piece for part in rest for piece in (part, _symbol(","))]
     return Box("sub", (_name(name), _row(*index, _time(lag))))
 

@@ -143,6 +143,12 @@ def to_text(node: Node) -> str:
     return _render(node)[0]
 
 
+def decay_text(value: float, digits: int) -> str:
+    """A decay rounded so that 1 minus it has these digits, too: that tells how long an average remembers."""
+    places = digits - 1 - math.floor(math.log10(1.0 - value))
+    return f"{value:.{places}f}".rstrip("0") if value >= 0.5 else f"{value:.{digits}g}"
+
+
 def _render(node: Node) -> tuple[str, int]:
     """Text and binding strength."""
     if node.op == "name":

@@ -27,9 +27,9 @@ def told(rule: Equation, file: object, following: str = "") -> str:
 
 
 def readable(rule: Equation) -> str:
-    """The right-hand side with its numbers, to 4 digits."""
+    """The right-hand side with its numbers, to 4 digits, decays so that 1 minus them has 4 too."""
     rounded = {name: float(f"{value:.4g}") for name, value in rule.constants.items()}
-    rounded |= {name: rule.constants[name] for name in rule.decay_constants if not 0.0 < rounded[name] < 1.0}
+    rounded |= {name: float(ex.decay_text(rule.constants[name], 4)) for name in rule.decay_constants}
     numbers = {name: ex.number(value) for name, value in rounded.items()}
     text = ex.to_text(folded(ex.substitute(rule.expression, numbers))).replace(" + -", " - ")
     return text if rule.scale == 1.0 else f"{rule.scale:.4g} * ({text})"

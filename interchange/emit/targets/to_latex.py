@@ -35,10 +35,9 @@ def latex(box: Box) -> str:
         case "letter":
             return _LETTERS.get(box.text, box.text)
         case "word":
-            escaped = box.text.replace("_", r"\_")
-            return f"\\{escaped}" if box.text in _COMMANDS else f"\\operatorname{{{escaped}}}"
+            return f"\\{box.text}" if box.text in _COMMANDS else f"\\operatorname{{{_escaped(box.text)}}}"
         case "name":
-            return rf"\mathrm{{{box.text}}}"
+            return rf"\mathrm{{{_escaped(box.text)}}}"
         case "number":
             return box.text
         case "symbol":
@@ -58,3 +57,7 @@ def latex(box: Box) -> str:
             left, right = _FENCES[box.text]
             return f"{left}{parts[0]}{right}"
     raise ValueError(f"no LaTeX for layout {box.kind!r}")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("_", r"\_")

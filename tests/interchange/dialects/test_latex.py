@@ -20,8 +20,17 @@ TEXTS |= {
     "memory": "ema(g, 0.9) - lag(g, 1) + lag(g * x_hat, 3) - ema_hat(square(g), 0.999) + cummax(cumsum(g))",
     "products of comparisons": "greater(g, x_hat) * sigmoid(g * x_hat)",
     "log1p of a difference": "log1p(-g) + log1p(g - 0.5) + logabs(g + 1.0)",
+    "log1p of what opens with a minus": "log1p(-g - 1.0) + log1p(-2.0 + g) - (-2.0 * g / x_hat - g)",
+    "names of the same parts": "g_ - 2 * g_hat_x + 3 * g_x_hat - 5 * v__a2 + 7 * v_a2 - 11 * v_a2_",
+    "names like constants": "c0_hat + 2 * c0_bar - 3 * c0_a - 5 * lag(c1_, 2)",
+    "powers of small numbers": "powabs(2.5e-5, g) + 1e-8 ** x_hat - pow(3e-7, g) + powreal(2.5e6, g)",
+    "squares of small numbers": "aq(g, 2.5e-7) - powabs(aq(x_hat, 1e-8), 1e7)",
+    "decays near 1 and 0": "ema(g, 0.99999) - ema_hat(g, 0.9999901) + ema(g, 2.5e-5) * lag(ema(g, 0.5), 1)",
 }
-FEATURES = dict.fromkeys(("x_hat", "m_tilde", "log_g", "v_a2"))
+FEATURES = dict.fromkeys((
+    "x_hat", "m_tilde", "log_g", "v_a2", "g_", "g_hat_x", "g_x_hat", "v__a2", "v_a2_", "c0_hat", "c0_bar",
+    "c0_a", "c1_",
+))  # fmt: skip
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -59,6 +68,11 @@ def test_the_gallery_is_read_from_files(name, tmp_path):
         "u_t = ",
         r"u_t = g_t &= 2",
         r"u_t = \\log\\left(g_t\\right)",
+        "u_t = g_t^23",
+        "u_t = c_12",
+        r"u_t = \frac12 g_t",
+        r"u_t = \sqrt12",
+        "u_t = g_t^-",
     ],
 )
 def test_other_latex_is_one_line(latex):

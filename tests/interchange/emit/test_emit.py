@@ -160,13 +160,39 @@ def test_sympy_knows_what_it_may_simplify():
         ("pow(0.5, a)", "0.5^{a_t}"),
         ("square(square(g))", r"\left(g_t^2\right)^2"),
         ("max(mom5, 0)", r"\max\left(\mathrm{mom5}_t, 0\right)"),
+        ("v_hat_x + lag(v_x_hat, 1)", r"\hat{v}_{\mathrm{x}, t} + \mathrm{v\_x\_hat}_{t - 1}"),
+        ("powabs(0.000025, a)", r"\left(2.5 \cdot 10^{-5}\right)^{a_t}"),
+        ("powabs(1e-8, a)", r"\left(10^{-8}\right)^{a_t}"),
+        ("ema(a, 0.99999)", r"\operatorname{ema}_{0.99999}\left(a_t\right)"),
+        ("ema(a, 0.123456)", r"\operatorname{ema}_{0.1235}\left(a_t\right)"),
+        (
+            "ema(a, max(0.99996, 1 - 1 / t))",
+            r"\operatorname{ema}_{\max\left(0.99996, 1 - \frac{1}{t}\right)}\left(a_t\right)",
+        ),
+        ("log1p(-a - 1)", r"\log\left(1 + \left(-a_t - 1\right)\right)"),
+        ("a - (b * -2 - a)", r"a_t - \left(b_t \cdot \left(-2\right) - a_t\right)"),
     ],
 )
 def test_latex(text, latex):
-    rule = Rule("x", parse(text), features=dict.fromkeys(("a", "b", "m_tilde", "mom5")))
+    rule = Rule("x", parse(text), features=dict.fromkeys(("a", "b", "m_tilde", "mom5", "v_hat_x", "v_x_hat")))
     assert rule.latex() == f"u_t = {latex}"
     rounded_with_its_scale = Rule.from_text("c0 * g", {"c0": -0.123456}, scale=0.01)
     assert rounded_with_its_scale.latex() == r"u_t = -0.001235\,g_t"
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("x_ - x", '<msub><mi mathvariant="normal">x_</mi><mi>t</mi></msub>'),
+        ("m_hat_x - m_x_hat", '<mi mathvariant="normal">m_x_hat</mi>'),
+        ("powabs(2.5e-5, x)", "<msup><mrow><mo>(</mo><mrow><mn>2.5</mn>"),
+        ("powabs(1e-5, x)", "<msup><mrow><mo>(</mo><msup><mn>10</mn>"),
+        ("ema(x, 0.9999901)", "<mn>0.9999901</mn>"),
+        ("x + (-x - 1)", "<mo>+</mo><mrow><mo>(</mo>"),
+    ],
+)
+def test_mathml_says_what_latex_says(text, inside):
+    assert inside in Rule("x", parse(text), features=dict.fromkeys(names(parse(text)))).mathml()
 
 
 @every_rule

@@ -32,6 +32,13 @@ def test_a_rule_prints_with_its_definitions():
     assert "u = -10.0 * ema(g, 0.9)\n" in momentum and momentum.endswith(", 1 float of state per parameter")
 
 
+@pytest.mark.parametrize(
+    ("decay", "shown"), [(0.999962, "0.999962"), (0.99996204, "0.99996204"), (0.8, "0.8")]
+)
+def test_decays_near_1_keep_the_digits_that_tell_them_from_it(decay, shown):
+    assert f"ema(g, {shown})" in str(Rule.from_text("ema(g, c0)", {"c0": decay}))
+
+
 def test_notebooks_show_a_rule_as_latex_and_a_front_as_a_table():
     text = RULE._repr_latex_()
     assert text.startswith(r"$$\begin{aligned} u_t &= ") and text.count("&=") == 2
