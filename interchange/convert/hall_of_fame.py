@@ -17,7 +17,7 @@ from common.run.storage import content_hash, read_file
 from interchange.convert.lines import Line, Table, read_lines
 from interchange.dialects.custom import with_operators
 from interchange.dialects.latex import latex_text, looks_like_latex
-from interchange.dialects.objects import operon_front, template
+from interchange.dialects.objects import operon_front, template, without_suffix
 from interchange.dialects.table import BY_SYMPY, DIALECTS
 from interchange.dialects.variables import Variables
 from interchange.language.expression import Node
@@ -26,6 +26,7 @@ from interchange.rule.rule import RAW, Rule
 
 _LIMIT = 16 << 20  # bytes; the largest published file has 0.2 MB
 _OLD, _PLAIN = ("pysr-0.3", "pysr-0.6"), ("native", "operon", "sympy")
+_INFIX = re.compile(r"[\w)]\s*[-+*/^<>=]")  # gplearn writes nothing but calls
 _ABS = re.compile(r"\b(sqrt|log|pow|log1p)_abs\(")
 
 _log = logging.getLogger(__name__)
@@ -170,13 +171,14 @@ def _parse_all(path: Any, table: Table, dialect: str, operators: Sequence[str]) 
     anyone = {number for reading in readings.values() for number in reading.nodes}
     whole = {name: reading for name, reading in readings.items() if set(reading.nodes) == anyone}
     # Without a header, a dialect may refuse what another reads with a meaning that was not meant.
-    sure = anyone and whole and (candidates != _PLAIN or len(whole) == len(candidates))
+    sure = whole and not set(_PLAIN) & set(candidates) - set(whole)
     if not anyone:
         return candidates[0], _Reading({}, broken | furthest.faults)
     name, reading = next(iter(whole.items()), ("", furthest))
     if not sure or any(other.nodes != reading.nodes for other in whole.values()):
+        offered = [name for name in candidates if len(readings[name].nodes) == len(furthest.nodes)]
         raise L2OError(
-            f"{path}: the spelling does not tell which program wrote it, {' or '.join(candidates)}; "
+            f"{path}: the spelling does not tell which program wrote it, it reads as {' or '.join(offered)}; "
             "say it with dialect (--dialect)"
         )
     return name, _Reading(reading.nodes, broken | furthest.faults)
@@ -192,7 +194,9 @@ def _candidates(table: Table, lines: list[Line]) -> tuple[str, ...]:
     if _ours(table) or table.latex:
         return ("sympy",) if _ours(table) else ("native",)
     carets = any("^" in line.text for line in lines)
-    return ("operon",) if table.title == "model" or carets else _PLAIN
+    if table.title == "model" or carets:
+        return ("operon",)
+    return _PLAIN if any(_INFIX.search(line.text) for line in lines) else (*_PLAIN, "gplearn")
 
 
 def _read(lines: list[Line], dialect: str, operators: Sequence[str]) -> _Reading:
@@ -200,7 +204,8 @@ def _read(lines: list[Line], dialect: str, operators: Sequence[str]) -> _Reading
     spelled = with_operators(DIALECTS[dialect], operators)
     for line in lines:
         try:
-            reading.nodes[line.number] = parse(line.text, None, spelled)
+            text = without_suffix(line.text) if dialect.startswith("pysr") else line.text
+            reading.nodes[line.number] = parse(text, None, spelled)
         except L2OError as error:
             known = "; give its meaning with --operator NAME=EXPRESSION"
             reading.faults[line.number] = f"{error}{known * str(error).startswith('unknown operator')}"

@@ -4,6 +4,7 @@ import codecs
 import csv
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from interchange.rule.front import BEFORE_STRUCTURE, FRONT_COLUMNS
 _TEXT, _LOSS = ("equation", "model", "expression"), ("mse", "loss", "mean_squared_error")
 _SEPARATORS = "|,;\t"
 _MOST = 2000  # equations of a file; a hall of fame has one a size
+_END = r"\r\n?|\n"  # of a line: Unix, Windows, old Mac
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -50,9 +52,9 @@ def read_lines(path: Any, data: bytes) -> Table:
         L2OError: not a file of equations.
     """
     text = _decoded(path, data)
-    numbered = [(k, line) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
-    comments = tuple(line.strip("# \r") for _, line in numbered if line.startswith("#"))
-    numbered = [(k, line.rstrip("\r")) for k, line in numbered if not line.startswith("#")]
+    numbered = [(k, line) for k, line in enumerate(re.split(_END, text), 1) if line.strip()]
+    comments = tuple(line.strip("# ") for _, line in numbered if line.startswith("#"))
+    numbered = [(k, line) for k, line in numbered if not line.startswith("#")]
     if not numbered:
         raise L2OError(f"{path}: expected equations, got none; is it the right file?")
     if len(numbered) > _MOST + 1:
@@ -81,7 +83,7 @@ def _decoded(path: Any, data: bytes) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = len(re.split(_END.encode(), data[: error.start]))
         raise L2OError(f"{path}:{line}: expected UTF-8 text; is it the right file?") from None
 
 

@@ -1,6 +1,6 @@
 """Fitted regressors of PySR and pyoperon -> the parts of rules, constants with every digit they keep."""
 
-import logging
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,19 +16,20 @@ from interchange.language.canonical import to_node
 from interchange.language.parse import Dialect, parse
 
 _FLOAT32 = re.compile(r"\b(\d+\.?\d*)f([+-]?\d+)\b")  # 1.5f-5: how Julia prints single precision
-_TEMPLATE = re.compile(r"#\d|^\s*\w+\s*=[^=].*(;|$)")
-
-_log = logging.getLogger(__name__)
+_TEMPLATE = re.compile(r"#\d|^\s*\w+\s*=[^=].*;")
+_EQUATION = re.compile(r"\s*\w+\s*(?:\([\w\s,]*\)\s*)?=\s*([^=].*)")  # y = ..., f(x) = ...
 
 
 def template(equation: str) -> str:
-    """Why a template expression of PySR cannot be read; "" for an equation."""
-    if not _TEMPLATE.search(equation):
-        return ""
-    return (
-        "a template expression of PySR, whose parts are put together by code that is not in it; write the "
-        "whole equation out"
-    )
+    """Why a template expression of PySR, or an equation of two sides, cannot be read; "" for any other."""
+    if _TEMPLATE.search(equation):
+        return (
+            "a template expression of PySR, whose parts are put together by code that is not in it; write "
+            "the whole equation out"
+        )
+    if sides := _EQUATION.fullmatch(equation):
+        return f"expected one side of an equation, as {sides[1][:60]!r}, got {equation[:60]!r}"
+    return ""
 
 
 def without_suffix(equation: str) -> str:
@@ -66,7 +67,13 @@ def pysr_equation(
         raise L2OError(f"row {row.name} of equations_: {reason}")
     variables = Variables([text], features, known)
     spelled = with_operators(_with_julia(DIALECTS["pysr-2"], _julia(model)), operators)
-    parts = variables.parts(parse(variables.text(text), None, spelled))
+    try:
+        node = parse(variables.text(text), None, spelled)
+    except L2OError as error:
+        if unknown := re.match(r"unknown operator '(\w+)'", str(error)):
+            raise L2OError(f"{error}; {_remedy(unknown[1])}") from None
+        raise
+    parts = variables.parts(node)
     variables.said(list(parts["features"]))
     position = int(row.name) if index is None else index % len(table)
     return parts | {"provenance": {"engine": "pysr", "row": position} | _loss(row["loss"])}
@@ -84,7 +91,7 @@ def _julia(model: Any) -> list[str]:
 
 
 def _with_julia(dialect: Dialect, definitions: Sequence[str]) -> Dialect:
-    """The dialect with those definitions that it can say; one that it cannot is met where it is used."""
+    """The dialect with those definitions that it can say; one that it cannot is refused where it is used."""
     ones = named(1, one=lambda a: ONE, zero=lambda a: ZERO)
     for text in definitions:
         spelled = with_operators(dialect, ())
@@ -92,8 +99,15 @@ def _with_julia(dialect: Dialect, definitions: Sequence[str]) -> Dialect:
         try:
             dialect = with_operators(dialect, [without_suffix(text)], spelled)
         except L2OError as error:
-            _log.info("an operator of the model is not read: %s", error)
+            name = text.partition("(")[0].strip()
+            reason = str(error).removeprefix(f"--operator {name}: ")
+            why = f"unknown operator {name!r}; {_remedy(name)}; its own, {text[:60]!r}, is not read: {reason}"
+            dialect = dataclasses.replace(dialect, refused={**dialect.refused, name: why})
     return dialect
+
+
+def _remedy(name: str) -> str:
+    return f"give its meaning with operators=['{name}=EXPRESSION']"
 
 
 def operon_front(

@@ -56,7 +56,7 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 def test_formats_and_dialects_are_told_by_header_and_spelling(file, newline, write):
     text, dialect, lines, losses, sizes = FILES[file]
     path = write(text.replace("\n", newline), file)
@@ -118,23 +118,28 @@ def test_another_complexity_and_lost_digits_are_one_warning(write, caplog):
     assert "some constants are 0; print models with more digits" in caplog.text
 
 
+# What may mean two things, and the dialects that read it.
 AMBIGUOUS = {
-    "pow with and without a sign": "Complexity|MSE|Equation\n3|0.1|pow(x0, x1)\n",
-    "one per line, sqrt protected or not": "X1 + 1.0\nsqrt(abs(X1))\n",
-    "one per line, refused by Operon alone": "sqrt(X1)\n",
-    "a csv without a program's header": "expression,loss\nlog(X1 + 1),0.1\n",
+    "pow with and without a sign": ("Complexity|MSE|Equation\n3|0.1|pow(x0, x1)\n", "pysr-0.3 or pysr-0.6"),
+    "one per line, sqrt protected or not": ("X1 + 1.0\nsqrt(abs(X1))\n", "native or operon or sympy"),
+    "a root alone": ("sqrt(X1)\n", "native or operon or sympy or gplearn"),
+    "refused by Operon": ("-0.1*g**2\n", "native or sympy"),
+    "a csv without a program's header": ("expression,loss\nlog(X1 + 1),0.1\n", "native or operon or sympy"),
+    "prefix calls": ("div(X0, add(X1, -0.5))\n", "native or sympy or gplearn"),
+    "read by one, not surely its own": ("add(sig(X0), X1)\n", "gplearn"),
+    "beside what nobody reads": ("sqrt(X0)\nceil(X0)\n", "native or operon or sympy or gplearn"),
 }
 
 
-@pytest.mark.parametrize("text", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_what_may_mean_two_things_asks_for_the_dialect(text, write):
-    with pytest.raises(L2OError, match=r"does not tell which program wrote it, .* or .*--dialect") as caught:
+@pytest.mark.parametrize(("text", "offered"), AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_what_may_mean_two_things_asks_for_one_of_the_dialects_that_read_it(text, offered, write):
+    with pytest.raises(L2OError, match=rf"program wrote it, it reads as {offered}; .*--dialect") as caught:
         import_hall_of_fame(write(text))
     assert "\n" not in str(caught.value)
 
 
 def test_the_dialect_given_decides(write):
-    path = write(AMBIGUOUS["pow with and without a sign"])
+    path = write(AMBIGUOUS["pow with and without a sign"][0])
     texts = [to_text(import_hall_of_fame(path, dialect=d)[0].expression) for d in ("pysr-0.3", "pysr-0.6")]
     assert texts == ["pow(x0, x1)", "powabs(x0, x1)"]
     with pytest.raises(L2OError, match=r"^unknown dialect 'pysr' .* known: native, pysr-0\.3"):
@@ -156,6 +161,8 @@ BROKEN = {
     "decimal commas": ("Complexity;Loss;Equation\n3;0,1;x0\n", ":2: loss: expected a number, got '0,1'"),
     "fmin": (OPERON_CSV.replace("(0.5 * X1)", "(min((X1), X2))"), ":2: 'min((X1), X2)': pyoperon"),
     "nobody reads it": ("tanh(a)\ntanh(\n", ":2: not an expression"),
+    "both sides": ("y = 2*x0\n", ":1: expected one side of an equation, as '2*x0', got 'y = 2*x0'"),
+    "both sides of a function": ("f(x0) = x0 + 1\n", ":1: expected one side of an equation, as 'x0 + 1'"),
 }  # fmt: skip
 
 
@@ -185,6 +192,7 @@ LIKE_THESE = {
     "semicolons": ("Complexity;Loss;Equation\n3;0.1;x0 * 2.0\n", "x0 * c0", [2.0]),
     "tabs": ("Complexity\tLoss\tEquation\n3\t0.1\tx0 * 2.0\n", "x0 * c0", [2.0]),
     "a byte order mark": ('\ufeffComplexity,Loss,Equation\n3,0.1,"x0 * 2.0"\n', "x0 * c0", [2.0]),
+    "single precision": ("Complexity,Loss,Equation\n3,0.1,x0 * 1.5f-3\n", "x0 * c0", [1.5e-3]),
     "an infinite loss": ("Complexity,Loss,Equation\n3,Inf,x0 * 2.0\n", "x0 * c0", [2.0]),
     "a complexity that is no integer": ("Complexity,Loss,Equation\n3.0,0.1,x0 * 2.0\n", "x0 * c0", [2.0]),
     "a comparison": ("Complexity,Loss,Equation\n3,0.1,x0 > 0.47\n", "greater(x0, c0)", [0.47]),
@@ -250,9 +258,10 @@ def test_files_that_are_no_equations_are_one_clear_line(tmp_path, write):
     for text, message in (("", "got none"), ("Complexity|MSE|Equation\n", "got none")):
         with pytest.raises(L2OError, match=f"expected equations, {message}"):
             import_hall_of_fame(write(text))
-    (tmp_path / "binary").write_bytes(b"tanh(x)\n\xff\xfe")
-    with pytest.raises(L2OError, match="binary:2: expected UTF-8"):
-        import_hall_of_fame(tmp_path / "binary")
+    for end in (b"\n", b"\r", b"\r\n"):
+        (tmp_path / "binary").write_bytes(b"tanh(x)" + end + b"\xff\xfe")
+        with pytest.raises(L2OError, match="binary:2: expected UTF-8"):
+            import_hall_of_fame(tmp_path / "binary")
     with pytest.raises(L2OError, match="cannot read"):
         import_hall_of_fame(tmp_path / "missing.csv")
     with pytest.raises(L2OError, match="table of a front"):

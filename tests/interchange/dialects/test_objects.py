@@ -49,6 +49,27 @@ def test_operators_are_read_from_the_model_or_given():
     assert to_text(Rule.from_pysr(model).expression) == "Deltax / root(c0 + g_column * g_column)"
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("2x + 1", "not an expression"),
+        ("-x^2", "can be read in two ways"),
+        ("pi*x", "unknown name 'pi'"),
+        ("x > 0 ? x : 0.1f0", r"unexpected character '\?'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["f", "square"])  # one whose name means something else here
+def test_why_an_operator_is_not_read_and_what_to_do_is_said(name, body, reason):
+    model = Fitted([(3, 0.1, f"{name}(Δx)")] * 2, unary_operators=[f"{name}(x) = {body}"])
+    with pytest.raises(L2OError, match=reason) as caught:
+        Rule.from_pysr(model)
+    assert f"operators=['{name}=EXPRESSION']" in str(caught.value) and "\n" not in str(caught.value)
+    assert f"{name}(x) = {body}" in str(caught.value)
+    assert to_text(Rule.from_pysr(model, operators=[f"{name}=cube(x)"]).expression) == "cube(Deltax)"
+    with pytest.raises(L2OError, match=r"unknown operator 'h'.*operators=\['h=EXPRESSION'\]"):
+        Rule.from_pysr(Fitted([(3, 0.1, "h(Δx)")] * 2))
+
+
 @pytest.mark.parametrize("model", [SimpleNamespace(), SimpleNamespace(equations_=[1, 2])])
 def test_what_is_not_fitted_to_one_output_is_refused(model):
     with pytest.raises(L2OError, match="expected a fitted PySRRegressor of one output"):
