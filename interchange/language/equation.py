@@ -71,7 +71,7 @@ class Equation:
         check_decays(self)
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={value:.4g}" for name, value in self.constants.items())
+        values = ", ".join(f"{name}={value:.6g}" for name, value in self.constants.items())
         where = f" with {values}" if values else ""
         return f"{type(self).__name__}({self.name}: {self.scale:g} * ({ex.to_text(self.expression)}){where})"
 

@@ -92,7 +92,7 @@ def explain(rule: Rule) -> str:
     lines = [str(rule), ""]
     width = max(len(match.name) for match in matches)
     for match in matches:
-        values = {name: f"{value:.4g}" for name, value in match.rule.constants.items()}
+        values = {name: f"{value:.6g}" for name, value in match.rule.constants.items()}
         shown = ", ".join(f"{name} {value}" for name, value in values.items())
         lines.append(f"  {match.name:<{width}}  R2 {match.r2:8.4f}  {shown}")
     best = matches[0]
