@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import L2OError
@@ -10,7 +11,7 @@ from common.run.cli import run as run_command
 from common.run.places import vacant
 from common.run.storage import atomic_write
 from interchange.emit import TARGETS
-from interchange.rule.rule import Rule
+from interchange.rule.rule import FILES, Rule
 
 if TYPE_CHECKING:
     from interchange.files.weights import Teacher
@@ -54,10 +55,18 @@ def export(source: "Rule | Teacher", target: str, vector: bool = False, double: 
     return TARGETS[target].emit(source, **given)
 
 
-def _body(config: ExportConfig) -> int:
+def _source(config: ExportConfig) -> "Rule | Teacher":
+    """What ``config.source`` names: of a run with both, for a target that takes no teacher, the rule."""
     from interchange.rule.source import rule_or_teacher
 
-    content = export(rule_or_teacher(config.source), config.to, config.vector, config.double)
+    run = Path(config.source)
+    if not TARGETS[config.to].teachers and any((run / name).is_file() for name in FILES):
+        return Rule.load(run)
+    return rule_or_teacher(config.source)
+
+
+def _body(config: ExportConfig) -> int:
+    content = export(_source(config), config.to, config.vector, config.double)
     if config.out:
         vacant(config.out, config.overwrite)
         atomic_write(config.out, content)

@@ -85,7 +85,9 @@ def read(path: Path) -> Mapping[str, np.ndarray]:
         return {name: (a.float() if a.dtype in half else a).numpy() for name, a in arrays.items()}
     except L2OError:
         raise
-    except Exception as error:  # torch documents no list of what a missing, broken or unsafe file raises
+    except (FileNotFoundError, PermissionError) as error:
+        raise L2OError(f"cannot read {path}: {error.strerror}; check the path") from None
+    except Exception as error:  # torch documents no list of what a broken or unsafe file raises
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
     raise L2OError(
         f"{path}: expected a state dict of the original's optimizer, saved by torch.save, got a file that "

@@ -207,6 +207,12 @@ def load_file(path: str) -> dict[str, Any]:
             raise L2OError(f"{what}: expected TOML, got a broken file: {error}; correct it") from None
     if not isinstance(values, dict):
         raise L2OError(f"{what}: expected keys and values, got {type(values).__name__}")
+    if isinstance(format := values.get("format"), str) and format.startswith("l2o-"):
+        kind = format.removeprefix("l2o-")[:40]
+        article = "an" if kind.startswith(tuple("aeiou")) else "a"
+        raise L2OError(
+            f"{what}: expected settings, got {article} {kind}; give a file of flags and their values"
+        )
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 

@@ -25,7 +25,7 @@ from common.tables.baselines import BASELINES, DECAYS, Spec
 from common.tables.problems import coordinate_table
 from interchange.meta.config import TrainConfig
 from interchange.meta.tasks import own
-from interchange.rule.source import named_spec
+from interchange.rule.source import named_spec, read
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Network, Task, Tasks
@@ -167,6 +167,7 @@ def _resolve(config: RecordConfig, tasks: "Tasks | None") -> tuple[Spec, RecordC
             raise L2OError(f"--problem is missing: {config.source} was trained on {its.problem}; choose one")
         config = dataclasses.replace(config, problem=its.problem, dataset=config.dataset or its.dataset)
     if not config.problem and tasks is None:
+        read(spec)  # a file of another kind is named as what it is first
         raise L2OError(f"--problem is missing: {config.source} is no training run that names one")
     return spec, config, Path(config.out or (run if run.is_dir() else Path("runs")) / _FILE)
 

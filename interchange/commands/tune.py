@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from interchange.meta.state import TrainerState
     from interchange.meta.workers import Workers
 
-_OF_CONSTANTS = ("r2", "loss", "exact", "singular")  # of a distilled rule, nothing about other constants
+# What is known of a distilled rule with its constants, and nothing about others.
+_OF_CONSTANTS = ("r2", "r2_update", "loss", "exact", "singular")
 _INFINITE = 1e308  # how a rule file, which is JSON, says that a rollout diverged
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from common.errors import L2OError
 from common.run.storage import ReadError, canonical_json, loads_json
 from common.tables.problems import Problem, parameter_specs
-from interchange.files.hdf5 import read_hdf5, write_hdf5
+from interchange.files.hdf5 import kind_of, read_hdf5, write_hdf5
 from interchange.files.reader import DamagedFileError, Tree, VersionError
 from interchange.files.schema import CHECKPOINT, validate
 
@@ -117,6 +117,9 @@ def load_start(folder: str, row: Problem) -> dict[str, np.ndarray]:
     Raises:
         L2OError: no such run, or one on another problem.
     """
+    if Path(folder).is_file():
+        found = kind_of(folder) or "a file"
+        raise L2OError(f"--start {folder}: expected a run folder of optimize, got {found}; name the folder")
     try:
         arrays, _ = load_checkpoint(folder)
     except L2OError as error:

@@ -6,8 +6,12 @@ import os
 from common.errors import L2OError
 from common.run.storage import JSON_LIMIT, open_regular, read_file
 
-RULE = "a rule"
+RULE, FRONT = "a rule", "the table of a front of rules"
 HDF5, JSON = "HDF5", "a JSON file of another kind"
+_FORMATS = {"l2o-rule": RULE, "l2o-analysis": "an analysis"}
+_SETTINGS = {"seed", "data_dir", "overwrite", "quiet"}  # what those of every command have
+_METRICS = "the metrics of a run"
+_ENVIRONMENT = {"command", "platform", "versions"}
 _STARTS = {
     b"\x89HDF\r\n\x1a\n": HDF5,
     b"\x93NUMPY": "a NumPy table (.npy)",
@@ -15,6 +19,12 @@ _STARTS = {
     b"%PDF": "a PDF",
     b"<!DOCTYPE": "a web page",
     b"\x08": "an ONNX model",
+    b"optimizer,problem,horizon,": "the summary of a comparison",
+    b"group,optimizer,problems,": "the standings of a comparison",
+    b"optimizer,kind,nodes,": "the summary of an analysis",
+    b"figure,optimizer,series,": "the curves of an analysis",
+    b"file,complexity,loss,": FRONT,
+    b"step,run_0": "the losses of a run",
 }
 
 
@@ -31,9 +41,21 @@ def kind(path: str | os.PathLike[str]) -> str:
 
 
 def _of_json(path: str | os.PathLike[str]) -> str:
+    text = read_file(path, JSON_LIMIT)
     try:
-        value = json.loads(read_file(path, JSON_LIMIT))
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return ""
-    format = value.get("format") if isinstance(value, dict) else None
-    return RULE if format == "l2o-rule" else JSON
+        return _METRICS if _is_object(text.partition(b"\n")[0]) else ""
+    keys = value.keys() if isinstance(value, dict) else set()
+    if keys >= _SETTINGS:
+        return "the settings of a run"
+    if keys >= _ENVIRONMENT:
+        return "the environment of a run"
+    return _FORMATS.get(str(value["format"]), JSON) if "format" in keys else JSON
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

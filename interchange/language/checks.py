@@ -101,7 +101,7 @@ def version(rule: RuleParts) -> str:
 def check_payload(payload: Any, where: str) -> None:
     """Keys, types and version of a rule file; values are checked when the rule is made."""
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
-        found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
+        found = payload.get("format", "no format") if isinstance(payload, dict) else type(payload).__name__
         raise RuleError(f'{where}: expected a rule file ("format": "{FORMAT}"), got {str(found)[:60]!r}')
     version = str(payload.get("format_version"))
     if not re.fullmatch(r"1\.\d{1,6}\.\d{1,6}", version):

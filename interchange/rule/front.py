@@ -10,7 +10,7 @@ from typing import Any
 
 from common.run.places import inside
 from common.run.storage import JSON_LIMIT, atomic_write, read_file
-from interchange.files.kinds import RULE, kind
+from interchange.files.kinds import FRONT, RULE, kind
 from interchange.language.checks import RuleError
 from interchange.language.expression import to_text
 from interchange.rule.rule import Rule, other_kind
@@ -70,7 +70,8 @@ def write_front(folder: str | os.PathLike[str], rules: Sequence[Rule]) -> None:
 
 def front_folder(path: str | os.PathLike[str]) -> Path:
     """The folder of the front that is meant: itself, ``rules`` in a run folder, or that of ``front.csv``."""
-    if Path(path).is_file() and (found := other_kind(path) or (kind(path) == RULE and RULE)):
+    found = (other_kind(path) or (kind(path) == RULE and RULE)) if Path(path).is_file() else ""
+    if found and found != FRONT:
         raise RuleError(f"{path}: expected a front of rules, got {found}; name the folder with front.csv")
     return inside(path, "a front of rules", "front.csv", "rules/front.csv").parent
 
@@ -89,7 +90,7 @@ def read_front(folder: str | os.PathLike[str]) -> Front:
     for line, row in enumerate(rows[1:], 2):
         if not row or not re.fullmatch(r"rule_\d{3,6}\.json", row[0]):
             raise RuleError(f"{path} line {line}: expected a file name such as rule_000.json in column file")
-        rules.append(Rule.load(Path(folder, row[0])))
+        rules.append(Rule.load(path.with_name(row[0])))
     return rules
 
 

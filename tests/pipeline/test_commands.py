@@ -231,7 +231,8 @@ def tuned_from(folder: Path, rule: Rule, **fields) -> Rule:
 
 def test_tuning_a_bad_step_size_lowers_the_loss_and_changes_constants_only(tmp_path):
     """By the other estimators: test_tune_kinds.py."""
-    timid = dataclasses.replace(RULE, provenance={"engine": "none", "r2": {"test": 0.9}, "loss": {}})
+    known = {"engine": "none", "r2": {"test": 0.9}, "r2_update": {"test": 0.9}, "loss": {}}
+    timid = dataclasses.replace(RULE, provenance=known)
     timid = timid.with_constants(TIMID)
     tuned = tuned_from(tmp_path, timid, estimator="first", epochs=10, lr=0.3, validate_every=2)
     assert Rule.load(tmp_path / "tuned.json") == tuned

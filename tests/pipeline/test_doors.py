@@ -11,7 +11,7 @@ from common import __version__
 from common.run.doors import COMMANDS, door, l2o
 from interchange import Rule, distill, save_trajectories
 from interchange.files.trajectories import Trajectories
-from interchange.rule.front import write_front
+from interchange.rule.front import read_front, write_front
 from interchange.rule.source import spelled_out
 from tests.helpers.commands import user_run
 from tests.helpers.processes import ROOT, launched, said
@@ -135,6 +135,28 @@ def test_wrong_kinds_of_files_are_named_as_what_they_are(run_folder, refused):
         for file, found in ((recording, "recorded trajectories"), (rule, "a rule")):
             told = refused(f"torch_impl.select {file}")
             assert f"expected a front of rules, got {found}; name the folder with front.csv" in told
+    # What runs and comparisons leave beside the files that others take.
+    (run_folder / "config.json").write_text('{"seed": 0, "data_dir": "", "overwrite": false, "quiet": true}')
+    (run_folder / "metrics.jsonl").write_text('{"epoch": 0}\n{"epoch": 1}\n')
+    (run_folder / "summary.csv").write_text("optimizer,problem,horizon,loss_mean\nadam,quadratic,5,0.5\n")
+    for name, found in (
+        ("config.json", "the settings of a run"),
+        ("metrics.jsonl", "the metrics of a run"),
+        ("summary.csv", "the summary of a comparison"),
+        ("rules/front.csv", "the table of a front of rules"),
+    ):
+        file = run_folder / name
+        assert f"expected recorded trajectories, got {found}" in refused(f"interchange.distill {file}")
+        assert f"expected a rule, got {found}" in refused(f"interchange.rule show {file}")
+    assert len(read_front(run_folder / "rules" / "front.csv")) == len(read_front(run_folder)) == 2
+    if importlib.util.find_spec("torch"):
+        told = refused(f"torch_impl.optimize adam --problem quadratic --start {recording}")
+        assert "expected a run folder of optimize, got recorded trajectories" in told
+        told = refused(f"torch_impl.record teacher:{recording}")
+        assert "expected a teacher, got recorded trajectories" in told
+        assert "expected settings, got a rule" in refused(f"torch_impl.train --config {rule}")
+        told = refused(f"torch_impl.convert {run_folder / 'nofile.pth'}")
+        assert f"cannot read {run_folder / 'nofile.pth'}: No such file" in told
     (run_folder / "empty").mkdir()
     told = "expected recorded trajectories, got a folder that holds nothing"
     assert told in refused(f"interchange.distill {run_folder / 'empty'}")

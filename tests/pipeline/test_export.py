@@ -40,6 +40,18 @@ def test_a_teacher_is_found_by_every_name(source, tmp_path):
     assert read_onnx(out).source.row == teacher.row
 
 
+def test_a_run_with_rules_is_its_rule_where_a_teacher_has_no_form(tmp_path, capsys, refused):
+    teacher, rule = Teacher.named("rp_s"), Rule.named("adam")
+    save_weights(tmp_path / "teacher.h5", teacher.row, teacher.weights, "a test")
+    assert "a teacher has no form as latex" in refused(f"interchange.export {tmp_path} --to latex")
+    rule.save(tmp_path / "rules" / "best.json")
+    assert call(f"interchange.export {tmp_path} --to latex") == 0
+    assert capsys.readouterr().out == TARGETS["latex"].emit(rule)
+    assert "a teacher has no form as latex" in refused(f"interchange.export teacher:{tmp_path} --to latex")
+    assert call(f"interchange.export {tmp_path} --to onnx -o {tmp_path / 'f.onnx'}") == 0
+    assert read_onnx(tmp_path / "f.onnx").source.row == teacher.row
+
+
 @pytest.mark.parametrize("source", ["rule:{}", "adam", "rule:adam"])
 def test_a_rule_is_found_by_every_name(source, rule_file, tmp_path):
     out = tmp_path / "f.onnx"

@@ -96,6 +96,13 @@ def test_the_best_rules_are_rolled_out_on_more_tasks(front, tmp_path):
         assert rule.provenance["loss"]["valid"] == pytest.approx(losses[rule.name]["valid"], rel=1e-12)
 
 
+def test_a_run_folder_stands_for_the_front_in_it(front, tmp_path):
+    Path(front).rename(tmp_path / "rules")
+    best, *_ = select(SelectConfig(front=str(tmp_path), **TINY))
+    assert Rule.load(tmp_path / "rules" / "best.json") == best
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rules"]
+
+
 def test_finalists_that_all_diverge_later_are_one_line(front, monkeypatch):
     def figures(rules, numbers, *_):
         return np.full((len(rules), len(numbers)), np.inf if numbers.start else 1.0)
