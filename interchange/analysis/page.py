@@ -7,7 +7,7 @@ from typing import Any
 from common.metrics import number
 from interchange.analysis.figures import Drawn
 from interchange.report import page as html
-from interchange.report.equation import formula
+from interchange.report.equation import equation_block
 from interchange.rule.rule import Rule
 
 PHASES = ("early", "middle", "late")
@@ -134,7 +134,9 @@ def _terms(row: Mapping[str, Any], rule: Rule) -> str:
         for term in row["terms"]
     ]
     table = html.table(head, cells, f"terms of {row['name']}")
-    return html.section(f"What {row['name']} is made of", formula(rule), table if len(cells) > 1 else "")
+    return html.section(
+        f"What {row['name']} is made of", equation_block(rule), table if len(cells) > 1 else ""
+    )
 
 
 def _fits(rows: Sequence[Mapping[str, Any]]) -> str:

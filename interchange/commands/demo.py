@@ -6,7 +6,7 @@ compare it with fairly tuned hand-made optimizers, and write an HTML report.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,6 @@ def report_data(
 ) -> ReportData:
     """Everything the report shows."""
     from common.run.runs import environment
-    from interchange.emit import TARGETS
     from interchange.files.trajectories import load_trajectories
     from interchange.search.samples import sequences
 
@@ -172,8 +171,7 @@ def report_data(
         versions=environment()["versions"] | {"python": environment()["python"]},
         protocol=_PROTOCOL,
         timings=stages.seconds,
-        usage=_usage(summary, run.folder, stages.backend),
-        exports={name: TARGETS[name].emit(tuned) for name in ("latex", "numpy", stages.backend.TARGET)},
+        **use(summary, {"rule": chosen, "tuned rule": tuned}, run.folder, stages.backend),
     )
 
 
@@ -218,12 +216,20 @@ def _card(name: str, rule: "Rule", before: "Rule", held_out: "Sequences") -> Rul
     return RuleCard(name=name, rule=rule, constants=constants, r2=score(inside(rule), held_out))
 
 
-def _usage(summary: list[SummaryRow], folder: Path, backend: "Backend") -> str:
-    """How to use the better of the two rules, with the learning rate that was chosen for it."""
+def use(
+    summary: list[SummaryRow], rules: "Mapping[str, Rule]", folder: Path, backend: "Backend"
+) -> dict[str, Any]:
+    """How to use the better of the two rules, with the learning rate that was chosen for it; its exports."""
+    from interchange.emit import TARGETS
+
     files = {"rule": folder / "rules" / "best.json", "tuned rule": folder / "tuned.json"}
     rows = [row for row in summary if row.optimizer in files]
     best = min(rows, key=lambda row: row.mean)
-    return backend.USAGE.format(file=files[best.optimizer].as_posix(), lr=f"{best.lr:g}")
+    rule = rules[best.optimizer]
+    return {
+        "usage": backend.USAGE.format(file=files[best.optimizer].as_posix(), lr=f"{best.lr:g}"),
+        "exports": {name: TARGETS[name].emit(rule) for name in ("latex", "numpy", backend.TARGET)},
+    }
 
 
 def main(command: Callable[[DemoConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:

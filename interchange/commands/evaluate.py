@@ -24,10 +24,10 @@ from interchange.commands.asked import Asked, asked
 from interchange.evaluation.cells import Cell, Memory, Store, code_of
 from interchange.evaluation.config import EvaluateConfig
 from interchange.evaluation.grid import Pool, Tested, course, run_grid
-from interchange.evaluation.profiles import compare, standing_groups, standings_text
+from interchange.evaluation.profiles import compare, standing_groups
 from interchange.evaluation.timing import gradient_seconds, step_times, time_optimizers
 from interchange.evaluation.tuning import loss_at_or_inf, planned
-from interchange.report.verdict import trials_note
+from interchange.report.verdict import standings_text, trials_note
 
 if TYPE_CHECKING:
     from interchange.backend import Backend, Tasks

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import SummaryRow, counted, geometric, loss_at, loss_interval, number, smooth
+from common.metrics import SummaryRow, counted, geometric, loss_at, loss_interval, smooth
 from common.tables.baselines import BASELINES
 
 REACHED_AT = 0.8  # share of the horizon at which the best baseline's loss is the target
@@ -280,19 +280,3 @@ def coordinatewise(compared: Sequence[Compared]) -> list[Compared]:
         for rows in places.values()
         for one in _side_by_side([c.row for c in rows], {c.row.optimizer: c.losses for c in rows})
     ]
-
-
-def standings_text(groups: Mapping[str, Sequence[Standing]]) -> str:
-    """The standings in sentences, a line for each group and optimizer."""
-    lines = []
-    for group, standings in groups.items():
-        part, _, kind = group.partition(", ")
-        which = ("" if part == "all" else f" {part}") + (f", {kind} only" if kind else "")
-        for s in standings:
-            against = ", ".join(f"{name} {count}" for name, count in s.against.items())
-            lines.append(
-                f"{s.optimizer}: of {s.problems} problems{which}, at least as good as the best baseline on "
-                f"{s.ahead}, within 5 % on {s.close}, surely better on {s.surely}; loss ratio "
-                f"{number(s.mean, '.3f')}, score {number(s.score, '.2f')}; at least as good as {against}"
-            )
-    return "\n".join(lines)

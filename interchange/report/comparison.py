@@ -25,7 +25,7 @@ from interchange.evaluation.profiles import (
 from interchange.report import grid_plots
 from interchange.report.equation import equation_block
 from interchange.report.page import chart, escape, lean_table, page, section, table
-from interchange.report.verdict import comparison_verdict
+from interchange.report.verdict import STANDINGS, comparison_verdict
 from interchange.rule.rule import Rule
 from interchange.rule.words import size
 
@@ -127,10 +127,7 @@ def _standings(groups: Mapping[str, Sequence[Standing]], names: Mapping[str, str
     if not groups:
         return ""
     against = list(dict.fromkeys(name for rows in groups.values() for s in rows for name in s.against))
-    head = (
-        "optimizer", "problems", "at least as good as the best baseline", "within 5 % of it",
-        "better beyond doubt", "loss over the best's", "speed score",
-    )  # fmt: skip
+    head = ("optimizer", "problems", *STANDINGS)
     cells = []
     for group, rows in groups.items():
         for s in rows:

@@ -14,7 +14,7 @@ import numpy as np
 from common.metrics import SummaryRow, loss_number, number
 from common.run.storage import atomic_write
 from interchange.report import plots
-from interchange.report.equation import equation_block, formula
+from interchange.report.equation import equation_block, formula, where
 from interchange.report.page import chart, details, escape, lean_table, page, section, table, terms
 from interchange.report.verdict import verdict
 from interchange.rule.rule import Rule
@@ -199,6 +199,7 @@ def _front(data: ReportData) -> str:
         "loss is behind the lowest on the same tasks, which decides."
     )
     rules = "".join(f"<h3>{row.rule.complexity} nodes</h3>{formula(row.rule)}" for row in data.front)
+    rules += where(*(row.rule for row in data.front))
     return section(
         "Simpler against closer",
         chart(front, note),

@@ -27,8 +27,14 @@ _KNOWN = (
 
 def equation_block(rule: Rule) -> str:
     """The equation and below it what each of its symbols is, as HTML."""
-    terms = "".join(f"<dt>{symbol}</dt><dd>{meaning}</dd>" for symbol, meaning in _symbols(rule))
-    return f'{formula(rule)}<h3>Where</h3><dl class="where">{terms}</dl>'
+    return formula(rule) + where(rule)
+
+
+def where(*rules: Rule) -> str:
+    """What each symbol of the equations is, once, as HTML."""
+    symbols = dict.fromkeys(pair for rule in rules for pair in _symbols(rule))
+    terms = "".join(f"<dt>{symbol}</dt><dd>{meaning}</dd>" for symbol, meaning in symbols)
+    return f'<h3>Where</h3><dl class="where">{terms}</dl>'
 
 
 def formula(rule: Rule) -> str:

@@ -6,6 +6,13 @@ from typing import Any
 
 from common.metrics import SummaryRow, loss_number, number
 from interchange.evaluation.profiles import Compared, Ratio, Standing, ratio
+from interchange.rule.words import counted
+
+# What a standing says, but for the number of problems and against whom.
+STANDINGS = (
+    "at least as good as the best baseline", "within 5 % of it", "better beyond doubt",
+    "loss over the best's", "speed score",
+)  # fmt: skip
 
 
 def verdict(summary: Sequence[SummaryRow], roles: Mapping[str, str], complexity: int) -> str:
@@ -91,19 +98,43 @@ def comparison_verdict(
     rows = groups.get("unseen") or groups.get("all")
     if not rows:
         return ""
-    best, where = rows[0], "problems it never saw" if "unseen" in groups else "problems"
+    best, unseen = rows[0], "unseen" in groups
     own = [c for c in compared if c.row.optimizer == best.optimizer]
-    own = [c for c in own if not (c.row.trained_on and "unseen" in groups)]
+    own = [c for c in own if not (c.row.trained_on and unseen)]
+    if not own:
+        return ""
+    problem, *others = dict.fromkeys(c.row.problem for c in own)
+    alone = problem + ", the only problem here that it never saw" * unseen
+    where = ("problems" + " it never saw" * unseen) if others else f"horizons of {alone}"
     name, open_ones = names[best.optimizer], [c for c in own if undecided(c.ratio)]
     if len(own) == 1:
         (one,) = own
-        start = f"{name} reaches {times(one.ratio)} the loss of {names[one.best]}, the best baseline"
+        start = (
+            f"{name} reaches {times(one.ratio)} the loss of {names[one.best]}, the best baseline, on {alone}"
+        )
         return start + (f": {one.row.seeds} seeds do not tell which is better" if open_ones else "")
     start = (
         f"{name} is at least as good as the best baseline on {best.ahead} of {best.problems} {where}, and "
         f"within 5 % on {best.close}"
     )
     return start + (f"; on {len(open_ones)} the seeds do not tell which is better" if open_ones else "")
+
+
+def standings_text(groups: Mapping[str, Sequence[Standing]]) -> str:
+    """The standings in sentences, a line for each group and optimizer, in the words of the page."""
+    good, close, surely, mean, score = STANDINGS
+    lines = []
+    for group, standings in groups.items():
+        part, _, kind = group.partition(", ")
+        which = ("" if part == "all" else f", {part}") + (f", {kind} only" if kind else "")
+        for s in standings:
+            against = ", ".join(f"{name} on {count}" for name, count in s.against.items())
+            lines.append(
+                f"{s.optimizer}: of {counted(s.problems, 'problem')}{which}, {good} on {s.ahead}, {close} on "
+                f"{s.close}, {surely} on {s.surely}; {mean} {number(s.mean, '.3f')}, {score} "
+                f"{number(s.score, '.2f')}; as good as {against}"
+            )
+    return "\n".join(lines)
 
 
 def trials_note(rows: Sequence[Any], asked: int) -> str:

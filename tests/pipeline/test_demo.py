@@ -8,16 +8,19 @@ import re
 import shlex
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from common.errors import L2OError
 from common.tables.baselines import baseline_names
+from interchange.commands.demo import use
 from interchange.commands.record import RecordConfig
 from interchange.commands.select import SelectConfig
 from interchange.commands.stages import command_line
 from interchange.distill.config import DistillConfig
+from interchange.emit import TARGETS
 from interchange.evaluation.config import EvaluateConfig
 from interchange.files.results import load_evaluation
 from interchange.files.trajectories import load_trajectories
@@ -126,6 +129,16 @@ def test_each_file_names_the_one_it_was_made_from(output, folder):
     front = read_front(folder / "rules")
     assert all("valid" in rule.provenance["loss"] for rule in front)
     assert best in front and best.provenance["loss"]["valid"] > 0.0  # the lowest, or a shorter one as good
+
+
+@pytest.mark.parametrize("best", ["rule", "tuned rule"])
+def test_the_exports_are_of_the_rule_that_the_page_says_to_use(best):
+    rules = {"rule": Rule.named("momentum"), "tuned rule": Rule.named("sgd")}
+    rows = [SimpleNamespace(optimizer=name, mean=1.0 + (name != best), lr=0.5) for name in (*rules, "adam")]
+    backend = SimpleNamespace(USAGE="{file} {lr}", TARGET="torch")
+    shown = use(rows, rules, Path("d"), backend)
+    assert shown["usage"] == {"rule": "d/rules/best.json 0.5", "tuned rule": "d/tuned.json 0.5"}[best]
+    assert shown["exports"] == {name: TARGETS[name].emit(rules[best]) for name in ("latex", "numpy", "torch")}
 
 
 def test_the_evaluation_gave_every_optimizer_the_same_number_of_trials(output, folder):

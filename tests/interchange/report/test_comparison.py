@@ -53,6 +53,17 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere():
     assert page() == text
 
 
+def test_the_headline_names_the_problem_where_only_one_was_not_seen():
+    found = {
+        name: {p: level for p, level in levels.items() if p != "three"} for name, levels in LEVELS.items()
+    }
+    said = Page(page(found)).said
+    where = "of adam, the best baseline, on two, the only problem here that it never saw"
+    assert where in said and "the best baseline, on two" in Page(page(found, trained_on=("one",))).said
+    alone = Page(page({name: {"two": levels["two"]} for name, levels in found.items()})).said
+    assert "the best baseline, on two" in alone and "never saw" not in alone
+
+
 def test_every_problem_and_optimizer_has_its_cell_coloured_by_the_ratio():
     """The rule first: half the best baseline's loss, then half more than it, then it diverges."""
     one, two, three = (cells(page(), f"{name}, 60") for name in ("one", "two", "three"))

@@ -10,6 +10,7 @@ from common.metrics import LOSS_FLOOR, summarise
 from interchange.evaluation import profiles
 from interchange.evaluation.profiles import Ratio, ratio, score, steps_to
 from interchange.files.results import EvaluationRow
+from interchange.report.verdict import STANDINGS, standings_text
 
 RULE = "rule:best.json"
 
@@ -97,7 +98,7 @@ def test_an_optimizer_whose_loss_is_zero_is_ahead():
     got = profiles.standing(solved, RULE)
     assert (got.ahead, got.close, got.surely, got.against) == (2, 2, 2, {"adam": 2, "sgd": 2})
     assert 0.0 < got.mean < 1e-4
-    assert "diverged" not in profiles.standings_text({"all": [got]})
+    assert "diverged" not in standings_text({"all": [got]})
 
 
 def test_steps_count_until_the_mean_of_twenty_losses_is_there():
@@ -192,10 +193,12 @@ def test_groups_follow_what_may_be_trained_on(suite):
     assert groups["unseen"][0].ahead == 0 and groups["trained on"][0].ahead == 1
     plain = [dataclasses.replace(c, row=dataclasses.replace(c.row, trained_on=False)) for c in suite]
     assert list(profiles.standing_groups(plain)) == ["all"]
-    text = profiles.standings_text(groups).splitlines()
+    text = standings_text(groups).splitlines()
     assert len(text) == 3
-    assert text[1].startswith(f"{RULE}: of 3 problems unseen, at least as good as the best baseline on 0, ")
-    assert text[1].endswith("at least as good as sgd 0, adam 2")
+    assert text[1].startswith(f"{RULE}: of 3 problems, unseen, at least as good as the best baseline on 0, ")
+    assert text[2].startswith(f"{RULE}: of 1 problem, trained on, ")
+    assert text[1].endswith("; as good as sgd on 0, adam on 2")
+    assert all(words in text[1] for words in STANDINGS)  # the columns of the page
 
 
 def test_baselines_that_mix_coordinates_are_left_out_of_a_group_of_its_own():
@@ -210,5 +213,5 @@ def test_baselines_that_mix_coordinates_are_left_out_of_a_group_of_its_own():
     fast = compared(runs({"sgd": [1.0, 1.1], "muon": [0.1, 0.1], RULE: [0.9, 1.0]}, sgd=0.2, muon=0.1))
     scores = [rows[0].score for rows in profiles.standing_groups(fast).values()]  # its target is not muon's
     assert scores[0] < 1.0 == scores[1]
-    last = profiles.standings_text(groups).splitlines()[1]
+    last = standings_text(groups).splitlines()[1]
     assert last.startswith(f"{RULE}: of 2 problems, coordinate-wise baselines only, at least as good")

@@ -103,6 +103,9 @@ def test_what_the_page_says(page):
     wanted += ("16", "0.0125", "behind")
     wanted += ("python -m adam --seed 0", "ms/step", "floats/parameter", "95 % interval", "0.2500")
     assert [part for part in wanted if part not in text] == []
+    known = Rule.from_text("-0.1 * g_tilde")  # every equation of the front has its symbols defined below it
+    lone = report.render(data(front=[report.FrontRow(rule=known, r2_train=0.9, r2_valid=0.8, r2_test=0.7)]))
+    assert [Page(shown).said.count("g~t=") for shown in (page, lone)] == [0, 1]
     assert page.count("<svg") == 5  # curves, two horizons, front, training
     assert "(7, 8)" not in text
     assert text.count("chosen") == 1 and text.count("tuned") >= 2
