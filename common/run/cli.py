@@ -22,7 +22,8 @@ from common.errors import L2OError
 from common.run.config import resolve
 from common.run.shell import DEBUG, command
 
-SILENCE = 10.0  # seconds without a line of progress, at most
+SILENCE = 8.0  # seconds without a line of progress, at most
+BEGINNING = 2.5  # seconds until the first one
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,21 +137,25 @@ def run(
 
 
 class _Pulse:
-    """When anything was shown last, and what to show where nothing was for ``SILENCE``."""
+    """When anything was shown last, for how long nothing may be, and what to show then."""
 
     shown = time.monotonic()
+    patience = SILENCE
     line: Callable[[], str] | None = None
 
 
 @contextlib.contextmanager
 def _heartbeat(prog: str, quiet: bool) -> Iterator[None]:
-    """A line where nothing was shown for ``SILENCE``: a command at work must not look like one that hangs."""
+    """A line where nothing was shown for ``SILENCE``: a command at work must not look like one that hangs.
+
+    The first comes after ``BEGINNING``, as most of the long beginnings are frameworks that are imported.
+    """
     stop, started = threading.Event(), time.monotonic()
-    _Pulse.shown, _Pulse.line = started, None
+    _Pulse.shown, _Pulse.patience, _Pulse.line = started, min(BEGINNING, SILENCE), None
 
     def beat() -> None:
         while not stop.wait(0.5):
-            if time.monotonic() - _Pulse.shown > SILENCE:
+            if time.monotonic() - _Pulse.shown > _Pulse.patience:
                 line = _Pulse.line
                 say(line() if line else f"{prog}: at work, {span(time.monotonic() - started)}")
 
@@ -167,7 +172,7 @@ def _heartbeat(prog: str, quiet: bool) -> Iterator[None]:
 
 def say(line: str) -> None:
     """A line of progress."""
-    _Pulse.shown = time.monotonic()
+    _Pulse.shown, _Pulse.patience = time.monotonic(), SILENCE
     if line:
         print(line, file=sys.stderr, flush=True)
 
@@ -185,7 +190,8 @@ class Progress:
     Use as a context manager and call ``advance(**values)`` once per unit of work.
 
     Args:
-        total: units of work; an estimate where ``about``, which ``expect`` raises where there are more.
+        total: units of work; where ``about`` an estimate, for the time left alone. Then ``expect`` is told
+            what is wanted, and ``settle`` that this is all: a total that is shown never changes.
         done: units that were done before.
     """
 
@@ -215,7 +221,7 @@ class Progress:
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, values="")
+            self._task = self._bar.add_task(self.label, total=self._sure, completed=self.done, values="")
         if not self.quiet:
             _Pulse.line = (lambda: "") if self._bar is not None else self._line  # a bar moves by itself
         return self
@@ -225,6 +231,23 @@ class Progress:
         self._expected += more
         self.total = max(self.total, self._expected)
 
+    def settle(self) -> None:
+        """What is expected by now is all that is wanted: from here on the total is shown."""
+        self.total, self._about = self._expected, False
+        self._shown = self._part
+        if self._bar is not None:
+            self._bar.update(self._task, total=self.total)
+        elif self.done == self.total > 0 and not self.quiet:
+            say(self._line())
+
+    @property
+    def _sure(self) -> int | None:
+        return None if self._about else self.total
+
+    @property
+    def _part(self) -> int:
+        return self.done * self._PLAIN_LINES // max(self.total, 1)
+
     def advance(self, **values: float | str) -> None:
         """One more unit is done; ``values`` are shown beside the bar."""
         self.done += 1
@@ -233,11 +256,10 @@ class Progress:
         text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
         self._text = text
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, total=self.total, values=text)
+            self._bar.update(self._task, completed=self.done, total=self._sure, values=text)
             return
-        part = self.done * self._PLAIN_LINES // max(self.total, 1)
-        if part > self._shown or (self.done == self.total and not self._about):
-            self._shown = part
+        if self._part > self._shown or (self.done == self.total and not self._about):
+            self._shown = self._part
             say(self._line())
 
     def _line(self) -> str:
@@ -245,13 +267,10 @@ class Progress:
         seconds = time.perf_counter() - self._start
         new, rest = self.done - self._begun, self.total - self.done
         left = f", about {span(seconds * rest / new)} left" if new > 0 and rest > 0 else ""
-        many = f"{self.done}/{'~' * self._about}{self.total}"
+        many = f"{self.done} done" if self._about else f"{self.done}/{self.total}"
         return f"{self.label}: {many}  {span(seconds)}{left}  {self._text}".rstrip()
 
     def __exit__(self, *exception: object) -> None:
         _Pulse.line = None
         if self._bar is not None:
             self._bar.stop()
-        elif self._about and not self.quiet and not any(exception):
-            self.total, self._about = self.done, False
-            say(self._line())

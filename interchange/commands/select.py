@@ -77,6 +77,7 @@ def select(config: SelectConfig, backend: "Backend", tasks: "Tasks | None" = Non
             )
         places = hopeful(first) if config.more else list(np.flatnonzero(np.isfinite(first).all(1)))
         progress.expect(len(places) if len(places) > 1 else 0)
+        progress.settle()
         more = range(config.tasks, config.tasks + config.more * (len(places) > 1))
         last = _figures([rules[k] for k in places], more, config, backend, progress, tasks)
     final = np.concatenate([first[places], last], axis=1)

@@ -127,6 +127,7 @@ class Pool:
         """
         done: dict[str, Tested] = {}
         wanted: dict[str, dict[Cell, Rollout | None]] = {}
+        tuning_on = set(courses)  # those whose last cells, the tests, are not known yet
 
         def go_on(name: str, results: Results | None) -> None:
             while True:
@@ -136,6 +137,10 @@ class Pool:
                     done[name] = end.value
                     return
                 wanted[name] = self._ask(cells)
+                if tuning_on and any(cell.stream == "test" for cell in cells):
+                    tuning_on.discard(name)
+                    if not tuning_on:
+                        self.progress.settle()
                 if None in wanted[name].values():
                     return
                 results = dict(wanted[name])

@@ -3,12 +3,16 @@
 import errno
 import io
 import os
+import re
 import signal
 import sys
+import time
 
 import pytest
 
 from common.errors import L2OError
+from common.run import cli
+from common.run.config import Common
 from common.run.shell import command
 from tests.helpers.processes import launched, started
 
@@ -99,6 +103,35 @@ def test_an_output_of_few_letters_gets_plain_signs(monkeypatch):
     assert narrow.buffer.getvalue() == "-1 \xd7 theta...\n".encode("latin-1")
     with pytest.raises(UnicodeEncodeError):  # and as before where no command runs
         print("−", flush=True)
+
+
+def test_the_first_line_of_a_command_at_work_comes_soon(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "BEGINNING", 0.1)
+    waiting = {"prog": "prog", "description": "", "positional": ()}
+    assert cli.BEGINNING < 3.0 < cli.SILENCE < 10.0
+    assert cli.run(Common, lambda _: time.sleep(1.4), [], **waiting) == 0
+    assert re.fullmatch(r"prog: at work, \d s\n", capsys.readouterr().err)
+    assert cli.run(Common, lambda _: time.sleep(0.7), ["--quiet"], **waiting) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_total_that_is_shown_never_changes(capsys):
+    with cli.Progress("work", 12, about=True) as progress:
+        progress.expect(3)
+        for _ in range(3):
+            progress.advance()
+        progress.expect(2)
+        progress.settle()
+        for _ in range(2):
+            progress.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines[-3:]] == ["work: 3 done", "work: 4/5", "work: 5/5"]
+    assert "about" in lines[0] and "about" not in lines[-1]
+    with cli.Progress("work", 5, about=True) as progress:  # where nothing more is wanted it is said at once
+        progress.expect(1)
+        progress.advance()
+        progress.settle()
+    assert capsys.readouterr().err.splitlines()[-1].startswith("work: 1/1  ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -22,6 +22,7 @@ def restored_logging() -> Iterator[None]:
 def no_heartbeat(monkeypatch) -> None:
     """Here a slow machine would make two lines of one."""
     monkeypatch.setattr(cli, "SILENCE", math.inf)
+    monkeypatch.setattr(cli, "BEGINNING", math.inf)
 
 
 @pytest.fixture

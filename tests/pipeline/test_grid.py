@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -388,6 +389,16 @@ def test_the_most_expensive_cells_come_first_and_no_problem_waits_for_another(tm
     assert [cell.problem for cell in order] == ["lasso"] * half + ["quadratic"] * half
     streams = [(cell.problem, cell.stream) for cell in order]
     assert streams.index(("lasso", "test")) < streams.index(("quadratic", "validation"))
+
+
+def test_the_total_of_a_comparison_is_shown_once_it_is_known(tmp_path, capsys):
+    line = f"torch_impl.evaluate --problem {TWO} --optimizers sgd adam --steps 25 --seeds 4 --trials 3"
+    assert call(f"{line} --no-report --out {tmp_path / 'e'}") == 0
+    counts = re.findall(r"^evaluate: (\S+)", capsys.readouterr().err, re.MULTILINE)
+    totals = {count.partition("/")[2] for count in counts}
+    assert len(totals) == 2 and "" in totals  # "12 done" and then "60/64"
+    done, _, total = counts[-1].partition("/")
+    assert done == total
 
 
 def test_the_command_prints_a_table_per_problem_and_where_each_rule_stands(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The choice from a front by rollouts: who goes on to the second round, who is chosen, and on which data."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,12 @@ def test_a_run_folder_stands_for_the_front_in_it(front, tmp_path):
     best, *_ = select(SelectConfig(front=str(tmp_path), **TINY))
     assert Rule.load(tmp_path / "rules" / "best.json") == best
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rules"]
+
+
+def test_the_total_of_a_choice_is_shown_once_it_is_known(front, capsys):
+    select(SelectConfig(front=front, **TINY | {"quiet": False}))
+    counts = re.findall(r"^select: (\S+)", capsys.readouterr().err, re.MULTILINE)
+    assert counts[-4:] == ["4", "5/7", "6/7", "7/7"]  # "4 done", and then three finalists
 
 
 def test_finalists_that_all_diverge_later_are_one_line(front, monkeypatch):
