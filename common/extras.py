@@ -11,6 +11,7 @@ EXTRAS = {
     "onnx": "onnx", "onnxruntime": "onnx", "matplotlib": "report", "tensorboard": "tensorboard",
     "distributed": "dask", "ray": "ray", "jax": "bench", "optax": "bench", "cmaes": "bench",
 }  # fmt: skip
+BACKENDS = {"torch": "torch", "tf": "tensorflow"}  # backend -> its framework, as it is imported
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -31,6 +32,12 @@ def missing(package: str | None) -> str:
     """``needs PACKAGE: COMMAND`` for one of ``EXTRAS``; "" for any other."""
     top = (package or "").partition(".")[0]
     return f"needs {top}, which is not installed: {install(EXTRAS[top])}" if top in EXTRAS else ""
+
+
+def present(backend: str) -> str:
+    """``backend`` if its framework is installed or none is, else one whose framework is."""
+    there = [name for name, framework in BACKENDS.items() if importlib.util.find_spec(framework)]
+    return backend if backend in there or not there else there[0]
 
 
 def require(what: str, *packages: str) -> None:

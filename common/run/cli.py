@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from common import __version__
 from common.errors import L2OError
 from common.run.config import resolve
-from common.run.shell import DEBUG, command
+from common.run.shell import DEBUG, called, command
 
 SILENCE = 8.0  # seconds without a line of progress, at most
 BEGINNING = 2.5  # seconds until the first one
@@ -105,6 +105,8 @@ def run(
     stand beside it; ``again`` says how to go on after a signal. Whatever goes wrong is one line on stderr
     (``common.run.shell``).
     """
+
+    prog = called(prog)
 
     def parsed() -> int:
         parser = parser_for(cls, prog=prog, description=description, positional=positional, short=short)

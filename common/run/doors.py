@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from common import __version__
 from common.errors import L2OError
 from common.registry import Registry
-from common.run.shell import command
+from common.run.shell import command, started_as
 
 _BACKEND = {
     "demo": "the whole path on embedded data: teacher, equation, comparison, report",
@@ -77,7 +77,8 @@ def _run(prog: str, prefix: str, packages: dict[str, str], words: list[str]) -> 
         raise L2OError(f"{error}; see {shown} --help") from None
     name = f"{package}.{words[0]}"
     folder = importlib.util.find_spec(name).submodule_search_locations
-    return importlib.import_module(f"{name}.__main__" if folder else name).main(words[1:])
+    with started_as(f"python -m {name}", f"{shown} {words[0]}"):
+        return importlib.import_module(f"{name}.__main__" if folder else name).main(words[1:])
 
 
 def _listing(start: str, package: str) -> str:

@@ -31,6 +31,24 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = exit_code
 
 
+_CALLED: dict[str, str] = {}  # program -> what its user has typed to start it
+
+
+@contextlib.contextmanager
+def started_as(prog: str, typed: str) -> Iterator[None]:
+    """Within it the program ``prog`` is called ``typed``, as in its help and in its errors."""
+    _CALLED[prog] = typed
+    try:
+        yield
+    finally:
+        del _CALLED[prog]
+
+
+def called(prog: str) -> str:
+    """What its user calls the program ``prog``."""
+    return _CALLED.get(prog, prog)
+
+
 class _Stop:
     """Exit code of the signal that has come, 0 without one."""
 

@@ -19,6 +19,7 @@ from interchange.meta.config import TrainConfig
 from interchange.meta.sharing import check_share
 from interchange.meta.trainer import make_trainer
 from interchange.meta.workers import place
+from interchange.rule.words import counted
 
 if TYPE_CHECKING:
     from common.run.runs import RunFolder
@@ -38,6 +39,7 @@ class Run:
         folder: the run folder, with ``teacher.h5``, ``config.json``, ``metrics.jsonl``, ``checkpoint/``.
         weights: the best teacher's weights by name.
         history: one row per epoch: loss, validation, seconds.
+        before: epochs that were done before, of a run that was resumed.
         exit_code: 0, or 143 / 130 where a signal stopped it.
     """
 
@@ -46,6 +48,7 @@ class Run:
     weights: dict[str, np.ndarray]
     history: list[dict[str, Any]]
     exit_code: int = 0
+    before: int = 0
 
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
@@ -77,11 +80,8 @@ def _train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None", worke
         if workers.leads:
             config, folder, given, teacher = _begin(config, tasks, workers.restarts)
             weights = given.weights if given else initial_weights(teacher, config.seed, config.weights)
-            told = {
-                "config": dataclasses.asdict(config),
-                "row": teacher.to_dict(),
-                "folder": str(folder.path),
-            }
+            told = {"config": dataclasses.asdict(config), "row": teacher.to_dict()}
+            told |= {"folder": str(folder.path)}
     told, weights = workers.broadcast(told, weights)
     if not workers.leads:
         own = {"quiet": True, "data_dir": config.data_dir or told["config"]["data_dir"]}
@@ -110,13 +110,14 @@ def _train(config: TrainConfig, backend: "Backend", tasks: "Tasks | None", worke
             trainer.state.restore()
             if folder is not None:  # the epochs may be more than before
                 folder.write_config(dataclasses.asdict(dataclasses.replace(config, resume="")))
+        before = trainer.state.epoch
         try:
             finished = trainer.run(label=f"train {teacher.name}", quiet=config.quiet, interrupt=interrupt)
         finally:  # also where it gives up
             if folder is not None:
                 save_weights(folder.file("teacher.h5"), teacher, trainer.state.best, backend.CREATED_BY)
     code = 0 if finished else interrupt.exit_code
-    return Run(Path(told["folder"]), teacher, trainer.state.best, trainer.state.history, code)
+    return Run(Path(told["folder"]), teacher, trainer.state.best, trainer.state.history, code, before)
 
 
 def _begin(
@@ -230,8 +231,12 @@ def main(command: Callable[[TrainConfig], Any], name: str, argv: Sequence[str] |
         if not config.quiet and place(name).rank == 0:
             state = "teacher" if result.exit_code == 0 else "interrupted; best teacher so far"
             print(f"{state}: {result.folder / 'teacher.h5'}")
+            again = f"python -m {name}_impl.train --resume {shlex.quote(str(result.folder))}"
             if result.exit_code:
-                print(f"go on with: python -m {name}_impl.train --resume {shlex.quote(str(result.folder))}")
+                print(f"go on with: {again}")
+            elif config.resume and result.before == len(result.history):
+                epochs = counted(result.before, "epoch")
+                print(f"it was finished, with {epochs}; for N in all: {again} --epochs N")
         return result.exit_code
 
     return run_command(

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.data import datasets
 from common.errors import L2OError
-from common.extras import require
+from common.extras import BACKENDS, require
 from common.machine import cores
 from common.rng import derived_seed
 from common.tables.problems import PROBLEMS, problem_row
@@ -33,8 +33,7 @@ _log = logging.getLogger(__name__)
 
 def check_backend(config: "DistillConfig") -> None:
     """Refuse rollouts at once where the framework that would do them is not installed."""
-    framework = {"torch": "torch", "tf": "tensorflow"}[config.backend]
-    require(f"--backend {config.backend}", framework)
+    require(f"--backend {config.backend}", BACKENDS[config.backend])
 
 
 def find_problem(config: "DistillConfig", trajectories: "Trajectories") -> str:

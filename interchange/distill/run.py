@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import L2OError
+from common.extras import present
 from common.run.cli import run as run_command
 from common.run.lock import RunLock
 from common.run.places import inside
@@ -145,7 +146,7 @@ def _following(best: Rule, config: DistillConfig, folder: Path) -> str:
         return f"python -m interchange.rule explain {file}"
     if config.select == "rollout":
         return f"python -m {config.backend}_impl.tune {file}"
-    return f"python -m {config.backend}_impl.select {place}"
+    return f"python -m {present(config.backend)}_impl.select {place}"
 
 
 def _scores(rule: Rule) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import check, option
+from common.run.shell import called
 from interchange.language.expression import names, to_text
 from interchange.language.simplify import simplified
 from interchange.rule.compare import compare
@@ -18,6 +19,7 @@ from interchange.rule.rule import Rule, zero_update
 from interchange.rule.safety import repaired, singular
 from interchange.rule.words import counted, floats, size
 
+_PROG = "python -m interchange.rule"
 ACTIONS = ("show", "explain", "diff", "check")
 
 
@@ -36,7 +38,7 @@ class RuleConfig:
         if self.action == "diff" and len(self.rules) != 2:
             raise L2OError(f"diff: expected two rules, got {len(self.rules)}; name the files to compare")
         if self.action in ("check", "explain") and not self.rules:
-            raise L2OError("RULE is missing; see python -m interchange.rule --help")
+            raise L2OError(f"RULE is missing; see {called(_PROG)} --help")
 
 
 def show(rule: Rule) -> str:
@@ -144,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         RuleConfig,
         _body,
         argv,
-        prog="python -m interchange.rule",
+        prog=_PROG,
         description="Show a rule; explain it: definitions and the nearest hand-made optimizers; compare two "
         "(exit code 1 if they differ); or check one: its hash, where it is not finite (exit code 1 for "
         "gradients of 0 or of usual size) or jumps, what it does at zero gradient, whether it descends.",

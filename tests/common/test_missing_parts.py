@@ -1,5 +1,6 @@
 """What every command answers where a package is not installed: one line with the command that installs it."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -105,6 +106,19 @@ def test_without_a_framework_each_of_its_commands_says_how_to_get_it(backend, bl
         code, err = answer(blocked, backend, command, *words, *out)
         assert (code, err.count("\n")) == (2, 1), (command, err)
         assert install(extra) in err and not (tmp_path / command).exists()
+
+
+def test_the_next_command_is_of_a_backend_that_is_installed(tmp_path):
+    code = (
+        "import sys; sys.modules[sys.argv[1]] = None\nfrom pathlib import Path\n"
+        "from interchange.distill import run\nfrom interchange.rule.rule import Rule\n"
+        "print(run._following(Rule.named('sgd'), run.DistillConfig(backend=sys.argv[2]), Path('rules')))"
+    )
+    installed = [name for name in ("torch", "tensorflow") if importlib.util.find_spec(name)]
+    for framework, backend, other in (("torch", "torch", "tf"), ("tensorflow", "tf", "torch")):
+        if len(installed) == 2:
+            assert said(code, framework, backend) == f"python -m {other}_impl.select rules"
+            assert said(code, framework, other) == f"python -m {other}_impl.select rules"
 
 
 def test_names_of_a_package_whose_framework_is_missing():

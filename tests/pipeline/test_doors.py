@@ -47,6 +47,14 @@ def test_the_script_reaches_all_of_them(capsys):
     assert l2o(["rule", "explain"]) == 2 and "RULE is missing" in capsys.readouterr().err
     assert l2o(["torch", "trian"]) == 2
     assert "l2o torch: error: unknown command 'trian' (did you mean 'train'?)" in capsys.readouterr().err
+    for words, said_of in ((["distill"], "l2o distill"), (["torch", "train"], "l2o torch train")):
+        assert l2o([*words, "--no-such-flag"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"{said_of}: error: ") and f"see {said_of} --help" in err
+        with pytest.raises(SystemExit):
+            l2o([*words, "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: {said_of} ")
+    assert l2o(["rule", "explain"]) == 2 and "see l2o rule --help" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         l2o(["torch", "train", "--version"])
     assert end.value.code == 0 and capsys.readouterr().out == f"symbolic-l2o {__version__}\n"

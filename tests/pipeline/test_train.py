@@ -222,6 +222,18 @@ def test_help_tells_every_flag_its_default_and_its_choices(helps):
 SMALL = {"problem": "quadratic", "epoch_length": 10, "unroll": 5, "validation_tasks": 1, "quiet": True}
 
 
+def test_a_finished_run_that_is_resumed_says_so_and_how_to_go_on(tmp_path, capsys):
+    given = {name: value for name, value in SMALL.items() if name != "quiet"}
+    given |= {"teacher": "rp_s", "epochs": 1, "validate_every": 0, "out": tmp_path / "run"}
+    assert call(TRAIN, *flags(given)) == 0
+    assert "it was finished" not in capsys.readouterr().out
+    again = f"{TRAIN} --resume {tmp_path / 'run'}"
+    assert call(again) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"it was finished, with 1 epoch; for N in all: python -m {again} --epochs N"
+    assert call(f"{again} --epochs 2") == 0 and "it was finished" not in capsys.readouterr().out
+
+
 def test_the_last_epoch_is_validated_so_a_short_run_is_not_the_untrained_teacher(tmp_path):
     run = train(TrainConfig(epochs=3, validate_every=10, lr=0.01, out=str(tmp_path / "run"), **SMALL))
     assert "validation" in run.history[-1]
