@@ -270,7 +270,8 @@ def _expanded(text: str, backend: str) -> Sequence[str]:
         return (*baseline_names(backend), *(n for n, reason in packaged_names(backend).items() if not reason))
     if not text.startswith("front:"):
         return [text]
-    folder = Path(text.removeprefix("front:"))
-    if not (folder / "front.csv").is_file():
-        raise L2OError(f"optimizer {text!r}: expected a folder with front.csv, as distill writes it")
-    return [f"rule:{file}" for file in sorted(folder.glob("rule_*.json"))]
+    given = Path(text.removeprefix("front:"))
+    for folder in (given, given / "rules"):  # a run folder stands for the front in it
+        if (folder / "front.csv").is_file():
+            return [f"rule:{file}" for file in sorted(folder.glob("rule_*.json"))]
+    raise L2OError(f"optimizer {text!r}: expected a folder with front.csv, as distill writes it")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from common.tables.baselines import parse_specs
 from interchange.commands.record import RecordConfig
 from interchange.commands.select import SelectConfig, choose, hopeful
 from interchange.distill.rollouts import place_flags
@@ -102,6 +103,10 @@ def test_a_run_folder_stands_for_the_front_in_it(front, tmp_path):
     best, *_ = select(SelectConfig(front=str(tmp_path), **TINY))
     assert Rule.load(tmp_path / "rules" / "best.json") == best
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rules"]
+    names = [f"rule:{tmp_path / 'rules' / f'rule_{k:03d}.json'}" for k in range(len(STEPS))]
+    assert [spec.text for spec in parse_specs([f"front:{tmp_path}"])] == names
+    with pytest.raises(L2OError, match="expected a folder with front"):
+        parse_specs([f"front:{tmp_path / 'nowhere'}"])
 
 
 def test_the_total_of_a_choice_is_shown_once_it_is_known(front, capsys):
