@@ -106,7 +106,7 @@ def test_every_stage_leaves_its_files_and_the_report_is_last(budget, output, fol
     made = {"teacher.h5", "trajectories.h5", "rules", "tuned.json", "evaluation", "report.html"}
     assert made <= names
     runs = load_trajectories(folder / "trajectories.h5").runs
-    assert len(runs) == 12 + (budget is WHOLE)  # of whole matrices
+    assert len(runs) == 12 + 2 * (budget is WHOLE)  # of whole matrices: one to choose by, one to report
     assert output.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert re.findall(r"^== (\w+): ", output, re.MULTILINE) == list(STAGES)
 
