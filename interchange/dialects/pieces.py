@@ -90,7 +90,8 @@ def _is_nan_where(value: Node, low: Node, high: Node) -> bool:
             return True
         if node.op in ("powreal", "powabs"):  # the latter where the base is not negative
             rest = call("sub", more[0], Node("floor", (more[0],)))
-            if ordered(call("neg", rest) if a == number(-1.0) else call("mul", a, rest)) in gaps:
+            sign_alone = a.op == "number" and a.value < 0.0
+            if ordered(call("neg", rest) if sign_alone else call("mul", a, rest)) in gaps:
                 return True
     return False
 

@@ -140,7 +140,9 @@ def _real(constant: Any) -> float:
 
 
 def _product(args: list[Node]) -> Node:
-    """Factors left to right; a factor 1/x becomes a division, a leading -1 a sign."""
+    """Factors left to right: 1/x is a division, a leading -1 a sign, the same two or three times a power."""
+    if len(args) in (2, 3) and all(arg == args[0] for arg in args):
+        return call("square" if len(args) == 2 else "cube", args[0])
     negative = len(args) > 1 and args[0] == number(-1.0)
     result, *rest = args[1:] if negative else args
     for factor in rest:

@@ -176,7 +176,7 @@ def _lag(x: Node, steps: Node) -> Box:
     count = int(steps.value)
     if count == 0:
         return _bound(x, _ATOM)
-    if x.op == "name" and x.name != "t":
+    if x.op == "name" and x.name not in ("t", *SIZES):
         return _indexed(x.name, count)
     return Box("sub", (_fence(layout(x), "[]"), _time(count)))
 
@@ -246,6 +246,8 @@ def _function(symbol: str, *args: Node) -> Box:
 
 def _number(value: float) -> Box:
     mantissa, _, exponent = f"{value:.{DIGITS}g}".partition("e")
+    if mantissa.lstrip("-") == "1" and not exponent and abs(value) < 1.0:
+        mantissa = decay_text(abs(value), DIGITS)  # a decay, or what is made of one
     box = Box("number", text=mantissa.lstrip("-"))
     if exponent:
         power = Box("sup", (Box("number", text="10"), Box("number", text=str(int(exponent)))))

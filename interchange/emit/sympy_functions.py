@@ -24,7 +24,7 @@ _COMPILED = (
     "_glsl", "_smtlib",
 )  # fmt: skip
 # What NumPy computes as the oracle does, nan outside the domain.
-_NUMPY = {"log1p": "log1p", "cbrt": "cbrt", "root": "sqrt", "ln": "log"}
+_NUMPY = {"log1p": "log1p", "cbrt": "cbrt", "root": "sqrt", "ln": "log", "powreal": "power"}
 
 
 @functools.cache
@@ -190,6 +190,10 @@ def excluded(op: str, *args: Any, evaluate: bool = True) -> Any:
         (b,) = more
         if b.is_comparable and (abs(float(b)) >= 2**53 or float(b).is_integer()):
             return None
+        if a.is_Number:  # its size would come into the rounding of what is 0
+            if a.is_extended_nonnegative:
+                return None
+            a = sympy.S.NegativeOne
         if not b.is_comparable:  # of a fraction above an integer only the sign of a is left
             rest = sympy.Add(b, sympy.Mul(-1, sympy.floor(b), evaluate=evaluate), evaluate=evaluate)
             a = sympy.Mul(a, rest, evaluate=evaluate)

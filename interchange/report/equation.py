@@ -7,6 +7,7 @@ from interchange.emit.targets.to_mathml import broken, mathml
 from interchange.language import expression as ex
 from interchange.language.expression import Node, call, name
 from interchange.language.operators import OPERATORS
+from interchange.language.view import SIZES
 from interchange.report.page import escape
 from interchange.rule.rule import Rule
 
@@ -17,6 +18,13 @@ _MEANING = {
     "ema_hat": "the moving average over 1 − b to the power t, which corrects that it starts from 0",
     "sign": "−1, 0 or 1, as x is below, at or above 0",
     "lag": "x of k steps before, here k = 1; 0 before the first step",
+    "greater": "1 where x is above b, else 0",
+    "sigmoid": "1 / (1 + exp(−x))",
+    "by_matrix": "x where the tensor is seen as a matrix, b elsewhere",
+    "erf": "the error function, 2 / √π times the integral of exp(−z²) from 0 to x",
+    "erfc": "1 − erf(x)",
+    "asinh": "the inverse of the hyperbolic sine",
+    "atan": "the arc tangent, between −π/2 and π/2",
 }
 # What a reader knows, or what is printed as what it is.
 _KNOWN = (
@@ -67,6 +75,8 @@ def _symbols(rule: Rule) -> Iterator[tuple[str, str]]:
         yield _inline(_at("g")), "the gradient of the loss by that number"
     if "theta" in read:
         yield _inline(_at("θ")), "the number itself"
+    for size in [size for size in SIZES if size in read]:
+        yield _inline(mathml(layout(name(size)))), SIZES[size]
     for key, tree in features.items():
         box = definition(key, tree) if tree is not None else layout(name(key))
         note = "" if tree is not None else "a column of the table, which has no definition"

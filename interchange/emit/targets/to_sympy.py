@@ -102,6 +102,8 @@ def _known(node: Node) -> Node:
     if all(map(_of_numbers, node.args)):
         value = of_numbers(node)
         return node if node.op in _ARITHMETIC and math.isfinite(value) else Node("number", value=value)
+    if node.op == "powreal" and _of_numbers(node.args[0]):  # whose sign is asked for
+        node = Node("powreal", (Node("number", value=of_numbers(node.args[0])), node.args[1]))
     if any(math.isnan(arg.value) for arg in node.args if arg.op == "number"):
         return number(0.0) if node.op == "greater" else Node("number", value=math.nan)
     if node.op == "div" and _of_numbers(node.args[1]) and not (zero := of_numbers(node.args[1])):
@@ -168,7 +170,8 @@ def build(node: Node) -> Any:
     args = [build(arg) for arg in node.args]
     if node.op in _ARITHMETIC:
         if node.op in ("square", "cube") and (args[0].is_Mul or args[0].is_Pow):
-            return args[0] ** (2 if node.op == "square" else 3)  # as it stands its derivative is 0/0 at 0
+            # As a power its derivative would be 0/0 at 0.
+            return sympy.Mul(*args * (2 if node.op == "square" else 3), evaluate=False)
         return _arithmetic(sympy, node.op, args)
     own = functions()
     function = own[node.op] if node.op in own else getattr(sympy, OPERATORS[node.op].sympy)

@@ -25,6 +25,7 @@ TEXTS |= {
     "names like constants": "c0_hat + 2 * c0_bar - 3 * c0_a - 5 * lag(c1_, 2)",
     "powers of small numbers": "powabs(2.5e-5, g) + 1e-8 ** x_hat - pow(3e-7, g) + powreal(2.5e6, g)",
     "squares of small numbers": "aq(g, 2.5e-7) - powabs(aq(x_hat, 1e-8), 1e7)",
+    "decays elsewhere": "ema(g, 0.99999) / (1.0 - powabs(0.99999, t)) + lag(t, 2)",
     "decays near 1 and 0": "ema(g, 0.99999) - ema_hat(g, 0.9999901) + ema(g, 2.5e-5) * lag(ema(g, 0.5), 1)",
 }
 FEATURES = dict.fromkeys((

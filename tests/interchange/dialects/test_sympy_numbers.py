@@ -242,6 +242,27 @@ def test_derivatives_of_powers_of_products_are_numbers_at_zero(text):
     assert compiled(slope, "math")(0.0, 0.5) == 0.0
 
 
+@pytest.mark.parametrize("modules", ["numpy", "math", "mpmath"])
+@pytest.mark.parametrize(
+    ("text", "sure"),
+    [
+        ("powreal(0.9, x / 3.0)", True),  # of a number only its sign tells where a power is real
+        ("powreal(0.9, 0.1 * x + 1.0)", True),
+        ("powreal(-1.5, x)", True),
+        ("powreal(-1.5, x / 3.0)", False),
+        ("square(x / x)", True),  # powers of quotients are not cancelled
+        ("cube(1e-100 * x) * 1e300", True),
+    ],
+)
+def test_lambdify_gives_the_rules_numbers_at_integers(text, sure, modules):
+    rule, x = Rule("whole", parse(text), features={"x": None}), np.arange(1.0, 40.0)
+    function = sympy.lambdify([sympy.Symbol("x", real=True)], rule.sympy(), modules)
+    with np.errstate(invalid="ignore"):
+        got = [float(function(np.float64(a) if modules == "numpy" else float(a))) for a in x]
+        np.testing.assert_allclose(got, rule.evaluate({"x": x[None]})[0], rtol=1e-12)
+    assert np.isfinite(got).all() == sure
+
+
 @pytest.mark.parametrize("op", ["tanh", "exp", "sign", "abs", "relu", "sigmoid", "cube", "log"])
 def test_what_is_nan_at_a_number_is_so_at_once(op):
     tree = Rule("inner", parse(f"{op}(root(x))"), features={"x": None}).sympy()

@@ -163,6 +163,7 @@ def test_sympy_knows_what_it_may_simplify():
         ("v_hat_x + lag(v_x_hat, 1)", r"\hat{v}_{\mathrm{x}, t} + \mathrm{v\_x\_hat}_{t - 1}"),
         ("powabs(0.000025, a)", r"\left(2.5 \cdot 10^{-5}\right)^{a_t}"),
         ("powabs(1e-8, a)", r"\left(10^{-8}\right)^{a_t}"),
+        ("lag(rows, 1)", r"\left[\mathrm{rows}\right]_{t - 1}"),
         ("ema(a, 0.99999)", r"\operatorname{ema}_{0.99999}\left(a_t\right)"),
         ("ema(a, 0.123456)", r"\operatorname{ema}_{0.1235}\left(a_t\right)"),
         (

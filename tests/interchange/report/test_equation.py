@@ -46,6 +46,11 @@ def test_every_symbol_is_defined():
     for symbol in ("ut", "t", "gt", "θt", "m~t", "g~t", "emabxt", "ema^bxt", "xt\u22121", "sgnxt"):
         assert symbol in re.sub(r"[()\s]", "", said), symbol
     assert "with the learning rate η" in said
+    text = "erf(g) * greater(g, 0.0) / sqrt(rows * numel) + by_matrix(sigmoid(g), g)"
+    said = Page(equation_block(Rule.from_text(text))).said
+    for meaning in ("the error function", "1 where x is above b", "rows of the matrix view", "of the tensor"):
+        assert meaning in said
+    assert "exp(-a)" not in said and "a > b" not in said  # in the letters that are shown
     own = Rule.from_text("-0.1 * g", provenance={"include_lr": True})
     assert "learning rate" not in Page(equation_block(own)).said
 
