@@ -135,6 +135,9 @@ def label_ends(figure: Any, axes: Any, ends: list[tuple[str, float, float, dict,
         axes.text(1.105, place, name, transform=axes.transAxes, va="center", weight=weight)
 
 
+_PLACES = ((0, 11, "center"), (0, -12, "center"), (0, 11, "left"), (8, -8, "left"), (-8, 8, "right"))
+
+
 def place_labels(figure: Any, axes: Any, texts: list[tuple[bool, float, float, str, bool]]) -> None:
     """Point labels in order of importance; one that finds no free place in the figure is left out."""
     scale = figure.dpi / 72
@@ -142,10 +145,12 @@ def place_labels(figure: Any, axes: Any, texts: list[tuple[bool, float, float, s
     taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in points]
     for (_, x, y, text, strong), (px, py) in zip(texts, points, strict=True):
         width = _WIDE * FONT * len(text) * (1.1 if strong else 1.0)
-        for dx, dy, side in ((0, 11, "center"), (0, -12, "center"), (8, -8, "left"), (-8, 8, "right")):
+        for dx, dy, side in _PLACES:
             start = px + dx - {"center": width / 2, "left": 0, "right": width}[side]
             box = (start, py + dy - 4.5, start + width, py + dy + 4.5)
-            inside = start >= 0 and start + width <= 72 * _WIDTH
+            inside = (
+                start >= axes.bbox.x0 / scale and start + width <= 72 * _WIDTH
+            )  # numbers stand left of it
             if inside and not any(
                 box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
             ):

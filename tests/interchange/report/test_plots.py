@@ -115,6 +115,14 @@ def test_what_the_plots_say(drawn):
     assert label.index("teacher 0.2") < label.index("adam 0.3") < label.index("lion")
 
 
+def test_the_label_of_a_point_beside_the_axis_leaves_its_numbers_free():
+    svg = plots.pareto_front([(6, 0.966), (9, 0.9685), (13, 0.9375)], 0)
+    found = {e.text: e for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("text")}
+    label, number = found["6 nodes: R² 0.966"], found["0.970"]
+    room = 4.0 * len(label.text) * ("middle" in label.get("style"))  # to the left of where it is put
+    assert float(label.get("x")) - room > float(number.get("x"))
+
+
 def test_losses_of_zero_are_drawn_and_named():
     solved = plots.loss_curves({"a": np.repeat([[1.0, 0.0]], [5, 40], 1).repeat(2, 0)}, window=2)
     assert "nan" not in solved and "a" in texts(solved)
