@@ -26,7 +26,7 @@ VARIANTS = {
 # A product and a sum stay two roundings, as in the frameworks and in NumPy.
 _FLAGS = ("-ffp-contract=off",)
 _SECONDS = 1e-10  # of one operation at one coordinate, about
-_WORTH = 5e-5  # seconds of work that pay for one more thread
+_WORTH = 2e-4  # seconds of work that pay for one more thread
 
 
 class Source(Protocol):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from common.errors import L2OError
+from common.run.kinds import JSON, SETTINGS, kind
 from common.run.storage import read_file, read_json
 from common.tables.problems import PROBLEMS
 from common.training import PLAIN, Training
@@ -193,6 +194,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 def load_file(path: str) -> dict[str, Any]:
     """The keys of a TOML or JSON configuration file; ``-`` in keys counts as ``_``."""
     what = f"--config {path}"
+    if (found := kind(path)) not in ("", JSON, SETTINGS):
+        raise L2OError(f"{what}: expected settings, got {found}; give a file of flags and their values")
     if Path(path).suffix != ".toml":
         values = read_json(path, _LIMIT)
     else:
@@ -207,12 +210,6 @@ def load_file(path: str) -> dict[str, Any]:
             raise L2OError(f"{what}: expected TOML, got a broken file: {error}; correct it") from None
     if not isinstance(values, dict):
         raise L2OError(f"{what}: expected keys and values, got {type(values).__name__}")
-    if isinstance(format := values.get("format"), str) and format.startswith("l2o-"):
-        kind = format.removeprefix("l2o-")[:40]
-        article = "an" if kind.startswith(tuple("aeiou")) else "a"
-        raise L2OError(
-            f"{what}: expected settings, got {article} {kind}; give a file of flags and their values"
-        )
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 

@@ -11,7 +11,15 @@ from interchange.dialects.pieces import heaviside, piecewise
 from interchange.language.expression import Node, call, name, number, walk
 from interchange.language.operators import OPERATORS
 from interchange.language.parse import MAX_DEPTH
-from interchange.language.sugar import compare, folded, of_numbers, real_logarithm, real_power, real_root
+from interchange.language.sugar import (
+    compare,
+    folded,
+    numbers_alone,
+    of_numbers,
+    real_logarithm,
+    real_power,
+    real_root,
+)
 
 _RELATIONS = {">": ast.Gt, "<": ast.Lt, ">=": ast.GtE, "<=": ast.LtE}
 
@@ -128,8 +136,7 @@ def _fits(fraction: Any) -> bool:
 
 def _number(node: Node) -> Node:
     """A decay or count that SymPy holds as a fraction, as the number it is."""
-    alone = all(part.op == "number" or part.op in ("div", "neg") for part in walk(node))
-    return number(of_numbers(node)) if alone else node
+    return number(of_numbers(node)) if numbers_alone(node) else node
 
 
 def _real(constant: Any) -> float:

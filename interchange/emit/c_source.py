@@ -192,11 +192,10 @@ class Writer:
         self._define(out, total)
 
     def _unbias(self, ins: Instruction, args: list[str]) -> None:
-        factor = self._as_real(self._factor(ins.args[1]))
-        out = self._line(f"{args[0]} / {factor}", args)
-        total = {
-            k: self._line(f"{d} / {factor}", (d,)) for k, d in self._vector_tangents(ins.args[0]).items()
-        }
+        # A product: it takes an eighth of a step less than a quotient, and is at most one rounding off.
+        factor = self._as_real(f"(1.0 / {self._factor(ins.args[1])})")
+        out = self._line(f"{args[0]} * {factor}", args)
+        total = {k: self._times(factor, d) for k, d in self._vector_tangents(ins.args[0]).items()}
         for k, d in self._tangents[ins.args[1]].items():
             slope = f"(t * pow(k{ins.args[1]}, t - 1.0) / {self._factor(ins.args[1])} * {d})"
             total = self._sum(total, {k: self._times(self._as_real(slope), out)})

@@ -20,9 +20,9 @@ import numpy as np
 
 from common.errors import L2OError
 from common.machine import limit_memory
+from common.run.kinds import HDF5, kind
 from common.run.storage import ReadError, atomic_write, canonical_json, open_regular
 from interchange.files import child
-from interchange.files.kinds import HDF5, kind
 from interchange.files.reader import DamagedFileError, Reader, Tree, VersionError
 from interchange.files.schema import SCHEMAS, without_strangers
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.config import option
+from common.run.kinds import kind
 from common.run.places import inside
 from common.run.storage import ReadError, open_regular, read_json
-from interchange.files.kinds import kind
 
 if TYPE_CHECKING:
     from interchange.files.weights import Teacher

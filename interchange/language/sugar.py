@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from common.errors import L2OError
-from interchange.language.expression import Node, call, complexity, number
+from interchange.language.expression import Node, call, complexity, number, walk
 from interchange.language.operators import OPERATORS
 
 MAX_POWER = 16
@@ -86,6 +86,11 @@ def compare(kind: type[ast.cmpop], a: Node, b: Node) -> Node:
     if kind is ast.Gt:
         return call("greater", a, b)
     return call("greater", _ONE, call("sign", b if a == number(0.0) else call("sub", b, a)))
+
+
+def numbers_alone(node: Node) -> bool:
+    """Whether ``of_numbers`` has a value of it."""
+    return all(part.op == "number" or (part.args and OPERATORS[part.op].numpy) for part in walk(node))
 
 
 def of_numbers(node: Node) -> float:

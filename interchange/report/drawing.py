@@ -148,12 +148,10 @@ def place_labels(figure: Any, axes: Any, texts: list[tuple[bool, float, float, s
         for dx, dy, side in _PLACES:
             start = px + dx - {"center": width / 2, "left": 0, "right": width}[side]
             box = (start, py + dy - 4.5, start + width, py + dy + 4.5)
-            inside = (
-                start >= axes.bbox.x0 / scale and start + width <= 72 * _WIDTH
-            )  # numbers stand left of it
-            if inside and not any(
-                box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
-            ):
+            # Left of the axis stand its numbers.
+            if start < axes.bbox.x0 / scale or start + width > 72 * _WIDTH:
+                continue
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 taken.append(box)
                 offset = {"xytext": (dx, dy), "textcoords": "offset points", "ha": side, "va": "center"}
                 axes.annotate(text, (x, y), weight="bold" if strong else "normal", **offset)

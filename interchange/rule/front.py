@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.run.kinds import FRONT, RULE, kind
 from common.run.places import inside
 from common.run.storage import JSON_LIMIT, atomic_write, read_file
-from interchange.files.kinds import FRONT, RULE, kind
 from interchange.language.checks import RuleError
 from interchange.language.expression import to_text
 from interchange.rule.rule import Rule, other_kind

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.run.kinds import HDF5, JSON, RULE, kind
 from common.run.places import inside
 from common.run.storage import read_json
-from interchange.files.kinds import HDF5, JSON, RULE, kind
 from interchange.language.checks import FORMAT, FORMAT_VERSION, RAW, RuleError
 from interchange.language.equation import Equation, zero_update
 from interchange.language.expression import Node, to_text

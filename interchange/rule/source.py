@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from common.errors import L2OError
 from common.registry import Registry
+from common.run.kinds import HDF5, kind
 from common.run.places import inside
 from common.tables.baselines import BASELINES, DECAYS, Spec, parse_spec, parse_specs
-from interchange.files.kinds import RULE, kind
 from interchange.files.weights import FILE_NAME, SHIPPED, Teacher, load_weights
 from interchange.rule.gallery import NAMED, options_of
 from interchange.rule.rule import FILES, Rule
@@ -136,7 +136,7 @@ def spelled_out(text: str) -> str:
             "teacher" if inside(place, "a rule or a teacher", FILE_NAME, *FILES).name == FILE_NAME else "rule"
         )
     elif place.exists():
-        word = "rule" if place.suffix == ".json" or kind(place) == RULE else "teacher"
+        word = "teacher" if kind(place) == HDF5 or place.suffix in (".h5", ".hdf5") else "rule"
     elif name in SHIPPED or name in NAMED:
         word = "teacher" if name in SHIPPED else "rule"
     else:

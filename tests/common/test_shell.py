@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -106,11 +107,14 @@ def test_an_output_of_few_letters_gets_plain_signs(monkeypatch):
 
 
 def test_the_first_line_of_a_command_at_work_comes_soon(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "BEGINNING", 0.1)
-    waiting = {"prog": "prog", "description": "", "positional": ()}
     assert cli.BEGINNING < 3.0 < cli.SILENCE < 10.0
-    assert cli.run(Common, lambda _: time.sleep(1.4), [], **waiting) == 0
-    assert re.fullmatch(r"prog: at work, \d s\n", capsys.readouterr().err)
+    monkeypatch.setattr(cli, "BEGINNING", 0.1)
+    monkeypatch.setattr(cli, "SILENCE", 3600.0)
+    said, say = threading.Event(), cli.say
+    monkeypatch.setattr(cli, "say", lambda line: (say(line), said.set()))
+    waiting = {"prog": "prog", "description": "", "positional": ()}
+    assert cli.run(Common, lambda _: said.wait(60.0) and None, [], **waiting) == 0
+    assert re.fullmatch(r"prog: at work, \d+ s\n", capsys.readouterr().err)
     assert cli.run(Common, lambda _: time.sleep(0.7), ["--quiet"], **waiting) == 0
     assert capsys.readouterr().err == ""
 

@@ -156,13 +156,16 @@ def test_wrong_kinds_of_files_are_named_as_what_they_are(run_folder, refused):
         file = run_folder / name
         assert f"expected recorded trajectories, got {found}" in refused(f"interchange.distill {file}")
         assert f"expected a rule, got {found}" in refused(f"interchange.rule show {file}")
+        if not name.startswith("rules/"):
+            assert f"expected a rule, got {found}" in refused(f"interchange.export {file} --to latex")
     assert len(read_front(run_folder / "rules" / "front.csv")) == len(read_front(run_folder)) == 2
     if importlib.util.find_spec("torch"):
         told = refused(f"torch_impl.optimize adam --problem quadratic --start {recording}")
         assert "expected a run folder of optimize, got recorded trajectories" in told
         told = refused(f"torch_impl.record teacher:{recording}")
         assert "expected a teacher, got recorded trajectories" in told
-        assert "expected settings, got a rule" in refused(f"torch_impl.train --config {rule}")
+        for file, found in ((rule, "a rule"), (table, "a NumPy table (.npy)"), (recording, "HDF5")):
+            assert f"expected settings, got {found}" in refused(f"torch_impl.train --config {file}")
         told = refused(f"torch_impl.convert {run_folder / 'nofile.pth'}")
         assert f"cannot read {run_folder / 'nofile.pth'}: No such file" in told
     (run_folder / "empty").mkdir()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interchange.language.view import View
 from torch_impl.optimizers.groups import by_step_size, listed
-from torch_impl.optimizers.resuming import FLAGS, Resumable, number, plain, real, slots
+from torch_impl.optimizers.resuming import FLAGS, Resumable, at_least_float32, number, plain, real, slots
 from torch_impl.optimizers.ways import Way, shard, state_view_of, states_of, view_of, whole
 
 _PART = 2**16  # coordinates that are stepped at once, without compiled code
@@ -250,8 +250,8 @@ def loss_of(closure: Callable[[], Tensor] | None) -> Tensor | None:
 
 
 def work(x: Tensor) -> Tensor:
-    """In the dtype updates are computed in: its own, float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    """In the dtype updates are computed in."""
+    return x.to(at_least_float32(x.dtype))
 
 
 def _check_settings(group: dict[str, Any]) -> None:

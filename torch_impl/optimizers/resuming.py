@@ -61,9 +61,7 @@ class Resumable(torch.optim.Optimizer):
             params = [p for group in self.param_groups for p in group["params"]]
             for number, p in zip(numbers, params, strict=True):
                 values = given[0]["state"].get(number, {})
-                dtypes = dict.fromkeys(
-                    slots(values), torch.promote_types(real(p.detach()).dtype, torch.float32)
-                )
+                dtypes = dict.fromkeys(slots(values), at_least_float32(real(p.detach()).dtype))
                 dtypes["step"] = torch.float32
                 for key, value in values.items():
                     if key == "step" or isinstance(value, torch.Tensor):
@@ -113,6 +111,11 @@ class Resumable(torch.optim.Optimizer):
                         f"state_dict: expected arrays of state of shapes {expected} for a parameter of shape "
                         f"{tuple(p.shape)}, got {got}; load that of the same rule or teacher and model"
                     )
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """What updates and state are in, of parameters of this dtype."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def real(x: torch.Tensor) -> torch.Tensor:

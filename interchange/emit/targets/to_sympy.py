@@ -15,7 +15,7 @@ from interchange.emit.sympy_functions import excluded, functions, natural, rank
 from interchange.language.equation import Equation
 from interchange.language.expression import Node, call, names, number, substitute, to_text, walk
 from interchange.language.operators import OPERATORS
-from interchange.language.sugar import not_negative, of_numbers
+from interchange.language.sugar import not_negative, numbers_alone, of_numbers
 
 _ARITHMETIC = frozenset({"add", "sub", "mul", "div", "neg", "square", "cube"})
 
@@ -99,14 +99,14 @@ def _known(node: Node) -> Node:
     node = Node(node.op, tuple(map(_known, node.args)))
     if not OPERATORS[node.op].numpy:
         return node
-    if all(map(_of_numbers, node.args)):
+    if all(map(numbers_alone, node.args)):
         value = of_numbers(node)
         return node if node.op in _ARITHMETIC and math.isfinite(value) else Node("number", value=value)
-    if node.op == "powreal" and _of_numbers(node.args[0]):  # whose sign is asked for
+    if node.op == "powreal" and numbers_alone(node.args[0]):  # whose sign is asked for
         node = Node("powreal", (Node("number", value=of_numbers(node.args[0])), node.args[1]))
     if any(math.isnan(arg.value) for arg in node.args if arg.op == "number"):
         return number(0.0) if node.op == "greater" else Node("number", value=math.nan)
-    if node.op == "div" and _of_numbers(node.args[1]) and not (zero := of_numbers(node.args[1])):
+    if node.op == "div" and numbers_alone(node.args[1]) and not (zero := of_numbers(node.args[1])):
         return Node("mul", (node.args[0], Node("number", value=math.copysign(math.inf, zero))))
     return node
 
@@ -176,10 +176,6 @@ def build(node: Node) -> Any:
     own = functions()
     function = own[node.op] if node.op in own else getattr(sympy, OPERATORS[node.op].sympy)
     return function(*args, evaluate=False)
-
-
-def _of_numbers(node: Node) -> bool:
-    return all(part.op == "number" or (part.args and OPERATORS[part.op].numpy) for part in walk(node))
 
 
 def _arithmetic(sympy: Any, op: str, args: list) -> Any:

@@ -8,8 +8,15 @@ from common.run.storage import JSON_LIMIT, open_regular, read_file
 
 RULE, FRONT = "a rule", "the table of a front of rules"
 HDF5, JSON = "HDF5", "a JSON file of another kind"
-_FORMATS = {"l2o-rule": RULE, "l2o-analysis": "an analysis"}
-_SETTINGS = {"seed", "data_dir", "overwrite", "quiet"}  # what those of every command have
+SETTINGS = "the settings of a run"
+_FORMATS = {
+    "l2o-rule": RULE,
+    "l2o-analysis": "an analysis",
+    "l2o-cell": "a finished cell of a comparison",
+    "l2o-paper": "the tables of a paper",
+    "l2o-sanity": "a table of sanity",
+}
+_KEYS = {"seed", "data_dir", "overwrite", "quiet"}  # what those of every command have
 _METRICS = "the metrics of a run"
 _ENVIRONMENT = {"command", "platform", "versions"}
 _STARTS = {
@@ -47,8 +54,8 @@ def _of_json(path: str | os.PathLike[str]) -> str:
     except (ValueError, RecursionError):
         return _METRICS if _is_object(text.partition(b"\n")[0]) else ""
     keys = value.keys() if isinstance(value, dict) else set()
-    if keys >= _SETTINGS:
-        return "the settings of a run"
+    if keys >= _KEYS:
+        return SETTINGS
     if keys >= _ENVIRONMENT:
         return "the environment of a run"
     return _FORMATS.get(str(value["format"]), JSON) if "format" in keys else JSON
