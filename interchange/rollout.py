@@ -8,6 +8,8 @@ import numpy as np
 from common.metrics import DIVERGED, loss_at
 from common.training import NO_CURVE
 
+INTERRUPTED = "interrupted"  # an outcome
+
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
@@ -49,8 +51,9 @@ class Trained(Rollout):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Begun:
-    """A run that was interrupted: its losses [step], its curve [look, 3], and where it stood."""
+    """A run that was interrupted: losses [step], curve [look, 3], where it stood, and its time so far."""
 
     losses: np.ndarray
     curve: np.ndarray
     standing: dict[str, np.ndarray]
+    seconds: float = 0.0

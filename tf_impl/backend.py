@@ -19,7 +19,7 @@ from common.training import PLAIN, Training
 from interchange.evaluation.curve import Curve
 from interchange.meta.rule_weights import KINDS
 from interchange.protocols import Network
-from interchange.rollout import Begun, Trained
+from interchange.rollout import INTERRUPTED, Begun, Trained
 from interchange.rule.rule import Rule
 from interchange.rule.step_sizes import Sized
 from tf_impl.loops import borrowed
@@ -32,7 +32,7 @@ from tf_impl.networks.structure import structure_of
 from tf_impl.networks.teacher import TeacherNetwork
 from tf_impl.problems import products
 from tf_impl.problems.tasks import ProblemTask, table_task, value_and_gradient
-from tf_impl.rollout import INTERRUPTED, descend, flat, leaves, rollout_job
+from tf_impl.rollout import descend, flat, leaves, rollout_job
 from tf_impl.rollout import rollout as roll_out
 from tf_impl.sources import Source
 from tf_impl.sources import load as load_source

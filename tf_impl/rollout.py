@@ -13,14 +13,12 @@ from common.metrics import DIVERGED
 from common.tables.schedules import SCHEDULES
 from common.training import PLAIN, Training
 from interchange.evaluation.curve import Curve
-from interchange.rollout import Rollout
+from interchange.rollout import INTERRUPTED, Rollout
 from tf_impl.loops import Loop, borrowed
 from tf_impl.optimizers.guard import GuardedOptimizer
 from tf_impl.problems.tasks import ProblemTask, table_task
 from tf_impl.sources import Source
 from tf_impl.tensors import unflatten
-
-INTERRUPTED = "interrupted"
 
 
 def rollout_job(

@@ -18,7 +18,7 @@ from common.training import PLAIN, Training
 from interchange.evaluation.curve import Curve
 from interchange.meta.rule_weights import KINDS
 from interchange.protocols import Network
-from interchange.rollout import Begun, Trained
+from interchange.rollout import INTERRUPTED, Begun, Trained
 from interchange.rule.rule import Rule
 from interchange.rule.step_sizes import Sized
 from torch_impl import rollout
@@ -176,9 +176,7 @@ def fit(
     arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, kept.tensors, strict=True)}
     arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
     rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
-    if outcome == rollout.INTERRUPTED and not (
-        source.loaded is None and BASELINES[source.spec.target].package
-    ):
+    if outcome == INTERRUPTED and not (source.loaded is None and BASELINES[source.spec.target].package):
         rest["standing"] = _standing(parameters, optimizer, kept, task)  # others hide some of their state
     return Trained(np.concatenate([before, losses]), outcome, accuracy, arrays, **rest)
 

@@ -12,7 +12,7 @@ from common.metrics import DIVERGED
 from common.tables.schedules import SCHEDULES
 from common.training import PLAIN, Training
 from interchange.evaluation.curve import Curve
-from interchange.rollout import Rollout
+from interchange.rollout import INTERRUPTED, Rollout
 from torch_impl.optimizers.average import Averaged
 from torch_impl.optimizers.guard import GuardedOptimizer
 from torch_impl.optimizers.optimizers import NonFiniteError
@@ -20,8 +20,6 @@ from torch_impl.problems.tasks import ProblemTask, table_task
 from torch_impl.sources import Source
 from torch_impl.tensors import unflatten
 from torch_impl.threads import fitting
-
-INTERRUPTED = "interrupted"
 
 
 def rollout_job(

@@ -21,12 +21,12 @@ from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import Trains, option
 from common.run.shell import Interrupted
-from common.tables.baselines import Spec
+from common.tables.baselines import BASELINES, Spec
 from common.training import Training
 from interchange.commands.watch import Watch
 from interchange.files.unfinished import forget_unfinished, keep_unfinished, unfinished
 from interchange.meta.tasks import own
-from interchange.rollout import Trained
+from interchange.rollout import INTERRUPTED, Begun, Trained
 from interchange.rule.source import named_spec
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _LOSSES = "losses.csv"
 _LIMIT = 1 << 30  # bytes of it
-_INTERRUPTED = "interrupted"
 _STEPS = 200
 _ELSEWHERE = ("out", "quiet", "overwrite", "data_dir", "tensorboard")  # settings that no number depends on
 
@@ -102,12 +101,13 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
     origin = {"source_sha256": source.sha256, "created_by": backend.CREATED_BY}
     finished = _finished(out, config, origin)
     going_on = finished is not None and not config.overwrite
+    goes_on = tasks is None and not (source.loaded is None and BASELINES[spec.target].package)
     folder = RunFolder(out, create=not going_on, resume=going_on, overwrite=config.overwrite)
     result = Optimization(folder.path, finished if going_on else [])
     shown = Progress(spec.kind, length * config.runs, quiet=config.quiet, done=length * len(result.runs))
     with Interrupt() as interrupt, folder, shown as progress:
         if going_on:
-            folder.truncate_metrics(lambda row: row["outcome"] != _INTERRUPTED)
+            folder.truncate_metrics(lambda row: row["outcome"] != INTERRUPTED)
         else:
             folder.file(_LOSSES).unlink(missing_ok=True)
             forget_unfinished(folder.path)
@@ -115,21 +115,29 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
         while len(result.runs) < config.runs and not interrupt.requested:
             watch = Watch(len(result.runs), length, progress, tell, lambda: interrupt.requested)
             begun = None if tasks is not None else unfinished(folder.path, watch.number, origin)
-            watch.begin(begun)
-            task = _task(config, backend, watch.number, tasks)
-            run = backend.fit(source, task, length, watch.step, training, watch.look, begun)
+
+            def fit(begun: Begun | None, watch: Watch = watch) -> Trained:
+                task = _task(config, backend, watch.number, tasks)
+                return backend.fit(source, task, length, watch.step, training, watch.look, begun)
+
+            def keep(run: Trained, number: int = watch.number) -> None:
+                folder.write_config(dataclasses.asdict(config))
+                keep_unfinished(folder.path, number, run, origin)
+
+            run = watch.through(fit, begun, keep if goes_on else None)
             keep_unfinished(folder.path, watch.number, run, origin)
             result.runs.append(run)
             if result.runs[result.best].outcome != DIVERGED:
                 _write(folder, config, result, origin)
-    _refuse_divergence(result, config)
-    whole = len(result.runs) == config.runs and result.runs[-1].outcome != _INTERRUPTED
+    _refuse_divergence(result, folder, config)
+    whole = len(result.runs) == config.runs and result.runs[-1].outcome != INTERRUPTED
     return dataclasses.replace(result, exit_code=0 if whole else interrupt.exit_code)
 
 
-def _refuse_divergence(result: Optimization, config: OptimizeConfig) -> None:
+def _refuse_divergence(result: Optimization, folder: "RunFolder", config: OptimizeConfig) -> None:
     """Where every run diverged there is nothing to keep."""
     if result.runs and result.runs[result.best].outcome == DIVERGED:
+        folder.file("config.json").unlink(missing_ok=True)
         step, where = len(result.runs[0].losses) + 1, config.problem or "its task"
         raise L2OError(
             f"{named_spec(config.optimizer).text} diverged on {where} at step {step}; lower its lr"
@@ -159,7 +167,7 @@ def _finished(out: str, config: OptimizeConfig, origin: Mapping[str, str]) -> li
         folder = RunFolder(out)
         wanted = loads_json(canonical_json(dataclasses.asdict(config)), "settings")
         found = {f.name: f.default for f in dataclasses.fields(config)} | folder.config()
-        rows = [row for row in folder.read_metrics() if row["outcome"] != _INTERRUPTED]
+        rows = [row for row in folder.read_metrics() if row["outcome"] != INTERRUPTED]
         text = read_file(folder.file(_LOSSES), _LIMIT).decode() if rows else ""
         lines = list(csv.DictReader(io.StringIO(text)))
         losses = [[float(v) for line in lines if (v := line[f"run_{k}"])] for k in range(len(rows))]

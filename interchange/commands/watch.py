@@ -1,15 +1,18 @@
 """What a run of ``optimize`` tells while it goes on."""
 
+import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from common.run.cli import Progress
-from interchange.rollout import Begun
+from interchange.rollout import INTERRUPTED, Begun, Trained
 
 _POINTS = 200  # of a run's losses that TensorBoard gets
+_STRETCH = 120.0  # seconds of a run that a kill may lose
 
 
 class Watch:
@@ -31,6 +34,29 @@ class Watch:
     ) -> None:
         self.number, self._progress, self._tell, self._stopped = number, progress, tell, stopped
         self._step, self._every, self._losses = 0, max(1, steps // _POINTS), []
+        self._pause = math.inf
+
+    def through(
+        self,
+        fit: Callable[[Begun | None], Trained],
+        begun: Begun | None,
+        keep: Callable[[Trained], None] | None,
+    ) -> Trained:
+        """The run, in stretches that are kept: once it is killed nothing can be.
+
+        Args:
+            fit: goes on with what has begun.
+            keep: gets the run after each stretch but the last; None of one that could not go on from there.
+        """
+        self.begin(begun)
+        while True:
+            self._pause = math.inf if keep is None else time.monotonic() + _STRETCH
+            run = fit(begun)
+            run = dataclasses.replace(run, seconds=run.seconds + (begun.seconds if begun else 0.0))
+            if run.outcome != INTERRUPTED or keep is None or self._stopped():
+                return run
+            keep(run)
+            begun = Begun(run.losses, run.curve, run.standing, run.seconds)
 
     def begin(self, begun: Begun | None) -> None:
         """With what there was before the run was interrupted."""
@@ -47,7 +73,7 @@ class Watch:
             if self._step % self._every == 0:
                 self._told(self._step, loss=float(np.mean(self._losses)))
                 self._losses = []
-        return self._stopped()
+        return self._stopped() or time.monotonic() >= self._pause
 
     def look(self, step: int, test_loss: float, accuracy: float) -> None:
         """After a look at the test images."""

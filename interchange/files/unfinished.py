@@ -28,7 +28,8 @@ def keep_unfinished(
         forget_unfinished(folder)
         return
     arrays = {_STANDING + name: array for name, array in run.standing.items()}
-    arrays |= {"losses": run.losses} | ({"curve": run.curve} if len(run.curve) else {})
+    arrays |= {"losses": run.losses, "seconds": np.array(run.seconds)}
+    arrays |= {"curve": run.curve} if len(run.curve) else {}
     save_checkpoint(Path(folder, _FOLDER), arrays, {"run": number, **origin}, keep=1)
 
 
@@ -43,7 +44,8 @@ def unfinished(folder: str | os.PathLike[str], number: int, origin: Mapping[str,
     if meta != {"run": number, **origin} or "losses" not in arrays:
         return None
     rest = {name.removeprefix(_STANDING): a for name, a in arrays.items() if name.startswith(_STANDING)}
-    return Begun(arrays["losses"].astype(np.float64), arrays.get("curve", NO_CURVE), rest)
+    losses, curve = arrays["losses"].astype(np.float64), arrays.get("curve", NO_CURVE)
+    return Begun(losses, curve, rest, float(arrays.get("seconds", 0.0)))
 
 
 def forget_unfinished(folder: str | os.PathLike[str]) -> None:

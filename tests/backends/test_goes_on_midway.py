@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 
+from interchange.commands import watch
 from interchange.commands.optimize import OptimizeConfig
 from interchange.commands.watch import Watch
 from interchange.files.checkpoint import load_checkpoint
@@ -71,6 +72,42 @@ def test_it_goes_on_where_it_stood(case, package, tmp_path, monkeypatch):
     assert all(np.array_equal(arrays[name], others[name]) for name in others)
     assert metrics(tmp_path / "b") == metrics(tmp_path / "a")
     assert not any((tmp_path / name / "unfinished").exists() for name in "ab")
+
+
+def test_a_kill_loses_what_came_since_it_was_kept_last(package, tmp_path, monkeypatch):
+    optimize = importlib.import_module(f"{package}_impl").optimize
+    fields = {
+        "optimizer": "adam:lr=0.01",
+        "problem": "digits-mlp",
+        "steps": 6,
+        "quiet": True,
+        "test_every": 2,
+    }
+    whole, parted = (OptimizeConfig(out=str(tmp_path / name), **fields) for name in ("a", "b"))
+    (want,) = optimize(whole).runs
+    monkeypatch.setattr(watch, "_STRETCH", 0.0)  # kept at every step
+    plain, asked = Watch.step, []
+
+    def killed_at(end: int) -> None:
+        def step(self: Watch, loss: float) -> bool:
+            asked.append(loss)
+            if self._step + 1 == end:
+                raise SystemExit("as SIGKILL: nothing more is written")
+            return plain(self, loss)
+
+        monkeypatch.setattr(Watch, "step", step)
+
+    killed_at(4)
+    with pytest.raises(SystemExit):
+        optimize(parted)
+    asked.clear()
+    killed_at(0)
+    (got,) = optimize(parted).runs
+    assert asked == want.losses[3:].tolist()
+    np.testing.assert_array_equal(got.losses, want.losses)
+    np.testing.assert_array_equal(got.curve, want.curve)
+    assert metrics(tmp_path / "b") == metrics(tmp_path / "a") and got.seconds > 0.0
+    assert not (tmp_path / "b" / "unfinished").exists()
 
 
 @pytest.mark.parametrize("damage", ["other settings", "a broken file"])
