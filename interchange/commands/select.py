@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from interchange.rule.rule import Rule
 
 _FINALISTS = 8
+_SAME = 1e-3  # of a loss: nobody takes a longer rule for less
 _SCORED = "scored"  # the folder of losses that are kept until all are there
 _ELSEWHERE = ("out", "quiet", "overwrite", "data_dir", "jobs", "front", "tasks", "more")
 
@@ -214,13 +215,14 @@ def hopeful(figures: np.ndarray) -> list[int]:
 
 
 def choose(figures: np.ndarray, complexity: Sequence[int]) -> int:
-    """The smallest rule whose loss is within one standard error of the lowest, paired by task.
+    """The smallest rule whose loss is within one standard error of the lowest, paired by task, or 0.1 %.
 
     Args:
         figures: [rule, task]; a rule with one that is not finite is out.
     """
     means, behind, error = _compared(figures)
-    near = [k for k in range(len(means)) if behind[k] <= error[k]]
+    same = 0.0 if (figures < 0.0).any() else _SAME  # differences of logarithms are shares
+    near = [k for k in range(len(means)) if behind[k] <= max(error[k], same)]
     return min(near, key=lambda k: (complexity[k], means[k]))
 
 

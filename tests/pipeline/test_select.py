@@ -33,6 +33,12 @@ def test_a_short_rule_within_the_noise_of_the_best_is_chosen():
     assert choose(figures, [3, 41, 40]) == 2
 
 
+@pytest.mark.parametrize(("behind", "chosen"), [(5e-4, 0), (2e-3, 1)])
+def test_a_longer_rule_is_not_taken_for_less_than_a_thousandth(behind, chosen):
+    assert choose(np.array([TASKS * (1.0 + behind), TASKS]), [6, 16]) == chosen
+    assert choose(np.array([TASKS * (1.0 + behind), TASKS])[:, :1], [6, 16]) == chosen
+
+
 def test_differences_are_paired_by_task_and_relative():
     """Hard tasks differ in thousands; 1 % on each of them still tells the rules apart."""
     hard = np.array([1.0, 30.0, 1000.0, 40000.0])
