@@ -113,7 +113,7 @@ math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "STIX 
 .equation { background: var(--panel); border-radius: .6rem; padding: 1.5rem 1.25rem; margin: .6rem 0; }
 .pieces { overflow-x: auto; line-height: 2.4; padding-left: 1.5em; text-indent: -1.5em; }
 .pieces math { font-size: clamp(1.15rem, .9rem + 1vw, 1.5rem); } math { text-indent: 0; }
-.where { display: grid; grid-template-columns: max-content 1fr; gap: .5rem 1.5rem; margin: 0;
+.where { display: grid; grid-template-columns: max-content 1fr; gap: .5rem 1.5rem; margin: 0 0 1.5rem;
   align-items: baseline; } .where > dt { color: var(--text); }
 .where math { font-size: 1.1rem; } .where .pieces { padding-block: .5rem; }
 .on-wide { display: none; }
