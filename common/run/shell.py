@@ -85,9 +85,12 @@ def command(prog: str, body: Callable[[], int | None], *, debug: bool = False, a
     return code
 
 
-def terminated() -> bool:
-    """SIGTERM has come to the command under way, which keeps what it has and begins nothing long any more."""
-    return bool(_Stop.code)
+def stopping() -> int:
+    """The exit code once a signal has come to the command under way, else 0.
+
+    It keeps what it has then, and begins nothing long any more.
+    """
+    return _Stop.code
 
 
 def _tell(prog: str, error: Exception) -> int:
@@ -131,18 +134,20 @@ def _silence() -> None:
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM ends what Ctrl-C ends: what is finished is kept. Handlers of a caller's own stay."""
-    mine = threading.current_thread() is threading.main_thread()
-    if mine := mine and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    here = threading.current_thread() is threading.main_thread()
+    mine = {n: before for n, before in usual.items() if here and signal.getsignal(n) is before}
+    for number in mine:
+        signal.signal(number, _terminate)
     try:
         yield
     finally:
-        if mine:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, before in mine.items():
+            signal.signal(number, before)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
-    if _Stop.code:  # a second one does not wait
+    if _Stop.code and number == signal.SIGTERM:  # a second one does not wait
         os._exit(_Stop.code)
     _Stop.code = 128 + number
     raise KeyboardInterrupt

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from common.run.shell import Interrupted, stopping
+
 if TYPE_CHECKING:
     from interchange.backend import Backend
 
@@ -32,7 +34,7 @@ class Stages:
         return command_line(f"{package}.{name}", config)
 
     def run(self, name: str, config: Any, title: str = "") -> Any:
-        """The command called ``name``; what it returns.
+        """The command called ``name``; what it returns. ``Interrupted`` after one that a signal cut short.
 
         Args:
             title: of the heading, and under which its time is kept; ``name`` if not given.
@@ -52,6 +54,8 @@ class Stages:
             result = distill.distill(config)
         else:
             result = getattr(modules[name], name)(config, self.backend)
+        if code := stopping():
+            raise Interrupted(code)
         self.seconds[title] = time.perf_counter() - started
         return result
 

@@ -17,7 +17,7 @@ from common.extras import present
 from common.run.cli import run as run_command
 from common.run.lock import RunLock
 from common.run.places import inside
-from common.run.shell import terminated
+from common.run.shell import stopping
 from interchange.distill.config import DistillConfig
 from interchange.rule.choice import exact, knee, shortest_within
 from interchange.rule.front import Front, read_front, write_front
@@ -67,7 +67,7 @@ def distill(config: DistillConfig) -> tuple[Front, Rule]:
         best = exact(front) or (knee(front) if config.select == "knee" else shortest_within(front))
         write_front(folder, front)
         best.save(folder / "best.json")
-    if config.select != "rollout" or terminated():
+    if config.select != "rollout" or stopping():
         return Front(front), best
     rollouts.select(config, trajectories, folder)
     return read_front(folder), Rule.load(folder / "best.json")

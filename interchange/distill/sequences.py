@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import L2OError
 from common.rng import derived_seed
-from common.run.shell import terminated
+from common.run.shell import stopping
 from interchange.distill.jobs import run_jobs, search_all
 from interchange.distill.refit import improve, polish
 from interchange.distill.rollouts import threads
@@ -233,7 +233,7 @@ def _read(rule: Rule, data: "Mapping[str, Sequences]") -> "dict[str, Sequences]"
 
 def _deadline(config: "DistillConfig", started: float, share: float) -> float:
     """``time.monotonic()`` to end at; with a budget of evaluations nothing depends on the clock."""
-    if terminated():
+    if stopping():
         return time.monotonic() + _LAST
     if config.evaluations:
         return math.inf

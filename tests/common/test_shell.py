@@ -1,5 +1,6 @@
 """What a command owes its shell: exit codes, one line, signals, streams of few letters."""
 
+import contextlib
 import errno
 import io
 import os
@@ -14,7 +15,8 @@ import pytest
 from common.errors import L2OError
 from common.run import cli
 from common.run.config import Common
-from common.run.shell import command
+from common.run.shell import command, stopping
+from interchange.commands.stages import Stages
 from tests.helpers.processes import launched, started
 
 TAKES_TIME = """
@@ -78,13 +80,38 @@ def test_a_full_output_is_one_line():
     assert process.returncode == 74 and err.startswith("prog: error: No space left") and err.count("\n") == 1
 
 
-def test_a_terminated_command_says_how_to_go_on():
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_terminated_command_says_how_to_go_on(number, code):
     process = started(TAKES_TIME)
     assert process.stdout.readline() == "at work\n"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == code
     assert err == "prog: interrupted; the same command goes on\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "usual"),
+    [(signal.SIGTERM, 143, signal.SIG_DFL), (signal.SIGINT, 130, signal.default_int_handler)],
+)
+def test_what_keeps_its_results_after_a_signal_knows_of_it_and_begins_no_further_stage(number, code, usual):
+    known = []
+
+    def keeps(_: object) -> str:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(number)
+        known.append(stopping())
+        return "what it had"
+
+    stages = Stages(True, None, {"keeps": keeps})
+    before = signal.signal(number, usual)
+    try:
+        assert command("prog", lambda: keeps(None) and None) == code
+        assert command("prog", lambda: [stages.run("keeps", Common()) for _ in range(2)] and None) == code
+        assert signal.getsignal(number) is usual
+    finally:
+        signal.signal(number, before)
+    assert known == [code, code] and stopping() == 0
 
 
 def test_a_callers_own_handler_stays():
