@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from common.errors import L2OError
 from common.run.cli import run as run_command
 from common.run.places import vacant
-from common.run.storage import atomic_write
+from common.run.storage import StorageError, atomic_write
 from interchange.emit import TARGETS
 from interchange.rule.rule import FILES, Rule
 
@@ -76,6 +76,8 @@ def _body(config: ExportConfig) -> int:
         name = f"NAME{TARGETS[config.to].suffix}"
         raise L2OError(f"--to {config.to}: expected a file to write, because it is no text; add -o {name}")
     else:
+        if sys.stdout is None:
+            raise StorageError("expected an output to write to, got a closed one; name a file by -o")
         sys.stdout.write(content)
     return 0
 

@@ -193,6 +193,15 @@ def test_export_says_what_it_wrote_and_keeps_what_is_there(tmp_path, capsys, ref
     assert capsys.readouterr().out == "" and "NumPy" in file.read_text()
 
 
+def test_an_export_to_a_closed_output_is_one_line(monkeypatch, capsys):
+    from interchange.export import main
+
+    monkeypatch.setattr(sys, "stdout", None)  # as after >&-
+    assert main(["adam", "--to", "latex"]) == 74
+    err = capsys.readouterr().err
+    assert "got a closed one; name a file by -o" in err and err.count("\n") == 1
+
+
 def test_gplearn_is_known_by_its_longer_name(refused):
     assert "sklearn:gplearn.genetic:SymbolicRegressor" in refused("interchange.distill f --engine gplearn")
 
