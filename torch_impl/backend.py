@@ -236,8 +236,9 @@ def stepper(
     optimizer = source.optimizer(zip(task.names, parameters, strict=True), lr, task.views)
 
     def advance(count: int) -> None:
-        for _ in range(count):
-            optimizer.step()
+        with fitting(task):  # as in a rollout
+            for _ in range(count):
+                optimizer.step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 

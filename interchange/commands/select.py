@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from interchange.backend import Backend, Task, Tasks
     from interchange.rule.rule import Rule
 
-_FINALISTS = 8
-_SAME = 1e-3  # of a loss: nobody takes a longer rule for less
+_FINALISTS, _SAME = 8, 1e-3  # rules; the share of a loss that nobody takes a longer rule for
 _SCORED = "scored"  # the folder of losses that are kept until all are there
 _ELSEWHERE = ("out", "quiet", "overwrite", "data_dir", "jobs", "front", "tasks", "more")
 

@@ -20,8 +20,9 @@ from interchange.commands.stages import Stages
 from tests.helpers.processes import launched, started
 
 TAKES_TIME = """
-import sys, time
+import signal, sys, time
 from common.run.shell import command
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
 def work():
     print("at work", flush=True)
     time.sleep(600)
