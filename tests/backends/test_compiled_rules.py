@@ -104,6 +104,16 @@ def test_derivatives_are_the_slopes_of_the_oracle(impl, text, n):
         assert got == pytest.approx((sides[0] - sides[1]) / (2 * h), rel=1e-6, abs=1e-7), name
 
 
+def test_at_ties_of_a_running_maximum_what_was_and_what_comes_have_half_of_the_derivative(impl):
+    program, constants = made(["cummax(g + c0 * t)"]), {"c0": 0.5}
+    x = np.zeros((2, 2, 70))
+    x[:, 0] = [[1.0], [0.5]]  # so that it is 1.5 at both steps, which move by 1 and by 2
+    state = [impl.tensor(a) for a in initial_state(program, (70,))]
+    c = np.stack([np.zeros(70), np.ones(70)])
+    found = compiled(impl, program).vjp(impl.tensor(x), impl.tensor(c), state, constants, 0)
+    assert found["c0"] == pytest.approx(70 * 1.5, rel=1e-12)
+
+
 def test_float32_derivatives_are_those_of_float64_rounded(impl):
     program, x = made(TEXTS[:1]), data(20, 300, "float64")
     c, found = np.random.default_rng(1).normal(size=(20, 300)), []
