@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from interchange.files import reader as walk
-from interchange.files.hdf5 import read_hdf5
-from interchange.files.reader import DamagedFileError
+from interchange.files.hdf5 import content_sha256, read_hdf5, write_hdf5
+from interchange.files.reader import DamagedFileError, Tree
 from tests.helpers.effort import few_calls
 from tests.helpers.processes import said
 
@@ -229,3 +229,16 @@ def test_text_of_any_length_is_read(tmp_path):
 def test_big_endian_numbers_are_read_as_native(tmp_path):
     array = read_hdf5(attack(tmp_path / "x.h5", dataset(data=np.arange(3, dtype=">f8")))).arrays["x"]
     assert array.dtype == np.dtype("<f8") and array.tolist() == [0, 1, 2]
+
+
+def test_big_endian_numbers_are_written_as_native(tmp_path):
+    write_hdf5(tmp_path / "x.h5", Tree({"x": np.arange(3, dtype=">f8")}), "l2o-test", "1.0.0")
+    array = read_hdf5(tmp_path / "x.h5").arrays["x"]
+    assert array.dtype == np.dtype("<f8") and array.tolist() == [0, 1, 2]
+
+
+def test_the_hash_leaves_out_itself_and_no_other_attribute():
+    def of(own: str, inner: str) -> str:
+        return content_sha256(Tree({}, {"": {"format": "l2o-x", "sha256": own}, "part": {"sha256": inner}}))
+
+    assert of("a", "x") == of("b", "x") != of("a", "y")

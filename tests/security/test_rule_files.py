@@ -68,6 +68,7 @@ def test_an_expression_is_text(value):
         ('"features": {}', '"features": {"f": "g.real"}'),
         ('"scale": 1.0', '"scale": true'),
         ('"scale": 1.0', '"scale": [1.0]'),
+        ('"complexity": 6', '"complexity": true'),
         ('"provenance": {}', '"provenance": ' + "[" * 100_000),
         ('"provenance": {}', '"provenance": "' + "x" * (1 << 20) + '"'),
         ("tanh(g / c1)", "__import__('os')"),

@@ -108,6 +108,7 @@ SPELLINGS = {
         "Piecewise(((sqrt(a) > 1) + a, a >= 0), (nan, True))": "greater(root(a), 1.0) + a + 0.0 * root(a)",
         "Piecewise((nan, a < -1), (2*asinh(a/(2*sqrt(1 + a))), True))": "log1p(a)",
         "Heaviside(a) + Heaviside(b, 0)": "0.5 * (1.0 + sign(a)) + greater(b, 0.0)",
+        "Heaviside(a, 1)": "greater(1.0, sign(0.0 - a))",
         "cbrt(a) + pow(a, 2)": "powreal(a, 0.3333333333333333) + square(a)",
     },
 }

@@ -15,6 +15,7 @@ TEXTS |= {
     "sums": "g - (x_hat - 2.5) * -0.125 + -square(g - x_hat)",
     "powers": "pow(g, 3.0) + powabs(x_hat, 1.5) - powreal(g, x_hat) / cube(g * x_hat)",
     "nested roots": "sqrt(sqrt(g) + log(g)) - cbrt(cbrt(x_hat))",
+    "roots of several sizes": "root(abs(g) + abs(x_hat)) - sqrt(abs(g) * x_hat)",
     "small numbers": "1e-8 * g / (x_hat + 3.5e-12) - 1e7",
     "names": "m_tilde * log_g + v_a2 - theta",
     "memory": "ema(g, 0.9) - lag(g, 1) + lag(g * x_hat, 3) - ema_hat(square(g), 0.999) + cummax(cumsum(g))",

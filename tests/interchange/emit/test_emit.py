@@ -209,3 +209,9 @@ def test_markup_is_well_formed(rule):
     assert latex.count(r"\left") == latex.count(r"\right")
     assert "\n" not in latex
     assert "<mo>&gt;</mo>" in Rule.from_text("greater(g, t)").mathml()  # which HTML would read as markup
+
+
+@pytest.mark.parametrize("value", [1.0 / 3.0, 0.1 + 0.2, 1.0 - 2.0**-53, 2.5, 1e-8])
+def test_a_number_of_sympys_shows_all_of_its_digits(value):
+    pytest.importorskip("sympy")
+    assert float(str(build(parse(repr(value))))) == value

@@ -164,6 +164,7 @@ def test_a_decay_that_falls_and_rises_with_t_is_checked_at_every_step():
         "ema(g, t)",
         "ema(g, 1 - t)",
         "ema(g, 1.5 / t)",
+        "ema(g, 1 / t)",  # 1 at the first step
         "ema_hat(g, 1 - 1 / t)",
         "ema(g, 1 - c / t)",
     ):
