@@ -129,6 +129,19 @@ def test_bfloat16_state_is_the_float32_state_rounded():
         np.testing.assert_allclose(_widen(got), want, rtol=2**-8)
 
 
+def test_ties_of_bfloat16_state_go_to_even():
+    case = Case("rp_s", "bfloat16", 90)
+    gates = [name for name in case.weights if name.startswith("lstm")]
+    assert gates
+    case.weights |= {name: np.full_like(case.weights[name], 50.0 * ("bias" in name)) for name in gates}
+    # All gates are open, so that c grows by 1, which is half of what bfloat16 tells apart here.
+    before = np.tile(np.array([256.0, 258.0, 260.0], np.float32), 30)
+    state = [_narrow(np.zeros_like(a) if k % 2 == 0 else before + 0.0 * a) for k, a in enumerate(case.state)]
+    case.step(state, state)
+    for cells in state[1::2]:
+        assert np.array_equal(_widen(cells), np.tile([256.0, 260.0, 260.0], (len(cells), 30)))
+
+
 def _narrow(a: np.ndarray) -> np.ndarray:
     """The upper 16 bits, rounded to nearest, ties to even."""
     bits = np.ascontiguousarray(a).view(np.uint32)

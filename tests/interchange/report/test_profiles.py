@@ -215,3 +215,12 @@ def test_baselines_that_mix_coordinates_are_left_out_of_a_group_of_its_own():
     assert scores[0] < 1.0 == scores[1]
     last = standings_text(groups).splitlines()[1]
     assert last.startswith(f"{RULE}: of 2 problems, coordinate-wise baselines only, at least as good")
+
+
+def test_an_optimizer_is_surely_ahead_only_where_its_whole_interval_is_below_1():
+    other = {"sgd": [1.0] * 3}
+    found = compared(runs({RULE: [0.4, 0.9, 1.2]} | other), runs({RULE: [0.8, 0.81, 0.82]} | other, "b"))
+    wide = of(found, RULE).ratio
+    assert wide.low < wide.value < 1.0 < wide.high
+    got = profiles.standing(found, RULE)
+    assert (got.ahead, got.surely) == (2, 1)
