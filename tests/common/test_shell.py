@@ -147,6 +147,20 @@ def test_the_first_line_of_a_command_at_work_comes_soon(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_beside_a_flag_that_takes_all_settings_neither_flags_nor_a_file_may_stand(tmp_path, capsys):
+    (tmp_path / "more.toml").write_text("seed = 3\n", encoding="utf-8")
+    beside = {
+        "": ["--quiet"],
+        "--seed": ["--seed", "3"],
+        "--config": ["--config", str(tmp_path / "more.toml")],
+    }
+    for refused, words in beside.items():
+        given = {"prog": "prog", "description": "", "alone": {"out": ("quiet",)}}
+        assert cli.run(Common, lambda _: 0, ["--out", "x", *words], **given) == (2 if refused else 0)
+        told = capsys.readouterr().err
+        assert told.endswith(f"leave out {refused}\n") if refused else not told
+
+
 def test_a_total_that_is_shown_never_changes(capsys):
     with cli.Progress("work", 12, about=True) as progress:
         progress.expect(3)
