@@ -215,6 +215,16 @@ def test_number_of_objects_and_strings(build, what, tmp_path, monkeypatch):
         read_hdf5(tmp_path / "attack.h5")
 
 
+def test_a_path_has_as_many_names_as_are_allowed_and_no_more(tmp_path):
+    for more in (0, 1):
+        attack(tmp_path / "x.h5", holding(**{"__".join("d" * (walk.DEPTH + more)): 1.0}))
+        if more:
+            with pytest.raises(DamagedFileError, match=f"nested deeper than {walk.DEPTH}"):
+                read_hdf5(tmp_path / "x.h5")
+        else:
+            assert len(read_hdf5(tmp_path / "x.h5").arrays) == 1
+
+
 def test_text_of_any_length_is_read(tmp_path):
     """What h5py writes by default is accepted, only slower."""
 
