@@ -36,6 +36,7 @@ from torch_impl.rollout import rollout_job
 from torch_impl.sources import Source
 from torch_impl.sources import load as load_source
 from torch_impl.tensors import CREATED_BY, DTYPES, device_of, to_numpy
+from torch_impl.threads import fitting
 
 __all__ = [
     "CREATED_BY",

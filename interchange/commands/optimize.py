@@ -106,42 +106,58 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
     result = Optimization(folder.path, finished if going_on else [])
     shown = Progress(spec.kind, length * config.runs, quiet=config.quiet, done=length * len(result.runs))
     with Interrupt() as interrupt, folder, shown as progress:
-        if going_on:
-            folder.truncate_metrics(lambda row: row["outcome"] != INTERRUPTED)
-        else:
-            folder.file(_LOSSES).unlink(missing_ok=True)
-            forget_unfinished(folder.path)
+        _clear(folder, going_on)
         tell = backend.metrics_writer(str(folder.file("tensorboard"))) if config.tensorboard else None
         while len(result.runs) < config.runs and not interrupt.requested:
             watch = Watch(len(result.runs), length, progress, tell, lambda: interrupt.requested)
-            begun = None if tasks is not None else unfinished(folder.path, watch.number, origin)
 
             def fit(begun: Begun | None, watch: Watch = watch) -> Trained:
                 task = _task(config, backend, watch.number, tasks)
                 return backend.fit(source, task, length, watch.step, training, watch.look, begun)
 
-            def keep(run: Trained, number: int = watch.number) -> None:
-                folder.write_config(dataclasses.asdict(config))
-                keep_unfinished(folder.path, number, run, origin)
-
-            run = watch.through(fit, begun, keep if goes_on else None)
-            keep_unfinished(folder.path, watch.number, run, origin)
-            result.runs.append(run)
+            result.runs.append(_kept(fit, watch, folder, config, origin) if goes_on else watch.through(fit))
             if result.runs[result.best].outcome != DIVERGED:
                 _write(folder, config, result, origin)
-    _refuse_divergence(result, folder, config)
-    whole = len(result.runs) == config.runs and result.runs[-1].outcome != INTERRUPTED
-    return dataclasses.replace(result, exit_code=0 if whole else interrupt.exit_code)
+    return _ended(result, folder, config, interrupt.exit_code)
 
 
-def _refuse_divergence(result: Optimization, folder: "RunFolder", config: OptimizeConfig) -> None:
-    """Where every run diverged there is nothing to keep."""
+def _clear(folder: "RunFolder", going_on: bool) -> None:
+    """Take away what an interrupted run left, which is told anew, or all that another training left."""
+    if going_on:
+        folder.truncate_metrics(lambda row: row["outcome"] != INTERRUPTED)
+    else:
+        folder.file(_LOSSES).unlink(missing_ok=True)
+        forget_unfinished(folder.path)
+
+
+def _kept(
+    fit: Callable[[Begun | None], Trained],
+    watch: Watch,
+    folder: "RunFolder",
+    config: OptimizeConfig,
+    origin: Mapping[str, str],
+) -> Trained:
+    """A run, from where it stood if it was begun, that is kept along the way and where a signal stops it."""
+
+    def keep(run: Trained) -> None:
+        folder.write_config(dataclasses.asdict(config))
+        keep_unfinished(folder.path, watch.number, run, origin)
+
+    run = watch.through(fit, unfinished(folder.path, watch.number, origin), keep)
+    keep_unfinished(folder.path, watch.number, run, origin)
+    return run
+
+
+def _ended(result: Optimization, folder: "RunFolder", config: OptimizeConfig, code: int) -> Optimization:
+    """With the exit code, of a signal's where it is not whole; where every run diverged nothing is kept."""
     if result.runs and result.runs[result.best].outcome == DIVERGED:
         folder.file("config.json").unlink(missing_ok=True)
         step, where = len(result.runs[0].losses) + 1, config.problem or "its task"
         raise L2OError(
             f"{named_spec(config.optimizer).text} diverged on {where} at step {step}; lower its lr"
         )
+    whole = len(result.runs) == config.runs and result.runs[-1].outcome != INTERRUPTED
+    return dataclasses.replace(result, exit_code=0 if whole else code)
 
 
 def _length(config: OptimizeConfig, first: "Task") -> tuple[int, Training]:

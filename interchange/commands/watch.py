@@ -39,8 +39,8 @@ class Watch:
     def through(
         self,
         fit: Callable[[Begun | None], Trained],
-        begun: Begun | None,
-        keep: Callable[[Trained], None] | None,
+        begun: Begun | None = None,
+        keep: Callable[[Trained], None] | None = None,
     ) -> Trained:
         """The run, in stretches that are kept: once it is killed nothing can be.
 
