@@ -12,7 +12,6 @@ import torch
 from common.extras import require
 from common.metrics import DIVERGED
 from common.run.runs import numbers
-from common.tables.baselines import BASELINES
 from common.tables.teachers import TeacherRow
 from common.training import PLAIN, Training
 from interchange.evaluation.curve import Curve
@@ -177,8 +176,8 @@ def fit(
     arrays = {f"theta/{name}": to_numpy(p) for name, p in zip(task.names, kept.tensors, strict=True)}
     arrays |= {f"buffers/{name}": to_numpy(b) for name, b in task.buffers.items()}
     rest = {"test_loss": test_loss, "seconds": seconds, "curve": curve.array()}
-    if outcome == INTERRUPTED and not (source.loaded is None and BASELINES[source.spec.target].package):
-        rest["standing"] = _standing(parameters, optimizer, kept, task)  # others hide some of their state
+    if outcome == INTERRUPTED and not source.packaged:
+        rest["standing"] = _standing(parameters, optimizer, kept, task)
     return Trained(np.concatenate([before, losses]), outcome, accuracy, arrays, **rest)
 
 

@@ -21,7 +21,7 @@ from common.run.cli import Progress
 from common.run.cli import run as run_command
 from common.run.config import Trains, option
 from common.run.shell import Interrupted
-from common.tables.baselines import BASELINES, Spec
+from common.tables.baselines import Spec
 from common.training import Training
 from interchange.commands.watch import Watch
 from interchange.files.unfinished import forget_unfinished, keep_unfinished, unfinished
@@ -101,7 +101,7 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
     origin = {"source_sha256": source.sha256, "created_by": backend.CREATED_BY}
     finished = _finished(out, config, origin)
     going_on = finished is not None and not config.overwrite
-    goes_on = tasks is None and not (source.loaded is None and BASELINES[spec.target].package)
+    goes_on = tasks is None and not source.packaged
     folder = RunFolder(out, create=not going_on, resume=going_on, overwrite=config.overwrite)
     result = Optimization(folder.path, finished if going_on else [])
     shown = Progress(spec.kind, length * config.runs, quiet=config.quiet, done=length * len(result.runs))
@@ -118,7 +118,7 @@ def optimize(config: OptimizeConfig, backend: "Backend", tasks: "Tasks | None" =
             result.runs.append(_kept(fit, watch, folder, config, origin) if goes_on else watch.through(fit))
             if result.runs[result.best].outcome != DIVERGED:
                 _write(folder, config, result, origin)
-    return _ended(result, folder, config, interrupt.exit_code)
+    return _ended(result, config, interrupt.exit_code)
 
 
 def _clear(folder: "RunFolder", going_on: bool) -> None:
@@ -140,18 +140,26 @@ def _kept(
     """A run, from where it stood if it was begun, that is kept along the way and where a signal stops it."""
 
     def keep(run: Trained) -> None:
-        folder.write_config(dataclasses.asdict(config))
+        _make(folder, config)
         keep_unfinished(folder.path, watch.number, run, origin)
 
     run = watch.through(fit, unfinished(folder.path, watch.number, origin), keep)
     keep_unfinished(folder.path, watch.number, run, origin)
+    if run.outcome == DIVERGED and not folder.file(_LOSSES).exists():  # it is the first, and leaves nothing
+        for name in ("config.json", "env.json"):
+            folder.file(name).unlink(missing_ok=True)
     return run
 
 
-def _ended(result: Optimization, folder: "RunFolder", config: OptimizeConfig, code: int) -> Optimization:
+def _make(folder: "RunFolder", config: OptimizeConfig) -> None:
+    """The configuration, which makes the folder a run's."""
+    if not folder.file("config.json").exists():
+        folder.write_config(dataclasses.asdict(config))
+
+
+def _ended(result: Optimization, config: OptimizeConfig, code: int) -> Optimization:
     """With the exit code, of a signal's where it is not whole; where every run diverged nothing is kept."""
     if result.runs and result.runs[result.best].outcome == DIVERGED:
-        folder.file("config.json").unlink(missing_ok=True)
         step, where = len(result.runs[0].losses) + 1, config.problem or "its task"
         raise L2OError(
             f"{named_spec(config.optimizer).text} diverged on {where} at step {step}; lower its lr"
@@ -231,8 +239,7 @@ def _write(
     from common.run.storage import atomic_write
     from interchange.files.checkpoint import save_checkpoint
 
-    if not folder.file("config.json").exists():
-        folder.write_config(dataclasses.asdict(config))
+    _make(folder, config)
     if result.best == len(result.runs) - 1:
         run = result.runs[-1]
         meta = {

@@ -29,6 +29,11 @@ class Source:
         return self.loaded.sha256 if self.loaded is not None else ""
 
     @property
+    def packaged(self) -> bool:
+        """Whether it is another package's optimizer, which hides some of its state."""
+        return self.loaded is None and bool(BASELINES[self.spec.target].package)
+
+    @property
     def sees_tensors(self) -> bool:
         """Whether coordinates of a tensor are not independent, so that it has to be told how one is seen."""
         if self.loaded is not None:

@@ -104,11 +104,14 @@ def test_what_keeps_its_results_after_a_signal_knows_of_it_and_begins_no_further
         known.append(stopping())
         return "what it had"
 
-    stages = Stages(True, None, {"keeps": keeps})
+    stages = Stages(True, None, {"keeps": keeps, "later": lambda _: known.append("later")})
     before = signal.signal(number, usual)
     try:
         assert command("prog", lambda: keeps(None) and None) == code
-        assert command("prog", lambda: [stages.run("keeps", Common()) for _ in range(2)] and None) == code
+        assert (
+            command("prog", lambda: [stages.run(name, Common()) for name in ("keeps", "later")] and None)
+            == code
+        )
         assert signal.getsignal(number) is usual
     finally:
         signal.signal(number, before)

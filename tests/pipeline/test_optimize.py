@@ -12,6 +12,7 @@ import pytest
 
 from common.rng import derived_seed
 from common.tables.problems import PROBLEMS, Instance, parameter_specs
+from interchange.commands import watch
 from interchange.commands.optimize import Optimization, OptimizeConfig
 from interchange.files.checkpoint import has_checkpoint, load_checkpoint
 from tests.helpers.commands import call, csv_rows, descended, metrics, rule_spec
@@ -137,7 +138,9 @@ def test_a_run_that_diverges_among_others_is_an_outcome(tmp_path, monkeypatch):
     assert [len(column) for column in losses(result.folder).values()] == [30, 0, 30] and result.best in (0, 2)
 
 
-def test_divergence_is_one_line_and_nothing_is_written_or_in_the_way(tmp_path, refused):
+@pytest.mark.parametrize("stretch", [120.0, 0.0], ids=["at once", "after it was kept"])
+def test_divergence_is_one_line_and_nothing_is_written_or_in_the_way(stretch, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(watch, "_STRETCH", stretch)
     folder = tmp_path / "o"
     place = f"--problem quadratic --steps 80 --out {folder} --quiet"
     message = refused(f"torch_impl.optimize sgd:lr=1e6 {place}")
