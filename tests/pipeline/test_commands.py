@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ from interchange.meta.config import TuneConfig
 from interchange.rule.front import read_front, write_front
 from interchange.rule.rule import Rule
 from tests.helpers.commands import call, csv_rows, descended, rule_spec, saved_rule
-from tests.helpers.processes import started
 
 pytest.importorskip("torch")
 
@@ -429,52 +429,42 @@ def test_existing_output_is_replaced_only_on_demand(command, words, file, evalua
     assert path.read_bytes() == before
 
 
-SHELL = """
-import json, runpy, sys
-for words in json.loads(sys.argv[1]):
-    sys.argv = words
-    try:
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        print("exit", end.code or 0, flush=True)
-"""
-
-
-def test_the_commands_run_as_modules_and_say_what_they_wrote(front, rule, tmp_path):
-    """In one process, because starting torch takes longest."""
-    trajectories, tuned, folder = (tmp_path / name for name in ("t.h5", "tuned.json", "evaluation"))
-    commands = [
-        f"record sgd:lr=1 --steps 5 --runs 3 --out {trajectories}",
-        f"select {front} --steps 40 --tasks 1",
-        f"tune {rule} --epochs 1 --epoch-length 5 --validate-every 1 --validation-tasks 1 --out {tuned}",
-        f"evaluate --optimizers sgd rule:{rule} --steps 5 --seeds 2 --trials 0 --out {folder}",
-    ]
-    words = [f"torch_impl.{line} --problem quadratic".split() for line in commands]
-    process = started(SHELL, json.dumps(words))
-    out, err = process.communicate()
-    assert process.returncode == 0 and "Traceback" not in err and "WARNING" not in err, err
-    lines = iter(out.splitlines())
-    assert next(lines) == f"trajectories: {trajectories}" and next(lines) == "exit 0"
-    chosen = list(iter(lines.__next__, "exit 0"))
-    assert "behind the lowest" in chosen[0] and any(line.startswith("  u = ") for line in chosen)
-    assert chosen[-2] == f"rule: {front}/best.json" and chosen[-1].startswith(
-        "next: python -m torch_impl.tune "
+def test_the_commands_say_what_they_wrote_and_what_comes_next(front, rule, tmp_path, capsys):
+    trajectories, tuned, folder, rules = (
+        tmp_path / name for name in ("t.h5", "tuned.json", "evaluation", "rules")
     )
-    assert next(lines).startswith("validation loss ")
-    *_, file, following = iter(lines.__next__, "exit 0")
-    assert file == f"rule: {tuned}" and following.startswith("next: python -m torch_impl.evaluate ")
-    table = [line for line in lines if line]
-    own = f"rule:{rule}"
-    assert [line.split()[0] for line in table[2:]] == [
-        "sgd",
-        own,
-        f"{own}:",
-        "evaluation:",
-        "report:",
-        "exit",
+
+    def printed(line: str) -> list[str]:
+        assert call(line) == 0
+        out, err = capsys.readouterr()
+        assert "WARNING" not in err
+        return [one for one in out.splitlines() if one]
+
+    on = "--problem quadratic"
+    assert printed(f"torch_impl.record sgd:lr=1 --steps 5 --runs 5 {on} --out {trajectories}") == [
+        f"trajectories: {trajectories}"
     ]
-    files = [f"evaluation: {folder / 'evaluation.h5'}", f"report: {folder / 'report.html'}"]
-    assert table[-3:] == [*files, "exit 0"]
+    found = printed(f"interchange.distill {trajectories} --engine linear --out {rules}")
+    assert re.match(r"\*? +\d+ nodes  R2 valid [01]\.\d{4}  test [01]\.\d{4}$", found[0])
+    assert found[-2] == f"rule: {rules}/best.json"  # known to be exact: there is nothing to choose
+    assert found[-1] == f"next: python -m interchange.rule explain {rules}/best.json"
+    chosen = printed(f"torch_impl.select {front} --steps 40 --tasks 1 {on}")
+    assert "behind the lowest" in chosen[0] and any(line.startswith("  u = ") for line in chosen)
+    assert chosen[-2] == f"rule: {front}/best.json"
+    assert chosen[-1].startswith("next: python -m torch_impl.tune ")
+    short = f"--epochs 1 --epoch-length 5 --validate-every 1 --validation-tasks 1 {on}"
+    first, before, *_, file, following = printed(f"torch_impl.tune {rule} {short} --out {tuned}")
+    assert first.startswith("validation loss ") and before.startswith("before: u = ")
+    assert file == f"rule: {tuned}" and following.startswith("next: python -m torch_impl.evaluate ")
+    first, *told = printed(f"torch_impl.tune rnnprop --per-tensor {short} --out {tmp_path / 'tuned.h5'}")
+    assert first.startswith("validation loss ") and told[-3].split()[0] == "x"
+    assert told[-2] == f"teacher: {tmp_path / 'tuned.h5'}"
+    assert told[-1].startswith("next: python -m torch_impl.evaluate --optimizers adam teacher:")
+    few = f"--steps 5 --seeds 2 --trials 0 {on} --out {folder}"
+    table = printed(f"torch_impl.evaluate --optimizers sgd rule:{rule} {few}")
+    own = f"rule:{rule}"
+    assert [line.split()[0] for line in table[2:]] == ["sgd", own, f"{own}:", "evaluation:", "report:"]
+    assert table[-2:] == [f"evaluation: {folder / 'evaluation.h5'}", f"report: {folder / 'report.html'}"]
     assert load_trajectories(trajectories).seed == 0
     assert Rule.load(front / "best.json").name == "good"
     assert Rule.load(tuned).provenance["tuned"]["epochs"] == 1

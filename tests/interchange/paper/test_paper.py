@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 
 from common.errors import L2OError
+from common.run.storage import atomic_write
 from interchange.analysis import run as analysis
 from interchange.analysis.measures import attribution
 from interchange.commands.stages import Stages
 from interchange.files.results import EvaluationRow, save_evaluation
 from interchange.files.trajectories import save_trajectories
 from interchange.files.weights import Teacher, save_weights
+from interchange.meta.config import TrainConfig
 from interchange.paper import cells as running
 from interchange.paper import config as settings
+from interchange.paper import cost as costs
 from interchange.paper import measured, plan, published
 from interchange.paper import paper as command
 from interchange.paper.cells import Cells
@@ -197,6 +200,30 @@ def test_costs_are_those_of_the_configuration():
     assert "24,000 to 150,000 steps" in table({"dm+cl+il/train": cells["dm+cl+il/train"]}, rates)
 
 
+def test_a_plan_is_every_command_with_the_time_of_all_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
+    probed: list[str] = []
+
+    def probe(config: TrainConfig, *_: str) -> types.SimpleNamespace:
+        """A tenth of a second a step, a minute an optimizee."""
+        probed.append(config.recipe or config.teacher)
+        return types.SimpleNamespace(step=0.1, validation=60.0)
+
+    monkeypatch.setattr(costs, "estimate", probe)
+    folder = tmp_path / "a paper"
+    assert call("torch_impl.paper --scale small --problem digits-mlp --only long --plan --out", folder) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert probed == [published.MODELS["dm"].teacher]  # both are of one kind
+    names = ("dm/train", "dm+cl+il/train", "long/evaluate")
+    assert [line.split()[0] for line in told[:3]] == list(names)
+    assert "24,000 to 150,000 steps of meta-training" in told[1] and "at the most" in told[3]
+    assert [line.split()[2] for line in told[4:]] == [
+        f"torch_impl.{c}" for c in ("train", "train", "evaluate")
+    ]
+    assert all(f"--out '{folder}/" in line for line in told[4:]) and not folder.exists()
+
+
 def test_a_folder_of_other_settings_is_refused(tmp_path):
     command._settle(PaperConfig(scale="smoke"), "torch", tmp_path)
     command._settle(PaperConfig(scale="smoke", only=("sanity",), jobs=1), "torch", tmp_path)
@@ -206,13 +233,43 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
         command._settle(PaperConfig(), "tf", tmp_path)
 
 
+_FOUND = {"true": 1, "runs": [{}, {}], "nodes": 3.0, "seconds": 2.0, "paper_seconds": 71.0}
+SANITY = {
+    "rows": [
+        {"rule": "known <law>", "r2": 1.0, "paper_r2": 1.0} | _FOUND,
+        {"rule": "lost", "r2": 0.5, "paper_r2": 0.9} | _FOUND | {"paper_seconds": None},
+    ],
+    "teachers": [
+        {"teacher": "momentum", "r2_50": 0.9, "paper_r2": [0.83]},
+        {"teacher": "ours alone", "r2_50": None, "paper_r2": None},
+    ],
+}
+
+
+def _evaluated(losses: dict[str, float], config: PaperConfig, *place: str) -> None:
+    """An evaluation of two seeds; the accuracy is 1 less the loss."""
+    rows = [
+        EvaluationRow(
+            name,
+            "digits-mlp",
+            seed,
+            np.full(60, loss),
+            accuracy=1.0 - loss,
+            settings={"lr": 1.0, "schedule": "cosine"},
+        )
+        for name, loss in losses.items()
+        for seed in range(2)
+    ]
+    save_evaluation(Path(plan.place(config, *place), "evaluation.h5"), rows, {})
+
+
 @pytest.fixture
 def finished(tmp_path, monkeypatch) -> PaperConfig:
     """A folder as the cells of ``rp_s`` leave it, with a recorded rule in the place of a trained teacher."""
     monkeypatch.setattr(attribution, "hand_made", lambda: {"sgd": Rule.named("sgd")})
     items = ("table", "figure3", "figure4", "figure5", "figure6")
     monkeypatch.setattr(plan, "NEEDED", dict.fromkeys(items, ("rp_s",)))
-    config = PaperConfig(out=str(tmp_path / "paper"), only=items, quiet=True)
+    config = PaperConfig(out=str(tmp_path / "paper"), quiet=True)
     teacher = Teacher.named("rp_s")
     save_weights(plan.place(config, "rp_s", "teacher.h5"), teacher.row, teacher.weights, "made up")
     save_trajectories(plan.place(config, "rp_s", "trajectories.h5"), recorded(Rule.named("momentum"), 0))
@@ -222,14 +279,15 @@ def finished(tmp_path, monkeypatch) -> PaperConfig:
     for folder in ("rules-0", "rule"):
         write_front(plan.place(config, "rp_s", folder), rules)
         rules[1].save(plan.place(config, "rp_s", folder, plan.BEST))
-    losses = {f"teacher:{plan.place(config, 'rp_s')}": 0.2}
-    losses[f"rule:{plan.place(config, 'rp_s', 'rule', plan.BEST)}"] = 0.1
-    rows = [
-        EvaluationRow(name, "digits-mlp", seed, np.full(60, loss), settings={"lr": 1.0})
-        for name, loss in losses.items()
-        for seed in range(2)
-    ]
-    save_evaluation(Path(plan.place(config, "rp_s", "evaluation"), "evaluation.h5"), rows, {})
+    best = f"rule:{plan.place(config, 'rp_s', 'rule', plan.BEST)}"
+    _evaluated({f"teacher:{plan.place(config, 'rp_s')}": 0.2, best: 0.1}, config, "rp_s", "evaluation")
+    tuned = f"rule:{plan.place(config, 'figure2', 'tuned.json')}"
+    _evaluated({tuned: 0.3} | dict.fromkeys(plan.RIVALS, 0.4), config, "figure2", "evaluation")
+    long = {
+        f"teacher:{plan.place(config, name)}": loss for name, loss in zip(plan.LONG, (0.2, 0.1), strict=True)
+    }
+    _evaluated(long, config, "long")
+    atomic_write(Path(plan.place(config, "sanity", "sanity.json")), json.dumps(SANITY))
     analysis.written(plan.analysis_config(config, "rp_s"))
     return config
 
@@ -243,8 +301,14 @@ def test_what_cells_leave_becomes_a_page_with_the_published_numbers(finished):
     assert found["models"]["rp_s"]["loss"]["ratio"][0] == pytest.approx(0.5)
     assert found["models"]["rp_s"]["complexity"]["mean"] == 4.0
     outcomes = {verdict["claim"][:20]: verdict["outcome"] for verdict in found["verdicts"]}
-    assert outcomes["Equations do as well"] == HOLDS and outcomes["Known equations are "] == UNKNOWN
+    assert outcomes["Equations do as well"] == outcomes["So are momentum and "] == HOLDS
+    assert outcomes["On a larger net the "] == outcomes["In long runs the LST"] == HOLDS
+    assert outcomes["Known equations are "] == PART and outcomes["The loss falls from "] == UNKNOWN
+    assert found["large"]["optimizers"]["equation"]["accuracy"][0] == pytest.approx(70.0)
     for text in (
+        "known &lt;law&gt;",
+        "70.00",
+        "1 of 2",
         "paper 80.3",
         "paper 0.09 ± 0.05",
         "paper 5.5, 2.2",
@@ -253,7 +317,7 @@ def test_what_cells_leave_becomes_a_page_with_the_published_numbers(finished):
         "made up",
     ):
         assert text in page, text
-    assert page.count("<svg") == 4 and "<script" not in page and "src=" not in page
+    assert page.count("<svg") == 6 and "<script" not in page and "src=" not in page
 
 
 @pytest.fixture(scope="module")
