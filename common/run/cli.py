@@ -98,12 +98,13 @@ def run(
     required: Sequence[str] = (),
     alone: Mapping[str, Sequence[str]] | None = None,
     again: str = "",
+    leads: Callable[[], bool] = lambda: True,
 ) -> int:
     """Parse ``argv``, resolve the configuration, run ``body`` with it; the exit code.
 
     ``required`` names fields that must not stay empty; ``alone`` maps a flag to the only others that may
-    stand beside it; ``again`` says how to go on after a signal. Whatever goes wrong is one line on stderr
-    (``common.run.shell``).
+    stand beside it; ``again`` says how to go on after a signal; of processes that work together the one that
+    ``leads`` says that they are at work. Whatever goes wrong is one line on stderr (``common.run.shell``).
     """
 
     prog = called(prog)
@@ -113,11 +114,7 @@ def run(
         flags = vars(parser.parse_intermixed_args(argv))
         flags.pop("debug", None)
         flags = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
-        for name, friends in (alone or {}).items():
-            others = set(flags) - {name, *friends, *([] if flags["config"] else ["config"])}
-            if flags.get(name) and others:
-                shown = ", ".join("--" + other.replace("_", "-") for other in sorted(others))
-                raise L2OError(f"--{name} takes every setting from the run itself; leave out {shown}")
+        _check_alone(flags, alone or {})
         config = resolve(cls, {k: v for k, v in flags.items() if k != "config"}, flags["config"])
         for name in required:
             if not getattr(config, name):
@@ -132,10 +129,18 @@ def run(
         # Frameworks read it when they are imported, in body. Waiting OpenMP threads spin by default, and on
         # a machine shared with other work that made meta-training fifty times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        with _heartbeat(prog, getattr(config, "quiet", False)):
+        with _heartbeat(prog, getattr(config, "quiet", False) or not leads()):
             return body(config) or 0
 
     return command(prog, parsed, debug=DEBUG in (sys.argv if argv is None else argv), again=again)
+
+
+def _check_alone(flags: Mapping[str, Any], alone: Mapping[str, Sequence[str]]) -> None:
+    for name, friends in alone.items():
+        others = set(flags) - {name, *friends, *([] if flags["config"] else ["config"])}
+        if flags.get(name) and others:
+            shown = ", ".join("--" + other.replace("_", "-") for other in sorted(others))
+            raise L2OError(f"--{name} takes every setting from the run itself; leave out {shown}")
 
 
 class _Pulse:

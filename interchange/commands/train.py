@@ -246,4 +246,5 @@ def main(command: Callable[[TrainConfig], Any], name: str, argv: Sequence[str] |
         prog=f"python -m {name}_impl.train",
         description="Meta-train an LSTM optimizer (teacher) and write it to a run folder.",
         alone={"resume": ("quiet", "device", "data_dir", "jobs", "epochs", "tensorboard")},
+        leads=lambda: place(name).rank == 0,
     )

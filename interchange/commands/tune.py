@@ -287,4 +287,5 @@ def main(command: Callable[[TuneConfig], Any], name: str, argv: Sequence[str] | 
         positional=("rule",),
         required=("rule",),
         again="the same command goes on",
+        leads=lambda: place(name).rank == 0,
     )

@@ -3,6 +3,7 @@
 A file that this process wrote or has had read so before, and what the package ships, needs none.
 """
 
+import collections
 import json
 import math
 import os
@@ -17,17 +18,18 @@ from interchange.files.reader import BOMB_RATIO, DamagedFileError, VersionError
 
 SECONDS, RATE = 3.0, 10e6  # of processor time, and bytes of a file for each more
 MEMORY = 512 << 20  # bytes beside what a file may unpack to
+MOST = 1000  # files that are known at a time, the last ones: who writes for weeks must not fill the memory
 _WAIT = 20  # how many times the processor time the clock may show
 _SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 _CODE = "import sys; from interchange.files.hdf5 import answer; answer(*sys.argv[1:])"
 _ERRORS = {error.__name__: error for error in (ReadError, DamagedFileError, VersionError)}
 
-_known: set[tuple[int, ...]] = set()
+_known: collections.deque[tuple[int, ...]] = collections.deque(maxlen=MOST)
 
 
 def remember(path: str | os.PathLike[str]) -> None:
     """A file that is as this process wrote it; a changed one is another."""
-    _known.add(_identity(os.stat(path)))
+    _known.append(_identity(os.stat(path)))
 
 
 def check(path: str | os.PathLike[str], format: str | None, version: str, budget: int) -> None:
@@ -70,7 +72,7 @@ def check(path: str | os.PathLike[str], format: str | None, version: str, budget
         ) from None
     if kind:
         raise _ERRORS.get(kind, L2OError)(text)
-    _known.add(_identity(status))
+    _known.append(_identity(status))
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -147,6 +147,7 @@ def test_the_first_line_of_a_command_at_work_comes_soon(capsys, monkeypatch):
     assert cli.run(Common, lambda _: said.wait(60.0) and None, [], **waiting) == 0
     assert re.fullmatch(r"prog: at work, \d+ s\n", capsys.readouterr().err)
     assert cli.run(Common, lambda _: time.sleep(0.7), ["--quiet"], **waiting) == 0
+    assert cli.run(Common, lambda _: time.sleep(0.7), [], leads=lambda: False, **waiting) == 0
     assert capsys.readouterr().err == ""
 
 

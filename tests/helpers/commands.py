@@ -40,7 +40,7 @@ def configuration(command: str, words: list[str], monkeypatch: pytest.MonkeyPatc
     main, made = main_of(command), []
 
     def stand_in(cls: type, body: Any, argv: list[str], **keywords: Any) -> int:
-        shape = {k: v for k, v in keywords.items() if k not in ("required", "alone", "again")}
+        shape = {k: v for k, v in keywords.items() if k not in ("required", "alone", "again", "leads")}
         given = vars(cli.parser_for(cls, **shape).parse_intermixed_args(argv))
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k != "config"}
         made.append(cli.resolve(cls, given))

@@ -1,5 +1,6 @@
 """Files of strangers are read by a child process with limits before this one opens them."""
 
+import os
 import subprocess
 import sys
 
@@ -49,6 +50,17 @@ def test_own_files_shipped_ones_and_those_seen_before_need_no_child(strange, chi
     strange.write_bytes(strange.read_bytes())
     read_hdf5(strange)
     assert len(children) == 2
+
+
+def test_what_is_known_of_files_does_not_grow_for_ever(strange, children):
+    own = strange.with_name("own.h5")
+    for number in range(child.MOST):
+        os.utime(strange, ns=(number, number))
+        child.remember(strange)
+    read_hdf5(strange)
+    assert children == []
+    read_hdf5(own)
+    assert len(children) == 1  # so many others came since
 
 
 @pytest.mark.parametrize("what", ["hash", "version", "format", "cut"])
