@@ -1,5 +1,6 @@
 """Meta-training in several processes, as ``TF_CONFIG`` lists them: ``MultiWorkerMirroredStrategy``."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,14 +35,8 @@ class Workers(shared.Workers):
 
     def __init__(self, place: Place, device: str) -> None:
         super().__init__(place)
-        kind = tf.distribute.experimental.CommunicationImplementation
-        chosen = kind.AUTO if device.startswith("cuda") else kind.RING
-        options = tf.distribute.experimental.CommunicationOptions(
-            timeout_seconds=shared.patience(), implementation=chosen
-        )
         try:
-            _show_one(device)
-            strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+            self._floats, self._integers = _meet(device, shared.patience())
         except RuntimeError as error:  # TensorFlow has run something already
             raise L2OError(
                 f"workers must meet before TensorFlow computes anything ({error}); build models and tasks "
@@ -49,8 +44,6 @@ class Workers(shared.Workers):
             ) from None
         except (tf.errors.OpError, ValueError) as error:
             raise shared.lost(error) from None
-        self._strategy = strategy
-        self._floats, self._integers = (_reducer(strategy, options, t) for t in (tf.float64, tf.int32))
 
     def sum(
         self, tensors: Mapping[str, tf.Tensor], numbers: np.ndarray
@@ -84,6 +77,20 @@ class Workers(shared.Workers):
 
     def close(self) -> None:
         pass
+
+
+@functools.lru_cache(maxsize=1)
+def _meet(device: str, seconds: float) -> tuple[Callable[..., tf.Tensor], ...]:
+    """Wait for the other workers; sums of float64 and of int32 vectors over all.
+
+    Once for all trainings of a process: when the same workers meet again, their first sum may never end.
+    """
+    kind = tf.distribute.experimental.CommunicationImplementation
+    chosen = kind.AUTO if device.startswith("cuda") else kind.RING
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=seconds, implementation=chosen)
+    _show_one(device)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    return tuple(_reducer(strategy, options, dtype) for dtype in (tf.float64, tf.int32))
 
 
 def _reducer(strategy: tf.distribute.Strategy, options: Any, dtype: tf.DType) -> Callable[..., tf.Tensor]:
