@@ -292,11 +292,15 @@ def finished(tmp_path, monkeypatch) -> PaperConfig:
     return config
 
 
-def test_what_cells_leave_becomes_a_page_with_the_published_numbers(finished):
+def test_what_cells_leave_becomes_a_page_with_the_published_numbers(finished, capsys):
     record = {"a": {"command": "python -m torch_impl.train --out b", "seconds": 1.5}}
     run = types.SimpleNamespace(records=record)
     backend = types.SimpleNamespace(CREATED_BY="made up")
-    page = command._write(finished, backend, run, plan.home(finished)).read_text("utf-8")
+    spoken = dataclasses.replace(finished, quiet=False)
+    file = command._write(spoken, backend, run, plan.home(finished))
+    page, said = file.read_text("utf-8"), capsys.readouterr().out.splitlines()
+    assert said[-1] == f"paper: {file}" and any(line.startswith(" " * 9 + "holds: ") for line in said)
+    assert not any(UNKNOWN in line for line in said)
     found = json.loads((plan.home(finished) / "paper.json").read_text("utf-8"))
     assert found["models"]["rp_s"]["loss"]["ratio"][0] == pytest.approx(0.5)
     assert found["models"]["rp_s"]["complexity"]["mean"] == 4.0
@@ -318,6 +322,10 @@ def test_what_cells_leave_becomes_a_page_with_the_published_numbers(finished):
     ):
         assert text in page, text
     assert page.count("<svg") == 6 and "<script" not in page and "src=" not in page
+    for item, key in (("long", "long"), ("figure2", "large"), ("sanity", "sanity")):
+        less = measured.measure(dataclasses.replace(finished, only=(item,)))
+        assert less == {"models": {}, "sanity": None, "large": None, "long": None} | {key: less[key]}
+        assert less[key]
 
 
 @pytest.fixture(scope="module")
