@@ -119,10 +119,10 @@ def test_what_the_first_knows_comes_to_all_as_it_was():
 @pytest.mark.parametrize("loaded", [Rule.named("adam"), Teacher.named("rp_s")], ids=["rule", "teacher"])
 def test_what_is_tuned_comes_to_all_with_its_step_sizes(loaded):
     loaded = dataclasses.replace(loaded, step_sizes={"w": 0.5})
-    for told, arrays in each(
+    for about, arrays in each(
         2, lambda workers: workers.broadcast(*packed(loaded) if workers.leads else (0,))
     ):
-        found = unpacked(meta, arrays)
+        found = unpacked(about, arrays)
         assert type(found) is type(loaded) and found.step_sizes == {"w": 0.5}
         assert found.sha256 == loaded.sha256
         if isinstance(loaded, Rule):
