@@ -2,8 +2,10 @@
 
 import gc
 import importlib
+import logging
+import math
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +17,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
+
+from common.run import cli
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("L2O_DATA") or ROOT.parent / "shared" / "data")
@@ -50,6 +54,20 @@ def pytest_sessionstart() -> None:
         return
     torch.set_num_threads(1)
     torch.set_printoptions(precision=17)
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """The commands hand warnings to logging for the rest of their process, which here is the tests'."""
+    yield
+    logging.captureWarnings(False)
+
+
+@pytest.fixture(autouse=True)
+def no_heartbeat(monkeypatch) -> None:
+    """Here a slow machine would make two lines of one."""
+    monkeypatch.setattr(cli, "SILENCE", math.inf)
+    monkeypatch.setattr(cli, "BEGINNING", math.inf)
 
 
 @pytest.fixture

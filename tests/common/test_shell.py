@@ -14,6 +14,7 @@ import pytest
 
 from common.errors import L2OError
 from common.run import cli
+from common.run.cli import BEGINNING, SILENCE
 from common.run.config import Common
 from common.run.shell import command, stopping
 from interchange.commands.stages import Stages
@@ -138,7 +139,7 @@ def test_an_output_of_few_letters_gets_plain_signs(monkeypatch):
 
 
 def test_the_first_line_of_a_command_at_work_comes_soon(capsys, monkeypatch):
-    assert cli.BEGINNING < 3.0 < cli.SILENCE < 10.0
+    assert BEGINNING < 3.0 < SILENCE < 10.0
     monkeypatch.setattr(cli, "BEGINNING", 0.1)
     monkeypatch.setattr(cli, "SILENCE", 3600.0)
     said, say = threading.Event(), cli.say

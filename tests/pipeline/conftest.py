@@ -1,28 +1,11 @@
 """What the tests of the commands share."""
 
-import logging
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from common.run import cli
 from tests.helpers.commands import call
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """The commands hand warnings to logging for the rest of their process, which here is the tests'."""
-    yield
-    logging.captureWarnings(False)
-
-
-@pytest.fixture(autouse=True)
-def no_heartbeat(monkeypatch) -> None:
-    """Here a slow machine would make two lines of one."""
-    monkeypatch.setattr(cli, "SILENCE", math.inf)
-    monkeypatch.setattr(cli, "BEGINNING", math.inf)
 
 
 @pytest.fixture
