@@ -182,7 +182,7 @@ COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
     for package in ("torch_impl", "interchange")
     for path in [*(ROOT / package).glob("*.py"), *(ROOT / package).glob("*/__main__.py")]
-    if re.search(r"^if __name__ == .__main__.:", path.read_text(), re.MULTILINE)
+    if re.search(r"^(if __name__ == .__main__.:|def main\(|.*\bmain = )", path.read_text(), re.MULTILINE)
 )
 HELP = """
 import contextlib, io, json, runpy, sys
