@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ class Command:
         left: what it leaves in ``out``, to compare with what an undisturbed one left.
         again: flags in place of all others where it is gone on with, once ``begun`` is there.
         exact: what is left is the same in every bit.
+        rarely: it takes so long that it gets a fifth of the cases of the others.
     """
 
     line: str
@@ -37,6 +39,11 @@ class Command:
     again: str = ""
     begun: str = ""
     exact: bool = True
+    rarely: bool = False
+
+    def cases(self, count: int) -> int:
+        """How many of so many it gets."""
+        return max(1, count // 5) if self.rarely else count
 
     def words(self, backend: str, at: Path, out: Path, goes_on: bool = False) -> list[str]:
         """Words of its command line."""
@@ -69,6 +76,11 @@ def _evaluate(out: Path) -> object:
 
 def _distill(out: Path) -> object:
     return len(read_front(out / "rules")) > 0, Rule.load(out / "rules/best.json").complexity > 0
+
+
+def _paper(out: Path) -> object:
+    rows = json.loads((out / "p/paper.json").read_text())["sanity"]["rows"]
+    return [(row["rule"], [run["expression"] for run in row["runs"]]) for row in rows]
 
 
 COMMANDS = {
@@ -107,6 +119,11 @@ COMMANDS = {
         again=f"{_DISTILL} --overwrite",
         begun="rules/front.csv",
         exact=False,
+    ),
+    "paper": Command(
+        "{b}_impl.paper --only sanity --quiet --out {out}/p",
+        _paper,
+        rarely=True,
     ),
 }
 # Those that are soon done: for outputs and places only.

@@ -13,7 +13,7 @@ from tests.faults.starter import Starter
 from tests.faults.table import COMMANDS, prepared
 
 pytestmark = pytest.mark.slow
-KILLS = {"train": 60, "record": 25, "tune": 25, "evaluate": 25, "optimize": 25, "select": 10, "distill": 25}
+KILLS = dict.fromkeys(COMMANDS, 25) | {"train": 60, "select": 10}
 SIGNALS = 6  # of each command
 
 
@@ -62,7 +62,7 @@ def test_a_kill_loses_nothing_but_what_came_since_the_last_checkpoint(
     wanted, seconds = undisturbed(name)
     kills, late, orphans = 0, 0, 0.0
     started = time.monotonic()
-    for number in range(times(KILLS[name])):
+    for number in range(times(COMMANDS[name].cases(KILLS[name]))):
         out = tmp_path / str(number)
         command = COMMANDS[name]
         words = command.words(starter.backend, inputs, out)
@@ -87,7 +87,7 @@ def test_a_terminated_command_keeps_what_it_has_and_is_gone_on_with(
 ):
     wanted, seconds = undisturbed(name)
     slowest, stopped = 0.0, 0
-    for number in range(times(SIGNALS)):
+    for number in range(times(COMMANDS[name].cases(SIGNALS))):
         out = tmp_path / str(number)
         words = COMMANDS[name].words(starter.backend, inputs, out)
         (told,) = starter.run(
