@@ -150,6 +150,18 @@ def counted(loss: float) -> float:
     return LOSS_FLOOR if 0.0 <= loss < LOSS_FLOOR else loss
 
 
+def log_slopes(losses: np.ndarray) -> np.ndarray:
+    """d log f / df = 1/f for losses f of any shape, float64; 0 below ``LOSS_FLOOR``, where less counts as it.
+
+    Raises:
+        L2OError: a loss is negative and has no logarithm.
+    """
+    losses = np.asarray(losses, dtype=np.float64)
+    if (negative := losses[np.isfinite(losses) & (losses < 0.0)]).size:
+        raise L2OError(f"--loss log: expected losses of at least 0, got {negative.min():g}; use --loss sum")
+    return np.where(losses >= LOSS_FLOOR, 1.0 / np.maximum(losses, LOSS_FLOOR), 0.0)
+
+
 def smooth(losses: np.ndarray, window: int) -> np.ndarray:
     """Trailing mean over the last axis, float64, same shape; the first entries average what there is.
 

@@ -47,7 +47,11 @@ class MetaLoop(OnProblem):
     lr_decay: float = option(
         1.0, "meta learning rate at the end as a fraction of --lr (cosine)", low=0, high=1
     )
-    loss: str = option("sum", "losses of one unroll: their sum or the last", choices=lambda: ("sum", "last"))
+    loss: str = option(
+        "sum",
+        "losses of one unroll: their sum, the last, or the sum of their logarithms",
+        choices=lambda: ("sum", "last", "log"),
+    )
     validate_every: int = option(
         10, "epochs between validations; what is best there is kept (0: the last is kept)", low=0
     )

@@ -174,9 +174,10 @@ class MetaGradient:
         """The factor on an optimizee's meta-gradient.
 
         Among several problems each is divided by its mean loss, which makes it that of the loss's logarithm,
-        as validation sees it: without, the problem with the largest loss would be all that counts.
+        as validation sees it: without, the problem with the largest loss would be all that counts. Gradients
+        of logarithms are that already.
         """
-        if not self._schedule.several or imitates:
+        if not self._schedule.several or imitates or self._config.loss == "log":
             return 1.0
         return 1.0 / max(float(np.mean(np.abs(losses))), _SMALLEST)
 

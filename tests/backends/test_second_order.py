@@ -90,7 +90,7 @@ def of_the_whole_graph():
 
 
 @pytest.mark.parametrize(("impl", "name", "steps", "before"), of_the_whole_graph(), indirect=["impl"])
-@pytest.mark.parametrize("loss", ["sum", "last"])
+@pytest.mark.parametrize("loss", ["sum", "last", pytest.param("log", marks=pytest.mark.slow)])
 def test_it_equals_the_gradient_of_the_whole_graph(impl, name, steps, before, loss):
     task, network = task_of(impl), network_of(impl, name)
     at = advanced(impl, task, network, before)

@@ -58,7 +58,7 @@ def test_first_and_second_order_are_the_gradients_of_the_whole_graph(impl, name)
         assert_equal(method(task, at, 6, None)[2], expected)
 
 
-@pytest.mark.parametrize("loss", ["sum", "last"])
+@pytest.mark.parametrize("loss", ["sum", "last", "log"])
 @pytest.mark.parametrize("name", ["adam", "rp_s", "rp_s_m"])
 def test_forward_is_first_order_where_nothing_is_truncated(impl, name, loss):
     """The losses of both unrolls by what happened in either."""

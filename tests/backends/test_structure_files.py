@@ -48,7 +48,7 @@ def test_a_recording_has_runs_of_whole_matrices_beside_the_others(impl, tmp_path
     assert len(all_whole.runs) == 3
 
 
-@pytest.mark.parametrize("loss", ["sum", "last"])
+@pytest.mark.parametrize("loss", ["sum", "last", "log"])
 def test_every_estimator_of_a_distilled_rule_is_its_graphs(impl, loss):
     """Of orth(body), as distillation writes it, the whole rule is differentiated: constants inside."""
     body = Rule.from_text(

@@ -62,7 +62,7 @@ CASES = [("digits-mlp", 1, 0), ("digits-mlp", 5, 3), ("digits-conv", 3, 2), ("di
 @every_row
 @pytest.mark.slow_with(steps=(20,))
 @pytest.mark.parametrize(("problem", "steps", "before"), CASES)
-@pytest.mark.parametrize("loss", ["sum", "last"])
+@pytest.mark.parametrize("loss", ["sum", "last", "log"])
 def test_first_and_second_order_equal_the_graph_of_everything(impl, row, problem, steps, before, loss):
     task, network = task_of(impl, problem), network_of(impl, row)
     at, learner = begun(impl, task, network, before), learner_of(impl, network, loss=loss)
@@ -90,13 +90,14 @@ def test_the_update_is_the_operator_of_the_output_on_matrices_alone(impl):
             np.testing.assert_allclose(moves[place], 0.5 * TEACHER.scale * y[place], rtol=1e-9)
 
 
+@pytest.mark.parametrize("loss", ["sum", "log"])
 @pytest.mark.parametrize("row", [TEACHER, ROWS["both"]], ids=["orth", "both"])
-def test_lanes_do_what_each_does_alone(impl, row):
+def test_lanes_do_what_each_does_alone(impl, row, loss):
     """Two optimizees that are alike and one of another problem; of their meta-gradients the sum."""
     for problems in (("digits-mlp",) * 3, ("digits-mlp", "digits-conv", "digits-mlp")):
         tasks = [task_of(impl, problem, k) for k, problem in enumerate(problems)]
         network = network_of(impl, row)
-        learner = learner_of(impl, network)
+        learner = learner_of(impl, network, loss=loss)
         starts = [begun(impl, task, network, 2) for task in tasks]
         ends, losses, total = learner.first_order_batch(tasks, starts, 4, None, lambda losses: losses[0])
         expected = {}

@@ -11,6 +11,7 @@ from common.metrics import (
     LOSS_FLOOR,
     counted,
     interval,
+    log_slopes,
     loss_at,
     loss_interval,
     loss_number,
@@ -117,6 +118,14 @@ def test_t_quantiles_equal_scipys():
     for degrees in (*range(1, 41), 100, 1000):
         assert t_quantile(degrees) == pytest.approx(stats.stdtrit(degrees, 0.975), abs=3e-6)
     assert math.isnan(t_quantile(0))
+
+
+def test_slopes_of_logarithms_are_those_of_what_a_loss_counts_as():
+    losses = np.array([[2.0, LOSS_FLOOR], [0.5 * LOSS_FLOOR, np.inf]])
+    np.testing.assert_array_equal(log_slopes(losses), [[0.5, 1.0 / LOSS_FLOOR], [0.0, 0.0]])
+    assert np.isfinite(log_slopes(np.array([0.0, np.nan, -np.inf]))).all()
+    with pytest.raises(L2OError, match="losses of at least 0, got -3; use --loss sum"):
+        log_slopes(np.array([1.0, -3.0, -1.0]))
 
 
 def test_smooth_by_hand():

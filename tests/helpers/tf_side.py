@@ -209,5 +209,6 @@ def whole_graph(
                 out, hidden = network.step(weights, x, state.network, state.t)
                 state = dataclasses.replace(state, network=hidden)
                 theta = theta + lr * network.scale * structured(task, network, out)
-        total = tf.add_n(losses) if loss == "sum" else losses[-1]
-    return tape.gradient(total, weights, unconnected_gradients="zero")
+        losses = tf.stack(losses)
+        total = {"sum": tf.reduce_sum(losses), "last": losses[-1], "log": tf.reduce_sum(tf.math.log(losses))}
+    return tape.gradient(total[loss], weights, unconnected_gradients="zero")

@@ -224,6 +224,7 @@ def whole_graph(
             out, hidden = network.step(weights, x, state.network, state.t)
             state = dataclasses.replace(state, network=hidden)
             theta = theta + lr * network.scale * structured(task, network, out)
-    total = torch.stack(losses).sum() if loss == "sum" else losses[-1]
+    losses = torch.stack(losses)
+    total = {"sum": losses.sum(), "last": losses[-1], "log": losses.log().sum()}[loss]
     grads = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
     return dict(zip(weights, grads, strict=True))

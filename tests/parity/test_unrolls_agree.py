@@ -58,11 +58,12 @@ def test_losses_gradients_inputs_and_meta_gradients_agree(name, problem):
         for a, b, what in zip(got, expected, ("loss", "gradient", "input"), strict=True):
             close(a, b, 1e-9, what)
         some = rng(0, "test").choice(expected[1].shape[1], 50, replace=False)
-        for loss, coordinates in (("sum", None), ("sum", some), ("last", None), ("last", some)):
+        for loss, coordinates in (("sum", None), ("sum", some), ("last", some), ("log", None)):
             grads = []
             for k, ((unroll, network, task), start, found) in enumerate(zip(given, at, ran, strict=True)):
-                _, _, gradients, inputs = found
-                c = back[k](network, task, outs[k], unroll.cotangents(gradients, loss, decay))
+                _, losses, gradients, inputs = found
+                c = unroll.cotangents(gradients, loss, decay, losses=losses)
+                c = back[k](network, task, outs[k], c)
                 grads.append(unroll.meta_gradient(network, start.state, inputs, c, coordinates))
             all_close(grads[1], grads[0], 1e-8)
         at = [end for end, *_ in ran]

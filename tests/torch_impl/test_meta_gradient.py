@@ -79,8 +79,9 @@ def without_graph(
     memory: float = 0.0,
 ) -> dict[str, torch.Tensor]:
     outs: list[torch.Tensor] = []
-    _, _, gradients, inputs = unroll.advance(task, network, at, steps, lr, outs=outs)
-    c = by_outputs(network, task, outs, unroll.cotangents(gradients, loss, unroll.decay_factor(network, lr)))
+    _, losses, gradients, inputs = unroll.advance(task, network, at, steps, lr, outs=outs)
+    keep = unroll.decay_factor(network, lr)
+    c = by_outputs(network, task, outs, unroll.cotangents(gradients, loss, keep, losses=losses))
     return unroll.meta_gradient(network, at.state, inputs, lr * c, memory=memory)
 
 
@@ -98,8 +99,11 @@ def assert_equal(got: dict, expected: dict, tolerance: float) -> None:
         assert float((got[name] - want).abs().max()) < tolerance * size, name
 
 
-UNROLLS = [(loss, steps, carried) for loss in ("sum", "last") for steps in (1, 5, 20) for carried in (0, 7)]
-QUICK = [unroll for unroll in UNROLLS if unroll[1] == 5 or unroll in (("sum", 1, 0), ("sum", 20, 7))]
+UNROLLS = [
+    (loss, steps, carried) for loss in ("sum", "last", "log") for steps in (1, 5, 20) for carried in (0, 7)
+]
+QUICK = [(loss, 5, carried) for loss in ("sum", "last") for carried in (0, 7)]
+QUICK += [("log", 5, 7), ("sum", 1, 0), ("sum", 20, 7)]
 
 
 @pytest.mark.slow_with(name=[name for name in TEACHERS if name not in ("dm", "rnnprop", "rp_s", "rp_s_m")])

@@ -16,7 +16,7 @@ from common.data.coordinates import Subset
 from interchange.meta.carried import Carried, Part, Piece, Tangents, bare, chosen_in, flat, grouped, pieces
 from interchange.protocols import Position, State, Task
 from tf_impl.meta.unroll import advance as one_after
-from tf_impl.meta.unroll import begun, decay_factor, inputs_at
+from tf_impl.meta.unroll import begun, contribution, decay_factor, inputs_at
 from tf_impl.networks.rule import RuleNetwork
 from tf_impl.networks.step_sizes import StepSizes
 from tf_impl.problems.tasks import value_and_gradient
@@ -47,7 +47,7 @@ def advance(
     """Take ``steps`` steps from ``at``, which moves on, and carry the tangents along.
 
     Args:
-        loss: ``sum`` of the losses after each of these steps, or the ``last`` one.
+        loss: ``sum`` of the losses after each of these steps, of their logarithms (``log``), or the ``last``.
         coordinates: those that have tangents, all if None; of the epoch's first unroll, and so of all.
         memory, optimizees: as for ``carried.pieces``.
 
@@ -68,11 +68,12 @@ def advance(
     losses = [at.loss]
     total = {name: tf.zeros((), tf.float64) for name in network.weights}
     for k in range(steps):
-        _step(network, at, lr, total if loss == "sum" and k > 0 else None)
+        _step(network, at, lr, total, contribution(at, loss) if loss != "last" and k > 0 else None)
         at.loss, at.gradient = value_and_gradient(task, at.theta, at.step)
         losses.append(at.loss)
+    last = contribution(at, loss)
     for part in at.parts:
-        _add(total, part, at.take(part, _own), at.gradient)
+        _add(total, part, at.take(part, _own), last)
     return tf.stack(losses), total
 
 
@@ -92,8 +93,8 @@ def _of_step_sizes(
         position = one_after(task, network, position, 1, lr, keep=False)[0]
         moved = moved + (position.theta - before)
         losses.append(position.loss)
-        if loss == "sum" or left == 1:
-            total += tf.cast(moved * position.gradient, tf.float64)
+        if loss != "last" or left == 1:
+            total += tf.cast(moved * contribution(position, loss), tf.float64)
     part.state, part.tangents = position.state, [(moved, ())]
     at.step, at.theta, at.loss, at.gradient = position.step, position.theta, position.loss, position.gradient
     return tf.stack(losses), network.by_tensor(total)
@@ -172,16 +173,18 @@ def _at(
     return tf.gather(a, chosen[0], axis=-1), tuple(tf.gather(b, chosen[0], axis=-1) for b in arrays)
 
 
-def _step(network: RuleNetwork, at: Carried, lr: float, total: dict[str, tf.Tensor] | None) -> None:
-    """Theta, state and tangents one step on; the gradient is used up, and counts in ``total``, if there."""
+def _step(
+    network: RuleNetwork, at: Carried, lr: float, total: dict[str, tf.Tensor], counted: tf.Tensor | None
+) -> None:
+    """Theta, state and tangents one step on, the gradient used up; what is ``counted`` is in ``total``."""
     theta, keep, rate = [], decay_factor(network, lr), lr * network.scale
     for part in at.parts:
         place, own = part.piece.place, network.part(part.piece.views)
         here = Position(at.step, at.theta[place], part.state, at.loss, at.gradient[place])
         x, state = inputs_at(own, here)
         tangents = at.take(part, _own)
-        if total is not None:
-            _add(total, part, tangents, at.gradient)
+        if counted is not None:
+            _add(total, part, tangents, counted)
         seen, hidden = _at(part.chosen, x, state.network)
         after = own.carry(part.piece.moves, seen, hidden, tangents, state.t, keep, rate)
         if not part.piece.shelved:

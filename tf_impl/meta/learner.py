@@ -141,7 +141,7 @@ class Learner:
         # The kept coordinates' gradients and losses do not show that another one's is not finite: theta does.
         if not _finite(losses, gradients, end.theta, end.gradient):
             return end, [], None
-        c = by_outputs(self.network, task, outs, self._cotangents(gradients), index)
+        c = by_outputs(self.network, task, outs, self._cotangents(gradients, losses), index)
         if coordinates is not None:
             c = _weighed(c, coordinates.weights)
         return end, losses[:-1].numpy().tolist(), self._vjp(begin, inputs, c)
@@ -184,7 +184,13 @@ class Learner:
         factor = np.repeat(shares, counts)
         if coordinates is not None:
             factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
-        c = by_outputs(self.network, lanes, outs, self._cotangents(gradients), index)
+        c = by_outputs(
+            self.network,
+            lanes,
+            outs,
+            self._cotangents(gradients, losses, lanes.sizes if outs else counts),
+            index,
+        )
         if len(found) < len(tasks):
             kept = np.flatnonzero(np.isfinite(factor))
             begin = unroll.chosen_state(begin, kept)
@@ -192,9 +198,9 @@ class Learner:
             factor = factor[kept]
         return ends, found, self._vjp(begin, inputs, _weighed(c, factor))
 
-    def _cotangents(self, gradients: tf.Tensor) -> tf.Tensor:
+    def _cotangents(self, gradients: tf.Tensor, losses: tf.Tensor, counts: Sequence[int] = ()) -> tf.Tensor:
         keep = unroll.decay_factor(self.network)
-        return unroll.cotangents(gradients, self.config.loss, keep, reuse=True)
+        return unroll.cotangents(gradients, self.config.loss, keep, losses=losses, counts=counts, reuse=True)
 
     def _vjp(
         self,

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from interchange.language.view import View
 from interchange.protocols import Network, Position, State, Task
-from tf_impl.meta.unroll import advance, begun, inputs_at
+from tf_impl.meta.unroll import advance, begun, contribution, inputs_at
 from tf_impl.networks.structure import Structure, structure_of
 from tf_impl.problems.modules import ModuleTask
 from tf_impl.tensors import Weights, unflatten
@@ -42,7 +42,8 @@ def unrolled(
     Parameters, gradient and state at ``position`` are constants.
 
     Args:
-        loss: sum of the losses after each step (``sum``) or the one after all (``last``).
+        loss: sum of the losses after each step (``sum``), of their logarithms (``log``), or the one after all
+            (``last``).
 
     Returns:
         The new position, losses [steps + 1], weight name -> gradient.
@@ -54,7 +55,7 @@ def unrolled(
         path.append(advance(task, network, path[-1], 1, lr)[0])
     end, structure = path[-1], structure_of(network, task)
     grads = {name: tf.zeros_like(w) for name, w in network.weights.items()}
-    later, state = end.gradient, _zeros(end.state)  # dL by theta and by the state, one step on
+    later, state = contribution(end, loss), _zeros(end.state)  # dL by theta and by the state, one step on
     with _undisturbed(task):
         for s in reversed(range(steps)):
             by_u = lr * network.scale * later
@@ -64,8 +65,8 @@ def unrolled(
             if s == 0:
                 break
             later = later + by_theta + _curvature(task, path[s], _felt(by_g, path[s].gradient), drawn[s])
-            if loss == "sum":
-                later = later + path[s].gradient
+            if loss != "last":
+                later = later + contribution(path[s], loss)
     return end, tf.stack([at.loss for at in path]), grads
 
 

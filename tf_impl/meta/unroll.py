@@ -14,17 +14,18 @@ Of a teacher with a structure S, u_s = scale S(y_s), they do after one step more
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from common.metrics import loss_at
+from common.metrics import log_slopes, loss_at
+from interchange.meta.carried import Carried
 from interchange.protocols import Network, Position, State, Task, start
 from tf_impl.networks.structure import Structure, structure_of
 from tf_impl.problems.batched import BatchedTasks
 from tf_impl.problems.tasks import value_and_gradient
-from tf_impl.tensors import on_host, view
+from tf_impl.tensors import on_host, to_numpy, view
 
 _CHUNK = 32_768  # coordinates of one backward pass that is not compiled: bounds its memory
 _KEPT, _BESIDE = 8, 64  # numbers that the tape keeps of a step: per number of state or input, and beside
@@ -108,6 +109,13 @@ def begun(task: Task | BatchedTasks, position: Position) -> Position:
     return dataclasses.replace(position, loss=loss, gradient=g)
 
 
+def contribution(position: Position | Carried, loss: str) -> tf.Tensor:
+    """The derivative [N] by theta of what one step's loss adds to the objective ``loss``."""
+    if loss != "log":
+        return position.gradient
+    return position.gradient * float(log_slopes(float(position.loss)))
+
+
 def chosen_state(state: State, coordinates: np.ndarray | None) -> State:
     """The network's state at the given coordinates, a copy; the state itself if None."""
     if coordinates is None:
@@ -124,15 +132,22 @@ def cotangents(
     loss: str,
     keep: float = 1.0,
     *,
+    losses: tf.Tensor | None = None,
+    counts: Sequence[int] = (),
     reuse: bool = False,
 ) -> tf.Tensor:
     """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].
 
     Args:
-        loss: w is all 1 (``sum``) or e_T (``last``).
+        loss: w is all 1 (``sum``), e_T (``last``) or one over the losses (``log``).
         keep: what weight decay leaves of theta in a step (``decay_factor``).
+        losses: for ``log``, [T + 1], or of lanes [T + 1, lane], which have ``counts`` coordinates each.
         reuse: the gradients are not needed any more and may be overwritten.
     """
+    if loss == "log":
+        slopes = log_slopes(to_numpy(losses))
+        slopes = np.repeat(slopes, counts, 1) if counts else slopes[:, None]
+        gradients, reuse = gradients * tf.constant(slopes, gradients.dtype), True
     if on_host(gradients):
         given = view(gradients)[1:]
         c = given if reuse and given.flags.writeable else given.copy()

@@ -137,7 +137,7 @@ class Learner:
             # The kept coordinates do not show that another one's gradient is not finite: theta does.
             if not _finite(losses, gradients, end.theta, end.gradient):
                 return end, [], None
-            c = by_outputs(self.network, task, outs, self._cotangents(gradients), index)
+            c = by_outputs(self.network, task, outs, self._cotangents(gradients, losses), index)
             if coordinates is not None:
                 c.mul_(c.new_tensor(coordinates.weights))
             return end, losses[:-1].tolist(), self._vjp(begin, inputs, c)
@@ -183,16 +183,24 @@ class Learner:
             if coordinates is not None:
                 factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
             factor = gradients.new_tensor(factor)
-            c = by_outputs(self.network, lanes, outs, self._cotangents(gradients), index)
+            c = by_outputs(
+                self.network,
+                lanes,
+                outs,
+                self._cotangents(gradients, losses, lanes.sizes if outs else counts),
+                index,
+            )
             if len(found) < len(positions):
                 kept = torch.isfinite(factor).nonzero()[:, 0]
                 begin = unroll.chosen_state(begin, kept)
                 inputs, c, factor = inputs[..., kept], c[..., kept], factor[kept]
             return ends, found, self._vjp(begin, inputs, c.mul_(factor))
 
-    def _cotangents(self, gradients: torch.Tensor) -> torch.Tensor:
+    def _cotangents(
+        self, gradients: torch.Tensor, losses: torch.Tensor, counts: Sequence[int] = ()
+    ) -> torch.Tensor:
         keep = unroll.decay_factor(self.network)
-        return unroll.cotangents(gradients, self.config.loss, keep, reuse=True)
+        return unroll.cotangents(gradients, self.config.loss, keep, losses=losses, counts=counts, reuse=True)
 
     def _vjp(
         self,

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 
 from interchange.protocols import Network, Position, State, Task
-from torch_impl.meta.unroll import advance, begun, inputs_at, pulled_back
+from torch_impl.meta.unroll import advance, begun, contribution, inputs_at, pulled_back
 from torch_impl.networks.structure import Structure, structure_of
 from torch_impl.tensors import unflatten
 
@@ -34,7 +34,8 @@ def unrolled(
     Parameters, gradient and state at ``position`` are constants.
 
     Args:
-        loss: sum of the losses after each step (``sum``) or the one after all (``last``).
+        loss: sum of the losses after each step (``sum``), of their logarithms (``log``), or the one after all
+            (``last``).
 
     Returns:
         The new position, losses [steps + 1], weight name -> gradient.
@@ -46,7 +47,7 @@ def unrolled(
         path.append(advance(task, network, path[-1], 1, lr)[0])
     end, structure = path[-1], structure_of(network, task)
     grads = {name: torch.zeros_like(w) for name, w in network.weights.items()}
-    later, state = end.gradient, _zeros(end.state)  # dL by theta and by the state, one step on
+    later, state = contribution(end, loss), _zeros(end.state)  # dL by theta and by the state, one step on
     with _undisturbed(task):
         for s in reversed(range(steps)):
             by_u = lr * network.scale * later
@@ -56,8 +57,8 @@ def unrolled(
             if s == 0:
                 break
             later = later + by_theta + _curvature(task, path[s], _felt(by_g, path[s].gradient), drawn[s])
-            if loss == "sum":
-                later = later + path[s].gradient
+            if loss != "last":
+                later = later + contribution(path[s], loss)
     return end, torch.stack([at.loss for at in path]), grads
 
 

@@ -22,11 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from common.metrics import loss_at
+from common.metrics import log_slopes, loss_at
+from interchange.meta.carried import Carried
 from interchange.protocols import Network, Position, State, Task, start
 from torch_impl.networks.structure import Structure, structure_of
 from torch_impl.problems.batched import BatchedTasks
 from torch_impl.problems.tasks import value_and_gradient
+from torch_impl.tensors import to_numpy
 from torch_impl.threads import fitting
 
 # Coordinates of one backward pass that is not compiled. The sizes do not depend on the number of threads, so
@@ -99,6 +101,13 @@ def begun(task: Task | BatchedTasks, position: Position) -> Position:
     return dataclasses.replace(position, loss=loss, gradient=g)
 
 
+def contribution(position: Position | Carried, loss: str) -> torch.Tensor:
+    """The derivative [N] by theta of what one step's loss adds to the objective ``loss``."""
+    if loss != "log":
+        return position.gradient
+    return position.gradient * float(log_slopes(float(position.loss)))
+
+
 def chosen_state(state: State, coordinates: torch.Tensor | None) -> State:
     """The network's state at the given coordinates, a copy; the state itself if None."""
     if coordinates is None:
@@ -111,15 +120,22 @@ def cotangents(
     loss: str,
     keep: float = 1.0,
     *,
+    losses: torch.Tensor | None = None,
+    counts: Sequence[int] = (),
     reuse: bool = False,
 ) -> torch.Tensor:
     """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].
 
     Args:
-        loss: w is all 1 (``sum``) or e_T (``last``).
+        loss: w is all 1 (``sum``), e_T (``last``) or one over the losses (``log``).
         keep: what weight decay leaves of theta in a step (``decay_factor``).
+        losses: for ``log``, [T + 1], or of lanes [T + 1, lane], which have ``counts`` coordinates each.
         reuse: the gradients are not needed any more and may be overwritten.
     """
+    if loss == "log":
+        slopes = log_slopes(to_numpy(losses))
+        slopes = np.repeat(slopes, counts, 1) if counts else slopes[:, None]
+        gradients, reuse = gradients * gradients.new_tensor(slopes), True
     c = gradients[1:] if reuse else gradients[1:].clone()
     for t in range(len(c) - 2, -1, -1):
         if loss == "last":

@@ -207,6 +207,11 @@ def test_problems_in_turn_count_by_the_gradient_of_their_logarithm():
     assert starts == [["meta_train", k, names[k]] for k in range(6)]
     # Each loss is as large as its gradient.
     assert trainer.learner.network.weights["a"] == pytest.approx(-6.0)
+    # Gradients of logarithms are not divided again: three unrolls of 1 + k, mean over three optimizees k.
+    settings = SHORT | {"epochs": 2, "loss": "log"}
+    logs = make(TrainConfig(**settings, problem="quadratic,lasso", tasks=3), table=True)
+    logs.run(label="", quiet=True)
+    assert logs.learner.network.weights["a"] == pytest.approx(-3.0 * (2.0 + 5.0))
 
 
 def test_validation_is_the_geometric_mean_over_problems_and_horizons():
