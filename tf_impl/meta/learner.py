@@ -200,7 +200,7 @@ class Learner:
 
     def _cotangents(self, gradients: tf.Tensor, losses: tf.Tensor, counts: Sequence[int] = ()) -> tf.Tensor:
         keep = unroll.decay_factor(self.network)
-        return unroll.cotangents(gradients, self.config.loss, keep, losses=losses, counts=counts, reuse=True)
+        return unroll.cotangents(gradients, self.config.loss, keep, losses, counts, reuse=True)
 
     def _vjp(
         self,

@@ -131,9 +131,9 @@ def cotangents(
     gradients: tf.Tensor,
     loss: str,
     keep: float = 1.0,
-    *,
     losses: tf.Tensor | None = None,
     counts: Sequence[int] = (),
+    *,
     reuse: bool = False,
 ) -> tf.Tensor:
     """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].

@@ -200,7 +200,7 @@ class Learner:
         self, gradients: torch.Tensor, losses: torch.Tensor, counts: Sequence[int] = ()
     ) -> torch.Tensor:
         keep = unroll.decay_factor(self.network)
-        return unroll.cotangents(gradients, self.config.loss, keep, losses=losses, counts=counts, reuse=True)
+        return unroll.cotangents(gradients, self.config.loss, keep, losses, counts, reuse=True)
 
     def _vjp(
         self,

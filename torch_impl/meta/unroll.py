@@ -119,9 +119,9 @@ def cotangents(
     gradients: torch.Tensor,
     loss: str,
     keep: float = 1.0,
-    *,
     losses: torch.Tensor | None = None,
     counts: Sequence[int] = (),
+    *,
     reuse: bool = False,
 ) -> torch.Tensor:
     """c_s [T, N] = sum_{t>s} w_t keep^(t-s-1) g_t from gradients [T + 1, N].
