@@ -184,13 +184,8 @@ class Learner:
         factor = np.repeat(shares, counts)
         if coordinates is not None:
             factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
-        c = by_outputs(
-            self.network,
-            lanes,
-            outs,
-            self._cotangents(gradients, losses, lanes.sizes if outs else counts),
-            index,
-        )
+        c = self._cotangents(gradients, losses, lanes.sizes if outs else counts)
+        c = by_outputs(self.network, lanes, outs, c, index)
         if len(found) < len(tasks):
             kept = np.flatnonzero(np.isfinite(factor))
             begin = unroll.chosen_state(begin, kept)
@@ -198,9 +193,9 @@ class Learner:
             factor = factor[kept]
         return ends, found, self._vjp(begin, inputs, _weighed(c, factor))
 
-    def _cotangents(self, gradients: tf.Tensor, losses: tf.Tensor, counts: Sequence[int] = ()) -> tf.Tensor:
-        keep = unroll.decay_factor(self.network)
-        return unroll.cotangents(gradients, self.config.loss, keep, losses, counts, reuse=True)
+    def _cotangents(self, gradients: tf.Tensor, *more: Any) -> tf.Tensor:
+        loss, keep = self.config.loss, unroll.decay_factor(self.network)
+        return unroll.cotangents(gradients, loss, keep, *more, reuse=True)
 
     def _vjp(
         self,

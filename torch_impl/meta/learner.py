@@ -183,24 +183,17 @@ class Learner:
             if coordinates is not None:
                 factor = factor * np.concatenate([drawn.weights for drawn in coordinates])
             factor = gradients.new_tensor(factor)
-            c = by_outputs(
-                self.network,
-                lanes,
-                outs,
-                self._cotangents(gradients, losses, lanes.sizes if outs else counts),
-                index,
-            )
+            c = self._cotangents(gradients, losses, lanes.sizes if outs else counts)
+            c = by_outputs(self.network, lanes, outs, c, index)
             if len(found) < len(positions):
                 kept = torch.isfinite(factor).nonzero()[:, 0]
                 begin = unroll.chosen_state(begin, kept)
                 inputs, c, factor = inputs[..., kept], c[..., kept], factor[kept]
             return ends, found, self._vjp(begin, inputs, c.mul_(factor))
 
-    def _cotangents(
-        self, gradients: torch.Tensor, losses: torch.Tensor, counts: Sequence[int] = ()
-    ) -> torch.Tensor:
-        keep = unroll.decay_factor(self.network)
-        return unroll.cotangents(gradients, self.config.loss, keep, losses, counts, reuse=True)
+    def _cotangents(self, gradients: torch.Tensor, *more: Any) -> torch.Tensor:
+        loss, keep = self.config.loss, unroll.decay_factor(self.network)
+        return unroll.cotangents(gradients, loss, keep, *more, reuse=True)
 
     def _vjp(
         self,
