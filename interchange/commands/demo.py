@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _PROTOCOL = [
     "Meta-training, recording, choice and tuning use half A of the training images, the comparison half B.",
+    "Meta-training lowers the sum of the losses' logarithms, so that late steps count as much as the first.",
     "Loss at step S: mean mini-batch loss, before the update, over the 20 steps up to S.",
     "Every optimizer tries the same number of learning rates, a factor 2 apart, its best not at an edge; "
     "teacher and rules tune the multiplier on their update. Chosen on validation seeds.",
@@ -52,7 +53,7 @@ class DemoConfig(OnProblem):
     """The main job on the embedded data."""
 
     teacher: str = option("rp_s_m", "row of the teacher table", choices=lambda: TEACHERS)
-    epochs: int = option(80, "meta-epochs of the teacher", low=1)
+    epochs: int = option(160, "meta-epochs of the teacher", low=1)
     samples: int = option(120_000, "rows of the recording", low=1)
     evaluations: int = option(30_000, "candidates of the symbolic search", low=1)
     max_size: int = option(40, "nodes of the longest equation", low=3, high=1000)
@@ -98,7 +99,9 @@ def _make_rules(config: DemoConfig, stages: "Stages", folder: Path) -> "tuple[Ru
         epochs=config.epochs,
         lr=2e-3,
         lr_decay=0.1,
-        validate_every=5,
+        loss="log",  # of the sum the late steps are a hundredth, and nothing makes their updates small
+        validate_every=10,
+        validation_tasks=8,
         epoch_length=config.steps,
         out=str(folder),
         **_shared(config, "teacher", "problem"),

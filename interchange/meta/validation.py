@@ -1,9 +1,12 @@
 """Validation of a meta-training: the score, the best weights, the curriculum's decisions."""
 
 import math
+from collections.abc import Iterator
+
+import numpy as np
 
 from common.metrics import LOSS_FLOOR
-from interchange.backend import Arrays, Learner
+from interchange.backend import Arrays, Learner, Task
 from interchange.meta.schedule import Schedule
 from interchange.meta.state import TrainerState
 from interchange.meta.tasks import TaskStream
@@ -59,7 +62,8 @@ class Validation:
         """The loss at the end of an epoch, mean over the validation tasks.
 
         With several problems or a range of horizons it is the geometric mean over problems and ``horizons``,
-        so that a tenth less counts the same on each; inf where one diverges.
+        so that a tenth less counts the same on each, and with ``--loss log`` over tasks too; inf where one
+        diverges.
         """
         state, schedule = self.state, self._schedule
         count = state.config.validation_tasks
@@ -69,11 +73,22 @@ class Validation:
         for problem in schedule.problems:
             for steps in horizons:
                 tasks = (self._tasks("validation", k, problem) for k in mine)
-                figure = self._learner.mean_loss_at(tasks, steps) if mine else 0.0
-                figures.append(len(mine) / count * figure)
+                figures.append(len(mine) / count * self._figure(tasks, steps) if mine else 0.0)
         figures = state.workers.total(figures).tolist()
         if not all(map(math.isfinite, figures)):
             return math.inf
-        if len(figures) == 1:
-            return figures[0]
-        return math.exp(sum(math.log(max(value, LOSS_FLOOR)) for value in figures) / len(figures))
+        if state.config.loss != "log":
+            if len(figures) == 1:
+                return figures[0]
+            figures = list(map(_log, figures))
+        return math.exp(sum(figures) / len(figures))
+
+    def _figure(self, tasks: Iterator[Task], steps: int) -> float:
+        """Mean over these tasks of the loss, or of its logarithm."""
+        if self.state.config.loss != "log":
+            return self._learner.mean_loss_at(tasks, steps)
+        return float(np.mean([_log(self._learner.mean_loss_at([task], steps)) for task in tasks]))
+
+
+def _log(loss: float) -> float:
+    return math.log(max(loss, LOSS_FLOOR))

@@ -214,6 +214,15 @@ def test_problems_in_turn_count_by_the_gradient_of_their_logarithm():
     assert logs.learner.network.weights["a"] == pytest.approx(-3.0 * (2.0 + 5.0))
 
 
+def test_validation_by_logarithms_is_the_geometric_mean_over_optimizees_too():
+    scores = [1.0, 16.0, 4.0, 0.25, 0.0, math.inf]
+    settings = {"loss": "log", "validation_tasks": 2, "validate_every": 1}
+    trainer = make(TrainConfig(**SHORT | settings | {"epochs": 2}), scores=scores)
+    trainer.run(label="", quiet=True)
+    assert trainer.state.first_score == pytest.approx(4.0, rel=1e-14)
+    assert [row["validation"] for row in trainer.state.history] == [pytest.approx(1.0), math.inf]
+
+
 def test_validation_is_the_geometric_mean_over_problems_and_horizons():
     settings = {"problem": "quadratic,lasso", "horizon": "3..48", "unroll": 3, "validation_tasks": 2}
     scores = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, *[1e9] * 6]
